@@ -1,0 +1,86 @@
+"""What every command line of PAME shares: ``--run``, ``--json``, exit codes, errors without a stack."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from artifacts.codec import canonical_json
+from artifacts.errors import PameError
+
+T = TypeVar("T")
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that every command has."""
+    parser.add_argument("--run", type=Path, metavar="DIR", help="the run's folder (default: the only one in runs/)")
+    parser.add_argument("--json", metavar="FILE", help="write the result as one JSON object; - for stdout")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is done and reused")
+
+
+def run_command(command: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> int:
+    """Runs a command's body and turns its outcome into JSON output and an exit code.
+
+    Returns:
+        0 done, 1 known failure, 2 usage, 3 no plan meets the tolerance, 130 interrupted.
+    """
+    logging.basicConfig(
+        level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        result = command(arguments)
+        if arguments.json is not None:
+            write_result(arguments.json, result)
+    except PameError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written was left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+def write_result(target: str, result: Any) -> None:
+    """Writes ``result`` as JSON to a file, or to stdout for ``-``."""
+    text = canonical_json(result) + b"\n"
+    if target == "-":
+        sys.stdout.buffer.write(text)
+        sys.stdout.flush()
+    else:
+        try:
+            Path(target).write_bytes(text)
+        except OSError as error:
+            raise PameError(f"cannot write --json {target}: {error.strerror or error}") from error
+
+
+def say(message: str) -> None:
+    """Prints a line of progress to stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], *, description: str, total: int | None = None) -> Iterator[T]:
+    """Iterates with a progress bar on a terminal, silently elsewhere."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    from rich.console import Console
+    from rich.progress import track as rich_track
+
+    yield from rich_track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
+    """Prints an aligned table: the first column to the left, the others to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
+    lines = [title] if title else []
+    for line in [list(columns), ["-" * width for width in widths], *cells]:
+        first, *rest = [
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+        ]
+        lines.append("  ".join([first, *rest]).rstrip())
+    print("\n".join(lines), file=sys.stderr if to_stderr else sys.stdout, flush=True)

@@ -1,0 +1,60 @@
+"""The environment fingerprint: what a timing or an engine depends on besides its own bytes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = (
+    "pame", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Returns the processor's model name, e.g. ``AMD EPYC 7B13``."""
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_features_digest() -> str:
+    """Returns 16 hex digits that change when the instruction sets of the processor change."""
+    flags = " ".join(sorted(_cpu_field("flags").split()))
+    return hashlib.sha256(f"{platform.machine()} {flags}".encode()).hexdigest()[:16]
+
+
+def _cpu_field(field: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == field:
+            return value.strip()
+    return ""
+
+
+def package_version(name: str) -> str | None:
+    """Returns the installed version of a distribution, or ``None``."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment_fingerprint() -> dict[str, str]:
+    """Returns what is recorded in manifests and benchmark results; plain strings only."""
+    found = {name: package_version(name) for name in PACKAGES}
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cpu_features": cpu_features_digest(),
+        "cpu_count": str(os.cpu_count()),
+        **{name: version for name, version in found.items() if version is not None},
+    }

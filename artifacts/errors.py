@@ -1,0 +1,89 @@
+"""The one error tree of PAME.
+
+    PameError                     exit code 1
+    ├── UsageError                exit code 2   a name, flag or setting that does not exist or cannot be
+    ├── NoPlanError               exit code 3   no exit plan meets the tolerance
+    ├── InputError                              a batch or data set that the caller handed in
+    ├── GraphError                              a network that cannot be cut, split or merged
+    ├── MissingExtraError                       an optional package is not installed
+    ├── EngineError                             a backend failed to build, open or run an engine
+    └── ArtifactError                           a folder on disk
+        ├── MissingArtifactError                not there (yet)
+        ├── CorruptArtifactError                its bytes are not what its manifest says
+        ├── SchemaError                         written by a newer PAME, or not of this kind
+        └── StaleArtifactError                  sound, but made for something else
+
+Every message says what failed, on which object, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PameError(Exception):
+    """Base of every error that PAME raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(PameError):
+    """A name, flag or setting that does not exist or cannot be combined."""
+
+    exit_code = 2
+
+
+class NoPlanError(PameError):
+    """No exit plan meets the tolerance that was asked for."""
+
+    exit_code = 3
+
+
+class InputError(PameError):
+    """A batch or data set from the caller has the wrong shape, dtype or values."""
+
+
+class GraphError(PameError):
+    """A network that cannot be cut, split, merged or reproduced by its parts."""
+
+
+class MissingExtraError(PameError):
+    """An optional dependency is missing; the message names the extra to install."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed. Install it with: pip install 'pame[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
+class EngineError(PameError):
+    """A backend failed to build, open or run an engine."""
+
+
+class ArtifactError(PameError):
+    """A folder on disk cannot be used."""
+
+
+class MissingArtifactError(ArtifactError):
+    """The artifact is not there (yet)."""
+
+
+class CorruptArtifactError(ArtifactError):
+    """The bytes on disk are not the ones that the manifest lists."""
+
+
+class SchemaError(ArtifactError):
+    """Written by a newer PAME, or not the kind of artifact that was expected."""
+
+
+class StaleArtifactError(ArtifactError):
+    """A sound artifact that was made for another model, backend or machine."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
+    """Returns a ``UsageError`` for an unknown name that suggests the nearest known one."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"unknown {what} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")

@@ -1,0 +1,143 @@
+"""The words for graphs: tensors, cuts, segments, heads, stages, and the model folder that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from artifacts.codec import read_json, write_json
+from artifacts.errors import SchemaError, unknown_name
+from artifacts.store import Artifact, open_artifact
+
+MODEL_JSON = "model.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A tensor that has the batch as leading axis.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: the numpy name of its element type, e.g. ``float32``.
+        row_shape: the shape of one row, without the batch axis.
+    """
+
+    name: str
+    dtype: str
+    row_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphSpec:
+    """One ONNX file and its interface; segment, head, final head, stage and the whole network alike.
+
+    Attributes:
+        name: unique within its folder.
+        file: POSIX path relative to the folder.
+        inputs: what must be bound before a run.
+        outputs: what a run writes.
+        confidence: the output that holds one fp32 confidence per row; ``None`` where nothing is decided.
+        answers: the outputs that answer a query, in the order of the model's outputs; empty for a segment.
+    """
+
+    name: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    confidence: str | None = None
+    answers: tuple[str, ...] = ()
+
+    def output(self, name: str) -> TensorSpec:
+        """Returns the output called ``name``."""
+        for spec in self.outputs:
+            if spec.name == name:
+                return spec
+        raise unknown_name(f"output of {self.name}", name, [spec.name for spec in self.outputs])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A place where the graph falls in two and every tensor that crosses has the batch as leading axis.
+
+    Attributes:
+        name: the name of the main tensor; an exit candidate is called by the same name.
+        main: the tensor that every path from the data input to the outputs passes; exit heads read it.
+        carried: what skips past, an attention mask for instance; it is gathered along with ``main``.
+    """
+
+    name: str
+    main: TensorSpec
+    carried: tuple[TensorSpec, ...] = ()
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        return (self.main, *self.carried)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """What ``model/`` holds. Segment ``i`` leads from cut ``i - 1`` to cut ``i``; the final head starts at the last cut.
+
+    Attributes:
+        name: the run's name.
+        family: ``resnet``, ``onnx`` ...
+        task: how outputs become answers and a metric, e.g. ``classification``.
+        full: the whole network, the reference, with the confidence of its answers.
+        cuts: in the order of the data flow; empty when only ``full.onnx`` was exported.
+        segments: as many as cuts.
+        final_head: from the last cut to the model's outputs; ``None`` without cuts.
+        heads: cut name -> exit head, for the cuts that have a trained one.
+        settings: the family's own parameters (depth, classes, normalisation ...), for the record.
+    """
+
+    name: str
+    family: str
+    task: str
+    full: GraphSpec
+    cuts: tuple[Cut, ...] = ()
+    segments: tuple[GraphSpec, ...] = ()
+    final_head: GraphSpec | None = None
+    heads: Mapping[str, GraphSpec] = field(default_factory=dict)
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    @property
+    def candidates(self) -> tuple[Cut, ...]:
+        """The cuts where a sample may leave: those with an exit head."""
+        return tuple(cut for cut in self.cuts if cut.name in self.heads)
+
+    def cut_index(self, name: str) -> int:
+        """Returns the position of a cut in ``cuts``."""
+        for index, cut in enumerate(self.cuts):
+            if cut.name == name:
+                return index
+        raise unknown_name("cut", name, [cut.name for cut in self.cuts])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A verified ``model/`` folder and its spec."""
+
+    artifact: Artifact
+    spec: ModelSpec
+
+    @property
+    def digest(self) -> str:
+        return self.artifact.digest
+
+    def path(self, graph: GraphSpec) -> Path:
+        return self.artifact.path(graph.file)
+
+
+def open_model(folder: Path, *, remedy: str) -> Model:
+    """Opens and verifies a model folder; errors as ``open_artifact``."""
+    artifact = open_artifact(folder, kind="model", remedy=remedy)
+    spec = read_json(artifact.path(MODEL_JSON), ModelSpec)
+    if len(spec.segments) != len(spec.cuts) or (spec.final_head is None) != (not spec.cuts):
+        raise SchemaError(f"{folder}: segments and cuts do not belong together. Make it again with: {remedy}")
+    return Model(artifact=artifact, spec=spec)
+
+
+def write_model_spec(folder: Path, spec: ModelSpec) -> None:
+    """Writes ``model.json`` into a staging folder."""
+    write_json(folder / MODEL_JSON, spec)

@@ -1,0 +1,141 @@
+"""The planner's answer, and the bundle that a production host loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from artifacts.graphs import GraphSpec, TensorSpec
+
+EXIT_PLAN_JSON = "exit_plan.json"
+BUNDLE_JSON = "bundle.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedExit:
+    """One exit of a plan.
+
+    Attributes:
+        cut: the cut where it sits.
+        threshold: a sample leaves when its confidence is at least this.
+        leaving_share: predicted share of all samples that leave here.
+        metric: mean metric of the samples that leave here, on the calibration data; ``None`` when nobody leaves.
+        arrival_ms: predicted mean time from the start of a batch until the answers of this exit are there.
+    """
+
+    cut: str
+    threshold: float
+    leaving_share: float
+    metric: float | None
+    arrival_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictedLatency:
+    """Times of a batch of ``ExitPlan.batch_size`` queries, in milliseconds.
+
+    Attributes:
+        full_ms: the whole network without exits.
+        mean_ms: the mean query: a query's latency runs from the start of its batch to its own answer.
+        batch_ms: until the last answer of the batch, in the mean.
+        oracle_mean_ms: ``mean_ms`` if every query left at the first planned exit that answers it as the final head does.
+    """
+
+    full_ms: float
+    mean_ms: float
+    batch_ms: float
+    oracle_mean_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitPlan:
+    """Which exits, with which thresholds, and what that is expected to give.
+
+    Attributes:
+        model_digest: the model that it was planned for.
+        trace_digest: the trace that it was planned on.
+        search: ``greedy`` or ``joint``.
+        tolerance: allowed relative loss of the metric.
+        delta: probability that the certificate fails; ``None`` without a certificate.
+        batch_size: the largest batch that enters the network.
+        backend: the engine backend that was timed.
+        threads: the thread count that was timed.
+        exits: in the order of the data flow; empty for the plan without exits.
+        full_metric: mean metric of the full network on the calibration data.
+        predicted_metric: mean metric of the plan on the calibration data.
+        predicted: expected times.
+        certificate: what a certified search states; ``None`` otherwise.
+    """
+
+    model_digest: str
+    trace_digest: str
+    search: str
+    tolerance: float
+    delta: float | None
+    batch_size: int
+    backend: str
+    threads: int
+    exits: tuple[PlannedExit, ...]
+    full_metric: float
+    predicted_metric: float
+    predicted: PredictedLatency
+    certificate: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKey:
+    """Everything that an engine depends on; two engines with equal keys are interchangeable.
+
+    Attributes:
+        onnx_digest: SHA-256 of the graph that was compiled.
+        backend: e.g. ``onnxruntime``.
+        backend_version: the exact version.
+        device: the device and driver, or the processor and its instruction sets.
+        precision: of the graph, e.g. ``float32``.
+        batch_sizes: the fixed batch sizes, or () for any up to ``max_batch_size``.
+        max_batch_size: the largest batch.
+        options: build options by name.
+    """
+
+    onnx_digest: str
+    backend: str
+    backend_version: str
+    device: str
+    precision: str
+    batch_sizes: tuple[int, ...]
+    max_batch_size: int
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """One stage of a bundle: its graph, its engine, and the rule by which rows leave after it.
+
+    Attributes:
+        graph: the merged ONNX graph; its file lies in the bundle.
+        engine: POSIX path of the engine's folder in the bundle, with the engine's own manifest.
+        threshold: rows with at least this confidence leave; ``None`` for the last stage, where all leave.
+        median_ms: batch size -> measured time of the engine, for ``EngineSet.cover``.
+    """
+
+    graph: GraphSpec
+    engine: str
+    threshold: float | None
+    median_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSpec:
+    """What a bundle holds; ``stages`` in the order of the data flow, ``full`` the network without exits."""
+
+    name: str
+    task: str
+    backend: str
+    threads: int
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    stages: tuple[StageSpec, ...]
+    plan: ExitPlan
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)

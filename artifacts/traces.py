@@ -1,0 +1,67 @@
+"""The trace: what every exit would have said of every sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from artifacts.errors import CorruptArtifactError, InputError
+from artifacts.store import load_arrays, save_arrays
+
+_ARRAYS = ("confidence", "metric", "agreement")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """Per exit and sample: confidence, metric and agreement; the last row is the final head.
+
+    Attributes:
+        exits: names of the exit candidates in the order of the data flow; E of them.
+        confidence: (E + 1, N) float32 in [0, 1].
+        metric: (E + 1, N) float32 in [0, 1]; 1 is a fully correct answer.
+        agreement: (E + 1, N) bool; the exit answers what the final head answers. Its last row is all true.
+    """
+
+    exits: tuple[str, ...]
+    confidence: np.ndarray
+    metric: np.ndarray
+    agreement: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = (len(self.exits) + 1, self.confidence.shape[-1])
+        for name in _ARRAYS:
+            array = getattr(self, name)
+            if array.shape != shape:
+                raise InputError(f"trace: {name} has shape {array.shape}, expected {shape} (exits + final head, samples)")
+            if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 1:
+                raise InputError(f"trace: {name} must be finite and within [0, 1]; collect the trace again")
+        if shape[1] == 0:
+            raise InputError("trace: no samples")
+
+    @property
+    def sample_count(self) -> int:
+        return int(self.confidence.shape[1])
+
+    @property
+    def full_metric(self) -> float:
+        """The mean metric of the final head, the value that a tolerance refers to."""
+        return float(self.metric[-1].mean(dtype=np.float64))
+
+    def save(self, path: Path) -> None:
+        save_arrays(path, {"exits": np.array(self.exits), **{name: getattr(self, name) for name in _ARRAYS}})
+
+    @classmethod
+    def load(cls, path: Path) -> Trace:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            CorruptArtifactError: an array is missing.
+            InputError: shapes or values are not those of a trace.
+        """
+        arrays = load_arrays(path)
+        missing = sorted({"exits", *_ARRAYS} - set(arrays))
+        if missing:
+            raise CorruptArtifactError(f"{path} lacks the arrays {missing}; collect the trace again")
+        return cls(exits=tuple(map(str, arrays["exits"])), **{name: arrays[name] for name in _ARRAYS})

@@ -1,0 +1,121 @@
+"""Exit heads: the small nets that answer at a cut.
+
+The two kinds of the PAME paper (ICS'22), for feature maps (C, H, W):
+
+``complex``  one stride-2 bottleneck per resolution stage that the backbone still has ahead, doubling the channels
+             each time, then global average pooling and a linear layer: the head walks the rest of the way cheaply.
+``simple``   one bottleneck at the given resolution, global average pooling, a linear layer.
+
+Feature vectors (F,) get a linear layer, token features (S, F) a tanh pooler over the first token and a linear layer
+(BERT's own head). The confidence is computed in the graph, in float32: the largest softmax probability.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from artifacts import Cut, GraphError, unknown_name
+
+HEAD_KINDS = ("complex", "simple")
+
+
+class HeadBottleneck(nn.Module):
+    """1x1, 3x3 (strided), 1x1 convolutions at half the output width, around a projection."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        width = max(out // 2, 1)
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False)
+        self.bn4 = nn.BatchNorm2d(out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn1(self.conv1(x)))
+        y = torch.relu(self.bn2(self.conv2(y)))
+        return torch.relu(self.bn3(self.conv3(y)) + self.bn4(self.shortcut(x)))
+
+
+class MapHead(nn.Module):
+    """Answers from feature maps: (B, C, H, W) -> (B, classes) logits."""
+
+    def __init__(self, channels: int, widths: Sequence[int], stride: int, classes: int) -> None:
+        super().__init__()
+        self.bottlenecks = nn.Sequential()
+        for width in widths:
+            self.bottlenecks.append(HeadBottleneck(channels, width, stride))
+            channels = width
+        self.fc = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.bottlenecks(x), 1), 1))
+
+
+class TokenHead(nn.Module):
+    """Answers from token features: (B, S, F) -> (B, classes) logits, from the first token."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(features, features)
+        self.fc = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.tanh(self.pooler(x[:, 0])))
+
+
+class DecidingHead(nn.Module):
+    """Adds the confidence to a head: features -> (logits, confidence (B,) float32)."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head(x)
+        return logits, confidence(logits)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    """Returns the largest softmax probability of each row, in float32: (B, K) -> (B,)."""
+    return torch.softmax(logits.float(), dim=-1).amax(dim=-1)
+
+
+def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn.Module:
+    """Builds an untrained exit head for a cut.
+
+    Args:
+        cut: where the head sits.
+        later: the cuts behind it; their resolutions tell what a ``complex`` head has to walk through.
+        classes: number of classes.
+        kind: ``complex`` or ``simple``.
+
+    Raises:
+        UsageError: no such kind.
+        GraphError: the features have a shape for which no head is known.
+    """
+    if kind not in HEAD_KINDS:
+        raise unknown_name("head kind", kind, HEAD_KINDS)
+    shape = cut.main.row_shape
+    if len(shape) == 1:
+        return nn.Linear(shape[0], classes)
+    if len(shape) == 2:
+        return TokenHead(shape[1], classes)
+    if len(shape) != 3:
+        raise GraphError(
+            f"cut '{cut.name}' has rows of shape {shape}; exit heads are known for (F,), (S, F) and (C, H, W). "
+            "Train your own head for it, or leave the cut out with --every"
+        )
+    if kind == "simple":
+        return MapHead(shape[0], [shape[0]], 1, classes)
+    maps = [other.main.row_shape for other in later if len(other.main.row_shape) == 3]
+    resolutions = {other[1:] for other in maps} - {shape[1:]}
+    widest = max([shape[0], *(other[0] for other in maps)])
+    widths = [min(shape[0] * 2 ** (step + 1), widest) for step in range(len(resolutions))]
+    return MapHead(shape[0], widths, 2, classes)

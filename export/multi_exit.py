@@ -1,0 +1,137 @@
+"""A torch backbone with its exit heads: what joint training trains and what the family exporter exports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from artifacts import Cut, GraphError, InputError, TensorSpec, UsageError, unknown_name
+from export.heads import build_head
+
+
+class Backbone(Protocol):
+    """A torch network that can be cut after its blocks; ``nn.Module`` besides."""
+
+    def forward_with_features(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]: ...
+
+
+class MultiExitNet(nn.Module):
+    """A backbone and an exit head after some of its blocks.
+
+    Shapes: input (B, ...) float32; output (cut name -> (B, classes) logits, final (B, classes) logits).
+    """
+
+    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.cut_names = tuple(heads)
+        self.heads = nn.ModuleList(heads.values())
+
+    def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        features, final = self.backbone.forward_with_features(x)
+        return {name: head(features[name]) for name, head in zip(self.cut_names, self.heads, strict=True)}, final
+
+
+def backbone_cuts(backbone: nn.Module, input_shape: tuple[int, ...]) -> tuple[Cut, ...]:
+    """Returns the cuts after the backbone's blocks, in order, with the shapes of their features."""
+    was_training = backbone.training
+    with torch.no_grad():
+        features, _ = backbone.eval().forward_with_features(torch.zeros(2, *input_shape))
+    backbone.train(was_training)
+    return tuple(
+        Cut(name=name, main=TensorSpec(name=name, dtype="float32", row_shape=tuple(value.shape[1:])))
+        for name, value in features.items()
+    )
+
+
+def attach_heads(
+    backbone: nn.Module, input_shape: tuple[int, ...], *, classes: int, kind: str, every: int = 1
+) -> MultiExitNet:
+    """Puts an untrained exit head after every ``every``-th block but the last.
+
+    Raises:
+        UsageError: ``every`` leaves no candidate.
+    """
+    cuts = backbone_cuts(backbone, input_shape)
+    chosen = thin(cuts[:-1], every)
+    heads = {cut.name: build_head(cut, cuts[cuts.index(cut) + 1 :], classes=classes, kind=kind) for cut in chosen}
+    return MultiExitNet(backbone, heads)
+
+
+def thin(cuts: tuple[Cut, ...], every: int) -> tuple[Cut, ...]:
+    """Keeps every ``every``-th cut: the ``every``-th, the ``2 * every``-th and so on.
+
+    Raises:
+        UsageError: ``every`` is no positive number or leaves none.
+    """
+    if every < 1:
+        raise UsageError(f"--every {every}: expected a number from 1")
+    kept = cuts[every - 1 :: every]
+    if cuts and not kept:
+        raise UsageError(f"--every {every} leaves none of {len(cuts)} candidates; use at most {len(cuts)}")
+    return kept
+
+
+_HEAD = "exits."
+
+
+def save_weights(path: Path, net: MultiExitNet) -> None:
+    """Writes one safetensors file: the backbone's keys as they are, a head's as ``exits.<cut>.<key>``."""
+    state = dict(net.backbone.state_dict())
+    for name, head in zip(net.cut_names, net.heads, strict=True):
+        state.update({f"{_HEAD}{name}.{key}": value for key, value in head.state_dict().items()})
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads ``.safetensors``, or ``.pth``/``.pt`` with ``weights_only``; never runs code from the file.
+
+    Raises:
+        UsageError: another kind of file, or none.
+        InputError: the file is damaged or holds more than tensors.
+    """
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        if path.suffix in {".pth", ".pt"}:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = state.get("state_dict", state) if isinstance(state, dict) else state
+            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise InputError(f"{path} holds no state dict; save one with torch.save(net.state_dict(), ...)")
+            return state
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as weights: {error}") from error
+    except Exception as error:  # safetensors and the unpickler raise types of their own, directly below Exception
+        raise InputError(f"{path} cannot be read as weights without running code from it: {error}") from error
+    raise unknown_name("kind of weights file", path.suffix or path.name, [".safetensors", ".pth", ".pt"])
+
+
+def load_weights(net: MultiExitNet, state: Mapping[str, Tensor], *, where: str) -> tuple[str, ...]:
+    """Loads a state dict into the backbone, and into the heads that it holds.
+
+    Returns:
+        The cuts whose heads were loaded.
+
+    Raises:
+        GraphError: keys or shapes do not fit the network.
+    """
+    backbone = {key: value for key, value in state.items() if not key.startswith(_HEAD)}
+    loaded = []
+    try:
+        net.backbone.load_state_dict(backbone)
+        for name, head in zip(net.cut_names, net.heads, strict=True):
+            prefix = f"{_HEAD}{name}."
+            part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if part:
+                head.load_state_dict(part)
+                loaded.append(name)
+    except RuntimeError as error:
+        raise GraphError(f"{where} does not fit this network: {error}. Check --depth, --classes and --input-shape") from error
+    return tuple(loaded)
