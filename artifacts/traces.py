@@ -10,6 +10,7 @@ import numpy as np
 from artifacts.errors import CorruptArtifactError, InputError
 from artifacts.store import load_arrays, save_arrays
 
+_ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
 
 
@@ -35,7 +36,7 @@ class Trace:
             array = getattr(self, name)
             if array.shape != shape:
                 raise InputError(f"trace: {name} has shape {array.shape}, expected {shape} (exits + final head, samples)")
-            if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 1:
+            if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 1 + _ROUNDING:
                 raise InputError(f"trace: {name} must be finite and within [0, 1]; collect the trace again")
         if shape[1] == 0:
             raise InputError("trace: no samples")

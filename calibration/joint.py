@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from artifacts import UsageError, is_current, new_artifact, open_artifact, read_json, to_plain, write_json
+from artifacts import UsageError, to_plain
 from artifacts.console import say, track
+from calibration.batches import count_batches, epoch_batches
+from calibration.checkpoints import History, resume_checkpoint, save_checkpoint
 from calibration.data import Dataset
 from export.multi_exit import MultiExitNet
 
@@ -36,12 +35,13 @@ class JointConfig:
         backbone_epochs: how many of them train the backbone alone.
         batch_size: samples per step.
         learning_rate: peak of the one-cycle schedule (warm-up over the first fifth, then a cosine to zero).
-        momentum, weight_decay: of SGD with Nesterov momentum.
+        momentum: of SGD, in Nesterov's form.
+        weight_decay: of SGD, on every parameter.
         exit_weight: weight of all exits' losses together; the final head's is 1.
         distillation: share of the divergence in an exit's loss; the rest is cross-entropy.
         temperature: softens both answers in the divergence.
-        crop_padding: pixels of zero padding for random crops; images are also flipped at random.
-        seed: decides initialisation, order and augmentation.
+        crop_padding: pixels of zero padding for random crops; images are also mirrored at random.
+        seed: decides the order and the augmentation.
     """
 
     epochs: int = 13
@@ -58,104 +58,77 @@ class JointConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.backbone_epochs < self.epochs:
-            raise UsageError(f"--epochs {self.epochs} must exceed --backbone-epochs {self.backbone_epochs}, which starts at 0")
+            raise UsageError(
+                f"--epochs {self.epochs} with --backbone-epochs {self.backbone_epochs}: "
+                "at least one epoch must train the exits"
+            )
         if self.batch_size < 2:
             raise UsageError(f"--train-batch-size {self.batch_size}: batch normalisation needs at least 2")
 
 
 def train_joint(
     net: MultiExitNet, data: Dataset, config: JointConfig, checkpoint: Path, *, inputs: dict[str, str]
-) -> tuple[dict[str, Any], ...]:
+) -> History:
     """Trains ``net`` in place.
 
     Args:
-        net: freshly initialised under ``config.seed``.
-        data: the train part is trained on; the calibrate part is only measured after every epoch.
+        net: its parameters are where the training starts.
+        data: the train part is trained on; the calibrate part is only measured, after every epoch.
         config: how.
         checkpoint: artifact folder for the state after every epoch; a matching one is continued.
-        inputs: digests that the training depends on, for the checkpoint.
+        inputs: digests of everything else that the training depends on, for the checkpoint.
 
     Returns:
-        The history: per epoch its phase, mean loss, seconds and the accuracy of every exit on the calibrate part.
+        Per epoch its number, phase, mean loss, seconds and the accuracy of every exit on the calibrate part.
     """
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(
         net.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
     parameters = to_plain(config)
-    history = _resume(net, optimiser, checkpoint, inputs, parameters)
-    indices = data.split("train")
-    steps = len(indices) // config.batch_size
-    if steps == 0:
-        raise UsageError(f"{data.name} has {len(indices)} images to train on, fewer than one batch of {config.batch_size}")
+    history = resume_checkpoint(checkpoint, net, optimiser, inputs=inputs, parameters=parameters)
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
-        joint = epoch >= config.backbone_epochs
-        random = np.random.default_rng([config.seed, epoch])
-        net.train()
-        total = 0.0
-        batches = _batches(data, random.permutation(indices), config, random)
-        for step, (images, labels) in enumerate(track(batches, description=f"epoch {epoch + 1}", total=steps)):
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * _one_cycle((epoch + (step + 0.5) / steps) / config.epochs)
-            loss = _joint_loss(net, images, labels, config) if joint else _backbone_loss(net, images, labels)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            total += float(loss.detach())
+        loss = _train_epoch(net, data, config, optimiser, epoch)
         accuracy = measure_accuracy(net, data, "calibrate")
+        phase = "joint" if epoch >= config.backbone_epochs else "backbone"
+        seconds = round(time.monotonic() - started, 1)
         history = (
             *history,
-            {
-                "epoch": epoch + 1,
-                "phase": "joint" if joint else "backbone",
-                "loss": total / steps,
-                "accuracy": accuracy,
-                "seconds": round(time.monotonic() - started, 1),
-            },
+            {"epoch": epoch + 1, "phase": phase, "loss": loss, "accuracy": accuracy, "seconds": seconds},
         )
-        shown = accuracy if joint else {"final": accuracy["final"]}
-        say(f"epoch {epoch + 1}/{config.epochs} loss {total / steps:.3f} " + " ".join(f"{k} {v:.4f}" for k, v in shown.items()))
-        _save(net, optimiser, history, checkpoint, inputs, parameters)
+        shown = accuracy if phase == "joint" else {"final": accuracy["final"]}
+        say(
+            f"epoch {epoch + 1}/{config.epochs} ({phase}, {seconds:.0f} s): loss {loss:.3f}, accuracy on the calibrate part "
+            + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        )
+        save_checkpoint(checkpoint, net, optimiser, history, inputs=inputs, parameters=parameters)
     return history
 
 
-def measure_accuracy(net: MultiExitNet, data: Dataset, part: str) -> dict[str, float]:
-    """Returns the share of correct answers per exit, and of the final head under ``final``."""
-    net.eval()
-    indices = data.split(part)
-    hits: dict[str, int] = {}
-    with torch.inference_mode():
-        for chunk in np.array_split(indices, max(1, len(indices) // 500)):
-            labels = torch.from_numpy(data.labels[chunk])
-            images = torch.from_numpy(data.inputs(chunk)).to(memory_format=torch.channels_last)
-            exits, final = net(images)
-            for name, logits in {**exits, "final": final}.items():
-                hits[name] = hits.get(name, 0) + int((logits.argmax(1) == labels).sum())
-    return {name: count / len(indices) for name, count in hits.items()}
-
-
-def _batches(
-    data: Dataset, order: np.ndarray, config: JointConfig, random: np.random.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-        chunk = order[start : start + config.batch_size]
-        images = augment(data.images[chunk], config.crop_padding, random)
-        normal = (torch.from_numpy(images).float() / 255 - data.mean) / data.std
-        yield normal.contiguous(memory_format=torch.channels_last), torch.from_numpy(data.labels[chunk])
-
-
-def augment(images: np.ndarray, padding: int, random: np.random.Generator) -> np.ndarray:
-    """Shifts every image by up to ``padding`` pixels and mirrors half of them; uint8 (N, C, H, W), a new array."""
-    count, _, height, width = images.shape
-    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    out = np.empty_like(images)
-    shifts = random.integers(0, 2 * padding + 1, (count, 2))
-    mirrored = random.random(count) < 0.5
-    for row, ((down, right), mirror) in enumerate(zip(shifts, mirrored, strict=True)):
-        crop = padded[row, :, down : down + height, right : right + width]
-        out[row] = crop[..., ::-1] if mirror else crop
-    return out
+def _train_epoch(
+    net: MultiExitNet, data: Dataset, config: JointConfig, optimiser: torch.optim.SGD, epoch: int
+) -> float:
+    net.train()
+    steps = count_batches(data, config.batch_size)
+    batches = epoch_batches(
+        data, batch_size=config.batch_size, crop_padding=config.crop_padding, seed=config.seed, epoch=epoch
+    )
+    total = 0.0
+    for step, (images, labels) in enumerate(track(batches, description=f"epoch {epoch + 1}", total=steps)):
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * _one_cycle((epoch + (step + 0.5) / steps) / config.epochs)
+        x = torch.from_numpy(images).contiguous(memory_format=torch.channels_last)
+        y = torch.from_numpy(labels)
+        if epoch >= config.backbone_epochs:
+            loss = _joint_loss(net, x, y, config)
+        else:
+            loss = functional.cross_entropy(net.backbone(x), y)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        total += float(loss.detach())
+    return total / steps
 
 
 def _one_cycle(progress: float) -> float:
@@ -163,10 +136,6 @@ def _one_cycle(progress: float) -> float:
     if progress < warm_up:
         return 0.04 + 0.96 * progress / warm_up
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-
-def _backbone_loss(net: MultiExitNet, images: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(net.backbone(images), labels)
 
 
 def _joint_loss(net: MultiExitNet, images: Tensor, labels: Tensor, config: JointConfig) -> Tensor:
@@ -177,38 +146,20 @@ def _joint_loss(net: MultiExitNet, images: Tensor, labels: Tensor, config: Joint
         own = functional.cross_entropy(logits, labels)
         student = functional.log_softmax(logits / config.temperature, dim=1)
         apart = functional.kl_div(student, teacher, reduction="batchmean") * config.temperature**2
-        loss = loss + config.exit_weight / len(exits) * (
-            (1 - config.distillation) * own + config.distillation * apart
-        )
+        mixed = (1 - config.distillation) * own + config.distillation * apart
+        loss = loss + config.exit_weight / len(exits) * mixed
     return loss
 
 
-def _save(
-    net: MultiExitNet, optimiser: torch.optim.SGD, history: tuple[dict[str, Any], ...],
-    checkpoint: Path, inputs: dict[str, str], parameters: dict[str, Any],
-) -> None:  # fmt: skip
-    momentum = {
-        f"{index}": optimiser.state[parameter]["momentum_buffer"].contiguous()
-        for index, parameter in enumerate(net.parameters())
-        if parameter in optimiser.state
-    }
-    with new_artifact(checkpoint, kind="checkpoint", inputs=inputs, parameters=parameters) as staging:
-        save_file({key: value.contiguous() for key, value in net.state_dict().items()}, staging / "net.safetensors")
-        save_file(momentum, staging / "momentum.safetensors")
-        write_json(staging / "history.json", history)
-
-
-def _resume(
-    net: MultiExitNet, optimiser: torch.optim.SGD, checkpoint: Path, inputs: dict[str, str], parameters: dict[str, Any]
-) -> tuple[dict[str, Any], ...]:
-    if not is_current(checkpoint, kind="checkpoint", inputs=inputs, parameters=parameters):
-        return ()
-    artifact = open_artifact(checkpoint, kind="checkpoint", remedy="python -m calibration")
-    net.load_state_dict(load_file(artifact.path("net.safetensors")))
-    momentum = load_file(artifact.path("momentum.safetensors"))
-    for index, parameter in enumerate(net.parameters()):
-        if str(index) in momentum:
-            optimiser.state[parameter]["momentum_buffer"] = momentum[str(index)].to(memory_format=torch.preserve_format)
-    history = tuple(read_json(artifact.path("history.json"), list))
-    say(f"continuing after epoch {len(history)}")
-    return history
+def measure_accuracy(net: MultiExitNet, data: Dataset, part: str) -> dict[str, float]:
+    """Returns the share of correct answers per exit, and of the final head under ``final``."""
+    net.eval()
+    indices = data.split(part)
+    hits: dict[str, int] = {}
+    with torch.inference_mode():
+        for chunk in np.array_split(indices, max(1, len(indices) // 500)):
+            labels = torch.from_numpy(data.labels[chunk])
+            exits, final = net(torch.from_numpy(data.inputs(chunk)).contiguous(memory_format=torch.channels_last))
+            for name, logits in {**exits, "final": final}.items():
+                hits[name] = hits.get(name, 0) + int((logits.argmax(1) == labels).sum())
+    return {name: count / max(1, len(indices)) for name, count in hits.items()}

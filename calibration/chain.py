@@ -1,0 +1,102 @@
+"""Every segment and every exit head of a model, opened as the engines that will be deployed.
+
+The chain sends all rows through everything, without anybody leaving: that gives the features that frozen training
+reads and the trace that planning reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from artifacts import GraphSpec, Model
+from engines import HostDevice, ensure_engine, open_engine
+
+Execution = Callable[[], None]
+
+
+class ModelChain:
+    """Segments, final head and (on demand) exit heads of one model over host buffers of a fixed number of rows.
+
+    Not thread-safe; close it, or use it as a context manager.
+    """
+
+    def __init__(self, model: Model, cache: Path, *, backend: str, threads: int, rows: int, with_heads: bool) -> None:
+        """Builds the engines that are not in ``cache`` yet and opens them.
+
+        Args:
+            model: the model folder.
+            cache: folder of compiled engines.
+            backend: e.g. ``onnxruntime``.
+            threads: of each engine.
+            rows: batch size of every run; the last batch is padded.
+            with_heads: also open the exit heads.
+        """
+        spec = model.spec
+        self._spec = spec
+        self._rows = rows
+        self._stack = ExitStack()
+        self._device = HostDevice()
+        self._buffers: dict[str, np.ndarray] = {}
+        for tensor in spec.full.inputs:
+            self._buffers[tensor.name] = self._device.allocate(tensor, rows)
+        heads = tuple(spec.heads[cut.name] for cut in spec.candidates) if with_heads else ()
+        self._heads = heads
+        final = (spec.final_head,) if spec.final_head is not None else (spec.full,)
+        self._runs: list[Execution] = []
+        for graph in (*spec.segments, *heads, *final):
+            folder = ensure_engine(model.path(graph), graph, cache, backend=backend, max_batch_size=rows)
+            engine = open_engine(folder, graph, threads=threads)
+            self._stack.callback(engine.close)
+            self._runs.append(engine.bind(self._buffers_of(graph)))
+        self._final: GraphSpec = final[0]
+
+    def _buffers_of(self, graph: GraphSpec) -> dict[str, np.ndarray]:
+        for tensor in graph.outputs:
+            self._buffers.setdefault(tensor.name, self._device.allocate(tensor, self._rows))
+        return {tensor.name: self._buffers[tensor.name] for tensor in (*graph.inputs, *graph.outputs)}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> int:
+        """Sends up to ``rows`` rows through everything; returns how many."""
+        count = len(next(iter(inputs.values())))
+        for name, array in inputs.items():
+            self._device.upload(array, self._buffers[name])
+        for execute in self._runs:
+            execute()
+        return count
+
+    def features(self, count: int) -> dict[str, np.ndarray]:
+        """Returns copies of the cuts' main tensors after ``run``: cut name -> (count, ...)."""
+        return {cut.name: self._buffers[cut.main.name][:count].copy() for cut in self._spec.cuts}
+
+    def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+        """Returns (answers, confidence (count,) float32) after ``run``, per opened exit head and last the final head.
+
+        A final head without a confidence of its own answers with confidence 1.
+        """
+        found = []
+        for graph in (*self._heads, self._final):
+            answers = tuple(self._buffers[name][:count].copy() for name in graph.answers)
+            confidence = np.ones(count, np.float32)
+            if graph.confidence is not None:
+                confidence = self._buffers[graph.confidence][:count].copy()
+            found.append((answers, confidence))
+        return found
+
+    def close(self) -> None:
+        """Closes the engines; may be called twice."""
+        self._runs.clear()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,45 @@
+"""Traces: every sample of a part through every exit of the deployed engines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from artifacts import Model, Trace
+from artifacts.console import track
+from calibration.chain import ModelChain
+from calibration.data import Dataset
+from calibration.tasks import find_task
+
+
+def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, rows: int) -> Trace:
+    """Runs a part of the data through all exits; nobody leaves.
+
+    Args:
+        model: its exit candidates become the trace's exits.
+        chain: its engines with the exit heads, opened for ``rows`` rows.
+        data: labelled images.
+        part: ``calibrate`` or ``test``.
+        rows: batch size of the runs.
+
+    Returns:
+        The trace, samples in the order of the part's indices.
+    """
+    task = find_task(model.spec.task)
+    input_name = model.spec.full.inputs[0].name
+    indices = data.split(part)
+    confidence, metric, agreement = [], [], []
+    starts = range(0, len(indices), rows)
+    for start in track(starts, description=f"tracing the {part} part", total=len(starts)):
+        chunk = indices[start : start + rows]
+        found = chain.answers(chain.run({input_name: data.inputs(chunk)}))
+        final = found[-1][0]
+        labels = data.labels[chunk]
+        confidence.append([certain for _, certain in found])
+        metric.append([task.metric(answers, labels) for answers, _ in found])
+        agreement.append([task.agreement(answers, final) for answers, _ in found])
+    return Trace(
+        exits=tuple(cut.name for cut in model.spec.candidates),
+        confidence=np.concatenate(confidence, axis=1),
+        metric=np.concatenate(metric, axis=1),
+        agreement=np.concatenate(agreement, axis=1),
+    )
