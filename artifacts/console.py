@@ -73,7 +73,9 @@ def track(items: Iterable[T], *, description: str, total: int | None = None) -> 
     yield from rich_track(items, description=description, total=total, console=Console(stderr=True), transient=True)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False
+) -> None:
     """Prints an aligned table: the first column to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -266,7 +267,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         CorruptArtifactError: the file is not an ``.npz`` or holds pickled objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise CorruptArtifactError(f"{path} cannot be read as .npz without pickle: {error}") from error

@@ -40,7 +40,9 @@ class InferenceTimeMatrix:
             raise InputError("inference time matrix: medians and spreads name different rows")
         for name, row in [*self.median_ms.items(), *self.spread_ms.items()]:
             if len(row) != len(self.batch_sizes):
-                raise InputError(f"inference time matrix: row '{name}' has {len(row)} of {len(self.batch_sizes)} entries")
+                raise InputError(
+                    f"inference time matrix: row '{name}' has {len(row)} of {len(self.batch_sizes)} entries"
+                )
             if not np.isfinite(row).all() or min(row) < 0:
                 raise InputError(f"inference time matrix: row '{name}' has an entry that is no time: {row}")
 

@@ -35,7 +35,9 @@ class Trace:
         for name in _ARRAYS:
             array = getattr(self, name)
             if array.shape != shape:
-                raise InputError(f"trace: {name} has shape {array.shape}, expected {shape} (exits + final head, samples)")
+                raise InputError(
+                    f"trace: {name} has shape {array.shape}, expected {shape} (exits + final head, samples)"
+                )
             if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 1 + _ROUNDING:
                 raise InputError(f"trace: {name} must be finite and within [0, 1]; collect the trace again")
         if shape[1] == 0:

@@ -73,9 +73,7 @@ def normalise(images: np.ndarray, *, mean: float, std: float) -> np.ndarray:
     return images.astype(np.float32) * scale - shift
 
 
-def split_indices(
-    labels: np.ndarray, shares: Mapping[str, float], *, seed: int
-) -> dict[str, np.ndarray]:
+def split_indices(labels: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict[str, np.ndarray]:
     """Splits 0..N-1 at random, each class in the same proportions.
 
     Args:

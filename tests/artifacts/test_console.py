@@ -1,0 +1,62 @@
+"""What every command line shares."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from artifacts import NoPlanError, PameError, UsageError
+from artifacts.console import add_common_arguments, print_table, run_command
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(PameError("oh"), 1), (UsageError("oh"), 2), (NoPlanError("oh"), 3), (KeyboardInterrupt(), 130)]
+)
+def test_errors_become_exit_codes_without_a_stack(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: argparse.Namespace) -> None:
+        raise error
+
+    assert run_command(fail, arguments()) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    assert ("error: oh" if code < 130 else "interrupted") in printed.err
+
+
+def test_other_errors_are_not_hidden() -> None:
+    def fail(_: argparse.Namespace) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(fail, arguments())
+
+
+def test_the_result_goes_where_it_was_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda _: {"x": 1}, arguments("--json", "-")) == 0
+    assert json.loads(capsys.readouterr().out) == {"x": 1}
+    assert run_command(lambda _: {"x": 2}, arguments("--json", str(tmp_path / "x.json"))) == 0
+    assert json.loads((tmp_path / "x.json").read_text()) == {"x": 2}
+    assert run_command(lambda _: {"x": 2}, arguments("--json", str(tmp_path / "no" / "x.json"))) == 1
+    assert "cannot write --json" in capsys.readouterr().err
+
+
+def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("title", ["name", "ms"], [["a", 1], ["longer", 12.5]])
+    assert capsys.readouterr().out.splitlines() == [
+        "title",
+        "name      ms",
+        "------  ----",
+        "a          1",
+        "longer  12.5",
+    ]
