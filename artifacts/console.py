@@ -82,7 +82,8 @@ def print_table(
     lines = [title] if title else []
     for line in [list(columns), ["-" * width for width in widths], *cells]:
         first, *rest = [
-            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths))
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append("  ".join([first, *rest]).rstrip())
     print("\n".join(lines), file=sys.stderr if to_stderr else sys.stdout, flush=True)

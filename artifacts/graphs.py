@@ -77,7 +77,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What ``model/`` holds. Segment ``i`` leads from cut ``i - 1`` to cut ``i``; the final head starts at the last cut.
+    """What ``model/`` holds. Segment ``i`` leads from cut ``i - 1`` to cut ``i``, the final head from the last cut on.
 
     Attributes:
         name: the run's name.

@@ -20,7 +20,7 @@ class PlannedExit:
         cut: the cut where it sits.
         threshold: a sample leaves when its confidence is at least this.
         leaving_share: predicted share of all samples that leave here.
-        metric: mean metric of the samples that leave here, on the calibration data; ``None`` when nobody leaves.
+        metric: mean metric of those who leave here, on the calibration data; ``None`` when nobody leaves.
         arrival_ms: predicted mean time from the start of a batch until the answers of this exit are there.
     """
 

@@ -215,7 +215,8 @@ def read_manifest(folder: Path) -> Manifest:
     version = plain.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise SchemaError(
-            f"{path} has schema version {version}; this PAME reads up to {SCHEMA_VERSION}. Upgrade with: pip install -U pame"
+            f"{path} has schema version {version}; this PAME reads up to {SCHEMA_VERSION}. "
+            "Upgrade with: pip install -U pame"
         )
     return read_json(path, Manifest)
 

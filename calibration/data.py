@@ -94,13 +94,19 @@ def split_indices(labels: np.ndarray, shares: Mapping[str, float], *, seed: int)
 def make_dataset(
     name: str, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], splits: Mapping[str, np.ndarray]
 ) -> Dataset:
-    """Builds a ``Dataset`` and takes its normalisation from the train part (or from all, when that is empty)."""
+    """Builds a ``Dataset`` and takes its normalisation from the train part, or from all when that is empty."""
     train = splits["train"] if len(splits["train"]) else np.arange(len(images))
     pixels = images[train].astype(np.float32) / 255
+    mean, std = float(pixels.mean(dtype=np.float64)), float(pixels.std(dtype=np.float64))
     return Dataset(
-        name=name, images=images, labels=labels, classes=classes, splits=splits,
-        mean=round(float(pixels.mean(dtype=np.float64)), 4), std=max(round(float(pixels.std(dtype=np.float64)), 4), 1e-3),
-    )  # fmt: skip
+        name=name,
+        images=images,
+        labels=labels,
+        classes=classes,
+        splits=splits,
+        mean=round(mean, 4),
+        std=max(round(std, 4), 1e-3),
+    )
 
 
 def load_dataset(source: Path, *, shape: tuple[int, int, int], seed: int = 0) -> Dataset:

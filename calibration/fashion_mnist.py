@@ -1,8 +1,9 @@
 """Fashion-MNIST, fetched by itself (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747; MIT licence).
 
 60,000 + 10,000 grey images of 28x28 in 10 classes. Parts: the first file's 60,000 are split at random into 50,000 to
-train and 10,000 to calibrate; the 10,000 of the second file are the test part. The copy that Debian packages, the public mirrors and Debian's
-archive are asked in turn; whatever answers is compared with the known digests of the uncompressed files.
+train and 10,000 to calibrate; the 10,000 of the second file are the test part. An installed Debian package, the public
+mirrors and Debian's archive are asked in turn; whatever answers is compared with the known digests of the uncompressed
+files.
 """
 
 from __future__ import annotations
@@ -89,7 +90,8 @@ def _read_or_fetch(name: str, cache: Path) -> bytes:
         return raw
     raise InputError(
         f"Fashion-MNIST ({name}) could not be had:\n  " + "\n  ".join(refusals)
-        + f"\nInstall Debian's {DEBIAN_PACKAGE}, or put the four .gz files into {cache}, or use your own images with --data DIR."
+        + f"\nInstall Debian's {DEBIAN_PACKAGE}, or put the four .gz files into {cache}, "
+        "or use your own images with --data DIR."
     )  # fmt: skip
 
 

@@ -99,8 +99,8 @@ def train_joint(
         )
         shown = accuracy if phase == "joint" else {"final": accuracy["final"]}
         say(
-            f"epoch {epoch + 1}/{config.epochs} ({phase}, {seconds:.0f} s): loss {loss:.3f}, accuracy on the calibrate part "
-            + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+            f"epoch {epoch + 1}/{config.epochs} ({phase}, {seconds:.0f} s): loss {loss:.3f}, "
+            "accuracy on the calibrate part " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
         )
         save_checkpoint(checkpoint, net, optimiser, history, inputs=inputs, parameters=parameters)
     return history

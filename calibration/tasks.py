@@ -29,7 +29,8 @@ class Classification:
     name = "classification"
 
     def metric(self, answers: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarray:
-        return (answers[0].argmax(axis=1) == labels).astype(np.float32)
+        right: np.ndarray = answers[0].argmax(axis=1) == labels
+        return right.astype(np.float32)
 
     def agreement(self, answers: Sequence[np.ndarray], final: Sequence[np.ndarray]) -> np.ndarray:
         same: np.ndarray = answers[0].argmax(axis=1) == final[0].argmax(axis=1)

@@ -41,7 +41,8 @@ exits = st.builds(
 )
 plans = st.builds(
     ExitPlan, model_digest=names, trace_digest=names, search=names, tolerance=numbers, delta=st.none() | numbers,
-    batch_size=st.integers(1, 99), backend=names, threads=st.integers(1, 9), exits=st.lists(exits, max_size=3).map(tuple),
+    batch_size=st.integers(1, 99), backend=names, threads=st.integers(1, 9),
+    exits=st.lists(exits, max_size=3).map(tuple),
     full_metric=numbers, predicted_metric=numbers,
     predicted=st.builds(PredictedLatency, full_ms=numbers, mean_ms=numbers, batch_ms=numbers, oracle_mean_ms=numbers),
     certificate=st.none() | st.dictionaries(names, numbers | names, max_size=2),
