@@ -1,0 +1,73 @@
+"""Network -> ONNX graph -> cuts -> segments, exit heads, merged stages.
+
+Importing this package loads neither torch nor onnx: the names below are fetched on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from artifacts import MissingExtraError
+from export.options import ExportOptions
+
+if TYPE_CHECKING:
+    from export.cut_finding import CutPlace, DataFlow, find_places
+    from export.graph_loading import load_graph
+    from export.heads import HEAD_KINDS, build_head
+    from export.model_folder import (
+        ExportResult,
+        add_heads,
+        build_missing_heads,
+        ensure_model,
+        export_model,
+        export_torch,
+        publish_net,
+        rebuild_net,
+    )
+    from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
+    from export.parity import ParityReport, check_parity
+    from export.pretrained import Recipe, pretrained_folder, write_recipe
+    from export.resnet import ResNet, ResNetConfig
+    from export.stages import merge_stage
+
+_HOMES = {
+    "cut_finding": ("CutPlace", "DataFlow", "find_places"),
+    "graph_loading": ("load_graph",),
+    "heads": ("HEAD_KINDS", "build_head"),
+    "model_folder": (
+        "ExportResult", "add_heads", "build_missing_heads", "ensure_model", "export_model", "export_torch",
+        "publish_net", "rebuild_net",
+    ),
+    "multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
+    "parity": ("ParityReport", "check_parity"),
+    "pretrained": ("Recipe", "pretrained_folder", "write_recipe"),
+    "resnet": ("ResNet", "ResNetConfig"),
+    "stages": ("merge_stage",),
+}  # fmt: skip
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    # the model folder
+    "ExportOptions", "ExportResult", "add_heads", "build_missing_heads", "ensure_model", "export_model", "export_torch",
+    "publish_net", "rebuild_net",
+    # cutting, proving, merging
+    "CutPlace", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
+    # torch families
+    "HEAD_KINDS", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "attach_heads", "build_head", "load_weights",
+    "pretrained_folder", "read_weights", "save_weights", "write_recipe",
+]  # fmt: skip
+
+_EXTRAS = {"torch": "train", "safetensors": "train", "onnxscript": "train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'export' has no attribute '{name}'")
+    try:
+        return getattr(importlib.import_module(f"export.{_MODULES[name]}"), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in {"", "artifacts", "engines", "export"}:
+            raise
+        raise MissingExtraError(package, _EXTRAS.get(package, "export")) from error
