@@ -39,7 +39,7 @@ class PredictedLatency:
         full_ms: the whole network without exits.
         mean_ms: the mean query: a query's latency runs from the start of its batch to its own answer.
         batch_ms: until the last answer of the batch, in the mean.
-        oracle_mean_ms: ``mean_ms`` if every query left at the first planned exit that answers it as the final head does.
+        oracle_mean_ms: ``mean_ms`` if every query left at the first planned exit that agrees with the final head.
     """
 
     full_ms: float

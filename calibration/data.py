@@ -113,8 +113,8 @@ def load_dataset(source: Path, *, shape: tuple[int, int, int], seed: int = 0) ->
     """Loads one's own images: a folder with one sub-folder per class, or an ``.npz``.
 
     A folder may hold ``train/``, ``calibrate/`` and ``test/`` above the classes; otherwise every class is split
-    60 / 20 / 20. An ``.npz`` holds ``images`` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), ``labels`` (N,) integers and,
-    optionally, ``split`` (N,) strings.
+    60 / 20 / 20. An ``.npz`` holds ``images`` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), ``labels`` (N,) integers
+    and, optionally, ``split`` (N,) strings.
 
     Args:
         source: the folder or file.

@@ -1,0 +1,188 @@
+"""Data: three disjoint parts, one's own images in several forms, clear refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from artifacts import InputError, UsageError
+from calibration.batches import augment, count_batches, epoch_batches
+from calibration.data import SPLITS, Dataset, load_dataset, make_dataset, normalise, split_indices
+
+SHAPE = (1, 6, 5)
+
+
+def numbered(count: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), (count, *shape)).copy()
+
+
+def small(count: int = 40) -> Dataset:
+    labels = np.arange(count) % 4
+    splits = split_indices(labels, {"train": 0.5, "calibrate": 0.25, "test": 0.25}, seed=1)
+    return make_dataset("small", numbered(count), labels, tuple("abcd"), splits)
+
+
+@given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=80), seed=st.integers(0, 9))
+def test_the_parts_cover_everything_once_and_every_class_evenly(labels: list[int], seed: int) -> None:
+    array = np.array(labels)
+    parts = split_indices(array, {"train": 0.5, "calibrate": 0.25, "test": 0.25}, seed=seed)
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(len(labels)))
+    for label in set(labels):
+        assert abs(np.sum(array[parts["train"]] == label) - 0.5 * np.sum(array == label)) <= 0.5
+    again = split_indices(array, {"train": 0.5, "calibrate": 0.25, "test": 0.25}, seed=seed)
+    assert all(np.array_equal(parts[name], again[name]) for name in parts)
+
+
+def test_overlapping_parts_are_refused() -> None:
+    good = small()
+    splits = {**good.splits, "test": np.append(good.splits["test"], good.splits["train"][0])}
+    with pytest.raises(InputError, match="overlap"):
+        make_dataset("small", good.images, good.labels, good.classes, splits)
+
+
+def test_the_digests_tell_parts_apart() -> None:
+    one, other = small().digests(), small(44).digests()
+    assert set(one) == {"images", "labels", *(f"indices.{part}" for part in SPLITS)}
+    assert one == small().digests()
+    assert not set(one.values()) & set(other.values())
+
+
+def test_an_unknown_part_suggests_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'calibrate'"):
+        small().split("calibration")
+
+
+def test_inputs_are_normalised() -> None:
+    data = small()
+    got = data.inputs(np.array([3, 5]))
+    expected = (data.images[[3, 5]] / 255 - data.mean) / data.std
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    train = normalise(data.images[data.split("train")], mean=data.mean, std=data.std)
+    assert abs(train.mean()) < 0.01
+    assert abs(train.std() - 1) < 0.01
+
+
+def save(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.mark.parametrize(
+    "form",
+    [lambda x: x, lambda x: x[:, 0], lambda x: x.transpose(0, 2, 3, 1)],
+    ids=["NCHW", "NHW", "NHWC"],
+)
+def test_npz_in_every_documented_form(tmp_path: Path, form: Callable[[np.ndarray], np.ndarray]) -> None:
+    images, labels = numbered(30), np.arange(30) % 3
+    data = load_dataset(save(tmp_path / "x.npz", images=form(images), labels=labels), shape=SHAPE)
+    assert np.array_equal(data.images, images)
+    assert data.classes == ("0", "1", "2")
+    assert [len(data.split(part)) for part in SPLITS] == [18, 6, 6]
+
+
+def test_npz_with_its_own_parts(tmp_path: Path) -> None:
+    split = np.array(["test", "train", "calibrate", "train"])
+    path = save(tmp_path / "x.npz", images=numbered(4), labels=np.zeros(4, int), split=split)
+    data = load_dataset(path, shape=SHAPE)
+    assert {part: data.split(part).tolist() for part in SPLITS} == {"train": [1, 3], "calibrate": [2], "test": [0]}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": numbered(4)}, "expected arrays 'images' and 'labels'"),
+        ({"images": numbered(4).astype(np.float32), "labels": np.zeros(4, int)}, "takes uint8 images"),
+        ({"images": numbered(4, (1, 7, 7)), "labels": np.zeros(4, int)}, r"shape \(N, 1, 6, 5\)"),
+        ({"images": numbered(4), "labels": np.zeros(3, int)}, r"\(3,\)"),
+        ({"images": numbered(4), "labels": np.zeros(4)}, "labels must be integers"),
+        ({"images": numbered(4), "labels": np.full(4, -1)}, "labels must be integers from 0"),
+    ],
+)
+def test_npz_of_another_form_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_dataset(save(tmp_path / "x.npz", **arrays), shape=SHAPE)
+
+
+def write_images(root: Path, count: int, *, mode: str = "L") -> None:
+    root.mkdir(parents=True)
+    for number in range(count):
+        Image.new(mode, (10, 12), number if mode == "L" else (number, 0, 0)).save(root / f"{number:03}.png")
+
+
+def test_class_folders_are_read_and_resized(tmp_path: Path) -> None:
+    write_images(tmp_path / "cat", 10)
+    write_images(tmp_path / "dog", 5, mode="RGB")
+    data = load_dataset(tmp_path, shape=SHAPE)
+    assert data.images.shape == (15, *SHAPE)
+    assert data.classes == ("cat", "dog")
+    assert data.labels.tolist() == [0] * 10 + [1] * 5
+    assert data.images[7, 0, 3, 3] == 7
+    colour = load_dataset(tmp_path, shape=(3, 6, 5))
+    assert colour.images[14, :, 2, 2].tolist() == [4, 0, 0]
+
+
+def test_class_folders_with_their_own_parts(tmp_path: Path) -> None:
+    for part, count in {"train": 3, "calibrate": 2, "test": 1}.items():
+        write_images(tmp_path / part / "cat", count)
+    data = load_dataset(tmp_path, shape=SHAPE)
+    assert [len(data.split(part)) for part in SPLITS] == [3, 2, 1]
+    assert data.classes == ("cat",)
+
+
+def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a folder"):
+        load_dataset(tmp_path / "nowhere", shape=SHAPE)
+    with pytest.raises(InputError, match="holds no images"):
+        load_dataset(tmp_path, shape=SHAPE)
+    write_images(tmp_path / "train" / "cat", 1)
+    with pytest.raises(InputError, match="not all of train, calibrate, test"):
+        load_dataset(tmp_path, shape=SHAPE)
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path / "cat", 2)
+    (tmp_path / "cat" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"bad\.png cannot be read as an image"):
+        load_dataset(tmp_path, shape=SHAPE)
+
+
+def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
+    data = small()
+    take = lambda **changed: list(  # noqa: E731
+        epoch_batches(data, **{"batch_size": 8, "crop_padding": 1, "seed": 0, "epoch": 0, **changed})
+    )
+    first = take()
+    assert len(first) == count_batches(data, 8) == 2
+    assert all(
+        np.array_equal(a, b) for one, two in zip(first, take(), strict=True) for a, b in zip(one, two, strict=True)
+    )
+    assert not np.array_equal(first[0][1], take(epoch=1)[0][1]) or not np.array_equal(first[0][0], take(epoch=1)[0][0])
+    seen = np.concatenate([labels for _, labels in first])
+    assert len(seen) == 16
+    with pytest.raises(UsageError, match="lower --train-batch-size"):
+        count_batches(data, 21)
+
+
+def test_augmentation_shifts_and_mirrors_and_does_nothing_else() -> None:
+    images = np.random.default_rng(0).integers(1, 255, (64, 1, 6, 5), dtype=np.uint8)
+    out = augment(images, 1, np.random.default_rng(1))
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    kinds = set()
+    for row in range(64):
+        found = [
+            (down, right, mirror)
+            for down in range(3)
+            for right in range(3)
+            for mirror in (1, -1)
+            if np.array_equal(out[row], padded[row, :, down : down + 6, right : right + 5][..., ::mirror])
+        ]
+        assert len(found) == 1
+        kinds.add(found[0])
+    assert len(kinds) > 9
