@@ -30,6 +30,7 @@ from artifacts.plans import (
 )
 from artifacts.runs import RunFolder, find_run
 from artifacts.store import (
+    MANIFEST,
     Artifact,
     Manifest,
     array_digest,
@@ -50,9 +51,9 @@ __all__ = [
     "BundleSpec", "Cut", "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec",
     "PlannedExit", "PredictedLatency", "StageSpec", "TensorSpec", "Trace",
     # folders and files
-    "BUNDLE_JSON", "EXIT_PLAN_JSON", "Artifact", "Manifest", "RunFolder", "array_digest", "canonical_json", "digest_of",
-    "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "new_artifact", "open_artifact", "open_model",
-    "read_json", "read_manifest", "save_arrays", "to_plain", "write_json", "write_model_spec",
+    "BUNDLE_JSON", "EXIT_PLAN_JSON", "MANIFEST", "Artifact", "Manifest", "RunFolder", "array_digest", "canonical_json",
+    "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "new_artifact", "open_artifact",
+    "open_model", "read_json", "read_manifest", "save_arrays", "to_plain", "write_json", "write_model_spec",
     # environment
     "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",
     # errors

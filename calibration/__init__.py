@@ -1,0 +1,48 @@
+"""Data, exit-head training, traces, task metrics. Importing this package loads neither torch nor onnx."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import MissingExtraError
+from calibration.data import Dataset, load_dataset
+from calibration.sources import load_run_data
+from calibration.tasks import Classification, Task, find_task
+
+if TYPE_CHECKING:
+    from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, trace_model, train_missing
+    from calibration.frozen import FrozenConfig
+    from calibration.joint import JointConfig
+
+_HOMES = {
+    "EngineChoice": "flow",
+    "FrozenConfig": "frozen",
+    "JointConfig": "joint",
+    "ensure_trace": "flow",
+    "retrain_jointly": "flow",
+    "trace_model": "flow",
+    "train_missing": "flow",
+}
+
+__all__ = [
+    # data
+    "Dataset", "load_dataset", "load_run_data",
+    # tasks
+    "Classification", "Task", "find_task",
+    # training and traces
+    "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "retrain_jointly", "trace_model", "train_missing",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'calibration' has no attribute '{name}'")
+    try:
+        return getattr(importlib.import_module(f"calibration.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if (Path(__file__).parent.parent / package).is_dir():
+            raise
+        raise MissingExtraError(package, "train") from error

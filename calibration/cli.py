@@ -1,0 +1,114 @@
+"""``python -m calibration resnet``: train heads where missing, collect traces."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import MissingExtraError, Trace, UsageError, find_run
+from artifacts.console import add_common_arguments, print_table, run_command
+
+if TYPE_CHECKING:
+    from calibration.frozen import FrozenConfig
+    from calibration.joint import JointConfig
+
+WAYS = ("missing", "joint")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m calibration",
+        description="Train exit heads where they are missing, and collect the trace that planning reads.",
+    )
+    parser.add_argument("name", nargs="?", help="the run in runs/, e.g. resnet (default: the only one)")
+    add_common_arguments(parser)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
+    parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--train", choices=WAYS, default="missing",
+        help="missing: heads that are not there, on the frozen backbone; "
+        "joint: backbone first, then all together with self-distillation (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--epochs", type=int, help="passes over the train part")
+    group.add_argument("--backbone-epochs", type=int, help="with joint: how many of them train the backbone alone")
+    group.add_argument("--train-batch-size", type=int, dest="batch_size", help="samples per training step")
+    group.add_argument("--learning-rate", type=float, help="peak of the schedule")
+    group.add_argument("--seed", type=int, help="decides order, augmentation and initialisation")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(calibrate, make_parser().parse_args(argv))
+
+
+def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Trains, traces, prints the table of exits and returns the result for ``--json``."""
+    flow = _load_flow()
+    run = find_run(arguments.run, name=arguments.name)
+    threads = check_threads(arguments.threads)
+    engine = flow.EngineChoice(backend=arguments.engine, threads=threads)
+    flow.ensure_model(run)
+    data = flow.load_run_data(run, arguments.data)
+    config = _config(arguments)
+    train = flow.retrain_jointly if arguments.train == "joint" else flow.train_missing
+    model = train(run, data, config, engine)
+    source = flow.source_name(data, arguments.data, run)
+    artifact, trace = flow.trace_model(run, model, data, engine, source=source)
+    exits = _summarise(trace)
+    rows = [[e["exit"], f"{e['metric']:.4f}", f"{e['agreement']:.4f}", f"{e['mean_confidence']:.4f}"] for e in exits]
+    print_table(
+        f"{trace.sample_count} samples of {data.name} (calibrate part) through {run.model}",
+        ["exit", "metric", "agrees with final", "mean confidence"],
+        rows,
+    )
+    return {
+        "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": data.name,
+        "samples": trace.sample_count, "exits": exits,
+    }  # fmt: skip
+
+
+def check_threads(threads: int | None) -> int:
+    """Returns the thread count that was asked for, or one per core."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads {threads}: expected at least 1")
+    return threads or os.cpu_count() or 1
+
+
+def _load_flow() -> Any:
+    try:
+        return importlib.import_module("calibration.flow")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise MissingExtraError(package, "train") from error
+
+
+def _config(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
+    from calibration.frozen import FrozenConfig
+    from calibration.joint import JointConfig
+
+    kind = JointConfig if arguments.train == "joint" else FrozenConfig
+    if arguments.backbone_epochs is not None and kind is FrozenConfig:
+        raise UsageError("--backbone-epochs goes with --train joint")
+    fields = {field.name for field in dataclasses.fields(kind)}
+    given = {name: value for name, value in vars(arguments).items() if name in fields and value is not None}
+    return kind(**given)
+
+
+def _summarise(trace: Trace) -> list[dict[str, Any]]:
+    return [
+        {
+            "exit": name,
+            "metric": float(trace.metric[row].mean(dtype=float)),
+            "agreement": float(trace.agreement[row].mean(dtype=float)),
+            "mean_confidence": float(trace.confidence[row].mean(dtype=float)),
+        }
+        for row, name in enumerate((*trace.exits, "final"))
+    ]

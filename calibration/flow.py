@@ -1,0 +1,163 @@
+"""From a model without exits to a trace: train what is missing, then send the calibrate part through everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts import (
+    Artifact,
+    GraphError,
+    Model,
+    RunFolder,
+    Trace,
+    digest_of,
+    is_current,
+    new_artifact,
+    open_artifact,
+    save_arrays,
+    to_plain,
+    write_json,
+)
+from artifacts.console import say
+from calibration.chain import ModelChain
+from calibration.checkpoints import History
+from calibration.data import SPLITS, Dataset
+from calibration.frozen import FrozenConfig, train_frozen
+from calibration.joint import JointConfig, measure_accuracy, train_joint
+from calibration.sources import class_count, load_run_data, source_name
+from calibration.traces import collect_trace
+from export import (
+    MultiExitNet,
+    Recipe,
+    add_heads,
+    build_missing_heads,
+    ensure_model,
+    publish_net,
+    rebuild_net,
+    save_weights,
+    write_recipe,
+)
+
+TRACE_ROWS = 64
+TRACE_NPZ = "trace.npz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """Which engines run segments and heads: backend and threads of each engine."""
+
+    backend: str
+    threads: int
+
+
+def ensure_trace(run: RunFolder, *, backend: str, threads: int, data: Path | None = None) -> tuple[Artifact, Trace]:
+    """Returns the run's trace of the calibrate part, making what is missing upstream and saying so.
+
+    Args:
+        run: the run's folder; without a model the ResNet family is exported.
+        backend: engine backend, e.g. ``onnxruntime``.
+        threads: of each engine.
+        data: ``--data``; ``None``: what the run used before, or Fashion-MNIST.
+    """
+    ensure_model(run)
+    dataset = load_run_data(run, data)
+    engine = EngineChoice(backend=backend, threads=threads)
+    model = train_missing(run, dataset, FrozenConfig(), engine)
+    return trace_model(run, model, dataset, engine, source=source_name(dataset, data, run))
+
+
+def trace_model(
+    run: RunFolder, model: Model, data: Dataset, engine: EngineChoice, *, source: str
+) -> tuple[Artifact, Trace]:
+    """Collects the trace of the calibrate part, or reuses it if model, data and backend are unchanged."""
+    inputs = {"model": model.digest, **data.digests()}
+    parameters = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
+    if not is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters):
+        say(f"collecting the trace of {len(data.split('calibrate'))} samples of {data.name} into {run.trace}")
+        with ModelChain(
+            model, run.engines, backend=engine.backend, threads=engine.threads, rows=TRACE_ROWS, with_heads=True
+        ) as chain:
+            trace = collect_trace(model, chain, data, "calibrate", rows=TRACE_ROWS)
+        with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters) as staging:
+            trace.save(staging / TRACE_NPZ)
+            save_arrays(staging / "indices.npz", {part: data.split(part) for part in SPLITS})
+    artifact = open_artifact(run.trace, kind="trace", remedy="python -m calibration")
+    return artifact, Trace.load(artifact.path(TRACE_NPZ))
+
+
+def train_missing(run: RunFolder, data: Dataset, config: FrozenConfig, engine: EngineChoice) -> Model:
+    """Trains exit heads on the frozen backbone wherever a candidate has none."""
+    model = ensure_model(run)
+    heads = build_missing_heads(model)
+    if not heads:
+        return model
+    if not model.spec.cuts:
+        raise GraphError(f"{run.model} was exported without segments. Export it again with --segments")
+    say(f"training {len(heads)} exit heads on the frozen backbone: {', '.join(heads)}")
+    torch.set_num_threads(engine.threads)
+    inputs = {"model": model.digest, **data.digests()}
+    with ModelChain(
+        model, run.engines, backend=engine.backend, threads=engine.threads, rows=config.batch_size, with_heads=False
+    ) as chain:
+        name = model.spec.full.inputs[0].name
+        history = train_frozen(heads, chain, name, data, config, run.training / "checkpoint", inputs=inputs)
+    parameters = {"mode": "frozen", **to_plain(config)}
+    trained = add_heads(model, heads, inputs={**inputs, "training": digest_of(parameters)})
+    with new_artifact(run.training / "result", kind="training", inputs=inputs, parameters=parameters) as staging:
+        write_json(staging / "history.json", history)
+    return trained
+
+
+def retrain_jointly(run: RunFolder, data: Dataset, config: JointConfig, engine: EngineChoice) -> Model:
+    """Trains backbone and exits of a torch family together, starting from the weights in the model folder.
+
+    The result is published twice: as the run's model, and with its recipe as ``training/weights``, whose safetensors
+    file ``python -m export --weights`` takes. A training that the model folder already holds is not repeated.
+    """
+    model = ensure_model(run)
+    parameters = {"mode": "joint", **to_plain(config), **data.digests()}
+    training = digest_of(parameters)
+    if model.artifact.manifest.inputs.get("training") == training:
+        say(f"{run.model} already holds this training")
+        return model
+    torch.set_num_threads(engine.threads)
+    net = rebuild_net(model)
+    say(f"training backbone and {len(net.cut_names)} exits of {model.spec.name} together for {config.epochs} epochs")
+    inputs = {"model": model.digest, **data.digests()}
+    history = train_joint(net, data, config, run.training / "checkpoint", inputs=inputs)
+    accuracy = measure_accuracy(net, data, "test")
+    say("accuracy on the test part: " + ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items()))
+    recipe = _recipe(model, data, config, history, accuracy)
+    with new_artifact(run.training / "weights", kind="weights", inputs=inputs, parameters=parameters) as staging:
+        _write_weights(staging, net, recipe)
+    return publish_net(model, net, inputs={**inputs, "training": training})
+
+
+def _write_weights(staging: Path, net: MultiExitNet, recipe: Recipe) -> None:
+    save_weights(staging / "weights.safetensors", net)
+    write_recipe(staging, recipe)
+
+
+def _recipe(
+    model: Model, data: Dataset, config: JointConfig, history: History, accuracy: Mapping[str, float]
+) -> Recipe:
+    settings: Mapping[str, Any] = model.spec.settings
+    return Recipe(
+        family=model.spec.family,
+        depth=settings["depth"],
+        classes=class_count(model),
+        input_shape=model.spec.full.inputs[0].row_shape,
+        every=settings["every"],
+        head=settings["head"],
+        mean=data.mean,
+        std=data.std,
+        dataset=data.name,
+        training=to_plain(config),
+        history=history,
+        test_metric=accuracy,
+    )
