@@ -33,6 +33,10 @@ class RunFolder:
         return self.root / "trace"
 
     @property
+    def itm(self) -> Path:
+        return self.root / "itm"
+
+    @property
     def plan(self) -> Path:
         return self.root / "plan"
 
