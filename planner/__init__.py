@@ -1,0 +1,54 @@
+"""Times engines, characterises the load, searches exits and thresholds, and ships the bundle.
+
+The pure parts (patterns, costs, evaluation, search) load numpy alone; what opens engines is fetched on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from planner.costs import ChainTimes, NetworkCosts, cover_costs, expect_times, record_times
+from planner.evaluate import NO_EXITS, ChosenExits, Outcome, PlanFigures, evaluate_exits, evaluate_oracle, evaluate_plan
+from planner.greedy import Considered, SearchResult, TailRule, plan_greedy
+from planner.grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
+from planner.patterns import (
+    BatchingPatternMatrix,
+    binomial_pmf,
+    count_survivors,
+    draw_patterns,
+    survivor_transition,
+)
+
+if TYPE_CHECKING:
+    from planner.bundle import MergedStage, assemble_bundle, merge_stages
+    from planner.commit import Commitment, commit_plan
+    from planner.timing import TimedGraph, TimingConfig, ensure_itm, time_graphs
+
+_HOMES = {
+    "bundle": ("MergedStage", "assemble_bundle", "merge_stages"),
+    "commit": ("Commitment", "commit_plan"),
+    "timing": ("TimedGraph", "TimingConfig", "ensure_itm", "time_graphs"),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    # the load
+    "BatchingPatternMatrix", "binomial_pmf", "count_survivors", "draw_patterns", "survivor_transition",
+    # the cost
+    "ChainTimes", "NetworkCosts", "cover_costs", "expect_times", "record_times",
+    # a choice of exits on a trace
+    "NO_EXITS", "ChosenExits", "Outcome", "PlanFigures", "evaluate_exits", "evaluate_oracle", "evaluate_plan",
+    # the search
+    "Considered", "KeptGrids", "SearchResult", "TailRule", "ThresholdGrid", "evaluate_grid", "plan_greedy",
+    "threshold_grid",
+    # engines: timing, bundles, measuring the best plans
+    "Commitment", "MergedStage", "TimedGraph", "TimingConfig", "assemble_bundle", "commit_plan", "ensure_itm",
+    "merge_stages", "time_graphs",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'planner' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"planner.{_MODULES[name]}"), name)

@@ -1,0 +1,197 @@
+"""What a plan costs: from measured engine times to the expected latency of a query.
+
+Theory. A plan with exits ``1..K`` has ``K + 1`` stages. Stage ``j`` runs over the ``N_(j-1)`` rows that survived the
+exits before it (``N_0 = B``) and takes ``c_j(N_(j-1))`` milliseconds, ``c_j(0) = 0``. Every row that enters a stage
+waits for all of it, so for one batch
+
+    sum of all query latencies = sum_j N_(j-1) * c_j(N_(j-1)),        batch time = sum_j c_j(N_(j-1)).
+
+Batches drawn at random have N_k ~ Binomial(B, s_k) (see ``planner.patterns``), and by the size-biasing identity
+E[N c(N)] = B s E[c(1 + Binomial(B - 1, s))] the expected mean latency is
+
+    E[mean] = (1/B) sum_j E[N_(j-1) c_j(N_(j-1))] = sum_j s_(j-1) t_j,      t_j = E[c_j(1 + Binomial(B - 1, s_(j-1)))],
+
+where ``t_j`` is the time of stage ``j`` as a query sees it that takes part in it; a query that leaves at exit ``k``
+waits ``t_1 + .. + t_k`` in the mean, its *arrival time*. All of this is exact: no Monte Carlo, no smoothing of
+``c_j``.
+
+``c_j`` comes from the inference time matrix. Where the stage itself was timed, that row is it. Before that, a stage
+is the sum of its segments, its head and the gather behind it, less what merging saves: separate engines pay a start
+each and hand their tensors over through memory. The ``J = number of cuts`` joints of the whole network save
+
+    sum of all segments + final head - full
+
+together, and each joint is credited with an equal part, so that the stage without exits costs exactly what the full
+network was measured to take. A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
+cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from artifacts import InferenceTimeMatrix, UsageError, unknown_name
+from planner.patterns import binomial_pmf
+
+FULL = "full"
+FINAL_HEAD = "final_head"
+
+
+def segment_row(index: int) -> str:
+    """Returns the matrix row of a segment."""
+    return f"segment_{index:02d}"
+
+
+def head_row(cut: str) -> str:
+    """Returns the matrix row of an exit head."""
+    return f"exit_{cut}"
+
+
+def gather_row(cut: str) -> str:
+    """Returns the matrix row of the gather behind an exit."""
+    return f"gather_{cut}"
+
+
+def stage_row(index: int) -> str:
+    """Returns the matrix row of a merged stage."""
+    return f"stage_{index:02d}"
+
+
+def cover_costs(row_ms: Sequence[float], itm: InferenceTimeMatrix, *, batch_size: int) -> np.ndarray:
+    """Returns the cost of 0..batch_size rows: (B + 1,) float64 milliseconds, as the runtime would run them."""
+    from engines import plan_covers
+
+    measured = dict(zip(itm.batch_sizes, row_ms, strict=True))
+    covers = plan_covers(measured, largest=batch_size, fixed=itm.fixed)
+    return np.array([covers.cost_ms[n] for n in range(batch_size + 1)], np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class NetworkCosts:
+    """Prices the stages of any choice of exits; each stage is worked out once.
+
+    Attributes:
+        itm: rows for all segments, exit heads and gathers, ``final_head`` and ``full``.
+        cuts: every cut of the network in order, the last one too.
+        batch_size: the largest batch that enters the network.
+    """
+
+    itm: InferenceTimeMatrix
+    cuts: tuple[str, ...]
+    batch_size: int
+    _priced: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= self.itm.batch_sizes[-1]:
+            raise UsageError(
+                f"--batch-size {self.batch_size}: engines were timed for 1 to {self.itm.batch_sizes[-1]} rows; "
+                "time them again with --batch-sizes"
+            )
+
+    @property
+    def full_ms(self) -> float:
+        """The whole network at the full batch."""
+        return float(self.stage_cost(None, None)[self.batch_size])
+
+    def stage_cost(self, after: str | None, until: str | None) -> np.ndarray:
+        """Returns the cost of a stage for 0..B rows: (B + 1,) float64 milliseconds, read-only.
+
+        Args:
+            after: the exit behind which it starts; ``None`` for the network's input.
+            until: the exit that ends it; ``None`` for the final head.
+        """
+        start = 0 if after is None else self._position(after) + 1
+        stop = len(self.cuts) if until is None else self._position(until) + 1
+        if start >= stop and self.cuts:
+            raise UsageError(f"exits must follow the data flow: '{until}' does not come after '{after}'")
+        key = (start, -1 if until is None else stop)
+        if key not in self._priced:
+            cost = cover_costs(tuple(self._stage_row(start, stop, until)), self.itm, batch_size=self.batch_size)
+            cost.setflags(write=False)
+            self._priced[key] = cost
+        return self._priced[key]
+
+    def plan_costs(self, exits: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """Returns the cost of every stage of a plan with these exits; ``len(exits) + 1`` arrays."""
+        bounds = [None, *exits, None]
+        return tuple(self.stage_cost(after, until) for after, until in itertools.pairwise(bounds))
+
+    def _position(self, cut: str) -> int:
+        if cut not in self.cuts:
+            raise unknown_name("cut", cut, self.cuts)
+        return self.cuts.index(cut)
+
+    def _stage_row(self, start: int, stop: int, until: str | None) -> np.ndarray:
+        if until is None and start == 0:
+            return self._row(FULL)
+        total = sum((self._row(segment_row(i)) for i in range(start, stop)), np.zeros(len(self.itm.batch_sizes)))
+        total = total + self._row(FINAL_HEAD if until is None else head_row(until))
+        total = total - (stop - start) * self._joint_ms()
+        if until is not None:
+            total = total + self._row(gather_row(until))
+        row: np.ndarray = np.maximum(total, 0.0)
+        return row
+
+    def _joint_ms(self) -> np.ndarray:
+        parts = [self._row(segment_row(i)) for i in range(len(self.cuts))] + [self._row(FINAL_HEAD)]
+        saved: np.ndarray = (np.sum(parts, axis=0) - self._row(FULL)) / len(self.cuts)
+        return saved
+
+    def _row(self, name: str) -> np.ndarray:
+        return np.array(self.itm.row_ms(name), np.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainTimes:
+    """Expected times of a batch in milliseconds.
+
+    Attributes:
+        mean_ms: of the mean query.
+        batch_ms: until the last answer.
+        arrival_ms: per exit and last the final head: the mean of the queries that leave there.
+    """
+
+    mean_ms: float
+    batch_ms: float
+    arrival_ms: tuple[float, ...]
+
+
+def expect_times(costs: Sequence[np.ndarray], survival: Sequence[float]) -> ChainTimes:
+    """Returns the expected times of batches drawn at random.
+
+    Args:
+        costs: per stage (B + 1,) milliseconds for 0..B rows.
+        survival: per stage the share of all samples that enter it; starts with 1 and never rises.
+    """
+    table = np.stack(costs)
+    share = np.asarray(survival, np.float64)
+    batch_size = table.shape[1] - 1
+    batch = (binomial_pmf(batch_size, share) * table).sum(axis=1)
+    seen = (binomial_pmf(batch_size - 1, share) * table[:, 1:]).sum(axis=1)
+    return ChainTimes(
+        mean_ms=float(share @ seen), batch_ms=float(batch.sum()), arrival_ms=tuple(np.cumsum(seen).tolist())
+    )
+
+
+def record_times(costs: Sequence[np.ndarray], survivors: np.ndarray) -> ChainTimes:
+    """Returns the times of given batches: ``expect_times`` with the trace's own batches instead of random ones.
+
+    Args:
+        costs: per stage (B + 1,) milliseconds for 0..B rows; K + 1 stages.
+        survivors: (batches, K) rows that go on past each exit, as from ``patterns.count_survivors``.
+    """
+    batch_size = len(costs[0]) - 1
+    entering = np.concatenate([np.full((len(survivors), 1), batch_size), survivors], axis=1)
+    spent = np.stack([cost[entering[:, j]] for j, cost in enumerate(costs)], axis=1)
+    leaving = entering - np.concatenate([survivors, np.zeros((len(survivors), 1), np.int64)], axis=1)
+    done, gone = np.cumsum(spent, axis=1), leaving.sum(axis=0)
+    waited = (leaving * done).sum(axis=0)
+    arrival = np.where(gone > 0, waited / np.maximum(gone, 1), done.mean(axis=0))
+    return ChainTimes(
+        mean_ms=float(waited.sum() / (batch_size * len(survivors))),
+        batch_ms=float(spent.sum(axis=1).mean()),
+        arrival_ms=tuple(arrival.tolist()),
+    )

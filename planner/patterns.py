@@ -1,0 +1,140 @@
+"""The batching pattern matrix (BPM): how many rows of a batch go on past an exit.
+
+Theory. Under a plan, the exit of a sample is a deterministic function of its confidences: the first planned exit
+whose confidence is at least its threshold (compared in float32, as the runtime does). Let ``s_k`` be the share of
+samples that survive past exit ``k``. In a batch of ``B`` queries drawn at random each survives independently with
+probability ``s_k``, so the number of survivors is exactly
+
+    N_k ~ Binomial(B, s_k)                              and, since survivors of exit k survived exit k - 1,
+    N_k | N_(k-1) ~ Binomial(N_(k-1), s_k / s_(k-1)).
+
+The PAME paper (ICS'22) draws its matrix as a histogram of batches; a histogram of the trace's own batches in their
+order is kept beside the exact one as ``recorded``, because queries that arrive together may resemble each other.
+
+Probabilities come from logarithms of factorials, so that nothing overflows at any batch size in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from artifacts import CorruptArtifactError, InputError, load_arrays, save_arrays
+
+_ARRAYS = ("thresholds", "probability", "recorded")
+
+
+def binomial_pmf(trials: int, share: ArrayLike) -> np.ndarray:
+    """Returns P(Binomial(trials, share) = k) for k = 0..trials: shape (..., trials + 1) for shares of shape (...).
+
+    Raises:
+        InputError: a share lies outside [0, 1], or ``trials`` is negative.
+    """
+    p = np.asarray(share, np.float64)[..., None]
+    if trials < 0 or not ((p >= 0) & (p <= 1)).all():
+        raise InputError(f"binomial distribution of {trials} trials: shares must lie within [0, 1], got {p[..., 0]}")
+    k = np.arange(trials + 1, dtype=np.float64)
+    factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1, dtype=np.float64)))])
+    choose = factorial[trials] - factorial - factorial[::-1]
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 * log(0) is 0 here
+        hits = np.where(k == 0, 0.0, k * np.log(p))
+        misses = np.where(k == trials, 0.0, (trials - k) * np.log1p(-p))
+    pmf: np.ndarray = np.exp(choose + hits + misses)
+    return pmf
+
+
+def survivor_transition(batch_size: int, share: float) -> np.ndarray:
+    """Returns the chain's step from one exit to the next: (B + 1, B + 1), row n holds P(Binomial(n, share) = m).
+
+    Args:
+        batch_size: B.
+        share: the share of the rows that arrive which go on, ``s_k / s_(k-1)``.
+    """
+    step = np.zeros((batch_size + 1, batch_size + 1))
+    for count in range(batch_size + 1):
+        step[count, : count + 1] = binomial_pmf(count, share)
+    return step
+
+
+def count_survivors(leaves_at: np.ndarray, *, exit_count: int, batch_size: int) -> np.ndarray:
+    """Returns the survivors of the trace's own batches in order: (batches, exit_count) int64.
+
+    Args:
+        leaves_at: (N,) the position of the exit where each sample leaves; ``exit_count`` for the final head.
+        exit_count: how many exits there are before the final head.
+        batch_size: rows per batch; the last batch is filled up from the start of the trace.
+    """
+    batches = -(-len(leaves_at) // batch_size)
+    batched = np.resize(leaves_at, (batches, batch_size))
+    survivors: np.ndarray = (batched[:, :, None] > np.arange(exit_count)).sum(axis=1)
+    return survivors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchingPatternMatrix:
+    """Exit x survivor count -> probability.
+
+    Attributes:
+        exits: names, one per row; K of them.
+        batch_size: B, the rows that enter the network together.
+        thresholds: (K,) float64, what each row was drawn for.
+        probability: (K, B + 1) float64, batches drawn at random.
+        recorded: (K, B + 1) float64, shares of the trace's own batches in order.
+    """
+
+    exits: tuple[str, ...]
+    batch_size: int
+    thresholds: np.ndarray
+    probability: np.ndarray
+    recorded: np.ndarray
+
+    def __post_init__(self) -> None:
+        shape = (len(self.exits), self.batch_size + 1)
+        if self.probability.shape != shape or self.recorded.shape != shape or self.thresholds.shape != shape[:1]:
+            raise InputError(f"batching pattern matrix: expected shape {shape}, got {self.probability.shape}")
+
+    def save(self, path: Path) -> None:
+        """Writes an ``.npz``."""
+        arrays: Mapping[str, np.ndarray] = {name: getattr(self, name) for name in _ARRAYS}
+        save_arrays(path, {"exits": np.array(self.exits, np.str_), "batch_size": np.array(self.batch_size), **arrays})
+
+    @classmethod
+    def load(cls, path: Path) -> BatchingPatternMatrix:
+        """Reads what ``save`` wrote.
+
+        Raises:
+            CorruptArtifactError: an array is missing.
+            InputError: the shapes do not belong together.
+        """
+        arrays = load_arrays(path)
+        missing = sorted({"exits", "batch_size", *_ARRAYS} - set(arrays))
+        if missing:
+            raise CorruptArtifactError(f"{path} lacks the arrays {missing}; run the planner again")
+        named = {name: arrays[name] for name in _ARRAYS}
+        return cls(exits=tuple(map(str, arrays["exits"])), batch_size=int(arrays["batch_size"]), **named)
+
+
+def draw_patterns(
+    leaves: np.ndarray, *, exits: tuple[str, ...], thresholds: np.ndarray, batch_size: int
+) -> BatchingPatternMatrix:
+    """Makes the matrix of some exits, each taken by itself.
+
+    Args:
+        leaves: (K, N) bool: does the sample leave at this exit?
+        exits: K names.
+        thresholds: (K,) what ``leaves`` was decided with, for the record.
+        batch_size: B.
+    """
+    share = 1 - leaves.mean(axis=1)
+    recorded = np.zeros((len(exits), batch_size + 1))
+    for row, leaving in enumerate(leaves):
+        survivors = count_survivors(1 - leaving.astype(np.int64), exit_count=1, batch_size=batch_size)[:, 0]
+        recorded[row] = np.bincount(survivors, minlength=batch_size + 1) / len(survivors)
+    return BatchingPatternMatrix(
+        exits=exits, batch_size=batch_size, thresholds=np.asarray(thresholds, np.float64),
+        probability=binomial_pmf(batch_size, share), recorded=recorded,
+    )  # fmt: skip

@@ -1,0 +1,275 @@
+"""Measures the inference time matrix (ITM): the very engines that ship, over the batch sizes that may occur.
+
+Every row is timed at every batch size once per round (A B C .. A B C ..), so that a slow moment of the machine falls upon
+all rows alike instead of spoiling one; the median over the rounds stands, the interquartile range says how sure it is.
+Rounds stop early when the time budget is spent, but never before the third.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import (
+    Artifact,
+    EngineError,
+    GraphSpec,
+    InferenceTimeMatrix,
+    Model,
+    RunFolder,
+    TensorSpec,
+    UsageError,
+    environment_fingerprint,
+    is_current,
+    new_artifact,
+    open_artifact,
+    read_json,
+    to_plain,
+    write_json,
+)
+from artifacts.console import track
+from engines import Engine, HostDevice, ensure_engine, open_engine
+from planner.costs import gather_row
+
+ITM_JSON = "itm.json"
+DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
+_MIN_ROUNDS = 3
+
+Call = Callable[[], object]
+Clock = Callable[[], float]
+
+
+def batch_sizes_up_to(batch_size: int) -> tuple[int, ...]:
+    """Returns the batch sizes to time: the usual ones below ``batch_size``, then in steps of half an octave, then it."""
+    sizes = list(DEFAULT_SIZES)
+    while sizes[-1] < batch_size:
+        sizes.append(sizes[-2] * 2)
+    return (*(size for size in sizes if size < batch_size), batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingConfig:
+    """How to time.
+
+    Attributes:
+        batch_sizes: ascending; the last is the largest batch that enters the network.
+        rounds: how often each row is timed at each batch size.
+        warm_up: untimed runs before.
+        budget_s: rounds stop when this much time is spent, after the third at the earliest.
+    """
+
+    batch_sizes: tuple[int, ...] = DEFAULT_SIZES
+    rounds: int = 20
+    warm_up: int = 2
+    budget_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_sizes
+        if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+            raise UsageError(f"--batch-sizes {','.join(map(str, sizes))}: expected ascending numbers from 1")
+        if self.rounds < 1 or self.warm_up < 0 or not self.budget_s > 0:
+            raise UsageError(
+                f"--rounds {self.rounds} --time-budget {self.budget_s}: expected at least one round and some seconds"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """What ``time_calls`` found: name -> seconds (rounds,) per call, and how many rounds there were."""
+
+    seconds: Mapping[tuple[str, int], tuple[float, ...]]
+    rounds: int
+
+
+def time_calls(calls: Mapping[tuple[str, int], Call], config: TimingConfig, *, clock: Clock) -> Timings:
+    """Times calls in interleaved rounds.
+
+    Args:
+        calls: (row, batch size) -> what to run.
+        config: rounds, warm-up and budget.
+        clock: seconds, e.g. ``time.perf_counter``.
+    """
+    for call in calls.values():
+        for _ in range(config.warm_up):
+            call()
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
+    began, done = clock(), 0
+    for _ in track(range(config.rounds), description="timing engines", total=config.rounds):
+        if done >= _MIN_ROUNDS and clock() - began > config.budget_s:
+            break
+        for key, call in calls.items():
+            start = clock()
+            call()
+            seconds[key].append(clock() - start)
+        done += 1
+    return Timings(seconds={key: tuple(values) for key, values in seconds.items()}, rounds=done)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedGraph:
+    """A graph to time.
+
+    Attributes:
+        row: its name in the matrix.
+        onnx: its file.
+        graph: its interface.
+        gather: the exit behind it, when rows may leave there: adds the row ``gather_<gather>``.
+        carried: the tensors that survivors take along.
+    """
+
+    row: str
+    onnx: Path
+    graph: GraphSpec
+    gather: str | None = None
+    carried: tuple[TensorSpec, ...] = ()
+
+
+def model_graphs(model: Model) -> tuple[TimedGraph, ...]:
+    """Returns everything of a model that the planner prices, in the order of the data flow."""
+    spec = model.spec
+    graphs = [TimedGraph(row=graph.name, onnx=model.path(graph), graph=graph) for graph in spec.segments]
+    for cut in spec.candidates:
+        head = spec.heads[cut.name]
+        graphs.append(
+            TimedGraph(row=head.name, onnx=model.path(head), graph=head, gather=cut.name, carried=cut.tensors)
+        )
+    last = [spec.full] if spec.final_head is None else [spec.final_head, spec.full]
+    graphs += [TimedGraph(row=graph.name, onnx=model.path(graph), graph=graph) for graph in last]
+    return tuple(graphs)
+
+
+def time_graphs(
+    graphs: Sequence[TimedGraph], cache: Path, config: TimingConfig,
+    *, backend: str, threads: int, clock: Clock = time.perf_counter,
+) -> InferenceTimeMatrix:  # fmt: skip
+    """Builds the engines of some graphs where the cache lacks them, and times them together.
+
+    Args:
+        graphs: in the order of the data flow, so that every engine reads what the one before it wrote.
+        cache: folder of compiled engines.
+        config: how to time.
+        backend: e.g. ``onnxruntime``.
+        threads: of each engine.
+        clock: seconds.
+
+    Returns:
+        One row per graph and gather; the environment also holds ``timing_rounds``, the rounds that were run.
+    """
+    largest = config.batch_sizes[-1]
+    with ExitStack() as stack:
+        device = HostDevice()
+        stack.callback(device.close)
+        bench = _Bench(device, largest)
+        engines = []
+        for timed in track(graphs, description="opening engines", total=len(graphs)):
+            folder = ensure_engine(timed.onnx, timed.graph, cache, backend=backend, max_batch_size=largest)
+            engine = open_engine(folder, timed.graph, threads=threads)
+            stack.callback(engine.close)
+            engines.append(engine)
+        sizes = _common_sizes(engines, config.batch_sizes)
+        calls = {
+            (row, size): call
+            for size in reversed(sizes)  # the largest first: its warm-up fills all rows of the buffers
+            for timed, engine in zip(graphs, engines, strict=True)
+            for row, call in bench.calls(timed, engine, size)
+        }
+        timings = time_calls(calls, config, clock=clock)
+        key = engines[0].key
+    return _matrix(timings, sizes, backend=f"{key.backend} {key.backend_version}", threads=threads,
+                   fixed=bool(key.batch_sizes))  # fmt: skip
+
+
+def _common_sizes(engines: Sequence[Engine], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    sizes = {engine.key.batch_sizes or wanted for engine in engines}
+    if len(sizes) != 1:
+        raise EngineError(f"the engines to time were built for different batch sizes: {sorted(sizes)}; build them anew")
+    return sizes.pop()
+
+
+class _Bench:
+    """The buffers that all timed engines share, by tensor; inputs of the network hold seeded noise."""
+
+    def __init__(self, device: HostDevice, rows: int) -> None:
+        self._device = device
+        self._rows = rows
+        self._random = np.random.default_rng(0)
+        self._buffers: dict[TensorSpec, Any] = {}
+
+    def calls(self, timed: TimedGraph, engine: Engine, size: int) -> Iterator[tuple[str, Call]]:
+        """Yields the rows of one graph at one batch size with what to run."""
+        specs = (*timed.graph.inputs, *timed.graph.outputs)
+        yield timed.row, engine.bind({spec.name: self._buffer(spec)[:size] for spec in specs})
+        if timed.gather is not None:
+            answers = [self._buffer(timed.graph.output(name))[:size] for name in timed.graph.answers]
+            carried = [self._buffer(spec)[:size] for spec in timed.carried]
+            half = self._half_leave()[:size]
+            yield (
+                gather_row(timed.gather),
+                lambda: self._device.split_rows(size, confidence=half, threshold=0.5, answers=answers, carried=carried),
+            )
+
+    def _buffer(self, spec: TensorSpec) -> Any:
+        if spec not in self._buffers:
+            buffer = self._device.allocate(spec, self._rows)
+            if np.issubdtype(np.dtype(spec.dtype), np.floating):
+                noise = self._random.standard_normal((self._rows, *spec.row_shape), np.float32)
+                self._device.upload(noise.astype(spec.dtype), buffer)
+            self._buffers[spec] = buffer
+        return self._buffers[spec]
+
+    def _half_leave(self) -> Any:
+        spec = TensorSpec(name="every second row leaves", dtype="float32", row_shape=())
+        if spec not in self._buffers:
+            self._buffers[spec] = self._device.allocate(spec, self._rows)
+            self._device.upload((np.arange(self._rows) % 2 == 0).astype(np.float32), self._buffers[spec])
+        return self._buffers[spec]
+
+
+def _matrix(
+    timings: Timings, sizes: tuple[int, ...], *, backend: str, threads: int, fixed: bool
+) -> InferenceTimeMatrix:
+    rows = dict.fromkeys(row for row, _ in timings.seconds)
+    quartiles = {key: np.percentile(values, (25, 50, 75)) * 1e3 for key, values in timings.seconds.items()}
+    return InferenceTimeMatrix(
+        backend=backend, threads=threads, batch_sizes=sizes, fixed=fixed,
+        median_ms={row: tuple(float(quartiles[row, size][1]) for size in sizes) for row in rows},
+        spread_ms={row: tuple(float(quartiles[row, size][2] - quartiles[row, size][0]) for size in sizes) for row in rows},
+        environment={**environment_fingerprint(), "timing_rounds": str(timings.rounds)},
+    )  # fmt: skip
+
+
+def ensure_itm(
+    run: RunFolder, model: Model, config: TimingConfig, *, backend: str, threads: int,
+    clock: Clock = time.perf_counter, on_work: Callable[[str], None] = lambda message: None,
+) -> tuple[Artifact, InferenceTimeMatrix]:  # fmt: skip
+    """Returns the run's matrix, timing the engines first where model, settings or machine are not those of the last time.
+
+    Args:
+        run: holds ``itm/`` and the engine cache.
+        model: what to time.
+        config: how.
+        backend: e.g. ``onnxruntime``.
+        threads: of each engine.
+        clock: seconds.
+        on_work: is told in words when something is timed.
+    """
+    inputs = {"model": model.digest}
+    parameters = {
+        "backend": backend, "threads": threads, "timing": to_plain(config), "environment": environment_fingerprint(),
+    }  # fmt: skip
+    remedy = "python -m planner --tolerance 0.01"
+    if not is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters):
+        graphs = model_graphs(model)
+        on_work(f"timing {len(graphs)} engines of {model.spec.name} at {len(config.batch_sizes)} batch sizes")
+        itm = time_graphs(graphs, run.engines, config, backend=backend, threads=threads, clock=clock)
+        on_work(f"timed in {itm.environment['timing_rounds']} rounds")
+        with new_artifact(run.itm, kind="itm", inputs=inputs, parameters=parameters) as staging:
+            write_json(staging / ITM_JSON, itm)
+    artifact = open_artifact(run.itm, kind="itm", remedy=remedy)
+    return artifact, read_json(artifact.path(ITM_JSON), InferenceTimeMatrix)
