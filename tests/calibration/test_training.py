@@ -1,0 +1,122 @@
+"""Training: it learns, it leaves the frozen alone, and an interrupted one continues as if nothing had happened."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from artifacts import UsageError
+from calibration.data import Dataset, make_dataset, split_indices
+from calibration.joint import JointConfig, measure_accuracy, train_joint
+from export.multi_exit import MultiExitNet, attach_heads
+from export.resnet import ResNet, ResNetConfig
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def bars() -> Dataset:
+    """Upright against lying bars in noise: easy, but not linear in the pixels."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 320)
+    images = random.integers(0, 60, (320, *SHAPE)).astype(np.uint8)
+    for row, label in enumerate(labels):
+        place = random.integers(1, 7)
+        if label:
+            images[row, 0, place, :] = 255
+        else:
+            images[row, 0, :, place] = 255
+    splits = split_indices(labels, {"train": 0.6, "calibrate": 0.2, "test": 0.2}, seed=0)
+    return make_dataset("bars", images, labels, ("upright", "lying"), splits)
+
+
+def make_net() -> MultiExitNet:
+    torch.manual_seed(0)
+    backbone = ResNet(ResNetConfig(depth=20, classes=2, input_shape=SHAPE))
+    return attach_heads(backbone, SHAPE, classes=2, kind="complex", every=3)
+
+
+CONFIG = JointConfig(epochs=3, backbone_epochs=1, batch_size=32, learning_rate=0.05, crop_padding=0)
+
+
+def test_joint_training_teaches_every_exit(bars: Dataset, tmp_path: Path) -> None:
+    net = make_net()
+    history = train_joint(net, bars, dataclasses.replace(CONFIG, epochs=7), tmp_path / "checkpoint", inputs={})
+    assert [entry["phase"] for entry in history] == ["backbone", *["joint"] * 6]
+    accuracy = measure_accuracy(net, bars, "test")
+    assert set(accuracy) == {*net.cut_names, "final"}
+    assert min(accuracy.values()) > 0.9, accuracy
+
+
+def test_the_first_phase_leaves_the_heads_alone(bars: Dataset, tmp_path: Path) -> None:
+    net, untrained = make_net(), make_net()
+    one = JointConfig(epochs=2, backbone_epochs=1, batch_size=32, crop_padding=0)
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calibration.joint.save_checkpoint", stop)
+        with pytest.raises(Stop):
+            train_joint(net, bars, one, tmp_path / "checkpoint", inputs={})
+    for now, before in zip(net.heads.parameters(), untrained.heads.parameters(), strict=True):
+        assert torch.equal(now, before)
+    assert not torch.equal(net.backbone.conv1.weight, untrained.backbone.conv1.weight)
+
+
+def test_an_interrupted_training_continues_to_the_same_end(bars: Dataset, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    whole = make_net()
+    history = train_joint(whole, bars, CONFIG, tmp_path / "whole", inputs={"data": "1"})
+
+    class Killed(Exception):
+        pass
+
+    def save_then_die(*args: object, **kwargs: object) -> None:
+        from calibration.checkpoints import save_checkpoint
+
+        save_checkpoint(*args, **kwargs)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calibration.joint.save_checkpoint", save_then_die)
+        for _ in range(CONFIG.epochs):
+            with pytest.raises(Killed):
+                train_joint(make_net(), bars, CONFIG, tmp_path / "pieces", inputs={"data": "1"})
+    pieces = make_net()
+    again = train_joint(pieces, bars, CONFIG, tmp_path / "pieces", inputs={"data": "1"})
+    assert [entry["accuracy"] for entry in again] == [entry["accuracy"] for entry in history]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, pieces.state_dict()[name]), name
+
+
+def test_another_training_does_not_continue_this_one(bars: Dataset, tmp_path: Path) -> None:
+    short = JointConfig(epochs=1, backbone_epochs=0, batch_size=32, crop_padding=0)
+    train_joint(make_net(), bars, short, tmp_path / "checkpoint", inputs={"data": "1"})
+    from calibration.checkpoints import resume_checkpoint
+
+    net = make_net()
+    optimiser = torch.optim.SGD(net.parameters(), 0.1)
+    before = net.backbone.conv1.weight.clone()
+    assert resume_checkpoint(tmp_path / "checkpoint", net, optimiser, inputs={"data": "2"}, parameters={}) == ()
+    assert torch.equal(net.backbone.conv1.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 2, "backbone_epochs": 2}, "at least one epoch must train the exits"),
+        ({"backbone_epochs": -1}, "--backbone-epochs -1"),
+        ({"batch_size": 1}, "at least 2"),
+    ],
+)
+def test_settings_that_cannot_be(changed: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        JointConfig(**changed)
