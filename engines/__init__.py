@@ -1,0 +1,31 @@
+"""Engines: compiled graphs, the devices they run on, and the sets that cover any number of rows.
+
+The only room that knows a backend. Importing it loads none: a backend is loaded by the call that needs it.
+"""
+
+from engines.building import build_engine, builder
+from engines.cache import CachedEngine, ensure_engine, list_engines
+from engines.covers import Covers, Run, plan_covers
+from engines.engine_set import EngineSet
+from engines.fake import FakeEngine
+from engines.host import HostDevice
+from engines.keys import BACKENDS, DEFAULT_BACKEND
+from engines.onnx_facts import read_onnx_facts
+from engines.opening import open_engine
+from engines.probe import GraphRunner, run_graph
+from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
+
+__all__ = [
+    # seams
+    "Buffer", "Departure", "Device", "Engine", "EngineBuilder", "Execution",
+    # backends
+    "BACKENDS", "DEFAULT_BACKEND", "build_engine", "builder", "open_engine",
+    # cache
+    "CachedEngine", "ensure_engine", "list_engines",
+    # covers
+    "Covers", "EngineSet", "Run", "plan_covers",
+    # host and fake
+    "FakeEngine", "HostDevice",
+    # any ONNX graph
+    "GraphRunner", "read_onnx_facts", "run_graph",
+]  # fmt: skip

@@ -1,7 +1,8 @@
 """The two seams of this room: ``Engine`` (a compiled graph) and ``Device`` (where its buffers live).
 
 A *buffer* is an array on the device with the batch as leading axis: ``numpy.ndarray`` on the host, a device array on a
-GPU. Everybody but the device treats it as opaque, apart from ``buffer[start:stop]``, which is a view of some rows.
+GPU. Everybody but the device treats it as opaque, apart from ``len(buffer)``, its rows, and ``buffer[start:stop]``,
+which is a view of some of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""What every engine checks before it binds buffers, whatever the backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from artifacts import EngineError, EngineKey, GraphSpec
+
+
+def check_host_buffers(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object]) -> int:
+    """Checks host buffers against the interface of a graph.
+
+    Returns:
+        Their common number of rows.
+
+    Raises:
+        EngineError: a name is missing or unknown, a buffer is no contiguous array of the right dtype and row shape,
+            an output is read-only, the numbers of rows differ, or the engine takes no such batch size.
+    """
+    specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+    if set(specs) != set(buffers):
+        raise EngineError(
+            f"{graph.name}: cannot bind, missing buffers {sorted(set(specs) - set(buffers))}, "
+            f"unknown buffers {sorted(set(buffers) - set(specs))}; bind exactly the graph's inputs and outputs"
+        )
+    outputs = {spec.name for spec in graph.outputs}
+    rows: dict[str, int] = {}
+    for name, spec in specs.items():
+        array, where = buffers[name], f"{graph.name}: buffer '{name}'"
+        if not isinstance(array, np.ndarray) or array.ndim < 1:
+            raise EngineError(f"{where} is a {type(array).__name__}, expected a numpy array with the batch in front")
+        if array.dtype != np.dtype(spec.dtype) or array.shape[1:] != spec.row_shape:
+            raise EngineError(
+                f"{where} has dtype {array.dtype} and rows of {array.shape[1:]}, "
+                f"expected {spec.dtype} and {spec.row_shape}"
+            )
+        if not array.flags.c_contiguous:
+            raise EngineError(f"{where} is not contiguous; bind leading rows of a buffer from Device.allocate")
+        if name in outputs and not array.flags.writeable:
+            raise EngineError(f"{where} is read-only but the engine writes it; bind a buffer from Device.allocate")
+        rows[name] = len(array)
+    if len(set(rows.values())) != 1:
+        raise EngineError(f"{graph.name}: buffers differ in their number of rows: {rows}")
+    count = next(iter(rows.values()))
+    check_batch_size(graph, key, count)
+    return count
+
+
+def check_batch_size(graph: GraphSpec, key: EngineKey, rows: int) -> None:
+    """Raises ``EngineError`` when an engine with this key does not take ``rows`` rows."""
+    if key.batch_sizes:
+        if rows not in key.batch_sizes:
+            sizes = ", ".join(map(str, key.batch_sizes))
+            raise EngineError(
+                f"{graph.name}: this engine takes batch sizes {sizes}, not {rows}; pad or split the batch"
+            )
+    elif not 1 <= rows <= key.max_batch_size:
+        raise EngineError(
+            f"{graph.name}: this engine takes 1 to {key.max_batch_size} rows, not {rows}; split the batch, or build "
+            "the engine with a larger max_batch_size"
+        )

@@ -1,0 +1,160 @@
+"""``python -m engines build|list|verify``: the engines of a run or of a bundle, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts import BUNDLE_JSON, GraphSpec, ModelSpec, UsageError, find_run, open_model
+from artifacts.console import add_common_arguments, print_table, run_command, say, track
+from engines.building import builder
+from engines.bundles import find_bundle_engines, rebuild_bundle
+from engines.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
+from engines.keys import DEFAULT_BACKEND, key_digest
+
+DEFAULT_MAX_BATCH_SIZE = 32
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; ``verify`` returns 1 when an engine is bad."""
+    arguments = _make_parser().parse_args(argv)
+    bad: list[str] = []
+
+    def command(given: argparse.Namespace) -> Any:
+        if given.command == "build":
+            return _build_bundle(given) if given.bundle is not None else _build_run(given)
+        found = _inspect(given, check_bytes=given.command == "verify")
+        if given.command == "verify":
+            bad.extend(f"{engine.folder}: {engine.problem}" for engine in found if engine.problem is not None)
+        return _report_engines(found, to_stderr=given.json == "-")
+
+    code = run_command(command, arguments)
+    for line in bad:
+        say(f"bad engine {line}")
+    return code or (1 if bad else 0)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engines", description="Build, list and verify engines.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("build", "compile every graph of the run's model, or rebuild a bundle's engines for this machine"),
+        ("list", "show every engine: key, size, when it was built, whether it is valid here"),
+        ("verify", "check every byte of every engine and its key; exit code 1 if any is bad"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        add_common_arguments(command)
+        command.add_argument("--bundle", type=Path, metavar="DIR", help="work on the engines inside this bundle")
+        if name == "build":
+            _add_build_arguments(command)
+    return parser
+
+
+def _add_build_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--engine", metavar="BACKEND", help=f"the backend (default: {DEFAULT_BACKEND})")
+    command.add_argument(
+        "--max-batch-size", type=int, metavar="B", help=f"the largest batch (default: {DEFAULT_MAX_BATCH_SIZE})"
+    )
+    command.add_argument(
+        "--batch-size", type=int, action="append", metavar="B", help="build for this batch size only; may be repeated"
+    )
+
+
+def _model_graphs(spec: ModelSpec) -> list[GraphSpec]:
+    final = [] if spec.final_head is None else [spec.final_head]
+    return [spec.full, *spec.segments, *spec.heads.values(), *final]
+
+
+def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    run = find_run(arguments.run)
+    made_by = builder(arguments.engine or DEFAULT_BACKEND)
+    model = open_model(run.model, remedy=f"python -m export {run.name} --segments")
+    sizes = tuple(arguments.batch_size or ())
+    largest = arguments.max_batch_size or max(sizes, default=DEFAULT_MAX_BATCH_SIZE)
+    results = []
+    for graph in track(_model_graphs(model.spec), description="building engines"):
+        path, started = model.path(graph), time.monotonic()
+        key = made_by.key(path, batch_sizes=sizes, max_batch_size=largest)
+        reused = is_built(run.engines / key_digest(key), key)
+        folder = ensure_engine(
+            path, graph, run.engines, backend=made_by.backend, max_batch_size=largest, batch_sizes=sizes
+        )
+        engine = inspect_engine(folder, check_bytes=False)
+        results.append(
+            {
+                "graph": graph.name,
+                "engine": folder.as_posix(),
+                "reused": reused,
+                "seconds": round(time.monotonic() - started, 3),
+                "size_bytes": engine.size_bytes,
+            }
+        )
+    _print_builds(f"engines of {run.name} ({made_by.backend}, up to batch {largest})", results, arguments)
+    return results
+
+
+def _build_bundle(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    if arguments.engine or arguments.max_batch_size or arguments.batch_size:
+        raise UsageError(
+            "--bundle keeps the backend and batch sizes that the bundle was planned with; leave --engine, "
+            "--max-batch-size and --batch-size away, or plan again with: python -m planner"
+        )
+    started = time.monotonic()
+    rebuilt = rebuild_bundle(arguments.bundle)
+    seconds = round(time.monotonic() - started, 3)
+    results = [
+        {
+            "graph": engine.onnx.name,
+            "engine": engine.folder.as_posix(),
+            "reused": False,
+            "size_bytes": inspect_engine(engine.folder, check_bytes=False).size_bytes,
+        }
+        for engine in rebuilt
+    ]
+    _print_builds(f"rebuilt the engines of {arguments.bundle} in {seconds} s", results, arguments)
+    say("the plan's times are those of the machine that planned it; for this one run: python -m planner")
+    return results
+
+
+def _print_builds(title: str, results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    rows = [
+        (item["graph"], "reused" if item["reused"] else "built", f"{item['size_bytes'] / 1e6:.2f}", item["engine"])
+        for item in results
+    ]
+    print_table(title, ("graph", "", "MB", "engine"), rows, to_stderr=arguments.json == "-")
+
+
+def _inspect(arguments: argparse.Namespace, *, check_bytes: bool) -> tuple[CachedEngine, ...]:
+    if arguments.bundle is None:
+        return list_engines(find_run(arguments.run).engines, check_bytes=check_bytes)
+    if not (arguments.bundle / BUNDLE_JSON).is_file():
+        raise UsageError(f"--bundle {arguments.bundle}: there is no bundle. Make one with: python -m planner")
+    return tuple(inspect_engine(folder, check_bytes=check_bytes) for folder in find_bundle_engines(arguments.bundle))
+
+
+def _report_engines(engines: Sequence[CachedEngine], *, to_stderr: bool) -> list[dict[str, Any]]:
+    rows = []
+    for engine in engines:
+        key = engine.key
+        what = "?" if key is None else f"{key.backend} {key.backend_version} {key.precision}"
+        sizes = "?" if key is None else ",".join(map(str, key.batch_sizes)) or f"1-{key.max_batch_size}"
+        rows.append((engine.folder.name, what, sizes, f"{engine.size_bytes / 1e6:.2f}", engine.built, _state(engine)))
+    print_table("", ("engine", "backend", "batch", "MB", "built", "state"), rows, to_stderr=to_stderr)
+    return [
+        {
+            "engine": engine.folder.as_posix(),
+            "key": engine.key,
+            "size_bytes": engine.size_bytes,
+            "built": engine.built,
+            "valid": engine.problem is None,
+            "problem": engine.problem,
+        }
+        for engine in engines
+    ]
+
+
+def _state(engine: CachedEngine) -> str:
+    return "valid" if engine.problem is None else engine.problem

@@ -1,0 +1,82 @@
+"""The engine set: one stage over all batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from artifacts import EngineError, GraphSpec, InputError
+from engines.covers import Covers, Run
+from engines.protocols import Buffer, Engine, Execution
+
+
+class EngineSet:
+    """The engines of one stage, and the covers that say which of them run for n rows.
+
+    Args:
+        engine: one engine for all batch sizes, or several of the same graph, each for some of them.
+        covers: from ``plan_covers``, over the measured times of these engines.
+
+    Raises:
+        EngineError: no engine at all, engines of different graphs, or a cover that needs a batch size that none takes.
+    """
+
+    def __init__(self, engine: Engine | Sequence[Engine], covers: Covers) -> None:
+        engines = tuple(engine) if isinstance(engine, Sequence) else (engine,)
+        if not engines:
+            raise EngineError("an engine set needs at least one engine")
+        if any(other.graph != engines[0].graph for other in engines):
+            names = ", ".join(sorted({other.graph.name for other in engines}))
+            raise EngineError(f"an engine set holds engines of one graph, got those of different ones ({names})")
+        self._engines = engines
+        self._covers = covers
+        self._by_size = {size: self._find_engine(size) for size in covers.batch_sizes}
+
+    @property
+    def graph(self) -> GraphSpec:
+        return self._engines[0].graph
+
+    @property
+    def covers(self) -> Covers:
+        return self._covers
+
+    def cover(self, n: int) -> tuple[Run, ...]:
+        """Returns the cheapest runs for ``n`` rows; raises ``InputError`` beyond ``covers.largest``."""
+        return self._covers.runs(n)
+
+    def bind(self, run: Run, buffers: Mapping[str, Buffer]) -> Execution:
+        """Binds rows ``run.start`` to ``run.stop`` of every buffer and returns the call that runs them.
+
+        Args:
+            run: one of a cover.
+            buffers: name -> buffer for every input and output of the graph; ``covers.buffer_rows`` rows are enough.
+
+        Raises:
+            InputError: a buffer is too short for the run.
+            EngineError: as ``Engine.bind``, or no engine takes the batch size.
+        """
+        for name, buffer in buffers.items():
+            if len(buffer) < run.stop:
+                raise InputError(
+                    f"{self.graph.name}: buffer '{name}' has {len(buffer)} rows, the run needs {run.stop}; "
+                    "allocate covers.buffer_rows of them"
+                )
+        engine = self._by_size.get(run.batch_size) or self._find_engine(run.batch_size)
+        return engine.bind({name: buffer[run.start : run.stop] for name, buffer in buffers.items()})
+
+    def close(self) -> None:
+        """Closes every engine; may be called twice."""
+        for engine in self._engines:
+            engine.close()
+
+    def _find_engine(self, size: int) -> Engine:
+        """Returns the engine for a batch size; one made for exactly this size comes before one that takes any."""
+        for engine in self._engines:
+            if size in engine.key.batch_sizes:
+                return engine
+        for engine in self._engines:
+            if not engine.key.batch_sizes and size <= engine.key.max_batch_size:
+                return engine
+        raise EngineError(
+            f"{self.graph.name}: no engine takes batch size {size}; time the engines that are deployed, or build one "
+            f"with batch_sizes=({size},)"
+        )

@@ -1,0 +1,80 @@
+"""Engine keys on disk, and what they must agree with before an engine is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from artifacts import BUNDLE_JSON, Artifact, EngineKey, StaleArtifactError, digest_of, open_artifact, read_json
+
+ENGINE_JSON = "engine.json"
+KIND = "engine"
+ONNXRUNTIME = "onnxruntime"
+BACKENDS = (ONNXRUNTIME,)
+DEFAULT_BACKEND = ONNXRUNTIME
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BackendIdentity:
+    """What a backend is on this machine; an engine runs only where it was built for the same.
+
+    Attributes:
+        version: the exact version.
+        device: the processor and its instruction sets, or the GPU and its driver.
+    """
+
+    version: str
+    device: str
+
+
+def key_digest(key: EngineKey) -> str:
+    """Returns the name of an engine's folder in a cache: 16 hex digits of the digest of its key."""
+    return digest_of(key)[:16]
+
+
+def open_key(folder: Path) -> tuple[Artifact, EngineKey]:
+    """Verifies an engine's folder byte by byte and reads its key; errors as ``open_artifact`` and ``read_json``."""
+    artifact = open_artifact(folder, kind=KIND, remedy=rebuild_command(folder))
+    return artifact, read_json(artifact.path(ENGINE_JSON), EngineKey)
+
+
+def rebuild_command(folder: Path) -> str:
+    """Returns the command that builds the engine in ``folder`` again, judging by where it lies."""
+    command = "python -m engines build"
+    for parent in folder.parents:
+        if (parent / BUNDLE_JSON).is_file():
+            return f"{command} --bundle {parent}"
+    if folder.parent.name == "engines" and (folder.parent.parent / "model").is_dir():
+        return f"{command} --run {folder.parent.parent}"
+    return command
+
+
+def describe_differences(found: EngineKey, expected: EngineKey) -> tuple[str, ...]:
+    """Names every field in which two keys differ, with both values; empty for equal keys."""
+    pairs = [
+        (field.name, getattr(found, field.name), getattr(expected, field.name)) for field in dataclasses.fields(found)
+    ]
+    return tuple(f"{name} is {was!r}, here {now!r}" for name, was, now in pairs if was != now)
+
+
+def vet_key(folder: Path, key: EngineKey, identity: BackendIdentity, *, onnx_digest: str | None = None) -> None:
+    """Refuses an engine that was not built for this backend, this machine and this graph.
+
+    Args:
+        folder: where the engine lies, for the message.
+        key: what it was built for.
+        identity: what the backend is here.
+        onnx_digest: the digest of the graph that it should be of, where that is known.
+
+    Raises:
+        StaleArtifactError: something differs; the message names it, both values, and the command that rebuilds.
+    """
+    expected = dataclasses.replace(
+        key, backend_version=identity.version, device=identity.device, onnx_digest=onnx_digest or key.onnx_digest
+    )
+    differences = describe_differences(key, expected)
+    if differences:
+        raise StaleArtifactError(
+            f"the engine at {folder} was built for something else: {'; '.join(differences)}. "
+            f"Build it again with: {rebuild_command(folder)}"
+        )

@@ -1,0 +1,113 @@
+"""Building ONNX Runtime engines: the graph is optimised once, for this processor, and stored.
+
+What is stored is the graph after all optimisations, the blocked NCHWc layout of convolutions included, with its
+weights (those of MatMul also as the kernels want them packed) in one file beside it, which sessions map into memory:
+engines of one process and of several share the pages. docs/adr/0003-onnxruntime-engines.md tells why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts import EngineError, EngineKey, UsageError
+from engines.keys import ONNXRUNTIME
+from engines.onnx_facts import read_onnx_facts
+from engines.ort_common import identify_onnxruntime, load_onnxruntime, open_session, session_options
+from engines.ort_files import graph_file, weights_file
+
+BUILD_OPTIONS = {"graph_optimization": "all", "initializers": "external, prepacked"}
+_EXTERNAL_BYTES = 1024
+
+
+class OrtBuilder:
+    """Compiles graphs for ONNX Runtime on the processor."""
+
+    @property
+    def backend(self) -> str:
+        return ONNXRUNTIME
+
+    def key(self, onnx: Path, *, batch_sizes: Sequence[int], max_batch_size: int) -> EngineKey:
+        """Returns the key of the engine that ``build`` would make.
+
+        Args:
+            onnx: the graph, its batch axis a named dimension.
+            batch_sizes: the only batch sizes to build for; () for one engine that takes any.
+            max_batch_size: the largest batch.
+
+        Raises:
+            UsageError: a batch size is not within 1 to ``max_batch_size``.
+            EngineError: ``onnx`` is no ONNX graph.
+        """
+        sizes = tuple(sorted(set(batch_sizes)))
+        if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in sizes):
+            raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={max_batch_size}")
+        facts, identity = read_onnx_facts(onnx), identify_onnxruntime()
+        return EngineKey(
+            onnx_digest=facts.digest,
+            backend=ONNXRUNTIME,
+            backend_version=identity.version,
+            device=identity.device,
+            precision=facts.precision,
+            batch_sizes=sizes,
+            max_batch_size=max_batch_size,
+            options=BUILD_OPTIONS,
+        )
+
+    def build(self, onnx: Path, folder: Path, key: EngineKey) -> None:
+        """Writes the optimised graph, or one per batch size, into ``folder``.
+
+        Raises:
+            EngineError: onnxruntime refuses the graph, or its batch axis does not fit the batch sizes of ``key``.
+        """
+        source = _open_plain(onnx)
+        for size in key.batch_sizes or (None,):
+            axis = _batch_axis(source, onnx, size)
+            _optimise(onnx, folder, size, axis)
+            _check_interface(source, _open_plain(folder / graph_file(size)), onnx)
+
+
+def _open_plain(path: Path) -> Any:
+    options = session_options(1)
+    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    return open_session(str(path), options, what=f"load {path}")
+
+
+def _batch_axis(session: Any, onnx: Path, size: int | None) -> str | None:
+    """Returns the name of the batch axis, or ``None`` where the graph has exactly the size that is wanted."""
+    axes = {value.shape[0] if value.shape else None for value in session.get_inputs()}
+    if axes == {size}:
+        return None
+    names = [axis for axis in axes if isinstance(axis, str)]
+    if len(axes) != 1 or not names:
+        wanted = "any batch size" if size is None else f"batch size {size}"
+        raise EngineError(
+            f"{onnx} cannot be built for {wanted}: the leading axes of its inputs are {sorted(map(str, axes))}, "
+            "expected one name. Export it with a dynamic batch axis of one name"
+        )
+    return names[0]
+
+
+def _optimise(onnx: Path, folder: Path, size: int | None, axis: str | None) -> None:
+    options = session_options(1)
+    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(folder / graph_file(size))
+    for name, value in {
+        "session.optimized_model_external_initializers_file_name": weights_file(size),
+        "session.optimized_model_external_initializers_min_size_in_bytes": str(_EXTERNAL_BYTES),
+        "session.save_external_prepacked_constant_initializers": "1",
+    }.items():
+        options.add_session_config_entry(name, value)
+    if size is not None and axis is not None:
+        options.add_free_dimension_override_by_name(axis, size)
+    open_session(str(onnx), options, what=f"optimise {onnx}")
+
+
+def _check_interface(source: Any, built: Any, onnx: Path) -> None:
+    before, after = (
+        [sorted((value.name, value.type) for value in values) for values in (s.get_inputs(), s.get_outputs())]
+        for s in (source, built)
+    )
+    if before != after:
+        raise EngineError(f"onnxruntime changed the interface of {onnx} from {before} to {after}; please report it")

@@ -1,0 +1,100 @@
+"""What building, opening and probing with ONNX Runtime share: the import, the options, the one error translation."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+from artifacts import EngineError, MissingExtraError, UsageError, cpu_features_digest, cpu_name
+from engines.keys import ONNXRUNTIME, BackendIdentity
+
+PROVIDERS = ["CPUExecutionProvider"]
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+_ERROR_NAMES = (
+    "DeviceReset", "EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf",
+    "ModelLoadCanceled", "ModelLoaded", "ModelRequiresCompilation", "NoModel", "NoSuchFile", "NotFound",
+    "NotImplemented", "RuntimeException",
+)  # fmt: skip
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+
+
+@functools.cache
+def load_onnxruntime() -> Any:
+    """Imports onnxruntime; ``MissingExtraError`` names the extra where it is missing."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "onnxruntime") from error
+    return onnxruntime
+
+
+@functools.cache
+def ort_errors() -> tuple[type[Exception], ...]:
+    """Returns what a call of onnxruntime may raise; its own types have no common base."""
+    state = load_onnxruntime().capi.onnxruntime_pybind11_state
+    own = [getattr(state, name) for name in _ERROR_NAMES if hasattr(state, name)]
+    return (*own, RuntimeError, ValueError)
+
+
+def translate_error(error: Exception, what: str) -> EngineError:
+    """Turns an error of onnxruntime into ours: the one point where that happens."""
+    message = _PREFIX.sub("", str(error)).strip()
+    return EngineError(f"onnxruntime {load_onnxruntime().__version__} failed to {what}: {message}")
+
+
+def identify_onnxruntime() -> BackendIdentity:
+    """Returns what ONNX Runtime is here: optimised graphs hold layouts for one version and one instruction set."""
+    return BackendIdentity(
+        version=load_onnxruntime().__version__, device=f"{cpu_name()} (features {cpu_features_digest()})"
+    )
+
+
+def session_options(threads: int | None) -> Any:
+    """Returns options for a session that is one of several in a guest's process.
+
+    A session has a pool of threads of its own. While a session's pool idles it spins by default, and steals the cores
+    from the next session of the chain; with ``force_spinning_stop`` it spins during a run (operators of small
+    networks are shorter than waking a thread) and stops with it. docs/adr/0003-onnxruntime-engines.md has figures.
+
+    Args:
+        threads: threads of a run, the caller's included; ``None`` leaves the number to onnxruntime.
+
+    Raises:
+        UsageError: fewer than one thread.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads={threads}: an engine needs at least 1")
+    ort = load_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors; they are raised as well, and warnings about layouts are expected
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def open_session(model: str | bytes, options: Any, *, what: str) -> Any:
+    """Opens a session on the processor.
+
+    Raises:
+        EngineError: onnxruntime refuses the graph.
+    """
+    ort = load_onnxruntime()
+    try:
+        return ort.InferenceSession(model, options, providers=PROVIDERS)
+    except ort_errors() as error:
+        raise translate_error(error, what) from error
+
+
+__all__ = [
+    "DTYPES", "ONNXRUNTIME", "identify_onnxruntime", "load_onnxruntime", "open_session", "ort_errors",
+    "session_options", "translate_error",
+]  # fmt: skip

@@ -1,0 +1,130 @@
+"""Opening and running ONNX Runtime engines: buffers are bound once by address, a run copies nothing."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
+from engines.bindings import check_host_buffers
+from engines.keys import rebuild_command
+from engines.ort_common import DTYPES, load_onnxruntime, open_session, ort_errors, session_options, translate_error
+from engines.ort_files import graph_file
+from engines.protocols import Buffer, Execution
+
+
+def open_ort_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, threads: int) -> OrtEngine:
+    """Opens the engine in a verified and vetted folder.
+
+    Args:
+        folder: what ``OrtBuilder.build`` filled.
+        key: its key.
+        graph: its interface.
+        threads: threads of a run, the caller's included.
+
+    Raises:
+        EngineError: onnxruntime refuses it, or its interface is not that of ``graph``.
+    """
+    sessions = {}
+    for size in key.batch_sizes or (None,):
+        options = session_options(threads)
+        options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL  # done already
+        sessions[size] = open_session(str(folder / graph_file(size)), options, what=f"open {graph.name} at {folder}")
+        _check_interface(sessions[size], graph, folder)
+    return OrtEngine(key=key, graph=graph, sessions=sessions)
+
+
+def _check_interface(session: Any, graph: GraphSpec, folder: Path) -> None:
+    for kind, values, specs in (
+        ("inputs", session.get_inputs(), graph.inputs),
+        ("outputs", session.get_outputs(), graph.outputs),
+    ):
+        found = {value.name: value for value in values}
+        if set(found) == {spec.name for spec in specs} and all(_fits(found[spec.name], spec) for spec in specs):
+            continue
+        got = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)
+        wanted = ", ".join(f"{spec.name} {spec.dtype} {list(spec.row_shape)} a row" for spec in specs)
+        raise EngineError(
+            f"the engine at {folder} is not one of {graph.name}: its {kind} are {got}, expected {wanted}. "
+            f"Build it again with: {rebuild_command(folder)}"
+        )
+
+
+def _fits(value: Any, spec: TensorSpec) -> bool:
+    """Compares type and rank, and every axis of a row that the graph knows as a number."""
+    row = value.shape[1:]
+    return (
+        DTYPES.get(value.type) == spec.dtype
+        and len(value.shape) == len(spec.row_shape) + 1
+        and all(not isinstance(axis, int) or axis == size for axis, size in zip(row, spec.row_shape, strict=True))
+    )
+
+
+class OrtEngine:
+    """An open engine; made by ``open_ort_engine``. Different bindings may run in different threads at once."""
+
+    def __init__(self, *, key: EngineKey, graph: GraphSpec, sessions: Mapping[int | None, Any]) -> None:
+        self._key = key
+        self._graph = graph
+        self._sessions = dict(sessions)
+        self._bound: weakref.WeakSet[_BoundRun] = weakref.WeakSet()
+
+    @property
+    def key(self) -> EngineKey:
+        return self._key
+
+    @property
+    def graph(self) -> GraphSpec:
+        return self._graph
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Execution:
+        """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``."""
+        if not self._sessions:
+            raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
+        rows = check_host_buffers(self._graph, self._key, buffers)
+        session = self._sessions[rows if self._key.batch_sizes else None]
+        bound = _BoundRun(session, self._graph, buffers)
+        self._bound.add(bound)
+        return bound
+
+    def close(self) -> None:
+        for bound in list(self._bound):
+            bound.release()
+        self._sessions.clear()
+
+
+class _BoundRun:
+    """A session with its inputs and outputs bound to the addresses of arrays, which it keeps alive."""
+
+    __slots__ = ("__weakref__", "_arrays", "_binding", "_name", "_session")
+
+    def __init__(self, session: Any, graph: GraphSpec, buffers: Mapping[str, np.ndarray]) -> None:
+        self._name = graph.name
+        self._arrays = dict(buffers)
+        self._session = session
+        try:
+            self._binding = session.io_binding()
+            for bind, specs in ((self._binding.bind_input, graph.inputs), (self._binding.bind_output, graph.outputs)):
+                for spec in specs:
+                    array = self._arrays[spec.name]
+                    bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        except ort_errors() as error:
+            raise translate_error(error, f"bind {graph.name}") from error
+
+    def __call__(self) -> None:
+        session = self._session
+        if session is None:
+            raise EngineError(f"{self._name}: the engine is closed; open it again")
+        try:
+            session.run_with_iobinding(self._binding)
+        except ort_errors() as error:
+            raise translate_error(error, f"run {self._name}") from error
+
+    def release(self) -> None:
+        self._binding = None
+        self._session = None
+        self._arrays = {}
