@@ -1,0 +1,16 @@
+"""What a production host embeds: load a bundle, run batches through its chain of stages, get answers in input order.
+
+``import runtime`` needs numpy alone, starts nothing and reads nothing; ``Runtime.load`` needs the bundle's backend.
+"""
+
+from __future__ import annotations
+
+from runtime.batches import Batch
+from runtime.runtime import Outputs, Result, Runtime
+
+__all__ = [
+    # the whole of it
+    "Result", "Runtime",
+    # for annotations
+    "Batch", "Outputs",
+]  # fmt: skip

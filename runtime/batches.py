@@ -1,0 +1,95 @@
+"""What a caller may hand in: one array per input, checked before anything is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from artifacts import InputError, TensorSpec, unknown_name
+
+Batch = np.ndarray | Mapping[str, np.ndarray] | Sequence[np.ndarray]
+_SHOWN_ROWS = 5
+
+
+def read_batch(batch: Batch, inputs: Sequence[TensorSpec], *, check_finite: bool = True) -> tuple[np.ndarray, ...]:
+    """Returns the arrays of a batch in the order of ``inputs``, as they are: nothing is copied.
+
+    Args:
+        batch: one array (B, ...) for a network with one input; otherwise a mapping by input name or a sequence in
+            the order of ``inputs``. Any memory layout; B >= 1.
+        inputs: what the network takes.
+        check_finite: refuse rows with NaN or infinity.
+
+    Raises:
+        InputError: something else than arrays, another number of them, a wrong dtype or shape, no rows, unequal
+            numbers of rows, or a row that is not finite.
+        UsageError: a mapping names an input that the network does not have.
+    """
+    arrays = _in_order(batch, inputs)
+    for array, spec in zip(arrays, inputs, strict=True):
+        _check_array(array, spec)
+    if len({len(array) for array in arrays}) > 1:
+        counts = ", ".join(f"{len(array)} of '{spec.name}'" for array, spec in zip(arrays, inputs, strict=True))
+        raise InputError(f"the inputs have different numbers of rows: {counts}. Pass one row of each per query")
+    if len(arrays[0]) == 0:
+        raise InputError("the batch is empty; pass at least one row")
+    if check_finite:
+        for array, spec in zip(arrays, inputs, strict=True):
+            _check_finite(array, spec)
+    return arrays
+
+
+def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[np.ndarray, ...]:
+    names = [spec.name for spec in inputs]
+    listed = ", ".join(f"'{name}'" for name in names)
+    if isinstance(batch, np.ndarray):
+        if len(inputs) != 1:
+            raise InputError(
+                f"this network takes {len(inputs)} inputs ({listed}), got one array. "
+                "Pass a mapping from their names to arrays, or a tuple in this order"
+            )
+        return (batch,)
+    if isinstance(batch, Mapping):
+        for name in batch:
+            if name not in names:
+                raise unknown_name("input", str(name), names)
+        missing = [name for name in names if name not in batch]
+        if missing:
+            raise InputError(f"the batch lacks the inputs {missing}; this network takes {listed}")
+        return tuple(batch[name] for name in names)
+    if not isinstance(batch, (list, tuple)):
+        raise InputError(f"a batch is a numpy array, got {type(batch).__name__}. Convert it with np.asarray(...)")
+    if len(batch) != len(inputs):
+        raise InputError(
+            f"this network takes {len(inputs)} input(s) ({listed}), got a {type(batch).__name__} of {len(batch)}. "
+            "One batch of rows is one array: stack them with np.stack(rows)"
+        )
+    return tuple(batch)
+
+
+def _check_array(array: object, spec: TensorSpec) -> None:
+    wanted = ", ".join(["B", *map(str, spec.row_shape)]) + ("" if spec.row_shape else ",")
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"input '{spec.name}': expected a numpy array ({wanted}), got {type(array).__name__}. "
+            "Convert it with np.asarray(...)"
+        )
+    if array.ndim == 0 or array.shape[1:] != spec.row_shape:
+        one = " For a single query add the batch axis: row[None]." if array.shape == spec.row_shape else ""
+        raise InputError(f"input '{spec.name}': expected shape ({wanted}), got {array.shape}.{one}")
+    if array.dtype != np.dtype(spec.dtype):
+        raise InputError(
+            f"input '{spec.name}': expected {spec.dtype}, got {array.dtype}. Convert it with .astype(np.{spec.dtype})"
+        )
+
+
+def _check_finite(array: np.ndarray, spec: TensorSpec) -> None:
+    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+        return
+    bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    shown = ", ".join(map(str, bad[:_SHOWN_ROWS])) + (", ..." if len(bad) > _SHOWN_ROWS else "")
+    raise InputError(
+        f"input '{spec.name}': {len(bad)} of {len(array)} rows hold NaN or infinity (rows {shown}). "
+        "Leave them out, or load the runtime with check_finite=False"
+    )

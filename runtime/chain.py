@@ -1,0 +1,181 @@
+"""The chain of stages over device buffers, for one batch in flight.
+
+A batch enters at the top. After every stage the rows whose confidence reaches the threshold leave with their answers;
+the others close ranks at the front of every buffer that a later stage still reads, and the next stage runs over
+that many rows. The last stage lets everybody go::
+
+    rows    0 1 2 3 4 5 6 7        stage 0 runs over 8 rows
+            . 1 . . 4 5 . .        1, 4 and 5 are not sure: gathered to the front, the others have left
+            1 4 5                  stage 1 runs over 3 rows
+            . 4 .
+            4                      stage 2 runs over 1 row; it leaves, whatever its confidence
+
+All buffers are allocated when the chain is made, engines are bound to them once per number of rows, and a pass
+allocates only what it hands to the caller: row numbers and answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from artifacts import BundleSpec, SchemaError, StageSpec, TensorSpec
+from engines import Buffer, Device, EngineSet, Execution, Run
+
+REMEDY = "python -m planner --tolerance 0.01"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Leavers:
+    """Rows that leave the batch after one stage; the caller owns the arrays.
+
+    Attributes:
+        exit_index: the stage after which they leave.
+        rows: (L,) int64, their positions in the batch, ascending; L >= 1.
+        confidence: (L,) float32.
+        answers: one array (L, ...) per answer.
+        engine_s: seconds spent inside engines since rows last left, or since the batch entered.
+    """
+
+    exit_index: int
+    rows: np.ndarray
+    confidence: np.ndarray
+    answers: tuple[np.ndarray, ...]
+    engine_s: float
+
+
+class Chain:
+    """Stages bound to buffers of their own. Takes one batch at a time; several chains may share the engine sets."""
+
+    def __init__(self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device) -> None:
+        """Allocates every buffer: ``spec.max_batch_size`` rows and the padding that covers add to them.
+
+        A stage reads the newest tensor of a name: an earlier stage's, or else the network's input.
+
+        Raises:
+            SchemaError: the stages do not fit together.
+        """
+        check_stages(spec, engine_sets)
+        self._device = device
+        rows = max(engines.covers.buffer_rows for engines in engine_sets)
+        newest = {tensor.name: device.allocate(tensor, rows) for tensor in spec.inputs}
+        self._inputs = tuple(newest.values())
+        self._stages: list[_BoundStage] = []
+        for stage, engines in zip(spec.stages, engine_sets, strict=True):
+            inputs = {tensor.name: newest[tensor.name] for tensor in stage.graph.inputs}
+            outputs = {tensor.name: device.allocate(tensor, rows) for tensor in stage.graph.outputs}
+            newest |= outputs
+            self._stages.append(_BoundStage(stage, engines, inputs, outputs))
+        for index, bound in enumerate(self._stages):
+            there = {id(buffer) for buffer in self._inputs}
+            there.update(id(buffer) for earlier in self._stages[: index + 1] for buffer in earlier.outputs)
+            read = {id(buffer): buffer for later in self._stages[index + 1 :] for buffer in later.inputs}
+            bound.carried = tuple(buffer for key, buffer in read.items() if key in there)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> Iterator[Leavers]:
+        """Sends a batch through the stages.
+
+        Args:
+            inputs: one array (B, ...) per input of the network, 1 <= B <= ``max_batch_size``.
+
+        Yields:
+            The rows that leave, stage by stage; together every row of the batch exactly once.
+        """
+        for array, buffer in zip(inputs, self._inputs, strict=True):
+            self._device.upload(array, buffer)
+        rows = np.arange(len(inputs[0]))
+        engine_s = 0.0
+        for index, stage in enumerate(self._stages):
+            executions = stage.executions(len(rows))
+            started = perf_counter()
+            for execute in executions:
+                execute()
+            engine_s += perf_counter() - started
+            departure = self._device.split_rows(
+                len(rows),
+                confidence=stage.confidence,
+                threshold=stage.threshold,
+                answers=stage.answers,
+                carried=stage.carried,
+            )
+            if not len(departure.left):
+                continue
+            yield Leavers(
+                exit_index=index,
+                rows=rows[departure.left],
+                confidence=departure.confidence,
+                answers=departure.answers,
+                engine_s=engine_s,
+            )
+            if not len(departure.stayed):
+                return
+            rows, engine_s = rows[departure.stayed], 0.0
+
+
+class _BoundStage:
+    """One stage over the chain's buffers; ``carried`` are those that a later stage still reads."""
+
+    def __init__(
+        self, spec: StageSpec, engines: EngineSet, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+    ) -> None:
+        self._engines = engines
+        self._buffers = {**inputs, **outputs}
+        self._bound: dict[Run, Execution] = {}
+        self._executions: dict[int, tuple[Execution, ...]] = {}
+        self.inputs = tuple(inputs.values())
+        self.outputs = tuple(outputs.values())
+        self.threshold = spec.threshold
+        self.confidence = outputs[str(spec.graph.confidence)]
+        self.answers = tuple(outputs[name] for name in spec.graph.answers)
+        self.carried: tuple[Buffer, ...] = ()
+
+    def executions(self, count: int) -> tuple[Execution, ...]:
+        """Returns the engine calls that cover ``count`` rows; a run is bound when it is needed for the first time."""
+        found = self._executions.get(count)
+        if found is None:
+            found = self._executions[count] = tuple(self._bind(run) for run in self._engines.cover(count))
+        return found
+
+    def _bind(self, run: Run) -> Execution:
+        if run not in self._bound:
+            self._bound[run] = self._engines.bind(run, self._buffers)
+        return self._bound[run]
+
+
+def check_stages(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> None:
+    """Checks that every stage finds its inputs and its engines, answers what the bundle promises, and lets rows leave.
+
+    Raises:
+        SchemaError: they do not; says which stage and why.
+    """
+    known: dict[str, TensorSpec] = {tensor.name: tensor for tensor in spec.inputs}
+    wanted = [(tensor.dtype, tensor.row_shape) for tensor in spec.outputs]
+    if not spec.stages or len(spec.stages) != len(engine_sets):
+        raise _misfit(spec, f"it has {len(spec.stages)} stages and engines for {len(engine_sets)}")
+    for engines in engine_sets:
+        if engines.covers.largest < spec.max_batch_size:
+            covered = f"at most {engines.covers.largest} of {spec.max_batch_size} rows"
+            raise _misfit(spec, f"the engines of '{engines.graph.name}' cover {covered}")
+    for index, stage in enumerate(spec.stages):
+        graph, last = stage.graph, index == len(spec.stages) - 1
+        for tensor in graph.inputs:
+            if known.get(tensor.name) != tensor:
+                raise _misfit(spec, f"stage '{graph.name}' reads {tensor}, but there is {known.get(tensor.name)}")
+        known |= {tensor.name: tensor for tensor in graph.outputs}
+        answers = [(graph.output(name).dtype, graph.output(name).row_shape) for name in graph.answers]
+        if answers != wanted:
+            raise _misfit(spec, f"stage '{graph.name}' answers {answers}, expected {wanted}")
+        if graph.confidence is None:
+            raise _misfit(spec, f"stage '{graph.name}' computes no confidence")
+        decision = graph.output(graph.confidence)
+        if (decision.dtype, decision.row_shape) != ("float32", ()):
+            raise _misfit(spec, f"the confidence of stage '{graph.name}' is {decision}, expected one float32 per row")
+        if (stage.threshold is None) != last:
+            raise _misfit(spec, f"stage '{graph.name}' has threshold {stage.threshold}; only the last stage has none")
+
+
+def _misfit(spec: BundleSpec, why: str) -> SchemaError:
+    return SchemaError(f"the stages of bundle '{spec.name}' do not fit together: {why}. Make it again with: {REMEDY}")

@@ -1,0 +1,72 @@
+"""The chains of one runtime: every call takes one, uses it alone, and puts it back."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from artifacts import UsageError
+from runtime.chain import Chain
+
+
+class ChainPool:
+    """As many chains as there were ever calls at once; nobody waits for anybody.
+
+    A call that is abandoned (a stream that its caller drops half-way) gives its chain back when Python finalises it,
+    which can happen anywhere, even inside this class: hence the re-entrant lock.
+    """
+
+    def __init__(self, make: Callable[[], Chain], free: Callable[[], None]) -> None:
+        """Makes the first chain.
+
+        Args:
+            make: makes another chain over the shared engines.
+            free: frees what the chains share; called once, when the pool is closed and no chain is out.
+        """
+        self._make = make
+        self._free = free
+        self._lock = threading.RLock()
+        self._idle = [make()]
+        self._out = 0
+        self._closed = False
+
+    @contextlib.contextmanager
+    def chain(self) -> Iterator[Chain]:
+        """Lends a chain for the duration of the block.
+
+        Raises:
+            UsageError: the pool is closed.
+        """
+        with self._lock:
+            self.check_open()
+            self._out += 1
+            chain = self._idle.pop() if self._idle else None
+        try:
+            if chain is None:
+                chain = self._make()
+            yield chain
+        finally:
+            with self._lock:
+                self._out -= 1
+                if chain is not None and not self._closed:
+                    self._idle.append(chain)
+                last = self._closed and self._out == 0
+            if last:
+                self._free()
+
+    def check_open(self) -> None:
+        """Raises ``UsageError`` when the pool is closed."""
+        if self._closed:
+            raise UsageError("this runtime is closed; open another one with Runtime.load(bundle)")
+
+    def close(self) -> None:
+        """Lends no more; the shared engines are freed now or, while calls are under way, with the last of them."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._idle.clear()
+            last = self._out == 0
+        if last:
+            self._free()
