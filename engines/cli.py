@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engines", description="Build, list and verify engines.")
+    parser = argparse.ArgumentParser(
+        prog="python -m engines",
+        description="Build, list and verify engines.",
+        epilog="Every command takes --run DIR or --bundle DIR, --json FILE (- for stdout) and --verbose.",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
         ("build", "compile every graph of the run's model, or rebuild a bundle's engines for this machine"),

@@ -89,9 +89,11 @@ class HostDevice:
             confidence=_take_rows(confidence, left, count),
             answers=tuple(_take_rows(answer, left, count) for answer in answers),
         )
-        if left.size and stayed.size:
+        in_place = int(np.count_nonzero(stayed == np.arange(stayed.size)))  # they ascend: those come first
+        moving = stayed[in_place:]
+        if moving.size:
             for buffer in carried:
-                _compact(buffer, stayed)
+                _move_rows(buffer, moving, in_place)
         return departure
 
     def close(self) -> None:
@@ -105,12 +107,10 @@ def _take_rows(buffer: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
     return np.take(buffer, rows, axis=0)
 
 
-def _compact(buffer: np.ndarray, stayed: np.ndarray) -> None:
-    """Moves the rows ``stayed`` (ascending) to the front; a row that is in place is not touched."""
-    first = int(np.count_nonzero(stayed == np.arange(stayed.size)))  # they ascend: those in place come first
-    moving = stayed[first:]
+def _move_rows(buffer: np.ndarray, sources: np.ndarray, start: int) -> None:
+    """Moves the rows ``sources``, which ascend and lie behind ``start``, to ``start`` and on."""
     if buffer[:1].nbytes < _COPY_ROW_BYTES:
-        buffer[first : stayed.size] = buffer[moving]
+        buffer[start : start + sources.size] = buffer[sources]
         return
-    for target, source in enumerate(moving.tolist(), start=first):
+    for target, source in enumerate(sources.tolist(), start=start):
         buffer[target] = buffer[source]  # target < source, so no row is overwritten before it has moved
