@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, InputError, TensorSpec, UsageError, unknown_name
 from export.heads import build_head
+from export.options import thin
 
 
 class Backbone(Protocol):
@@ -61,20 +62,6 @@ def attach_heads(
     chosen = thin(cuts[:-1], every)
     heads = {cut.name: build_head(cut, cuts[cuts.index(cut) + 1 :], classes=classes, kind=kind) for cut in chosen}
     return MultiExitNet(backbone, heads)
-
-
-def thin(cuts: tuple[Cut, ...], every: int) -> tuple[Cut, ...]:
-    """Keeps every ``every``-th cut: the ``every``-th, the ``2 * every``-th and so on.
-
-    Raises:
-        UsageError: ``every`` is no positive number or leaves none.
-    """
-    if every < 1:
-        raise UsageError(f"--every {every}: expected a number from 1")
-    kept = cuts[every - 1 :: every]
-    if cuts and not kept:
-        raise UsageError(f"--every {every} leaves none of {len(cuts)} candidates; use at most {len(cuts)}")
-    return kept
 
 
 _HEAD = "exits."
@@ -133,5 +120,7 @@ def load_weights(net: MultiExitNet, state: Mapping[str, Tensor], *, where: str) 
                 head.load_state_dict(part)
                 loaded.append(name)
     except RuntimeError as error:
-        raise GraphError(f"{where} does not fit this network: {error}. Check --depth, --classes and --input-shape") from error
+        raise GraphError(
+            f"{where} does not fit this network: {error}. Check --depth, --classes, --input-shape and --head"
+        ) from error
     return tuple(loaded)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from artifacts import UsageError, unknown_name
+from artifacts import Cut, UsageError, unknown_name
 
 FAMILIES = ("resnet",)
 LATER_FAMILIES = ("bert", "posenet", "segmentation", "vgg16")
@@ -50,7 +50,7 @@ class ExportOptions:
             if self.source not in FAMILIES:
                 raise unknown_name("family", self.source, (*FAMILIES, *LATER_FAMILIES))
             if self.input_shapes:
-                raise UsageError(f"--input-shape NAME:... is for .onnx files; for {self.source} give --input-shape 1,28,28")
+                raise UsageError(f"--input-shape NAME:... is for .onnx files; for {self.source} say --input-shape 1,28,28")
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every {self.every}: expected a number from 1")
         if self.head is not None and self.head not in HEADS:
@@ -60,3 +60,22 @@ class ExportOptions:
     def is_file(self) -> bool:
         """Is the source an ONNX file rather than a family?"""
         return self.source.endswith(".onnx")
+
+
+def thin(cuts: tuple[Cut, ...], every: int) -> tuple[Cut, ...]:
+    """Keeps every ``every``-th cut: the ``every``-th, the ``2 * every``-th and so on.
+
+    Raises:
+        UsageError: ``every`` is no positive number or leaves none.
+    """
+    if every < 1:
+        raise UsageError(f"--every {every}: expected a number from 1")
+    kept = cuts[every - 1 :: every]
+    if cuts and not kept:
+        raise UsageError(f"--every {every} leaves none of {len(cuts)} candidates; use at most {len(cuts)}")
+    return kept
+
+
+def thin_cuts(cuts: tuple[Cut, ...], every: int) -> tuple[Cut, ...]:
+    """Keeps every ``every``-th cut, and the last one, which is never an exit candidate; errors as ``thin``."""
+    return (*thin(cuts[:-1], every), cuts[-1])

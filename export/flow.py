@@ -1,0 +1,74 @@
+"""ONNX graphs as dataflow graphs, and what is done to every graph before it is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from export.cut_finding import DataFlow, FlowNode
+
+HEAVY_OPS = frozenset({
+    "Attention", "BiasGelu", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedMatMul",
+    "GRU", "Gemm", "GroupQueryAttention", "LSTM", "LinearAttention", "MatMul", "MatMulInteger", "MatMulNBits",
+    "MultiHeadAttention", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "RNN", "TfIdfVectorizer",
+})  # fmt: skip
+SHAPE_OPS = frozenset({"Shape", "Size"})
+
+
+def describe_flow(graph: ir.Graph, outputs: tuple[str, ...]) -> DataFlow:
+    """Returns the dataflow of a topologically sorted graph towards some of its tensors."""
+    return DataFlow(
+        inputs=tuple(name_of(value) for value in graph.inputs),
+        outputs=outputs,
+        nodes=tuple(
+            FlowNode(
+                name=node.name or "",
+                inputs=tuple(dict.fromkeys(name_of(value) for value in read_values(node))),
+                outputs=tuple(name_of(value) for value in node.outputs if value.name),
+                heavy=is_heavy(node),
+                shape_only=node.op_type in SHAPE_OPS,
+            )
+            for node in graph
+        ),
+    )
+
+
+def read_values(node: ir.Node) -> Iterator[ir.Value]:
+    """Yields the values that a node reads: its inputs, and what its sub-graphs take from the graph around it."""
+    for value in node.inputs:
+        if value is not None and value.name:
+            yield value
+    for attribute in node.attributes.values():
+        for graph in sub_graphs(attribute):
+            for inner in ir.traversal.RecursiveGraphIterator(graph):
+                yield from (value for value in inner.inputs if value is not None and value.graph is node.graph)
+            yield from (value for value in graph.outputs if value.graph is node.graph)
+
+
+def sub_graphs(attribute: ir.Attr) -> tuple[ir.Graph, ...]:
+    """Returns the graphs that an attribute holds."""
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return tuple(attribute.as_graphs())
+    return ()
+
+
+def is_heavy(node: ir.Node) -> bool:
+    """Does the node, or one in its sub-graphs, do work that is worth a segment of its own?"""
+    if node.op_type in HEAVY_OPS:
+        return True
+    return any(
+        inner.op_type in HEAVY_OPS
+        for attribute in node.attributes.values()
+        for graph in sub_graphs(attribute)
+        for inner in ir.traversal.RecursiveGraphIterator(graph)
+    )
+
+
+def name_of(value: ir.Value) -> str:
+    """Returns a value's name; graphs are given names to all their values when they are loaded."""
+    if value.name is None:
+        raise TypeError("a value without a name: the graph was not normalised")
+    return value.name

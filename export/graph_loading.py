@@ -1,0 +1,208 @@
+"""Any ``.onnx`` file as a graph that is ready to be cut: current opset, named values, a symbolic leading batch axis."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx_ir.passes import common as passes
+
+from artifacts import GraphError, InputError, TensorSpec, UsageError, unknown_name
+from export.batch_axis import free_batch
+from export.onnx_files import BATCH
+
+OPSET = 20
+_IR_VERSION = 10
+_log = logging.getLogger("pame.export")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LoadedGraph:
+    """A graph whose inputs all have the symbolic batch as leading axis.
+
+    Attributes:
+        model: the graph; its intermediate values carry no shapes, since those of the file may be stale.
+        inputs: its inputs, in the graph's order.
+        outputs: names of its outputs.
+        fixed_batch: the batch size that the file insisted on, before it was rewritten; ``None``: it was open.
+        notes: what was rewritten, for the report.
+    """
+
+    model: ir.Model
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    fixed_batch: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:
+    """Loads an ONNX file.
+
+    A fixed batch size is rewritten into a symbolic one; whether that was right is for ``probe_tensors`` to prove.
+
+    Args:
+        path: the file.
+        input_shapes: input name -> row shape, for inputs whose shape the file leaves open. The empty name stands for
+            the only input.
+
+    Raises:
+        UsageError: no such file or input, a shape is missing or contradicts the file.
+        InputError: the file is not ONNX.
+        GraphError: the graph cannot be brought to the current opset, or an input has no batch axis.
+    """
+    model = normalise_model(read_model(path))
+    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path))
+
+
+def read_model(path: Path) -> ir.Model:
+    """Reads an ONNX file as it is; errors as ``load_graph``."""
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file")
+    try:
+        return ir.load(path)
+    except (DecodeError, ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read as ONNX: {error}") from error
+
+
+def normalise_model(model: ir.Model) -> ir.Model:
+    """Brings a model to opset 20 or later and into a form with one graph, no stale shapes and a name for every value.
+
+    Raises:
+        GraphError: the opset cannot be converted.
+    """
+    passes.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, _IR_VERSION)  # before IR 4 every initializer had to be an input
+    model = convert_opset(model, OPSET)
+    if model.functions:
+        passes.InlinePass()(model)
+    for step in (
+        passes.RemoveInitializersFromInputsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.IdentityEliminationPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.TopologicalSortPass(),
+        passes.ClearMetadataAndDocStringPass(),
+    ):
+        step(model)
+    _name_values(model.graph)
+    return model
+
+
+def convert_opset(model: ir.Model, target: int) -> ir.Model:
+    """Returns the model with at least opset ``target`` of the standard operators.
+
+    Raises:
+        GraphError: an operator has no counterpart there.
+    """
+    version = model.opset_imports.get("", 0)
+    if version == 0 and "ai.onnx" in model.opset_imports:
+        version = model.opset_imports["ai.onnx"]
+    if version >= target:
+        return model
+    try:
+        converted = onnx.version_converter.convert_version(ir.to_proto(model), target)
+        return ir.from_proto(converted)
+    except (RuntimeError, ValueError, TypeError, onnx.version_converter.ConvertError) as error:
+        raise GraphError(
+            f"the graph uses opset {version}, which onnx cannot convert to opset {target}: {error}. "
+            f"Export the network again with opset {target} or later"
+        ) from error
+
+
+def _name_values(graph: ir.Graph) -> None:
+    taken = {value.name for node in graph for value in node.outputs}
+    number = 0
+    for node in graph:
+        for value in node.outputs:
+            if value.name is None:
+                while f"value_{number}" in taken:
+                    number += 1
+                value.name = f"value_{number}"
+                taken.add(value.name)
+
+
+def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadedGraph:
+    """Gives every input a symbolic batch and a known row shape, and drops the shapes of everything else.
+
+    Args:
+        model: a normalised model; changed in place.
+        input_shapes: as in ``load_graph``.
+        where: the file, for messages.
+    """
+    graph = model.graph
+    shapes = _name_shapes(graph, input_shapes)
+    specs = tuple(_input_spec(value, shapes.get(value.name or ""), where) for value in graph.inputs)
+    if not specs:
+        raise GraphError(f"{where} has no inputs, so there is nothing to batch")
+    if not graph.outputs:
+        raise GraphError(f"{where} has no outputs")
+    fixed = {int(value.shape[0]) for value in graph.inputs if value.shape and isinstance(value.shape[0], int)}
+    if len(fixed) > 1:
+        raise GraphError(
+            f"{where}: its inputs insist on different leading sizes {sorted(fixed)}, so they have no batch in common. "
+            "Export the network with a dynamic batch axis"
+        )
+    notes: tuple[str, ...] = ()
+    if fixed:
+        notes = free_batch(graph, next(iter(fixed)))
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    for value, spec in zip(graph.inputs, specs, strict=True):
+        value.shape = ir.Shape([BATCH, *spec.row_shape])
+    return LoadedGraph(
+        model=model,
+        inputs=specs,
+        outputs=tuple(value.name or "" for value in graph.outputs),
+        fixed_batch=next(iter(fixed), None),
+        notes=notes,
+    )
+
+
+def _name_shapes(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    names = [value.name or "" for value in graph.inputs]
+    found = dict(shapes)
+    if "" in found:
+        if len(names) != 1:
+            raise UsageError(f"--input-shape needs a name: the graph has the inputs {', '.join(names)}; say NAME:...")
+        found[names[0]] = found.pop("")
+    for name in found:
+        if name not in names:
+            raise unknown_name("input", name, names)
+    return found
+
+
+def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> TensorSpec:
+    name = value.name or ""
+    if value.dtype is None or not isinstance(value.type, ir.TensorType):
+        raise GraphError(f"{where}: input '{name}' is no tensor; sequences and optionals cannot be batched")
+    if value.dtype == ir.DataType.STRING:
+        raise GraphError(f"{where}: input '{name}' takes strings; only numbers can be batched")
+    dims = None if value.shape is None else list(value.shape)
+    if dims is not None and not dims:
+        raise GraphError(f"{where}: input '{name}' is a scalar without a batch axis; make it a constant first")
+    known = None if dims is None else tuple(dim if isinstance(dim, int) else None for dim in dims[1:])
+    if wanted is None:
+        if known is None or None in known:
+            shown = "all dimensions" if dims is None else ", ".join(str(d) for d in dims[1:] if not isinstance(d, int))
+            example = ",".join(["224" if dim is None else str(dim) for dim in known or ()]) or "3,224,224"
+            raise UsageError(f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}")
+        row: tuple[int, ...] = tuple(dim for dim in known if dim is not None)
+    else:
+        if known is not None and (
+            len(known) != len(wanted) or any(k is not None and k != w for k, w in zip(known, wanted, strict=True))
+        ):
+            shown = ",".join("?" if dim is None else str(dim) for dim in known)
+            raise UsageError(
+                f"--input-shape {name}:{','.join(map(str, wanted))} contradicts {where}, "
+                f"where a row of '{name}' is ({shown})"
+            )
+        row = wanted
+    if any(dim < 1 for dim in row):
+        raise UsageError(f"{where}: input '{name}' has rows of shape {row}; every dimension must be at least 1")
+    return TensorSpec(name=name, dtype=str(value.dtype.numpy()), row_shape=row)

@@ -1,0 +1,64 @@
+"""Writing graphs as ``.onnx`` files: no stale shapes, no traces of where they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from artifacts import TensorSpec
+
+BATCH = "batch"
+PRODUCER = "pame"
+_EXTERNAL_FROM = 1 << 30
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Returns the size of all constants of a model."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Writes a model; weights beyond 1 GiB go into a file beside it, since one message holds 2 GiB at most."""
+    ir.save(model, path, external_data=f"{path.name}.data" if weight_bytes(model) >= _EXTERNAL_FROM else None)
+
+
+def finish_model(
+    graph: ir.Graph, template: ir.Model, *, name: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> ir.Model:
+    """Makes a model of a graph: the interface typed with a symbolic batch, everything in between untyped.
+
+    Args:
+        graph: belongs to nobody else; changed in place.
+        template: gives the opsets and the IR version.
+        name: of the graph.
+        inputs, outputs: the interface, in the order of the graph's.
+    """
+    graph.name = name
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+            value.type = None
+    for value, spec in [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]:
+        value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype)))
+        value.shape = ir.Shape([BATCH, *spec.row_shape])
+    model = ir.Model(graph, ir_version=template.ir_version, producer_name=PRODUCER)
+    model.opset_imports.update(template.opset_imports)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    return model
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Registers an array as an initializer of a graph."""
+    value = ir.Value(
+        name=name,
+        const_value=ir.tensor(array, name=name),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        shape=ir.Shape(array.shape),
+    )
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,105 @@
+"""The parity report: the chained parts against the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from artifacts import GraphError, ModelSpec
+from engines import GraphRunner
+from export.probing import TOLERANCE, relative_error, sample_rows
+
+PARITY_JSON = "parity.json"
+BATCHES = (1, 3, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchParity:
+    """The largest error at one batch size, over all outputs.
+
+    Attributes:
+        batch_size: rows.
+        max_absolute: largest absolute difference.
+        max_relative: the same relative to the largest magnitude of the output it was found in.
+    """
+
+    batch_size: int
+    max_absolute: float
+    max_relative: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """Chained segments and final head against ``full.onnx``, and ``full.onnx`` against where it came from.
+
+    Attributes:
+        tolerance: the relative error that would have been a failure.
+        chain: per batch size; empty for a model without segments.
+        source: what the whole network was compared with, e.g. the imported file; empty when it was made here.
+        source_absolute, source_relative: largest errors of that comparison.
+    """
+
+    tolerance: float
+    chain: tuple[BatchParity, ...] = ()
+    source: str = ""
+    source_absolute: float = 0.0
+    source_relative: float = 0.0
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error of the chain."""
+        return max((item.max_relative for item in self.chain), default=0.0)
+
+
+def check_parity(
+    folder: Path, spec: ModelSpec, *, batches: Sequence[int] = BATCHES, seed: int = 2
+) -> tuple[BatchParity, ...]:
+    """Chains the segments and the final head of a model folder and compares every output with ``full.onnx``.
+
+    Args:
+        folder: holds the files that ``spec`` names.
+        spec: the model.
+        batches: numbers of rows to run.
+        seed: decides the random rows.
+
+    Raises:
+        GraphError: the outputs differ by more than 1e-4 of their magnitude, or are not finite.
+    """
+    if spec.final_head is None:
+        return ()
+    found = []
+    with ExitStack() as stack:
+        full = stack.enter_context(GraphRunner(folder / spec.full.file))
+        parts = [stack.enter_context(GraphRunner(folder / part.file)) for part in (*spec.segments, spec.final_head)]
+        for rows in batches:
+            inputs = sample_rows(spec.full.inputs, rows, seed=seed)
+            reference = full.run(inputs)
+            tensors = dict(inputs)
+            for part in parts:
+                tensors.update(part.run({name: tensors[name] for name in part.input_names}))
+            found.append(_compare(rows, reference, tensors))
+    return tuple(found)
+
+
+def _compare(rows: int, reference: dict[str, np.ndarray], tensors: dict[str, np.ndarray]) -> BatchParity:
+    worst = BatchParity(batch_size=rows, max_absolute=0.0, max_relative=0.0)
+    for name, expected in reference.items():
+        if not np.isfinite(expected).all():
+            raise GraphError(
+                f"output '{name}' of the whole network is NaN or infinite on random input, so its parts cannot be checked "
+                "against it. Check the network's weights"
+            )
+        absolute, relative = relative_error(tensors[name], expected)
+        if relative > TOLERANCE:
+            raise GraphError(
+                f"the chained segments differ from the whole network: output '{name}' at batch {rows} by {absolute:.3g}, "
+                f"{relative:.1e} of its magnitude, where {TOLERANCE:.0e} is allowed. Export the network again; if it "
+                "persists, the graph holds an operator whose result depends on how it is optimised: please report it"
+            )
+        if relative >= worst.max_relative:
+            worst = BatchParity(batch_size=rows, max_absolute=max(absolute, worst.max_absolute), max_relative=relative)
+    return worst

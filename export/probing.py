@@ -1,0 +1,232 @@
+"""Proof by running: which tensors have the batch as leading axis, with rows that do not depend on their neighbours.
+
+A graph says little about this by itself: shapes may be missing or stale, and a reduction over the batch looks like any
+other. So the candidate tensors are made outputs, and the graph is run on random rows, two and three at a time and each
+row alone. A tensor passes if its leading axis follows the batch, the rest of its shape stays, and every row is the same
+in each run up to rounding.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from artifacts import EngineError, GraphError, TensorSpec
+from engines import GraphRunner
+from export.graph_loading import LoadedGraph
+from export.onnx_files import save_graph, weight_bytes
+
+TOLERANCE = 1e-4
+_PROBED = 3
+_PROTO_LIMIT = 1 << 30
+
+Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchLine:
+    """A small tensor of fixed shape whose values are ``offset + slope * rows``.
+
+    Attributes:
+        offset, slope: arrays of the tensor's shape and dtype; a slope of zeros is a constant.
+    """
+
+    offset: np.ndarray
+    slope: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What running the graph showed.
+
+    Attributes:
+        led: tensors that have the batch as leading axis and independent rows.
+        lines: of the others, those that depend on the number of rows only, and linearly.
+        reasons: of the rest, why they cannot cross a cut.
+    """
+
+    led: Mapping[str, TensorSpec]
+    lines: Mapping[str, BatchLine]
+    reasons: Mapping[str, str]
+
+
+def sample_rows(specs: Iterable[TensorSpec], count: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Draws random inputs: name -> (count, ...).
+
+    Floats are standard normal. Integers and booleans are 0 or 1, which is a valid token, position, segment and mask
+    alike; the first entry of each row is 1, so that no mask hides a whole row.
+    """
+    random = np.random.default_rng(seed)
+    rows = {}
+    for spec in specs:
+        shape, dtype = (count, *spec.row_shape), np.dtype(spec.dtype)
+        if dtype.kind in "biu":
+            bits = random.integers(0, 2, shape)
+            bits.reshape(count, -1)[:, 0] = 1
+            rows[spec.name] = bits.astype(dtype)
+        else:
+            rows[spec.name] = random.standard_normal(shape, dtype=np.float32).astype(dtype)
+    return rows
+
+
+def relative_error(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
+    """Returns the largest absolute difference, and that relative to the largest magnitude of the reference.
+
+    Infinities and NaN must sit at the same places; otherwise, or for different shapes, both errors are infinite.
+    """
+    if found.shape != reference.shape or found.dtype != reference.dtype:
+        return float("inf"), float("inf")
+    if found.size == 0:
+        return 0.0, 0.0
+    a, b = found.astype(np.float64), reference.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return float("inf"), float("inf")
+    if not finite.any():
+        return 0.0, 0.0
+    absolute = float(np.abs(a[finite] - b[finite]).max())
+    scale = float(np.abs(b[finite]).max())
+    if absolute == 0:
+        return 0.0, 0.0
+    return absolute, absolute / scale if scale > 0 else float("inf")
+
+
+def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -> Probe:
+    """Runs a graph with some of its tensors as outputs and tells which of them may cross a cut.
+
+    Args:
+        loaded: the graph; left as it is.
+        names: tensors to look at, graph inputs among them; the graph's own outputs are added.
+        seed: decides the random rows.
+
+    Raises:
+        GraphError: the graph does not run with two or three rows, or an output fails: then the network cannot be
+            served in batches at all.
+    """
+    made = [name for name in dict.fromkeys([*loaded.outputs, *names]) if name not in _input_names(loaded)]
+    rows = sample_rows(loaded.inputs, _PROBED, seed=seed)
+    with open_graph(_expose(loaded.model, made)) as runner:
+        whole = _run(runner, rows, loaded)
+        pair = _run(runner, {name: array[:2] for name, array in rows.items()}, loaded)
+        singles = [
+            _run(runner, {name: array[i : i + 1] for name, array in rows.items()}, loaded) for i in range(_PROBED)
+        ]
+    led = {spec.name: spec for spec in loaded.inputs}
+    lines: dict[str, BatchLine] = {}
+    reasons: dict[str, str] = {}
+    for name in made:
+        runs = [singles[0][name], pair[name], whole[name]]
+        reason = _why_not_led(runs) or _why_mixed(whole[name], pair[name], [single[name] for single in singles])
+        line = _fit_line(runs) if reason else None
+        if not reason:
+            led[name] = TensorSpec(name=name, dtype=str(whole[name].dtype), row_shape=tuple(whole[name].shape[1:]))
+        elif line is not None:
+            lines[name] = line
+        else:
+            reasons[name] = reason
+    for name in loaded.outputs:
+        if name not in led:
+            reason = reasons.get(name, "does not depend on the inputs' values")
+            raise GraphError(f"the network cannot be served in batches: its output '{name}' {reason}")
+    return Probe(led=led, lines=lines, reasons=reasons)
+
+
+def prove_same(original: Path, loaded: LoadedGraph, *, seed: int = 1) -> tuple[float, float]:
+    """Runs a file as it was against its rewritten graph, at the file's own batch size.
+
+    Returns:
+        Largest absolute and relative error over all outputs.
+
+    Raises:
+        GraphError: they differ by more than 1e-4 of the largest magnitude.
+    """
+    count = loaded.fixed_batch or 2
+    rows = sample_rows(loaded.inputs, count, seed=seed)
+    with GraphRunner(original) as runner:
+        reference = runner.run(rows)
+    with open_graph(loaded.model) as runner:
+        found = runner.run(rows)
+    errors = [relative_error(found[name], reference[name]) for name in loaded.outputs]
+    absolute, relative = max(error[0] for error in errors), max(error[1] for error in errors)
+    if relative > TOLERANCE:
+        raise GraphError(
+            f"{original}: once its operators were brought to the current opset and its batch made symbolic, the answers "
+            f"differ from the file's own by {relative:.1e} of their magnitude. Export it again with a dynamic batch axis"
+        )
+    return absolute, relative
+
+
+def open_graph(model: ir.Model) -> GraphRunner:
+    """Opens a graph in memory on ONNX Runtime, through a file where it is too large for one message."""
+    if weight_bytes(model) < _PROTO_LIMIT:
+        return GraphRunner(ir.to_proto(model).SerializeToString())
+    with tempfile.TemporaryDirectory(prefix="pame-") as folder:
+        path = Path(folder) / "graph.onnx"
+        save_graph(model, path)
+        return GraphRunner(path)
+
+
+def _input_names(loaded: LoadedGraph) -> set[str]:
+    return {spec.name for spec in loaded.inputs}
+
+
+def _expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    exposed = model.clone()
+    values = ir.convenience.create_value_mapping(exposed.graph, include_subgraphs=False)
+    exposed.graph.outputs[:] = [values[name] for name in names]
+    return exposed
+
+
+def _run(runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGraph) -> dict[str, np.ndarray]:
+    count = len(next(iter(rows.values())))
+    try:
+        return runner.run(rows)
+    except EngineError as error:
+        if loaded.fixed_batch is None:
+            raise GraphError(f"the network does not run with {count} rows: {error}") from error
+        raise GraphError(
+            f"the network insists on batch {loaded.fixed_batch} in a way that cannot be rewritten: with {count} rows, "
+            f"{error}. Export it again with a dynamic batch axis"
+        ) from error
+
+
+def _why_not_led(runs: Sequence[np.ndarray]) -> str:
+    """``runs[i]`` came from ``i + 1`` rows."""
+    for count, array in enumerate(runs, start=1):
+        if array.ndim == 0 or array.shape[0] != count:
+            return f"has shape {array.shape} for {count} rows: its leading axis is not the batch"
+    if len({array.shape[1:] for array in runs}) > 1:
+        return f"has rows whose shape changes with the batch: {runs[0].shape[1:]} for 1 row, {runs[-1].shape[1:]} for 3"
+    return ""
+
+
+def _why_mixed(whole: np.ndarray, pair: np.ndarray, singles: Sequence[np.ndarray]) -> str:
+    for row, single in enumerate(singles):
+        for count, array in ((len(whole), whole), (len(pair), pair)):
+            if row >= count:
+                continue
+            _, error = relative_error(array[row : row + 1], single)
+            if error > TOLERANCE:
+                return (
+                    f"mixes rows: row {row} of a batch of {count} differs by {error:.1e} of its magnitude from the "
+                    "same row alone"
+                )
+    return ""
+
+
+def _fit_line(runs: Sequence[np.ndarray]) -> BatchLine | None:
+    one, two, three = runs
+    if not one.shape == two.shape == three.shape or one.dtype.kind not in "iufb":
+        return None
+    if one.dtype.kind == "b":
+        same = np.array_equal(one, two) and np.array_equal(two, three)
+        return BatchLine(offset=one, slope=np.zeros_like(one)) if same else None
+    slope = two - one
+    if not np.array_equal(three, two + slope):
+        return None
+    return BatchLine(offset=one - slope, slope=slope)

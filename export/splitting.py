@@ -1,0 +1,245 @@
+"""Cuts chosen among the places that analysis found and running proved, and the graph split along them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from artifacts import Cut, GraphError, GraphSpec, TensorSpec
+from export.cut_finding import CutPlace, find_places
+from export.flow import describe_flow
+from export.graph_loading import LoadedGraph
+from export.onnx_files import add_constant, finish_model
+from export.probing import BatchLine, Probe, probe_tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedPlace:
+    """A separator that is no cut: the tensor, and why."""
+
+    tensor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutReport:
+    """How the cuts of a graph were found.
+
+    Attributes:
+        data_input: the input from which the separators were counted.
+        separators: how many tensors every path from it passes, with heavy nodes before and behind.
+        places: how many of them are left when those without a heavy node in between count once.
+        refused: separators at which something crosses that cannot.
+        notes: what was rewritten in the graph before.
+    """
+
+    data_input: str
+    separators: int
+    places: int
+    refused: tuple[RefusedPlace, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CutGraph:
+    """A graph with its cuts.
+
+    Attributes:
+        cuts: in the order of the data flow.
+        recomputed: cut name -> shape tensors that cross there and are computed again from the number of rows.
+        specs: every tensor that was found to have the batch as leading axis.
+        report: how the cuts were found.
+    """
+
+    cuts: tuple[Cut, ...]
+    specs: Mapping[str, TensorSpec]
+    report: CutReport
+    recomputed: Mapping[str, Mapping[str, BatchLine]] = field(default_factory=dict)
+
+
+def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[str] | None = None) -> CutGraph:
+    """Finds and proves the cuts of a graph.
+
+    Args:
+        loaded: the graph.
+        answers: the outputs that the network answers with (``loaded`` may have more, those of exit heads for instance).
+        wanted: main tensors that must be cuts, in order; ``None`` takes one for every place.
+
+    Raises:
+        GraphError: there is no cut, or a wanted tensor is none; the message says why.
+    """
+    data_input, places = find_places(describe_flow(loaded.model.graph, tuple(answers)))
+    if wanted is not None:
+        places = _pick_wanted(places, wanted)
+    crossing = [name for place in places for name in (place.main, *place.carried, *place.recomputed)]
+    probe = probe_tensors(loaded, crossing)
+    refused: list[RefusedPlace] = []
+    sound: list[CutPlace] = []
+    for place in places:
+        reason = _why_refused(place, probe)
+        if reason:
+            refused.append(RefusedPlace(tensor=place.main, reason=reason))
+        else:
+            sound.append(place)
+    if wanted is not None and refused:
+        raise GraphError(f"'{refused[0].tensor}' is no cut: {refused[0].reason}")
+    if not sound:
+        shown = "; ".join(f"at '{item.tensor}': {item.reason}" for item in refused[:3])
+        raise GraphError(f"the graph has no cuts. Each of the {len(refused)} separators lets something cross that cannot: {shown}")
+    chosen = sound if wanted is not None else _smallest_per_place(sound, probe)
+    return CutGraph(
+        cuts=tuple(_make_cut(place, probe) for place in chosen),
+        specs=probe.led,
+        recomputed={
+            place.main: {name: probe.lines[name] for name in place.recomputed if name not in probe.led} for place in chosen
+        },
+        report=CutReport(
+            data_input=data_input,
+            separators=len(places),
+            places=len({place.place for place in places}),
+            refused=tuple(refused),
+            notes=loaded.notes,
+        ),
+    )
+
+
+def _pick_wanted(places: Sequence[CutPlace], wanted: Sequence[str]) -> tuple[CutPlace, ...]:
+    found = {place.main: place for place in places}
+    for name in wanted:
+        if name not in found:
+            raise GraphError(
+                f"'{name}' is no cut: it is not passed by every path from the data input to the outputs, or no heavy node "
+                f"lies before or behind it. Separators: {', '.join(found)}"
+            )
+    return tuple(found[name] for name in wanted)
+
+
+def _why_refused(place: CutPlace, probe: Probe) -> str:
+    for name in (place.main, *place.carried):
+        if name not in probe.led:
+            reason = probe.reasons.get(name, "does not depend on the values of the inputs")
+            return f"'{name}' {reason}"
+    for name in place.recomputed:
+        if name not in probe.led and name not in probe.lines:
+            return f"'{name}', computed from shapes before the cut and read behind it, {probe.reasons[name]}"
+    return ""
+
+
+def _make_cut(place: CutPlace, probe: Probe) -> Cut:
+    crossing = [*place.carried, *(name for name in place.recomputed if name in probe.led)]
+    return Cut(name=place.main, main=probe.led[place.main], carried=tuple(probe.led[name] for name in crossing))
+
+
+def _smallest_per_place(sound: Sequence[CutPlace], probe: Probe) -> list[CutPlace]:
+    best: dict[int, CutPlace] = {}
+    for place in sound:
+        rival = best.get(place.place)
+        if rival is None or _row_bytes(_make_cut(place, probe)) <= _row_bytes(_make_cut(rival, probe)):
+            best[place.place] = place
+    return list(best.values())
+
+
+def _row_bytes(cut: Cut) -> int:
+    return sum(math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize for spec in cut.tensors)
+
+
+def split_segments(
+    loaded: LoadedGraph, cut: CutGraph, cuts: Sequence[Cut], answers: Sequence[str], decision: Sequence[str]
+) -> list[tuple[ir.Model, GraphSpec]]:
+    """Splits a graph along cuts.
+
+    Args:
+        loaded: the graph, with ``answers`` and ``decision`` among its tensors.
+        cut: what ``cut_graph`` returned.
+        cuts: some of its cuts, in order.
+        answers: the network's outputs.
+        decision: nothing, or the name of the tensor with the confidence.
+
+    Returns:
+        One model and its spec per cut, and the final head last. The specs' files are left empty.
+    """
+    parts = []
+    available: dict[str, TensorSpec] = {spec.name: spec for spec in loaded.inputs}
+    lines: Mapping[str, BatchLine] = {}
+    main = ""
+    for index, here in enumerate(cuts):
+        made = [spec for spec in here.tensors if spec.name not in available]
+        model, spec = extract_part(loaded, f"segment_{index:02d}", available, made, lines=lines, main=main)
+        parts.append((model, spec))
+        available = {spec.name: spec for spec in here.tensors}
+        lines, main = cut.recomputed.get(here.name, {}), here.main.name
+    outputs = [cut.specs[name] for name in (*answers, *decision)]
+    parts.append(extract_part(
+        loaded, "final_head", available, outputs, lines=lines, main=main,
+        answers=tuple(answers), confidence=next(iter(decision), None),
+    ))  # fmt: skip
+    return parts
+
+
+def extract_part(
+    loaded: LoadedGraph,
+    name: str,
+    available: Mapping[str, TensorSpec],
+    outputs: Sequence[TensorSpec],
+    *,
+    lines: Mapping[str, BatchLine],
+    main: str,
+    answers: tuple[str, ...] = (),
+    confidence: str | None = None,
+) -> tuple[ir.Model, GraphSpec]:
+    """Extracts what leads from some tensors to others.
+
+    Args:
+        loaded: the graph.
+        name: of the part.
+        available: tensors that it may read; those that it does not need are dropped.
+        outputs: tensors that it writes; none of them may be available.
+        lines: shape tensors that it may need, to be computed from the number of rows of ``main``.
+        main: see ``lines``.
+        answers, confidence: for the spec.
+    """
+    graph = ir.convenience.extract(loaded.model.graph, [*available, *lines], [spec.name for spec in outputs])
+    for value in list(graph.inputs):
+        if value.name in lines:
+            graph.inputs.remove(value)
+            if value.uses():
+                _recompute(graph, value, lines[value.name], main)
+        elif not value.uses():
+            graph.inputs.remove(value)
+    inputs = tuple(available[value.name] for value in graph.inputs if value.name)
+    model = finish_model(graph, loaded.model, name=name, inputs=inputs, outputs=outputs)
+    spec = GraphSpec(
+        name=name, file="", inputs=inputs, outputs=tuple(outputs), answers=answers, confidence=confidence
+    )
+    return model, spec
+
+
+def _recompute(graph: ir.Graph, value: ir.Value, line: BatchLine, main: str) -> None:
+    """Replaces a former input by ``offset + slope * rows of main``."""
+    name = value.name or ""
+    offset = add_constant(graph, f"{name}/offset", line.offset)
+    if not line.slope.any():
+        value.replace_all_uses_with(offset)
+        return
+    source = next(item for item in graph.inputs if item.name == main)
+    slope = add_constant(graph, f"{name}/slope", line.slope)
+    scalar = add_constant(graph, f"{name}/scalar", np.array([], np.int64))
+    rows = ir.node("Shape", [source], {"start": 0, "end": 1})
+    count = ir.node("Reshape", [rows.outputs[0], scalar])
+    cast = ir.node("Cast", [count.outputs[0]], {"to": ir.DataType.from_numpy(line.slope.dtype)})
+    scaled = ir.node("Mul", [cast.outputs[0], slope])
+    shifted = ir.node("Add", [scaled.outputs[0], offset])
+    steps = [rows, count, cast, scaled, shifted]
+    for node, suffix in zip(steps, ("rows", "count", "cast", "scaled", "again"), strict=True):
+        node.outputs[0].name = f"{name}/{suffix}"
+    value.replace_all_uses_with(shifted.outputs[0])
+    first = next(iter(graph), None)
+    if first is None:
+        graph.extend(steps)
+    else:
+        graph.insert_before(first, steps)
+
