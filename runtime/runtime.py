@@ -13,8 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from artifacts import BUNDLE_JSON, BundleSpec, StageSpec, UsageError, open_artifact, read_json
-from artifacts.store import MANIFEST
+from artifacts import BUNDLE_JSON, MANIFEST, BundleSpec, StageSpec, UsageError, open_artifact, read_json
 from engines import Device, Engine, EngineSet, HostDevice, open_engine, plan_covers
 from runtime.batches import Batch, read_batch
 from runtime.chain import REMEDY, Chain, Leavers
