@@ -8,7 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from planner.costs import ChainTimes, NetworkCosts, cover_costs, expect_times, record_times
+from planner.config import MeasureConfig, PlanConfig, TimingConfig
+from planner.costs import ChainTimes, NetworkCosts, expect_times, price_stage, record_times
 from planner.evaluate import NO_EXITS, ChosenExits, Outcome, PlanFigures, evaluate_exits, evaluate_oracle, evaluate_plan
 from planner.greedy import Considered, SearchResult, TailRule, plan_greedy
 from planner.grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
@@ -22,13 +23,15 @@ from planner.patterns import (
 
 if TYPE_CHECKING:
     from planner.bundle import MergedStage, assemble_bundle, merge_stages
-    from planner.commit import Commitment, commit_plan
-    from planner.timing import TimedGraph, TimingConfig, ensure_itm, time_graphs
+    from planner.commit import Commitment, Contender, PlanningCase, commit_plan
+    from planner.flow import PlanningResult, ensure_plan
+    from planner.timing import TimedGraph, ensure_itm, time_graphs
 
 _HOMES = {
     "bundle": ("MergedStage", "assemble_bundle", "merge_stages"),
-    "commit": ("Commitment", "commit_plan"),
-    "timing": ("TimedGraph", "TimingConfig", "ensure_itm", "time_graphs"),
+    "commit": ("Commitment", "Contender", "PlanningCase", "commit_plan"),
+    "flow": ("PlanningResult", "ensure_plan"),
+    "timing": ("TimedGraph", "ensure_itm", "time_graphs"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -36,15 +39,17 @@ __all__ = [
     # the load
     "BatchingPatternMatrix", "binomial_pmf", "count_survivors", "draw_patterns", "survivor_transition",
     # the cost
-    "ChainTimes", "NetworkCosts", "cover_costs", "expect_times", "record_times",
+    "ChainTimes", "NetworkCosts", "expect_times", "price_stage", "record_times",
     # a choice of exits on a trace
     "NO_EXITS", "ChosenExits", "Outcome", "PlanFigures", "evaluate_exits", "evaluate_oracle", "evaluate_plan",
     # the search
     "Considered", "KeptGrids", "SearchResult", "TailRule", "ThresholdGrid", "evaluate_grid", "plan_greedy",
     "threshold_grid",
-    # engines: timing, bundles, measuring the best plans
-    "Commitment", "MergedStage", "TimedGraph", "TimingConfig", "assemble_bundle", "commit_plan", "ensure_itm",
-    "merge_stages", "time_graphs",
+    # what is asked for
+    "MeasureConfig", "PlanConfig", "TimingConfig",
+    # engines: timing, bundles, measuring the best plans, all of it
+    "Commitment", "Contender", "MergedStage", "PlanningCase", "PlanningResult", "TimedGraph", "assemble_bundle",
+    "commit_plan", "ensure_itm", "ensure_plan", "merge_stages", "time_graphs",
 ]  # fmt: skip
 
 

@@ -23,7 +23,8 @@ each and hand their tensors over through memory. The ``J = number of cuts`` join
 
 together, and each joint is credited with an equal part, so that the stage without exits costs exactly what the full
 network was measured to take. A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
-cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it."""
+cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it; then the gather.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artifacts import InferenceTimeMatrix, UsageError, unknown_name
+from engines import plan_covers
 from planner.patterns import binomial_pmf
 
 FULL = "full"
@@ -55,18 +57,30 @@ def gather_row(cut: str) -> str:
     return f"gather_{cut}"
 
 
-def stage_row(index: int) -> str:
+def stage_row(after: str | None, until: str | None) -> str:
     """Returns the matrix row of a merged stage."""
-    return f"stage_{index:02d}"
+    return f"stage_{after or 'input'}..{until or 'output'}"
 
 
-def cover_costs(row_ms: Sequence[float], itm: InferenceTimeMatrix, *, batch_size: int) -> np.ndarray:
-    """Returns the cost of 0..batch_size rows: (B + 1,) float64 milliseconds, as the runtime would run them."""
-    from engines import plan_covers
+def price_stage(
+    engine_ms: Sequence[float], gather_ms: Sequence[float] | None, itm: InferenceTimeMatrix, *, batch_size: int
+) -> np.ndarray:
+    """Returns the cost of a stage for 0..batch_size rows: (B + 1,) float64 milliseconds, as the runtime runs it.
 
-    measured = dict(zip(itm.batch_sizes, row_ms, strict=True))
-    covers = plan_covers(measured, largest=batch_size, fixed=itm.fixed)
-    return np.array([covers.cost_ms[n] for n in range(batch_size + 1)], np.float64)
+    Args:
+        engine_ms: time of its engine at the matrix's batch sizes.
+        gather_ms: time of the gather behind it, likewise, interpolated between them; ``None`` for the last stage.
+        itm: says which batch sizes were timed and whether the engine is bound to them.
+        batch_size: B.
+    """
+    covers = plan_covers(
+        dict(zip(itm.batch_sizes, map(float, engine_ms), strict=True)), largest=batch_size, fixed=itm.fixed
+    )
+    cost = np.array(covers.cost_ms, np.float64)
+    if gather_ms is not None:
+        cost[1:] += np.interp(np.arange(1, batch_size + 1), itm.batch_sizes, gather_ms)
+    cost.setflags(write=False)
+    return cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,9 +123,9 @@ class NetworkCosts:
             raise UsageError(f"exits must follow the data flow: '{until}' does not come after '{after}'")
         key = (start, -1 if until is None else stop)
         if key not in self._priced:
-            cost = cover_costs(tuple(self._stage_row(start, stop, until)), self.itm, batch_size=self.batch_size)
-            cost.setflags(write=False)
-            self._priced[key] = cost
+            gather = None if until is None else self.itm.row_ms(gather_row(until))
+            engine = tuple(self._engine_row(start, stop, until).tolist())
+            self._priced[key] = price_stage(engine, gather, self.itm, batch_size=self.batch_size)
         return self._priced[key]
 
     def plan_costs(self, exits: Sequence[str]) -> tuple[np.ndarray, ...]:
@@ -124,14 +138,12 @@ class NetworkCosts:
             raise unknown_name("cut", cut, self.cuts)
         return self.cuts.index(cut)
 
-    def _stage_row(self, start: int, stop: int, until: str | None) -> np.ndarray:
+    def _engine_row(self, start: int, stop: int, until: str | None) -> np.ndarray:
         if until is None and start == 0:
             return self._row(FULL)
         total = sum((self._row(segment_row(i)) for i in range(start, stop)), np.zeros(len(self.itm.batch_sizes)))
         total = total + self._row(FINAL_HEAD if until is None else head_row(until))
         total = total - (stop - start) * self._joint_ms()
-        if until is not None:
-            total = total + self._row(gather_row(until))
         row: np.ndarray = np.maximum(total, 0.0)
         return row
 

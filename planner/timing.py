@@ -1,7 +1,8 @@
 """Measures the inference time matrix (ITM): the very engines that ship, over the batch sizes that may occur.
 
-Every row is timed at every batch size once per round (A B C .. A B C ..), so that a slow moment of the machine falls upon
-all rows alike instead of spoiling one; the median over the rounds stands, the interquartile range says how sure it is.
+Every row is timed at every batch size once per round (A B C .. A B C ..), so that a slow moment of the machine falls
+upon all rows alike instead of spoiling one; the median over the rounds stands, the interquartile range says how sure it
+is.
 Rounds stop early when the time budget is spent, but never before the third.
 """
 
@@ -24,7 +25,6 @@ from artifacts import (
     Model,
     RunFolder,
     TensorSpec,
-    UsageError,
     environment_fingerprint,
     is_current,
     new_artifact,
@@ -33,50 +33,16 @@ from artifacts import (
     to_plain,
     write_json,
 )
-from artifacts.console import track
+from artifacts.console import say, track
 from engines import Engine, HostDevice, ensure_engine, open_engine
+from planner.config import TimingConfig
 from planner.costs import gather_row
 
 ITM_JSON = "itm.json"
-DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
 _MIN_ROUNDS = 3
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
-
-
-def batch_sizes_up_to(batch_size: int) -> tuple[int, ...]:
-    """Returns the batch sizes to time: the usual ones below ``batch_size``, then in steps of half an octave, then it."""
-    sizes = list(DEFAULT_SIZES)
-    while sizes[-1] < batch_size:
-        sizes.append(sizes[-2] * 2)
-    return (*(size for size in sizes if size < batch_size), batch_size)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimingConfig:
-    """How to time.
-
-    Attributes:
-        batch_sizes: ascending; the last is the largest batch that enters the network.
-        rounds: how often each row is timed at each batch size.
-        warm_up: untimed runs before.
-        budget_s: rounds stop when this much time is spent, after the third at the earliest.
-    """
-
-    batch_sizes: tuple[int, ...] = DEFAULT_SIZES
-    rounds: int = 20
-    warm_up: int = 2
-    budget_s: float = 60.0
-
-    def __post_init__(self) -> None:
-        sizes = self.batch_sizes
-        if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-            raise UsageError(f"--batch-sizes {','.join(map(str, sizes))}: expected ascending numbers from 1")
-        if self.rounds < 1 or self.warm_up < 0 or not self.budget_s > 0:
-            raise UsageError(
-                f"--rounds {self.rounds} --time-budget {self.budget_s}: expected at least one round and some seconds"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,16 +205,16 @@ def _matrix(
     return InferenceTimeMatrix(
         backend=backend, threads=threads, batch_sizes=sizes, fixed=fixed,
         median_ms={row: tuple(float(quartiles[row, size][1]) for size in sizes) for row in rows},
-        spread_ms={row: tuple(float(quartiles[row, size][2] - quartiles[row, size][0]) for size in sizes) for row in rows},
+        spread_ms={row: tuple(float(np.ptp(quartiles[row, size])) for size in sizes) for row in rows},
         environment={**environment_fingerprint(), "timing_rounds": str(timings.rounds)},
     )  # fmt: skip
 
 
 def ensure_itm(
     run: RunFolder, model: Model, config: TimingConfig, *, backend: str, threads: int,
-    clock: Clock = time.perf_counter, on_work: Callable[[str], None] = lambda message: None,
+    clock: Clock = time.perf_counter,
 ) -> tuple[Artifact, InferenceTimeMatrix]:  # fmt: skip
-    """Returns the run's matrix, timing the engines first where model, settings or machine are not those of the last time.
+    """Returns the run's matrix; times the engines first unless model, settings and machine are those of the last time.
 
     Args:
         run: holds ``itm/`` and the engine cache.
@@ -257,7 +223,6 @@ def ensure_itm(
         backend: e.g. ``onnxruntime``.
         threads: of each engine.
         clock: seconds.
-        on_work: is told in words when something is timed.
     """
     inputs = {"model": model.digest}
     parameters = {
@@ -266,9 +231,9 @@ def ensure_itm(
     remedy = "python -m planner --tolerance 0.01"
     if not is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters):
         graphs = model_graphs(model)
-        on_work(f"timing {len(graphs)} engines of {model.spec.name} at {len(config.batch_sizes)} batch sizes")
+        say(f"timing {len(graphs)} engines of {model.spec.name} at {len(config.batch_sizes)} batch sizes")
         itm = time_graphs(graphs, run.engines, config, backend=backend, threads=threads, clock=clock)
-        on_work(f"timed in {itm.environment['timing_rounds']} rounds")
+        say(f"timed in {itm.environment['timing_rounds']} rounds")
         with new_artifact(run.itm, kind="itm", inputs=inputs, parameters=parameters) as staging:
             write_json(staging / ITM_JSON, itm)
     artifact = open_artifact(run.itm, kind="itm", remedy=remedy)

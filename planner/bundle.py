@@ -1,0 +1,165 @@
+"""Stages and bundles: what a chosen plan becomes on disk.
+
+Every distinct stage (from one exit to the next) is merged, compiled and timed once, however many plans share it. The
+plan without exits has one stage, the whole network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from artifacts import (
+    BUNDLE_JSON,
+    EXIT_PLAN_JSON,
+    BundleSpec,
+    ExitPlan,
+    GraphSpec,
+    InferenceTimeMatrix,
+    Model,
+    StageSpec,
+    TensorSpec,
+    new_artifact,
+    write_json,
+)
+from artifacts.store import MANIFEST
+from engines import ensure_engine
+from export import merge_stage
+from planner.costs import gather_row, price_stage, stage_row
+from planner.evaluate import ChosenExits
+from planner.timing import TimedGraph
+
+StageBounds = tuple[str | None, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedStage:
+    """A merged graph from the exit ``after`` (or the input) to the exit ``until`` (or the output)."""
+
+    after: str | None
+    until: str | None
+    graph: GraphSpec
+    onnx: Path
+
+
+def stage_bounds(exits: Sequence[str]) -> tuple[StageBounds, ...]:
+    """Returns (after, until) of every stage of a plan with these exits."""
+    return tuple(itertools.pairwise([None, *exits, None]))
+
+
+def merge_stages(model: Model, plans: Iterable[ChosenExits], folder: Path) -> dict[StageBounds, MergedStage]:
+    """Merges every stage that one of the plans needs, each once, in the order of the data flow.
+
+    Args:
+        model: the model folder.
+        plans: choices of exits.
+        folder: where the ``.onnx`` files go; the whole network stays where it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = {bounds for plan in plans for bounds in stage_bounds(plan.cuts)}
+    stages: dict[StageBounds, MergedStage] = {}
+    for after, until in sorted(needed, key=lambda bounds: _order(model, bounds)):
+        if after is None and until is None:
+            graph, path = model.spec.full, model.path(model.spec.full)
+        else:
+            path = folder / f"{len(stages):02d}.onnx"
+            graph = merge_stage(model, after=after, until=until, path=path)
+        stages[after, until] = MergedStage(after=after, until=until, graph=graph, onnx=path)
+    return stages
+
+
+def _order(model: Model, bounds: StageBounds) -> tuple[int, int]:
+    after, until = bounds
+    start = -1 if after is None else model.spec.cut_index(after)
+    return start, len(model.spec.cuts) if until is None else model.spec.cut_index(until)
+
+
+def stage_graphs(model: Model, stages: Mapping[StageBounds, MergedStage]) -> tuple[TimedGraph, ...]:
+    """Returns the stages as something to time, each with the gather behind it."""
+    graphs = []
+    for (after, until), stage in stages.items():
+        carried = () if until is None else model.spec.cuts[model.spec.cut_index(until)].tensors
+        graphs.append(
+            TimedGraph(row=stage_row(after, until), onnx=stage.onnx, graph=stage.graph, gather=until, carried=carried)
+        )
+    return tuple(graphs)
+
+
+def measured_stage_costs(itm: InferenceTimeMatrix, exits: Sequence[str], *, batch_size: int) -> tuple[np.ndarray, ...]:
+    """Returns the cost of each stage of a plan for 0..B rows, from a matrix that holds the stages themselves.
+
+    The counterpart of ``NetworkCosts.plan_costs`` once the stages are merged and timed: nothing is estimated.
+    """
+    costs = []
+    for after, until in stage_bounds(exits):
+        gather = None if until is None else itm.row_ms(gather_row(until))
+        costs.append(price_stage(itm.row_ms(stage_row(after, until)), gather, itm, batch_size=batch_size))
+    return tuple(costs)
+
+
+def assemble_bundle(
+    folder: Path, *, model: Model, plan: ExitPlan, stages: Mapping[StageBounds, MergedStage], itm: InferenceTimeMatrix,
+    cache: Path, inputs: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Publishes a bundle: stages, engines, ``bundle.json`` and ``exit_plan.json``.
+
+    Args:
+        folder: where the bundle will be.
+        model: the model that was planned for.
+        plan: the exit plan.
+        stages: merged stages, among them those of the plan.
+        itm: holds the stages' rows.
+        cache: the compiled engines; what is missing is built.
+        inputs: digests of what the bundle was made from.
+
+    Raises:
+        ArtifactError: it cannot be written; what was there is untouched.
+    """
+    cuts = tuple(planned.cut for planned in plan.exits)
+    thresholds: list[float | None] = [*(planned.threshold for planned in plan.exits), None]
+    with new_artifact(folder, kind="bundle", inputs=inputs) as staging:
+        (staging / "stages").mkdir()
+        specs = tuple(
+            _add_stage(staging, f"stage_{index:02d}", stages[bounds], threshold, plan, itm, cache)
+            for index, (bounds, threshold) in enumerate(zip(stage_bounds(cuts), thresholds, strict=True))
+        )
+        bundle = BundleSpec(
+            name=model.spec.name, task=model.spec.task, backend=plan.backend, threads=plan.threads,
+            max_batch_size=plan.batch_size, inputs=model.spec.full.inputs, outputs=_answers(model.spec.full),
+            stages=specs, plan=plan, settings=model.spec.settings,
+        )  # fmt: skip
+        write_json(staging / BUNDLE_JSON, bundle)
+        write_json(staging / EXIT_PLAN_JSON, plan)
+
+
+def _answers(graph: GraphSpec) -> tuple[TensorSpec, ...]:
+    return tuple(graph.output(name) for name in graph.answers)
+
+
+def _add_stage(
+    staging: Path, name: str, stage: MergedStage, threshold: float | None, plan: ExitPlan, itm: InferenceTimeMatrix,
+    cache: Path,
+) -> StageSpec:  # fmt: skip
+    file, engine = f"stages/{name}.onnx", f"engines/{name}"
+    shutil.copyfile(stage.onnx, staging / file)
+    built = ensure_engine(stage.onnx, stage.graph, cache, backend=plan.backend, max_batch_size=plan.batch_size)
+    shutil.copytree(built, staging / engine)
+    medians = itm.row_ms(stage_row(stage.after, stage.until))
+    return StageSpec(
+        graph=replace(stage.graph, name=name, file=file),
+        engine=engine,
+        threshold=threshold,
+        median_ms={str(size): ms for size, ms in zip(itm.batch_sizes, medians, strict=True)},
+    )
+
+
+def publish_bundle(assembled: Path, folder: Path, *, inputs: Mapping[str, str]) -> None:
+    """Publishes an assembled bundle once more in its final place, with all its inputs in the manifest."""
+    with new_artifact(folder, kind="bundle", inputs=inputs) as staging:
+        shutil.copytree(assembled, staging, dirs_exist_ok=True)
+        (staging / MANIFEST).unlink()

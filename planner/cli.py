@@ -1,0 +1,204 @@
+"""``python -m planner --tolerance 0.01``: finds the plan, measures it, ships the bundle, prints what a person wants."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import ExitPlan, UsageError, find_run, to_plain
+from artifacts.console import add_common_arguments, print_table, run_command
+from planner.config import SEARCHES, MeasureConfig, PlanConfig, TimingConfig, batch_sizes_up_to
+from planner.greedy import TailRule
+
+if TYPE_CHECKING:
+    from planner.flow import PlanningResult
+
+_SHOWN_PLANS = 6
+_PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the command line; defaults come from ``planner.config``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m planner",
+        description="Find the exits and thresholds that save the most time within a tolerance, and build the bundle.",
+    )
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--tolerance", type=float, default=_PLAN.tolerance,
+        help="allowed relative loss of the metric: 0.01 keeps 99 %% (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, default=_PLAN.batch_size, help="queries per batch (default: %(default)s)"
+    )
+    parser.add_argument("--engine", default=_PLAN.backend, help="engine backend (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of each engine (default: all cores)")
+    parser.add_argument("--search", choices=SEARCHES, default=_PLAN.search, help="how to search (default: %(default)s)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
+    _add_search_arguments(parser)
+    _add_timing_arguments(parser)
+    return parser
+
+
+def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--grid-step", type=float, default=_PLAN.grid_step, help="distance of the thresholds (default: %(default)s)"
+    )
+    group.add_argument(
+        "--tail-share", type=float, default=_TAIL.share,
+        help="share of batches that must not be slower than the full network (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--tail-allowance", type=float, default=_TAIL.allowance,
+        help="relative excess that counts as not slower (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("timing")
+    group.add_argument(
+        "--batch-sizes", type=_read_sizes, metavar="N,N,...",
+        help="batch sizes to time, up to --batch-size (default: 1,2,4,8,12,16,24,32 and on)",
+    )  # fmt: skip
+    group.add_argument(
+        "--rounds", type=int, default=_TIMING.rounds, help="timed runs per engine and batch size (default: %(default)s)"
+    )
+    group.add_argument(
+        "--time-budget", type=float, default=_TIMING.budget_s, metavar="S",
+        help="seconds after which timing stops early (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--contenders", type=int, default=_MEASURE.contenders,
+        help="how many of the best plans are measured end to end (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _read_sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': expected numbers with commas, e.g. 1,8,32") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(plan, make_parser().parse_args(argv))
+
+
+def plan(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Plans, prints the tables and returns the result for ``--json``."""
+    config = read_config(arguments)
+    run = find_run(arguments.run)
+    from planner.flow import ensure_plan
+
+    result = ensure_plan(run, config, data=arguments.data)
+    print_result(result, to_stderr=arguments.json == "-")
+    return {
+        "run": str(run.root), "bundle": str(result.bundle), "plan_digest": result.plan_digest, "reused": result.reused,
+        "plan": to_plain(result.plan), "considered": list(result.considered),
+    }  # fmt: skip
+
+
+def read_config(arguments: argparse.Namespace) -> PlanConfig:
+    """Turns the flags into a validated config; errors are ``UsageError``."""
+    batch_size = arguments.batch_size
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: expected at least 1")
+    threads = os.cpu_count() or 1 if arguments.threads is None else arguments.threads
+    sizes = arguments.batch_sizes or _TIMING.batch_sizes
+    TimingConfig(batch_sizes=sizes)
+    return PlanConfig(
+        tolerance=arguments.tolerance,
+        batch_size=batch_size,
+        backend=arguments.engine,
+        threads=threads,
+        search=arguments.search,
+        grid_step=arguments.grid_step,
+        tail=TailRule(share=arguments.tail_share, allowance=arguments.tail_allowance),
+        timing=TimingConfig(
+            batch_sizes=batch_sizes_up_to(batch_size, sizes), rounds=arguments.rounds, budget_s=arguments.time_budget
+        ),
+        measure=MeasureConfig(contenders=arguments.contenders),
+    )
+
+
+def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
+    """Prints the committed plan, its expectation against the full network, and the runner-up plans."""
+    plan, predicted = result.plan, result.plan.predicted
+    committed = result.considered[0]
+    full = next(one for one in result.considered if not one["exits"])
+    faster = full["measured_mean_ms"] / committed["measured_mean_ms"]
+    _print_exits(plan, committed["arrival_ms"], to_stderr=to_stderr)
+    lines = (
+        "",
+        f"metric {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: "
+        f"{plan.predicted_metric / plan.full_metric:.2%} kept, asked for {1 - plan.tolerance:.2%}",
+        f"mean latency {predicted.mean_ms:.3f} ms predicted, {committed['measured_mean_ms']:.3f} ms measured; full "
+        f"network {predicted.full_ms:.3f} ms timed, {full['measured_mean_ms']:.3f} ms measured: {faster:.2f} times as fast",
+        f"whole batch {predicted.batch_ms:.3f} ms predicted; mean latency with a perfect sense of when to leave: "
+        f"{predicted.oracle_mean_ms:.3f} ms",
+        "",
+    )
+    stream = sys.stderr if to_stderr else sys.stdout
+    print("\n".join(lines), file=stream)
+    _print_considered(result, to_stderr=to_stderr)
+    print(f"\nbundle: {result.bundle}", file=stream, flush=True)
+
+
+def _print_exits(plan: ExitPlan, arrival_ms: Sequence[float], *, to_stderr: bool) -> None:
+    shares = [one.leaving_share for one in plan.exits]
+    rows = [
+        [one.cut, f"{one.threshold:.4g}", f"{one.leaving_share:.1%}", _show(one.metric, ".4f"), f"{one.arrival_ms:.3f}"]
+        for one in plan.exits
+    ]
+    final = _show(_final_metric(plan, 1 - sum(shares)), ".4f")
+    rows.append(["final head", "-", f"{abs(1 - sum(shares)):.1%}", final, f"{arrival_ms[-1]:.3f}"])
+    print_table(
+        f"exit plan ({plan.search}, tolerance {plan.tolerance:g}) for batches of {plan.batch_size} "
+        f"on {plan.backend} with {plan.threads} threads",
+        ["exit", "threshold", "leave here", "precision there", "arrival ms"],
+        rows,
+        to_stderr=to_stderr,
+    )
+
+
+def _final_metric(plan: ExitPlan, leaving: float) -> float | None:
+    if leaving < 1e-9:
+        return None
+    before = sum(one.leaving_share * one.metric for one in plan.exits if one.metric is not None)
+    return (plan.predicted_metric - before) / leaving
+
+
+def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
+    full = next(one for one in result.considered if not one["exits"])
+    rows = [
+        [
+            _name_exits(one),
+            f"{one['metric']:.4f}",
+            f"{one['predicted_mean_ms']:.3f}",
+            _show(one["measured_mean_ms"], ".3f"),
+            f"{full['predicted_mean_ms'] / one['predicted_mean_ms']:.2f}",
+            "yes" if one["allowed"] else "no",
+        ]
+        for one in result.considered[:_SHOWN_PLANS]
+    ]
+    print_table(
+        f"plans considered: {len(result.considered)}; the committed one first",
+        ["plan", "metric", "predicted ms", "measured ms", "times as fast", "tail rule"],
+        rows,
+        to_stderr=to_stderr,
+    )
+
+
+def _name_exits(considered: Mapping[str, Any]) -> str:
+    pairs = zip(considered["exits"], considered["thresholds"], strict=True)
+    return ", ".join(f"{cut} >= {threshold:.3g}" for cut, threshold in pairs) or "no exits"
+
+
+def _show(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,114 @@
+"""What a planning run is asked for. argparse takes its defaults from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from artifacts import UsageError, unknown_name
+from planner.greedy import TailRule
+from planner.grids import DEFAULT_STEP
+
+DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
+
+
+def batch_sizes_up_to(batch_size: int, usual: tuple[int, ...] = DEFAULT_SIZES) -> tuple[int, ...]:
+    """Returns the batch sizes to time: the usual ones below ``batch_size``, in steps of half an octave, and itself."""
+    sizes = list(usual)
+    while sizes[-1] < batch_size:
+        sizes.append(sizes[-2] * 2 if len(sizes) > 1 else sizes[-1] * 2)
+    return (*(size for size in sizes if size < batch_size), batch_size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingConfig:
+    """How to time.
+
+    Attributes:
+        batch_sizes: ascending; the last is the largest batch that enters the network.
+        rounds: how often each row is timed at each batch size.
+        warm_up: untimed runs before.
+        budget_s: rounds stop when this much time is spent, after the third at the earliest.
+    """
+
+    batch_sizes: tuple[int, ...] = DEFAULT_SIZES
+    rounds: int = 20
+    warm_up: int = 2
+    budget_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_sizes
+        if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+            raise UsageError(
+                f"--batch-sizes {','.join(map(str, sizes))}: expected ascending numbers from 1, e.g. 1,8,32"
+            )
+        if self.rounds < 1 or self.warm_up < 0:
+            raise UsageError(f"--rounds {self.rounds}: expected at least 1")
+        if self.budget_s <= 0:
+            raise UsageError(f"--time-budget {self.budget_s}: expected seconds above 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureConfig:
+    """How the best plans are measured end to end before one is committed.
+
+    Attributes:
+        contenders: how many of the best plans, besides the one without exits.
+        rounds: how often every batch runs through every plan.
+        batches: how many different batches; drawn from the calibration data.
+        budget_s: rounds stop when this much time is spent, after the first at the earliest.
+    """
+
+    contenders: int = 3
+    rounds: int = 10
+    batches: int = 16
+    budget_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.contenders < 1:
+            raise UsageError(f"--contenders {self.contenders}: expected at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanConfig:
+    """What to plan for.
+
+    Attributes:
+        tolerance: allowed relative loss of the metric, in [0, 1).
+        batch_size: the largest batch that enters the network.
+        backend: the engine backend, e.g. ``onnxruntime``.
+        threads: of each engine.
+        search: which search, one of ``SEARCHES``.
+        grid_step: distance of the thresholds that are tried.
+        tail: how many batches must not be slower than the full network.
+        timing: how the engines are timed.
+        measure: how the best plans are measured.
+    """
+
+    tolerance: float = 0.01
+    batch_size: int = 32
+    backend: str = "onnxruntime"
+    threads: int = 1
+    search: str = "greedy"
+    grid_step: float = DEFAULT_STEP
+    tail: TailRule = field(default_factory=TailRule)
+    timing: TimingConfig = field(default_factory=TimingConfig)
+    measure: MeasureConfig = field(default_factory=MeasureConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise UsageError(
+                f"--tolerance {self.tolerance}: expected a relative loss from 0 to below 1, e.g. 0.01 to keep 99 %"
+            )
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: expected at least 1")
+        if self.threads < 1:
+            raise UsageError(f"--threads {self.threads}: expected at least 1")
+        if self.search not in SEARCHES:
+            raise unknown_name("search", self.search, SEARCHES)
+        if self.timing.batch_sizes[-1] != self.batch_size:
+            raise UsageError(
+                f"--batch-sizes must end with --batch-size {self.batch_size}, got {self.timing.batch_sizes[-1]}"
+            )
+
+
+SEARCHES = ("greedy",)

@@ -1,0 +1,201 @@
+"""The whole of planning for one run: what is missing upstream is made, what is unchanged is reused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import (
+    EXIT_PLAN_JSON,
+    Artifact,
+    ArtifactError,
+    ExitPlan,
+    InferenceTimeMatrix,
+    RunFolder,
+    Trace,
+    is_current,
+    new_artifact,
+    open_artifact,
+    open_model,
+    read_json,
+    to_plain,
+    write_json,
+)
+from artifacts.console import say
+from planner.bundle import publish_bundle
+from planner.commit import Commitment, PlanningCase, commit_plan
+from planner.config import PlanConfig
+from planner.costs import NetworkCosts
+from planner.greedy import SearchResult, plan_greedy
+from planner.grids import KeptGrids, threshold_grid
+from planner.timing import ensure_itm
+
+BPM_NPZ = "bpm.npz"
+GRID_NPZ = "grid.npz"
+CONSIDERED_JSON = "considered.json"
+STAGES_JSON = "stage_itm.json"
+_REMEDY = "python -m planner --tolerance 0.01"
+
+Search = Callable[[Trace, NetworkCosts, PlanConfig, KeptGrids], SearchResult]
+
+
+def _search_greedily(trace: Trace, costs: NetworkCosts, config: PlanConfig, kept: KeptGrids) -> SearchResult:
+    return plan_greedy(trace, costs, tolerance=config.tolerance, kept=kept, tail=config.tail)
+
+
+_SEARCHES: Mapping[str, Search] = {"greedy": _search_greedily}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanningResult:
+    """The committed plan and what it was chosen from.
+
+    Attributes:
+        plan: the exit plan that the bundle carries.
+        considered: every plan that was looked at, the committed one first, the measured ones before the others; plain
+            data as in ``considered.json``.
+        plan_digest: of ``plan/``.
+        bundle: the bundle's folder.
+        reused: True when nothing had changed since the last time.
+    """
+
+    plan: ExitPlan
+    considered: tuple[Mapping[str, Any], ...]
+    plan_digest: str
+    bundle: Path
+    reused: bool
+
+
+def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None) -> PlanningResult:
+    """Plans for a run and publishes ``plan/`` and ``bundle/``.
+
+    Args:
+        run: its model and trace are made where they are missing.
+        config: what to plan for.
+        data: ``--data``; ``None``: what the run used before.
+
+    Raises:
+        NoPlanError: the trace allows no relative tolerance.
+        PameError: something upstream cannot be made; the message says what.
+    """
+    from calibration import ensure_trace
+
+    trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
+    model = open_model(run.model, remedy="python -m export resnet --segments")
+    itm_artifact, itm = ensure_itm(run, model, config.timing, backend=config.backend, threads=config.threads)
+    inputs = {"model": model.digest, "trace": trace_artifact.digest, "itm": itm_artifact.digest}
+    parameters = {"config": to_plain(config)}
+    found = _reuse(run, inputs, parameters)
+    if found is not None:
+        say(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
+        return found
+    case = PlanningCase(run=run, model=model, trace=trace, trace_digest=trace_artifact.digest, config=config)
+    kept = _kept_grids(run, trace_artifact, config)
+    result = _search(case, itm, kept)
+    with commit_plan(case, result, _queries(run, data)) as commitment:
+        _publish_plan(run, result, commitment, kept, inputs=inputs, parameters=parameters)
+        plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
+        bundle_inputs = {"model": model.digest, "trace": trace_artifact.digest, "plan": plan.digest}
+        publish_bundle(commitment.winner.bundle, run.bundle, inputs=bundle_inputs)
+    return _read_result(run, plan, reused=False)
+
+
+def _search(case: PlanningCase, itm: InferenceTimeMatrix, kept: KeptGrids) -> SearchResult:
+    config = case.config
+    cuts = tuple(cut.name for cut in case.model.spec.cuts)
+    costs = NetworkCosts(itm=itm, cuts=cuts, batch_size=config.batch_size)
+    known = len(kept.grids)
+    result = _SEARCHES[config.search](case.trace, costs, config, kept)
+    say(
+        f"{config.search} search: {len(result.considered)} plans over {len(case.trace.exits)} candidates and "
+        f"{case.trace.sample_count} samples; {kept.evaluations} grids evaluated, {known} kept from before"
+    )
+    return result
+
+
+def _queries(run: RunFolder, data: Path | None) -> np.ndarray:
+    from calibration import load_run_data
+
+    dataset = load_run_data(run, data)
+    return dataset.inputs(dataset.split("calibrate"))
+
+
+def _reuse(run: RunFolder, inputs: Mapping[str, str], parameters: Mapping[str, Any]) -> PlanningResult | None:
+    if not is_current(run.plan, kind="plan", inputs=inputs, parameters=parameters):
+        return None
+    plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
+    bundle_inputs = {"model": inputs["model"], "trace": inputs["trace"], "plan": plan.digest}
+    if not is_current(run.bundle, kind="bundle", inputs=bundle_inputs, parameters={}):
+        return None
+    return _read_result(run, plan, reused=True)
+
+
+def _kept_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptGrids:
+    """Returns the grids that the last planning left, if they are of this trace and these thresholds."""
+    fresh = KeptGrids(thresholds=threshold_grid(config.grid_step))
+    try:
+        plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
+        if plan.manifest.inputs.get("trace") != trace.digest:
+            return fresh
+        kept = KeptGrids.load(plan.path(GRID_NPZ))
+    except ArtifactError:
+        return fresh
+    return kept if np.array_equal(kept.thresholds, fresh.thresholds) else fresh
+
+
+def _publish_plan(
+    run: RunFolder, result: SearchResult, commitment: Commitment, kept: KeptGrids,
+    *, inputs: Mapping[str, str], parameters: Mapping[str, Any],
+) -> None:  # fmt: skip
+    with new_artifact(run.plan, kind="plan", inputs=inputs, parameters=parameters) as staging:
+        write_json(staging / EXIT_PLAN_JSON, commitment.winner.plan)
+        write_json(staging / CONSIDERED_JSON, describe_considered(result, commitment))
+        write_json(staging / STAGES_JSON, commitment.itm)
+        result.patterns.save(staging / BPM_NPZ)
+        kept.save(staging / GRID_NPZ)
+
+
+def describe_considered(result: SearchResult, commitment: Commitment) -> list[dict[str, Any]]:
+    """Returns every plan that was looked at as plain data: the committed one first, then those that were measured."""
+    measured = {one.figures.chosen: one for one in commitment.contenders}
+    order = {chosen: rank for rank, chosen in enumerate(measured)}
+    ranked = sorted(result.considered, key=lambda one: order.get(one.figures.chosen, len(order)))
+    described = []
+    for one in ranked:
+        contender = measured.get(one.figures.chosen)
+        figures = one.figures if contender is None else contender.figures
+        described.append(
+            {
+                "exits": list(figures.chosen.cuts),
+                "thresholds": list(figures.chosen.thresholds),
+                "leaving_shares": list(figures.outcome.shares),
+                "metric": figures.outcome.metric,
+                "arrival_ms": list(figures.times.arrival_ms),
+                "predicted_mean_ms": figures.times.mean_ms,
+                "predicted_batch_ms": figures.times.batch_ms,
+                "recorded_mean_ms": figures.recorded.mean_ms,
+                "recorded_batch_ms": figures.recorded.batch_ms,
+                "oracle_mean_ms": figures.oracle_mean_ms,
+                "searched_mean_ms": one.figures.times.mean_ms,
+                "measured_mean_ms": None if contender is None else contender.measured_mean_ms,
+                "measured_batch_ms": None if contender is None else contender.measured_batch_ms,
+                "in_time_share": one.in_time_share,
+                "allowed": one.allowed,
+                "path": one.path,
+            }
+        )
+    return described
+
+
+def _read_result(run: RunFolder, plan: Artifact, *, reused: bool) -> PlanningResult:
+    return PlanningResult(
+        plan=read_json(plan.path(EXIT_PLAN_JSON), ExitPlan),
+        considered=tuple(read_json(plan.path(CONSIDERED_JSON), list)),
+        plan_digest=plan.digest,
+        bundle=run.bundle,
+        reused=reused,
+    )
