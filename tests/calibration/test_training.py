@@ -56,15 +56,15 @@ def test_the_first_phase_leaves_the_heads_alone(bars: Dataset, tmp_path: Path) -
     net, untrained = make_net(), make_net()
     one = JointConfig(epochs=2, backbone_epochs=1, batch_size=32, crop_padding=0)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(*_: object, **__: object) -> None:
-        raise Stop
+        raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calibration.joint.save_checkpoint", stop)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             train_joint(net, bars, one, tmp_path / "checkpoint", inputs={})
     for now, before in zip(net.heads.parameters(), untrained.heads.parameters(), strict=True):
         assert torch.equal(now, before)
@@ -76,19 +76,19 @@ def test_an_interrupted_training_continues_to_the_same_end(bars: Dataset, tmp_pa
     whole = make_net()
     history = train_joint(whole, bars, CONFIG, tmp_path / "whole", inputs={"data": "1"})
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def save_then_die(*args: object, **kwargs: object) -> None:
         from calibration.checkpoints import save_checkpoint
 
         save_checkpoint(*args, **kwargs)
-        raise Killed
+        raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("calibration.joint.save_checkpoint", save_then_die)
         for _ in range(CONFIG.epochs):
-            with pytest.raises(Killed):
+            with pytest.raises(KilledError):
                 train_joint(make_net(), bars, CONFIG, tmp_path / "pieces", inputs={"data": "1"})
     pieces = make_net()
     again = train_joint(pieces, bars, CONFIG, tmp_path / "pieces", inputs={"data": "1"})
