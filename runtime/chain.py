@@ -24,8 +24,7 @@ import numpy as np
 
 from artifacts import BundleSpec, SchemaError, StageSpec, TensorSpec
 from engines import Buffer, Device, EngineSet, Execution, Run
-
-REMEDY = "python -m planner --tolerance 0.01"
+from runtime.loading import REMEDY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,10 +13,11 @@ from typing import Self
 
 import numpy as np
 
-from artifacts import BUNDLE_JSON, MANIFEST, BundleSpec, StageSpec, UsageError, open_artifact, read_json
-from engines import Device, Engine, EngineSet, HostDevice, open_engine, plan_covers
+from artifacts import BundleSpec, UsageError
+from engines import Device, EngineSet, HostDevice
 from runtime.batches import Batch, read_batch
-from runtime.chain import REMEDY, Chain, Leavers
+from runtime.chain import Chain, Leavers
+from runtime.loading import open_bundle
 from runtime.pool import ChainPool
 
 Outputs = np.ndarray | tuple[np.ndarray, ...]
@@ -91,17 +92,12 @@ class Runtime:
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
-        artifact = open_artifact(Path(bundle), kind="bundle", remedy=REMEDY)
-        spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)
-        with ExitStack() as opened:
-            engine_sets = []
-            for stage in spec.stages:
-                folder = artifact.path(f"{stage.engine}/{MANIFEST}").parent
-                engine = open_engine(folder, stage.graph, threads=threads or spec.threads)
-                opened.callback(engine.close)
-                engine_sets.append(make_engine_set(engine, stage, spec.max_batch_size))
-            runtime = cls(spec, engine_sets, HostDevice(), check_finite=check_finite)
-            opened.pop_all()
+        opened = open_bundle(Path(bundle), threads=threads)
+        with ExitStack() as unless_it_works:
+            for engines in opened.engine_sets:
+                unless_it_works.callback(engines.close)
+            runtime = cls(opened.spec, opened.engine_sets, HostDevice(), check_finite=check_finite)
+            unless_it_works.pop_all()
         return runtime
 
     @property
@@ -193,13 +189,6 @@ class Runtime:
                 part = [array[start : start + self._spec.max_batch_size] for array in arrays]
                 for leavers in chain.run(part):
                     yield leavers.rows + start, leavers
-
-
-def make_engine_set(engine: Engine, stage: StageSpec, max_batch_size: int) -> EngineSet:
-    """Puts the covers over a stage's engine that its measured times call for."""
-    median_ms = {int(size): ms for size, ms in stage.median_ms.items()}
-    covers = plan_covers(median_ms, largest=max_batch_size, fixed=bool(engine.key.batch_sizes))
-    return EngineSet(engine, covers)
 
 
 def _as_outputs(arrays: tuple[np.ndarray, ...]) -> Outputs:

@@ -1,0 +1,58 @@
+"""Opening a bundle: verified byte by byte, its engines vetted for this machine."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts import BUNDLE_JSON, MANIFEST, Artifact, BundleSpec, SchemaError, StageSpec, open_artifact, read_json
+from engines import Engine, EngineSet, open_engine, plan_covers
+
+REMEDY = "python -m planner --tolerance 0.01"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OpenBundle:
+    """A bundle whose engines are open.
+
+    Attributes:
+        artifact: its folder and manifest.
+        spec: what it holds.
+        engine_sets: one per stage; whoever opened the bundle closes them.
+    """
+
+    artifact: Artifact
+    spec: BundleSpec
+    engine_sets: tuple[EngineSet, ...]
+
+
+def open_bundle(folder: Path, *, threads: int | None = None) -> OpenBundle:
+    """Opens the bundle in ``folder`` with ``threads`` per engine, by default as many as its plan was timed with.
+
+    Raises:
+        As ``Runtime.load``.
+    """
+    artifact = open_artifact(folder, kind="bundle", remedy=REMEDY)
+    spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)
+    engine_sets = []
+    with ExitStack() as opened:
+        for stage in spec.stages:
+            engine_folder = artifact.path(f"{stage.engine}/{MANIFEST}").parent
+            engine = open_engine(engine_folder, stage.graph, threads=threads or spec.threads)
+            opened.callback(engine.close)
+            engine_sets.append(_cover_stage(engine, stage, spec))
+        opened.pop_all()
+    return OpenBundle(artifact=artifact, spec=spec, engine_sets=tuple(engine_sets))
+
+
+def _cover_stage(engine: Engine, stage: StageSpec, spec: BundleSpec) -> EngineSet:
+    try:
+        median_ms = {int(size): ms for size, ms in stage.median_ms.items()}
+    except ValueError as error:
+        raise SchemaError(
+            f"bundle '{spec.name}': the times of stage '{stage.graph.name}' are not by batch size ({error}). "
+            f"Make it again with: {REMEDY}"
+        ) from error
+    covers = plan_covers(median_ms, largest=spec.max_batch_size, fixed=bool(engine.key.batch_sizes))
+    return EngineSet(engine, covers)
