@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from artifacts import GraphSpec, TensorSpec
+from artifacts import EngineKey, GraphSpec, TensorSpec, new_artifact, to_plain, write_json
 from engines import Engine, FakeEngine, ensure_engine, open_engine
+from engines.keys import ENGINE_JSON, open_key
 
 SIDE = 6
 CLASSES = 4
@@ -115,3 +118,34 @@ def engine(request: pytest.FixtureRequest, graph: GraphSpec, cache: Path) -> Ite
         made = open_engine(folder, graph, threads=2, onnx=onnx)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def republish() -> Callable[..., EngineKey]:
+    """Publishes an engine anew under a changed key, as one that was built elsewhere would be."""
+
+    def republish(folder: Path, **changes: Any) -> EngineKey:
+        _, key = open_key(folder)
+        changed = dataclasses.replace(key, **changes)
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in {".onnx", ".bin"}}
+        with new_artifact(
+            folder, kind="engine", inputs={"onnx": changed.onnx_digest}, parameters=to_plain(changed)
+        ) as new:
+            for name, data in files.items():
+                (new / name).write_bytes(data)
+            write_json(new / ENGINE_JSON, changed)
+        return changed
+
+    return republish
+
+
+@pytest.fixture(scope="session")
+def flip() -> Callable[[Path], None]:
+    """Flips one bit in the middle of a file."""
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    return flip

@@ -1,0 +1,159 @@
+"""``python -m engines`` in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_model_spec
+from engines import ensure_engine, open_engine
+from engines.bundles import find_bundle_engines
+from engines.cli import main
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture
+def run(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path) -> Path:
+    """A run whose model holds two graphs."""
+    folder = tmp_path / "runs" / "tiny"
+    head = dataclasses.replace(graph, name="exit_c", file="exit_c.onnx")
+    with new_artifact(folder / "model", kind="model") as model:
+        shutil.copyfile(make_onnx(seed=0), model / graph.file)
+        shutil.copyfile(make_onnx(seed=1), model / head.file)
+        write_model_spec(
+            model,
+            ModelSpec(name="tiny", family="onnx", task="classification", full=graph, heads={"c": head}),
+        )
+    return folder
+
+
+@pytest.fixture
+def bundle(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path, cache: Path) -> Path:
+    """A bundle with one stage and the full network, as far as engines are concerned."""
+    folder = tmp_path / "bundle"
+    with new_artifact(folder, kind="bundle", inputs={"plan": "p"}, parameters={"a": 1}) as new:
+        (new / "bundle.json").write_text("{}")
+        for seed, name in enumerate(("stage_00", "full")):
+            onnx = make_onnx(seed=seed)
+            shutil.copyfile(onnx, new / f"{name}.onnx")
+            built = ensure_engine(onnx, graph, cache, backend="onnxruntime", max_batch_size=4 + seed)
+            shutil.copytree(built, new / "engines" / name)
+    return folder
+
+
+def read(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def test_build_makes_every_engine_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "--run", str(run), "--json", "-", "--max-batch-size", "4"]) == 0
+    built = read(capsys)
+    assert [item["graph"] for item in built] == ["tiny", "exit_c"]
+    assert not any(item["reused"] for item in built)
+    assert main(["build", "--run", str(run), "--json", "-", "--max-batch-size", "4"]) == 0
+    assert all(item["reused"] for item in read(capsys))
+    assert main(["build", "--run", str(run), "--json", "-", "--batch-size", "2", "--batch-size", "4"]) == 0
+    assert not any(item["reused"] for item in read(capsys))
+    assert main(["list", "--run", str(run), "--json", "-"]) == 0
+    listed = read(capsys)
+    assert sorted(item["key"]["batch_sizes"] for item in listed) == [[], [], [2, 4], [2, 4]]
+    assert all(item["valid"] and item["size_bytes"] > 0 and item["built"] for item in listed)
+
+
+def test_list_and_verify_tell_what_is_wrong(
+    republish: Callable[..., Any], flip: Callable[..., Any], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["build", "--run", str(run)])
+    first, second = sorted((run / "engines").iterdir())
+    assert main(["verify", "--run", str(run)]) == 0
+    assert capsys.readouterr().out.count(" valid\n") == 2
+    republish(first, device="another processor")
+    flip(second / "graph.onnx")
+    assert main(["list", "--run", str(run), "--json", "-"]) == 0  # trusts the manifest, so sees the first only
+    assert [item["valid"] for item in read(capsys)] == [False, True]
+    assert main(["verify", "--run", str(run), "--json", "-"]) == 1
+    captured = capsys.readouterr()
+    assert [item["valid"] for item in json.loads(captured.out)] == [False, False]
+    assert "device is 'another processor'" in captured.err
+    assert f"python -m engines build --run {run}" in captured.err
+    assert main(["build", "--run", str(run)]) == 0
+    assert main(["verify", "--run", str(run)]) == 0
+
+
+def test_a_bundle_is_rebuilt_whole(
+    republish: Callable[..., Any], bundle: Path, graph: GraphSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = bundle / "engines" / "stage_00"
+    files = {path.name: path.read_bytes() for path in bundle.glob("*.onnx")}
+    with new_artifact(bundle, kind="bundle", inputs={"plan": "p"}, parameters={"a": 1}) as new:
+        shutil.copytree(bundle, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        for name in ("stage_00", "full"):
+            shutil.copyfile(bundle / "engines" / name / "manifest.json", new / "engines" / name / "manifest.json")
+            republish(new / "engines" / name, backend_version="0.9")
+    assert main(["verify", "--bundle", str(bundle)]) == 1
+    assert f"python -m engines build --bundle {bundle}" in capsys.readouterr().err
+
+    assert main(["build", "--bundle", str(bundle), "--json", "-"]) == 0
+    assert sorted(item["graph"] for item in read(capsys)) == ["full.onnx", "stage_00.onnx"]
+    assert main(["verify", "--bundle", str(bundle)]) == 0
+    artifact = open_artifact(bundle, kind="bundle", remedy="")
+    assert (artifact.manifest.inputs, artifact.manifest.parameters) == ({"plan": "p"}, {"a": 1})
+    assert {path.name: path.read_bytes() for path in bundle.glob("*.onnx")} == files
+    engine = open_engine(stage, graph, threads=1, onnx=bundle / "stage_00.onnx")
+    assert engine.key.max_batch_size == 4
+    engine.close()
+
+
+def test_a_bundle_that_lacks_a_graph_stays_as_it_is(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with new_artifact(bundle, kind="bundle") as new:
+        shutil.copytree(bundle, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns("full.onnx"))
+        (new / "manifest.json").unlink()
+    digest = open_artifact(bundle, kind="bundle", remedy="").digest
+    assert main(["build", "--bundle", str(bundle)]) == 1
+    assert "lacks the graph of its engine full" in capsys.readouterr().err
+    assert open_artifact(bundle, kind="bundle", remedy="").digest == digest
+    assert len(find_bundle_engines(bundle)) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["build", "--engine", "onnxruntim"], 2, "Did you mean 'onnxruntime'"),
+        (["build", "--batch-size", "0"], 2, "must lie within 1"),
+        (["build", "--run", "none"], 1, "python -m export none --segments"),
+        (["build", "--bundle", "none"], 1, "there is no bundle at none"),
+        (["build", "--bundle", "none", "--engine", "onnxruntime"], 2, "leave --engine"),
+        (["list", "--bundle", "none"], 2, "there is no bundle"),
+    ],
+)
+def test_bad_usage_is_told(
+    run: Path, argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "--run" not in argv and "--bundle" not in argv:
+        argv = [*argv, "--run", str(run)]
+    assert main(argv) == code
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_cache_has_nothing_to_list(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--run", str(run), "--json", "-"]) == 0
+    assert read(capsys) == []
+    assert main(["verify", "--run", str(run)]) == 0
+
+
+def test_the_module_runs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "engines", "list", "--bundle", "none"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "there is no bundle" in done.stderr
+    assert done.stdout == ""
