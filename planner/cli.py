@@ -134,18 +134,18 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
     full = next(one for one in result.considered if not one["exits"])
     faster = full["measured_mean_ms"] / committed["measured_mean_ms"]
     _print_exits(plan, committed["arrival_ms"], to_stderr=to_stderr)
-    lines = (
-        "",
-        f"metric {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: "
-        f"{plan.predicted_metric / plan.full_metric:.2%} kept, asked for {1 - plan.tolerance:.2%}",
-        f"mean latency {predicted.mean_ms:.3f} ms predicted, {committed['measured_mean_ms']:.3f} ms measured; full "
-        f"network {predicted.full_ms:.3f} ms timed, {full['measured_mean_ms']:.3f} ms measured: {faster:.2f} times as fast",
-        f"whole batch {predicted.batch_ms:.3f} ms predicted; mean latency with a perfect sense of when to leave: "
-        f"{predicted.oracle_mean_ms:.3f} ms",
-        "",
-    )
+    kept = plan.predicted_metric / plan.full_metric
+    perfect = predicted.oracle_mean_ms
     stream = sys.stderr if to_stderr else sys.stdout
-    print("\n".join(lines), file=stream)
+    print(
+        f"\nmetric {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
+        f"asked for {1 - plan.tolerance:.2%}\n"
+        f"mean latency {predicted.mean_ms:.3f} ms predicted, {committed['measured_mean_ms']:.3f} ms measured\n"
+        f"full network {predicted.full_ms:.3f} ms timed, {full['measured_mean_ms']:.3f} ms measured: "
+        f"{faster:.2f} times as fast in the mean\n"
+        f"whole batch {predicted.batch_ms:.3f} ms predicted; mean if each query knew when to leave: {perfect:.3f} ms\n",
+        file=stream,
+    )
     _print_considered(result, to_stderr=to_stderr)
     print(f"\nbundle: {result.bundle}", file=stream, flush=True)
 

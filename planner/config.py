@@ -43,7 +43,7 @@ class TimingConfig:
             )
         if self.rounds < 1 or self.warm_up < 0:
             raise UsageError(f"--rounds {self.rounds}: expected at least 1")
-        if self.budget_s <= 0:
+        if not self.budget_s > 0:
             raise UsageError(f"--time-budget {self.budget_s}: expected seconds above 0")
 
 

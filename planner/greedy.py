@@ -53,7 +53,7 @@ class TailRule:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise UsageError(f"--tail-share {self.share}: expected a share of batches from 0 to 1")
-        if self.allowance < 0:
+        if not self.allowance >= 0:
             raise UsageError(f"--tail-allowance {self.allowance}: expected a number from 0, e.g. 0.05 for 5 %")
 
 
