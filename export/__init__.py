@@ -15,35 +15,25 @@ if TYPE_CHECKING:
     from export.cut_finding import CutPlace, DataFlow, find_places
     from export.graph_loading import load_graph
     from export.heads import HEAD_KINDS, build_head
-    from export.model_folder import (
-        ExportResult,
-        add_heads,
-        build_missing_heads,
-        ensure_model,
-        export_model,
-        export_torch,
-        publish_net,
-        rebuild_net,
-    )
+    from export.model_folder import ExportResult, ensure_model, export_model
     from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.parity import ParityReport, check_parity
     from export.pretrained import Recipe, pretrained_folder, write_recipe
     from export.resnet import ResNet, ResNetConfig
     from export.stages import merge_stage
+    from export.torch_models import add_heads, build_missing_heads, export_torch, publish_net, rebuild_net
 
 _HOMES = {
     "cut_finding": ("CutPlace", "DataFlow", "find_places"),
     "graph_loading": ("load_graph",),
     "heads": ("HEAD_KINDS", "build_head"),
-    "model_folder": (
-        "ExportResult", "add_heads", "build_missing_heads", "ensure_model", "export_model", "export_torch",
-        "publish_net", "rebuild_net",
-    ),
+    "model_folder": ("ExportResult", "ensure_model", "export_model"),
     "multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
     "parity": ("ParityReport", "check_parity"),
     "pretrained": ("Recipe", "pretrained_folder", "write_recipe"),
     "resnet": ("ResNet", "ResNetConfig"),
     "stages": ("merge_stage",),
+    "torch_models": ("add_heads", "build_missing_heads", "export_torch", "publish_net", "rebuild_net"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

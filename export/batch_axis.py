@@ -107,4 +107,3 @@ def _constant(value: ir.Value | None) -> np.ndarray | None:
     if value is None or value.const_value is None:
         return None
     return np.asarray(value.const_value.numpy())
-

@@ -33,7 +33,9 @@ def add_confidence(loaded: LoadedGraph, answer: TensorSpec) -> tuple[LoadedGraph
         return loaded, None, "none"
     kind = "max" if maker == "Softmax" else "softmax"
     taken = ir.convenience.create_value_mapping(graph, include_subgraphs=True)
-    name = next(name for name in ("confidence", *(f"confidence_{i}" for i in range(len(taken) + 1))) if name not in taken)
+    name = next(
+        name for name in ("confidence", *(f"confidence_{i}" for i in range(len(taken) + 1))) if name not in taken
+    )
     current = value
     nodes = []
     if answer.dtype != "float32":

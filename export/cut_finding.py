@@ -228,9 +228,7 @@ def _crossings(flow: DataFlow, live: tuple[FlowNode, ...], step: list[int], cuts
     return crossing
 
 
-def _explain_none(
-    flow: DataFlow, live: tuple[FlowNode, ...], kinds: Mapping[str, str], source: str, heavy: int
-) -> str:
+def _explain_none(flow: DataFlow, live: tuple[FlowNode, ...], kinds: Mapping[str, str], source: str, heavy: int) -> str:
     if heavy < 2:
         return (
             f"the graph has no cuts: only {heavy} of its nodes reading '{source}' or another input does heavy work "
@@ -244,9 +242,7 @@ def _explain_none(
     )
 
 
-def _narrowest(
-    flow: DataFlow, live: tuple[FlowNode, ...], kinds: Mapping[str, str]
-) -> tuple[int, str, list[str]]:
+def _narrowest(flow: DataFlow, live: tuple[FlowNode, ...], kinds: Mapping[str, str]) -> tuple[int, str, list[str]]:
     """Returns the fewest data tensors alive at once between two heavy nodes, in topological order, and where."""
     last_read = {name: index for index, node in enumerate(live) for name in node.inputs}
     last_read.update(dict.fromkeys(flow.outputs, len(live)))

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, unknown_name
+from export.options import HEADS
 
-HEAD_KINDS = ("complex", "simple")
+HEAD_KINDS = HEADS
 
 
 class HeadBottleneck(nn.Module):
@@ -55,7 +56,8 @@ class MapHead(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.bottlenecks(x), 1), 1))
+        answer: Tensor = self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.bottlenecks(x), 1), 1))
+        return answer
 
 
 class TokenHead(nn.Module):
@@ -67,18 +69,27 @@ class TokenHead(nn.Module):
         self.fc = nn.Linear(features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(torch.tanh(self.pooler(x[:, 0])))
+        answer: Tensor = self.fc(torch.tanh(self.pooler(x[:, 0])))
+        return answer
 
 
 class DecidingHead(nn.Module):
-    """Adds the confidence to a head: features -> (logits, confidence (B,) float32)."""
+    """Adds the confidence to a head: features -> (answer (B, K), confidence (B,) float32).
 
-    def __init__(self, head: nn.Module) -> None:
+    The answer is the head's logits, or, with ``probabilities``, their softmax: for networks that end in one themselves,
+    so that the answers of all exits mean the same.
+    """
+
+    def __init__(self, head: nn.Module, *, probabilities: bool = False) -> None:
         super().__init__()
         self.head = head
+        self.probabilities = probabilities
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.head(x)
+        logits: Tensor = self.head(x.float())
+        if self.probabilities:
+            answer = torch.softmax(logits.float(), dim=-1)
+            return answer, answer.amax(dim=-1)
         return logits, confidence(logits)
 
 

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, InputError, TensorSpec, UsageError, unknown_name
+from export.backbones import Backbone
 from export.heads import build_head
 from export.options import thin
-
-
-class Backbone(Protocol):
-    """A torch network that can be cut after its blocks; ``nn.Module`` besides."""
-
-    def forward_with_features(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]: ...
 
 
 class MultiExitNet(nn.Module):
@@ -27,9 +21,9 @@ class MultiExitNet(nn.Module):
     Shapes: input (B, ...) float32; output (cut name -> (B, classes) logits, final (B, classes) logits).
     """
 
-    def __init__(self, backbone: nn.Module, heads: Mapping[str, nn.Module]) -> None:
+    def __init__(self, backbone: Backbone, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Backbone = backbone
         self.cut_names = tuple(heads)
         self.heads = nn.ModuleList(heads.values())
 
@@ -38,7 +32,7 @@ class MultiExitNet(nn.Module):
         return {name: head(features[name]) for name, head in zip(self.cut_names, self.heads, strict=True)}, final
 
 
-def backbone_cuts(backbone: nn.Module, input_shape: tuple[int, ...]) -> tuple[Cut, ...]:
+def backbone_cuts(backbone: Backbone, input_shape: tuple[int, ...]) -> tuple[Cut, ...]:
     """Returns the cuts after the backbone's blocks, in order, with the shapes of their features."""
     was_training = backbone.training
     with torch.no_grad():
@@ -51,7 +45,7 @@ def backbone_cuts(backbone: nn.Module, input_shape: tuple[int, ...]) -> tuple[Cu
 
 
 def attach_heads(
-    backbone: nn.Module, input_shape: tuple[int, ...], *, classes: int, kind: str, every: int = 1
+    backbone: Backbone, input_shape: tuple[int, ...], *, classes: int, kind: str, every: int = 1
 ) -> MultiExitNet:
     """Puts an untrained exit head after every ``every``-th block but the last.
 
@@ -67,12 +61,24 @@ def attach_heads(
 _HEAD = "exits."
 
 
-def save_weights(path: Path, net: MultiExitNet) -> None:
-    """Writes one safetensors file: the backbone's keys as they are, a head's as ``exits.<cut>.<key>``."""
-    state = dict(net.backbone.state_dict())
+def head_state(name: str, head: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors of a cut's exit head under the keys of a weights file."""
+    return {f"{_HEAD}{name}.{key}": value.contiguous() for key, value in head.state_dict().items()}
+
+
+def save_weights(path: Path, net: MultiExitNet, *, only: Collection[str] | None = None) -> None:
+    """Writes one safetensors file: the backbone's keys as they are, a head's as ``exits.<cut>.<key>``.
+
+    Args:
+        path: the file.
+        net: whose parameters are written.
+        only: the cuts whose heads are written; ``None``: all.
+    """
+    state = {key: value.contiguous() for key, value in net.backbone.state_dict().items()}
     for name, head in zip(net.cut_names, net.heads, strict=True):
-        state.update({f"{_HEAD}{name}.{key}": value for key, value in head.state_dict().items()})
-    save_file({key: value.contiguous() for key, value in state.items()}, path)
+        if only is None or name in only:
+            state.update(head_state(name, head))
+    save_file(state, path)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

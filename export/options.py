@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from artifacts import Cut, UsageError, unknown_name
+
+T = TypeVar("T")
 
 FAMILIES = ("resnet",)
 LATER_FAMILIES = ("bert", "posenet", "segmentation", "vgg16")
@@ -50,7 +53,9 @@ class ExportOptions:
             if self.source not in FAMILIES:
                 raise unknown_name("family", self.source, (*FAMILIES, *LATER_FAMILIES))
             if self.input_shapes:
-                raise UsageError(f"--input-shape NAME:... is for .onnx files; for {self.source} say --input-shape 1,28,28")
+                raise UsageError(
+                    f"--input-shape NAME:... is for .onnx files; for {self.source} say --input-shape 1,28,28"
+                )
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every {self.every}: expected a number from 1")
         if self.head is not None and self.head not in HEADS:
@@ -62,7 +67,7 @@ class ExportOptions:
         return self.source.endswith(".onnx")
 
 
-def thin(cuts: tuple[Cut, ...], every: int) -> tuple[Cut, ...]:
+def thin(cuts: tuple[T, ...], every: int) -> tuple[T, ...]:
     """Keeps every ``every``-th cut: the ``every``-th, the ``2 * every``-th and so on.
 
     Raises:

@@ -90,15 +90,15 @@ def _compare(rows: int, reference: dict[str, np.ndarray], tensors: dict[str, np.
     for name, expected in reference.items():
         if not np.isfinite(expected).all():
             raise GraphError(
-                f"output '{name}' of the whole network is NaN or infinite on random input, so its parts cannot be checked "
-                "against it. Check the network's weights"
+                f"output '{name}' of the whole network is NaN or infinite on random input, so its parts cannot be "
+                "checked against it. Check the network's weights"
             )
         absolute, relative = relative_error(tensors[name], expected)
         if relative > TOLERANCE:
             raise GraphError(
-                f"the chained segments differ from the whole network: output '{name}' at batch {rows} by {absolute:.3g}, "
-                f"{relative:.1e} of its magnitude, where {TOLERANCE:.0e} is allowed. Export the network again; if it "
-                "persists, the graph holds an operator whose result depends on how it is optimised: please report it"
+                f"the chained segments differ from the whole network: output '{name}' at batch {rows} by "
+                f"{absolute:.3g}, {relative:.1e} of its magnitude, where {TOLERANCE:.0e} is allowed. "
+                "Export the network again; if it persists, the graph holds an operator whose result depends on how it is optimised: please report it"
             )
         if relative >= worst.max_relative:
             worst = BatchParity(batch_size=rows, max_absolute=max(absolute, worst.max_absolute), max_relative=relative)

@@ -42,10 +42,22 @@ class Recipe:
     test_metric: Mapping[str, float] = field(default_factory=dict)
 
 
-def pretrained_folder(name: str, *, root: Path = PRETRAINED_ROOT) -> Path | None:
+def pretrained_folder(name: str, *, root: Path | None = None) -> Path | None:
     """Returns the folder of shipped weights, or ``None`` where none are shipped under that name."""
-    folder = root / name
+    folder = (PRETRAINED_ROOT if root is None else root) / name
     return folder if (folder / RECIPE_JSON).is_file() else None
+
+
+def find_pretrained(depth: int, classes: int, input_shape: tuple[int, ...], *, root: Path | None = None) -> Path | None:
+    """Returns the folder of shipped weights for a ResNet, or ``None``; the first by name where there are several."""
+    root = PRETRAINED_ROOT if root is None else root
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if pretrained_folder(folder.name, root=root) is None:
+            continue
+        recipe = read_recipe(folder)
+        if (recipe.depth, recipe.classes, recipe.input_shape) == (depth, classes, input_shape):
+            return folder
+    return None
 
 
 def read_recipe(folder: Path) -> Recipe:

@@ -155,8 +155,9 @@ def prove_same(original: Path, loaded: LoadedGraph, *, seed: int = 1) -> tuple[f
     absolute, relative = max(error[0] for error in errors), max(error[1] for error in errors)
     if relative > TOLERANCE:
         raise GraphError(
-            f"{original}: once its operators were brought to the current opset and its batch made symbolic, the answers "
-            f"differ from the file's own by {relative:.1e} of their magnitude. Export it again with a dynamic batch axis"
+            f"{original}: once its operators were brought to the current opset and its batch made symbolic, the "
+            f"answers differ from the file's own by {relative:.1e} of their magnitude. "
+            "Export it again with a dynamic batch axis"
         )
     return absolute, relative
 

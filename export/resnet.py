@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import UsageError
+from export.backbones import Backbone
 
 CIFAR_DEPTHS = (20, 32, 44, 56)
 IMAGENET_BLOCKS = {
@@ -97,7 +98,7 @@ def _shortcut(channels: int, out: int, stride: int) -> nn.Module | None:
     return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A residual network that also tells its features after every block.
 
     Shapes: input (B, C, H, W) float32, output (B, classes) float32 logits.
@@ -107,6 +108,9 @@ class ResNet(nn.Module):
         super().__init__()
         self.config = config
         channels = config.input_shape[0]
+        blocks: tuple[int, ...]
+        widths: tuple[int, ...]
+        kind: type[BasicBlock] | type[Bottleneck]
         if config.depth in CIFAR_DEPTHS:
             blocks, widths, kind = ((config.depth - 2) // 6,) * 3, (16, 32, 64), BasicBlock
             self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)

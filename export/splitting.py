@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -89,13 +90,16 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
         raise GraphError(f"'{refused[0].tensor}' is no cut: {refused[0].reason}")
     if not sound:
         shown = "; ".join(f"at '{item.tensor}': {item.reason}" for item in refused[:3])
-        raise GraphError(f"the graph has no cuts. Each of the {len(refused)} separators lets something cross that cannot: {shown}")
+        raise GraphError(
+            f"the graph has no cuts. Each of the {len(refused)} separators lets something cross that cannot: {shown}"
+        )
     chosen = sound if wanted is not None else _smallest_per_place(sound, probe)
     return CutGraph(
         cuts=tuple(_make_cut(place, probe) for place in chosen),
         specs=probe.led,
         recomputed={
-            place.main: {name: probe.lines[name] for name in place.recomputed if name not in probe.led} for place in chosen
+            place.main: {name: probe.lines[name] for name in place.recomputed if name not in probe.led}
+            for place in chosen
         },
         report=CutReport(
             data_input=data_input,
@@ -112,8 +116,8 @@ def _pick_wanted(places: Sequence[CutPlace], wanted: Sequence[str]) -> tuple[Cut
     for name in wanted:
         if name not in found:
             raise GraphError(
-                f"'{name}' is no cut: it is not passed by every path from the data input to the outputs, or no heavy node "
-                f"lies before or behind it. Separators: {', '.join(found)}"
+                f"'{name}' is no cut: it is not passed by every path from the data input to the outputs, or no heavy "
+                f"node lies before or behind it. Separators: {', '.join(found)}"
             )
     return tuple(found[name] for name in wanted)
 
@@ -186,8 +190,8 @@ def extract_part(
     available: Mapping[str, TensorSpec],
     outputs: Sequence[TensorSpec],
     *,
-    lines: Mapping[str, BatchLine],
-    main: str,
+    lines: Mapping[str, BatchLine] = MappingProxyType({}),
+    main: str = "",
     answers: tuple[str, ...] = (),
     confidence: str | None = None,
 ) -> tuple[ir.Model, GraphSpec]:
@@ -204,17 +208,15 @@ def extract_part(
     """
     graph = ir.convenience.extract(loaded.model.graph, [*available, *lines], [spec.name for spec in outputs])
     for value in list(graph.inputs):
-        if value.name in lines:
+        if (line := lines.get(value.name or "")) is not None:
             graph.inputs.remove(value)
             if value.uses():
-                _recompute(graph, value, lines[value.name], main)
+                _recompute(graph, value, line, main)
         elif not value.uses():
             graph.inputs.remove(value)
     inputs = tuple(available[value.name] for value in graph.inputs if value.name)
     model = finish_model(graph, loaded.model, name=name, inputs=inputs, outputs=outputs)
-    spec = GraphSpec(
-        name=name, file="", inputs=inputs, outputs=tuple(outputs), answers=answers, confidence=confidence
-    )
+    spec = GraphSpec(name=name, file="", inputs=inputs, outputs=tuple(outputs), answers=answers, confidence=confidence)
     return model, spec
 
 
@@ -242,4 +244,3 @@ def _recompute(graph: ir.Graph, value: ir.Value, line: BatchLine, main: str) -> 
         graph.extend(steps)
     else:
         graph.insert_before(first, steps)
-

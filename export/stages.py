@@ -1,10 +1,30 @@
-"""Stages: a run of segments and an exit head, merged into one graph."""
+"""Stages: a run of segments and an exit head, merged into one graph.
+
+The parts are joined where they name the same tensor. Everything else that a part names is its own, so it is put under
+the part's name first: two parts may have been exported apart and use one name for two things.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts import GraphSpec, Model
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from artifacts import GraphError, GraphSpec, Model, ModelSpec, TensorSpec, UsageError, unknown_name
+from export.onnx_files import finish_model, save_graph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outline:
+    """What a stage consists of: parts in order, and its interface."""
+
+    parts: tuple[GraphSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    ending: GraphSpec
 
 
 def merge_stage(model: Model, *, after: str | None, until: str | None, path: Path) -> GraphSpec:
@@ -17,11 +37,108 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
         path: the file to write.
 
     Returns:
-        The stage: inputs are the tensors of cut ``after`` that are needed here; outputs the tensors of cut ``until``
-        that are made here, the answers and the confidence.
+        The stage, called as the file: inputs are the tensors of cut ``after`` that are needed here; outputs the tensors
+        of cut ``until`` that are made here, the answers and the confidence. A carried tensor that merely passes is
+        neither; whoever chains stages keeps buffers by tensor name.
 
     Raises:
         UsageError: no such cut, or ``until`` does not lie behind ``after``.
-        GraphError: cut ``until`` has no trained exit head.
+        GraphError: the model has no segments, or cut ``until`` no trained exit head.
     """
-    raise NotImplementedError
+    outline = _outline_stage(model.spec, after, until)
+    loaded = [(part, ir.load(model.path(part))) for part in outline.parts]
+    merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
+    template = functools.reduce(_wider_opsets, [item for _, item in loaded])
+    known = {spec.name: spec for part in outline.parts for spec in part.inputs}
+    inputs = tuple(known[value.name] for value in merged.inputs if value.name)
+    stage = finish_model(merged, template, name=path.stem, inputs=inputs, outputs=outline.outputs)
+    passes.DeduplicateInitializersPass()(stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_graph(stage, path)
+    return GraphSpec(
+        name=path.stem, file=path.name, inputs=inputs, outputs=outline.outputs,
+        confidence=outline.ending.confidence, answers=outline.ending.answers,
+    )  # fmt: skip
+
+
+def _outline_stage(spec: ModelSpec, after: str | None, until: str | None) -> _Outline:
+    if spec.final_head is None:
+        if after is not None or until is not None:
+            raise unknown_name("cut", after or until or "", ())
+        return _Outline(parts=(spec.full,), outputs=spec.full.outputs, ending=spec.full)
+    first = 0 if after is None else spec.cut_index(after) + 1
+    last = len(spec.cuts) if until is None else spec.cut_index(until)
+    if last < first:
+        raise UsageError(f"cut '{until}' does not lie behind cut '{after}', so there is no stage between them")
+    segments = spec.segments[first : last + 1]
+    if until is None:
+        return _Outline(parts=(*segments, spec.final_head), outputs=spec.final_head.outputs, ending=spec.final_head)
+    if until not in spec.heads:
+        raise GraphError(
+            f"cut '{until}' has no trained exit head. Train one with: python -m calibration; "
+            f"cuts with one: {', '.join(spec.heads) or 'none'}"
+        )
+    head = spec.heads[until]
+    before = spec.full.inputs if after is None else spec.cuts[first - 1].tensors
+    there = {tensor.name for tensor in before}
+    made = [tensor for tensor in spec.cuts[last].tensors if tensor.name not in there]
+    return _Outline(parts=(*segments, head), outputs=(*made, *head.outputs), ending=head)
+
+
+def _join(parts: Sequence[tuple[str, ir.Graph]], outputs: Sequence[str]) -> ir.Graph:
+    """Joins graphs where they name the same tensor; inputs that no earlier part makes become inputs of the whole."""
+    merged = ir.Graph([], [], nodes=[], name="stage", opset_imports={})
+    tensors: dict[str, ir.Value] = {}
+    for name, graph in parts:
+        _rename_inner(graph, name)
+        made = list(graph.outputs)
+        graph.outputs.clear()
+        for value in list(graph.inputs):
+            graph.inputs.remove(value)
+            if value.name in tensors:
+                value.replace_all_uses_with(tensors[value.name])
+            else:
+                merged.inputs.append(value)
+                tensors[value.name or ""] = value
+        for value in list(graph.initializers.values()):
+            del graph.initializers[value.name or ""]
+            merged.register_initializer(value)
+        nodes = list(graph)
+        graph.remove(nodes)
+        merged.extend(nodes)
+        tensors.update({value.name or "": value for value in made})
+    merged.outputs.extend(tensors[name] for name in outputs)
+    return merged
+
+
+def _rename_inner(graph: ir.Graph, prefix: str) -> None:
+    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    for inner in (graph, *graph.subgraphs()):
+        for value in list(inner.initializers.values()):
+            if value.name not in kept:
+                value.name = f"{prefix}/{value.name}"
+        if inner is not graph:
+            for value in inner.inputs:
+                value.name = f"{prefix}/{value.name}"
+        for node in inner:
+            node.name = f"{prefix}/{node.name or node.op_type}"
+            for value in node.outputs:
+                if value.name and value.name not in kept:
+                    value.name = f"{prefix}/{value.name}"
+
+
+def _wider_opsets(a: ir.Model, b: ir.Model) -> ir.Model:
+    """Returns ``a`` with the opsets of both.
+
+    Raises:
+        GraphError: they speak different versions of one set of operators.
+    """
+    for domain, version in b.opset_imports.items():
+        if a.opset_imports.setdefault(domain, version) != version:
+            raise GraphError(
+                f"segments and exit head speak different opsets of '{domain or 'ai.onnx'}' "
+                f"({a.opset_imports[domain]} and {version}), so they cannot be one graph. "
+                "Export the model and its heads again with one PAME"
+            )
+    a.ir_version = max(a.ir_version, b.ir_version)
+    return a

@@ -1,0 +1,76 @@
+"""``torch.onnx.export`` with a dynamic batch, and without its noise."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from artifacts import GraphError
+from export.graph_loading import OPSET, LoadedGraph, normalise_model, prepare_graph
+
+
+def export_module(
+    module: nn.Module,
+    examples: tuple[Tensor, ...],
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> LoadedGraph:
+    """Exports a torch module as a graph with a symbolic batch.
+
+    Args:
+        module: in evaluation mode.
+        examples: one tensor per input, each with the batch as leading axis; at least 2 rows, since torch specialises
+            on sizes of 1.
+        input_names, output_names: names in the graph; ``None`` leaves them to torch.
+
+    Raises:
+        GraphError: torch cannot export the module, or fixes its batch size.
+    """
+    if any(example.ndim == 0 or len(example) < 2 for example in examples):
+        raise GraphError("every example input needs the batch as leading axis, with at least 2 rows")
+    batch = torch.export.Dim("batch")
+    try:
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                examples,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=tuple({0: batch} for _ in examples),
+                input_names=input_names,
+                output_names=output_names,
+                verbose=False,
+            )
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        raise GraphError(f"torch cannot export {type(module).__name__}: {error}") from error
+    if program is None:
+        raise GraphError(f"torch exported nothing for {type(module).__name__}")
+    model = program.model
+    for value in model.graph.inputs:
+        if value.shape is None or isinstance(value.shape[0], int):
+            raise GraphError(
+                f"torch fixed the batch of input '{value.name}' while exporting {type(module).__name__}: its forward "
+                "method depends on the number of rows"
+            )
+    return prepare_graph(normalise_model(model), input_shapes={}, where=type(module).__name__)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the exporter's progress, warnings and log records to itself."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
