@@ -7,14 +7,33 @@ confidence by the same names.
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from artifacts import BundleSpec, ExitPlan, GraphSpec, PlannedExit, PredictedLatency, StageSpec, TensorSpec
-from engines import EngineSet, FakeEngine, HostDevice, plan_covers
+from artifacts import (
+    BUNDLE_JSON,
+    BundleSpec,
+    ExitPlan,
+    GraphSpec,
+    ModelSpec,
+    PlannedExit,
+    PredictedLatency,
+    StageSpec,
+    TensorSpec,
+    new_artifact,
+    open_model,
+    write_json,
+    write_model_spec,
+)
+from calibration import Dataset, load_dataset
+from engines import EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
 from runtime import Runtime
 
 Values = Mapping[str, np.ndarray]
@@ -163,3 +182,141 @@ def fake_net() -> type[FakeNet]:
 @pytest.fixture(scope="session")
 def stage_engines() -> type[StageEngines]:
     return StageEngines
+
+
+IMAGE, HIDDEN, CLASSES, ROWS, SAMPLES = (1, 4, 4), 12, 4, 8, 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyRun:
+    """A run made by hand: a network of two layers with an exit after the first, its bundle, engines and data.
+
+    ``inputs`` are those of the test part in its own order; the calibrate part has no others in common with it.
+    """
+
+    root: Path
+    data: Path
+    inputs: np.ndarray
+    labels: np.ndarray
+    threshold: float
+    weights: Values
+
+    @property
+    def bundle(self) -> Path:
+        return self.root / "bundle"
+
+    def answer_by_numpy(self, x: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns logits (B, classes) and confidence (B,) of the exit (0) or of the whole network (1)."""
+        h = x.reshape(len(x), -1)
+        for stage in range(index + 1):
+            h = np.maximum(h @ self.weights[f"w{stage}"], 0)
+        logits = h @ self.weights[f"v{index}"]
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return logits, (exponents / exponents.sum(axis=1, keepdims=True)).max(axis=1)
+
+
+def write_toy_graph(
+    path: Path, name: str, file: str, weights: Values, *, stages: Sequence[int], onward: bool
+) -> GraphSpec:
+    """Writes some layers h' = relu(h w) and the head behind them: logits = h' v, confidence = max softmax(logits)."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    source = "image" if stages[0] == 0 else f"h{stages[0]}"
+    specs = [TensorSpec(name=source, dtype="float32", row_shape=IMAGE if stages[0] == 0 else (HIDDEN,))]
+    nodes, newest = [], source
+    if stages[0] == 0:
+        nodes, newest = [helper.make_node("Flatten", [source], ["flat"])], "flat"
+    for stage in stages:
+        nodes.append(helper.make_node("MatMul", [newest, f"w{stage}"], [f"product{stage}"]))
+        newest = f"h{stage + 1}"
+        nodes.append(helper.make_node("Relu", [f"product{stage}"], [newest]))
+    nodes += [
+        helper.make_node("MatMul", [newest, f"v{stages[-1]}"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        helper.make_node("ReduceMax", ["probabilities", "axes"], ["confidence"], keepdims=0),
+    ]
+    outputs = [
+        *([TensorSpec(name=newest, dtype="float32", row_shape=(HIDDEN,))] if onward else []),
+        TensorSpec(name="logits", dtype="float32", row_shape=(CLASSES,)),
+        TensorSpec(name="confidence", dtype="float32", row_shape=()),
+    ]
+    values = [
+        [helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, ["batch", *spec.row_shape]) for spec in some]
+        for some in (specs, outputs)
+    ]
+    needed = [f"w{stage}" for stage in stages] + [f"v{stages[-1]}"]
+    constants = [numpy_helper.from_array(weights[one], one) for one in needed]
+    constants.append(numpy_helper.from_array(np.array([-1], np.int64), "axes"))
+    graph = helper.make_graph(nodes, name, *values, constants)
+    path.parent.mkdir(exist_ok=True)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return GraphSpec(
+        name=name, file=file, inputs=tuple(specs), outputs=tuple(outputs), confidence="confidence", answers=("logits",)
+    )
+
+
+def make_toy_data(path: Path) -> Dataset:
+    random = np.random.default_rng(9)
+    images = random.integers(0, 256, (2 * SAMPLES, *IMAGE), np.uint8)
+    split = np.array(["test", "calibrate"] * SAMPLES)
+    labels = random.integers(0, CLASSES, 2 * SAMPLES)
+    np.savez(path, images=images, labels=labels, split=split)
+    return load_dataset(path, shape=IMAGE)
+
+
+def toy_weights() -> Values:
+    random = np.random.default_rng(7)
+    shapes = {"w0": (16, HIDDEN), "w1": (HIDDEN, HIDDEN), "v0": (HIDDEN, CLASSES), "v1": (HIDDEN, CLASSES)}
+    return {name: random.standard_normal(shape).astype(np.float32) / 2 for name, shape in shapes.items()}
+
+
+def middle_of_a_gap(confidence: np.ndarray) -> float:
+    """Returns a number between two confidences as far apart as any, so that rounding decides about nobody."""
+    ordered = np.sort(confidence)[len(confidence) // 3 : -len(confidence) // 3]
+    widest = int(np.argmax(np.diff(ordered)))
+    return float(ordered[widest : widest + 2].mean())
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> ToyRun:
+    pytest.importorskip("onnx", reason="writes ONNX graphs: pip install 'pame[export]'")
+    pytest.importorskip("onnxruntime", reason="runs them: pip install 'pame[onnxruntime]'")
+    root = tmp_path_factory.mktemp("runs") / "toy"
+    root.mkdir()
+    data = make_toy_data(root / "data.npz")
+    test = data.split("test")
+    toy = ToyRun(
+        root=root, data=root / "data.npz", inputs=data.inputs(test), labels=data.labels[test], threshold=0.0,
+        weights=toy_weights(),
+    )  # fmt: skip
+    toy = dataclasses.replace(toy, threshold=middle_of_a_gap(toy.answer_by_numpy(toy.inputs, 0)[1]))
+    with new_artifact(root / "model", kind="model") as staging:
+        full = write_toy_graph(staging / "full.onnx", "full", "full.onnx", toy.weights, stages=(0, 1), onward=False)
+        write_model_spec(staging, ModelSpec(name="toy", family="onnx", task="classification", full=full))
+    publish_toy_bundle(toy, parameters={"data": data.digests()})
+    return toy
+
+
+def publish_toy_bundle(toy: ToyRun, *, parameters: Mapping[str, Any]) -> None:
+    template = FakeNet(thresholds=(toy.threshold,), max_batch_size=ROWS).spec()
+    model = open_model(toy.root / "model", remedy="")
+    stages = []
+    with new_artifact(toy.bundle, kind="bundle", parameters=parameters) as staging:
+        for index, stage in enumerate(template.stages):
+            name = f"stage_{index:02d}"
+            path = staging / "stages" / f"{name}.onnx"
+            graph = write_toy_graph(path, name, f"stages/{name}.onnx", toy.weights, stages=(index,), onward=index == 0)
+            engine = ensure_engine(path, graph, toy.root / "engines", backend="onnxruntime", max_batch_size=ROWS)
+            shutil.copytree(engine, staging / "engines" / name)
+            times = {"1": 1.0, str(ROWS): 2.0}
+            stages.append(dataclasses.replace(stage, graph=graph, engine=f"engines/{name}", median_ms=times))
+        spec = dataclasses.replace(
+            template,
+            name="toy",
+            backend="onnxruntime",
+            inputs=stages[0].graph.inputs,
+            outputs=(stages[0].graph.output("logits"),),
+            stages=tuple(stages),
+            plan=dataclasses.replace(template.plan, model_digest=model.digest, backend="onnxruntime"),
+        )
+        write_json(staging / BUNDLE_JSON, spec)

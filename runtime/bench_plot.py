@@ -1,0 +1,109 @@
+"""The picture of a benchmark: latency distributions, and who left where. Drawn from the JSON object alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts import MissingExtraError, PameError, UsageError
+
+FULL, EARLY = "#8a94a6", "#0b6e99"
+INK, FAINT = "#1f2933", "#d9dee5"
+
+
+def check_plot(path: Path) -> None:
+    """Finds out before the measurement whether the picture can be drawn afterwards.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        UsageError: the folder does not exist, or the file is to be something else than a PNG.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "report") from error
+    if path.suffix != ".png":
+        raise UsageError(f"--plot {path}: the picture is a PNG; name it {path.with_suffix('.png').name}")
+    if not path.parent.is_dir():
+        raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
+
+
+def draw_result(result: Mapping[str, Any], path: Path) -> None:
+    """Writes the picture of ``runtime.bench``'s JSON object as a PNG of 1800 x 760 pixels.
+
+    Raises:
+        PameError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), dpi=200, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    latencies, exits = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    _draw_latencies(latencies, result)
+    _draw_exits(exits, result)
+    figure.suptitle(_title(result), x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=INK)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise PameError(f"cannot write --plot {path}: {error.strerror or error}") from error
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    kept = result["metric_ratio"]
+    precision = "" if kept is None else f", {kept:.1%} of the precision kept"
+    return (
+        f"{result['model']} on {result['engine']}, batches of {result['batch_size']}: "
+        f"mean latency {result['speedup_mean']:.1f} times lower{precision}"
+    )
+
+
+def _draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
+    histogram = result["latency_histogram"]
+    edges = histogram["edges_ms"]
+    top = max(*histogram["full"], *histogram["early_exit"])
+    for name, label, colour, height in (
+        ("full", "whole network", FULL, 1.22), ("early_exit", "early exit", EARLY, 1.09),
+    ):  # fmt: skip
+        mean = result[name]["mean_latency_ms"]
+        axes.stairs(histogram[name], edges, fill=True, color=colour, alpha=0.75, linewidth=0)
+        axes.plot([mean, mean], [0, top * (height - 0.03)], color=colour, linewidth=1.4, linestyle=(0, (4, 2)))
+        right = mean > 0.5 * edges[-1]
+        axes.text(
+            mean, top * height, f"{label}: mean {mean:.2f} ms, p99 {result[name]['p99_ms']:.2f} ms",
+            color=colour, fontsize=10, fontweight="bold", ha="right" if right else "left", va="center",
+        )  # fmt: skip
+    axes.set_xlim(0, edges[-1])
+    axes.set_ylim(0, top * 1.32)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    axes.set_xlabel("latency of a query, from the start of its batch (ms)", fontsize=10, color=INK)
+    axes.set_ylabel("share of queries", fontsize=10, color=INK)
+    _clean(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
+    exits = result["per_exit"]
+    places = range(len(exits))
+    shares = [one["share"] for one in exits]
+    axes.barh(places, shares, color=[*[EARLY] * (len(exits) - 1), FULL], height=0.62, alpha=0.85)
+    for place, one in zip(places, exits, strict=True):
+        right = "" if one["metric"] is None else f", {one['metric']:.1%} right"
+        axes.text(one["share"] + 0.02, place, f"{one['share']:.1%}{right}", va="center", fontsize=10, color=INK)
+    axes.set_yticks(places, [one["exit"].replace("final", "final head") for one in exits], fontsize=10)
+    axes.set_xlim(0, max(shares) * 1.75)
+    axes.set_xticks([])
+    axes.invert_yaxis()
+    axes.set_title("where the queries leave", fontsize=10, color=INK, loc="left")
+    _clean(axes)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _clean(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(INK)
+    axes.tick_params(labelsize=9.5, colors=INK)
