@@ -1,0 +1,217 @@
+"""``python -m runtime.bench`` on a run made by hand, and its statistics on small cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from artifacts import BUNDLE_JSON, StaleArtifactError, new_artifact, read_json, write_json
+from runtime.bench import main
+from runtime.bench_contenders import NOBODY, until_exit, without_leaving
+from runtime.bench_stats import (
+    Timings,
+    check_held_out,
+    compare_timings,
+    describe_latencies,
+    describe_timings,
+    leave_when_right,
+    paired_ratio,
+    replay_mean_ms,
+)
+
+CONTRACT = {
+    "model", "engine", "batch_size", "samples", "tolerance", "delta", "exits", "thresholds", "full", "early_exit",
+    "speedup_mean", "speedup_p99", "throughput_ratio", "metric_ratio", "exit_fractions", "engine_ms", "overhead_ratio",
+    "predicted_mean_latency_ms", "oracle_mean_latency_ms", "environment",
+}  # fmt: skip
+SIDES = {"metric", "mean_latency_ms", "p50_ms", "p99_ms", "batch_ms", "throughput_per_s"}
+
+
+def run_bench(toy: Any, folder: Path, *arguments: str) -> dict[str, Any]:
+    target = folder / "bench.json"
+    code = main(["--run", str(toy.root), "--data", str(toy.data), "--json", str(target), "--rounds", "2", *arguments])
+    assert code == 0
+    return json.loads(target.read_text())
+
+
+def test_the_whole_contract(toy_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_bench(toy_run, tmp_path, "--plot", str(tmp_path / "bench.png"))
+    assert set(result) >= CONTRACT
+    assert set(result["full"]) == set(result["early_exit"]) == SIDES
+    logits = [toy_run.answer_by_numpy(toy_run.inputs, index)[0] for index in range(2)]
+    early = toy_run.answer_by_numpy(toy_run.inputs, 0)[1] >= toy_run.threshold
+    answers = np.where(early, logits[0].argmax(1), logits[1].argmax(1))
+    assert result["samples"] == len(toy_run.inputs) == 300
+    assert result["batch_size"] == 8
+    assert result["exit_fractions"] == pytest.approx([early.mean(), 1 - early.mean()])
+    assert result["full"]["metric"] == pytest.approx((logits[1].argmax(1) == toy_run.labels).mean())
+    assert result["early_exit"]["metric"] == pytest.approx((answers == toy_run.labels).mean())
+    assert result["agreement"] == pytest.approx((answers == logits[1].argmax(1)).mean())
+    assert [one["count"] for one in result["per_exit"]] == [early.sum(), (~early).sum()]
+    assert result["test_data"] == "held out"
+    assert result["predicted_mean_latency_ms"] == 1.0
+    assert result["engine_ms"] < result["early_exit"]["batch_ms"]
+    assert result["overhead_ratio"] > 1
+    assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"
+    out, err = capsys.readouterr()
+    assert "mean latency, ms" in out
+    assert "oracle" in out
+    assert "bench.png" in err
+
+
+def test_json_on_stdout_leaves_the_tables_to_stderr(toy_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(toy_run.root), "--data", str(toy_run.data), "--json", "-", "--samples", "9"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["samples"] == 9
+    assert "mean latency, ms" in err
+
+
+def test_a_smaller_batch_has_no_prediction(toy_run: Any, tmp_path: Path) -> None:
+    result = run_bench(toy_run, tmp_path, "--batch-size", "3", "--samples", "20", "--threads", "1")
+    assert result["predicted_mean_latency_ms"] is None
+    assert (result["batch_size"], result["samples"], result["threads"]) == (3, 20, 1)
+
+
+def test_a_bundle_finds_its_run(toy_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bundle", str(toy_run.bundle), "--data", str(toy_run.data), "--samples", "8"]) == 0
+    assert "8 test samples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--batch-size", "9"], 2, "planned for batches up to 8. Plan for larger ones with: python -m planner"),
+        (["--rounds", "0"], 2, "--rounds 0: expected a number from 1"),
+        (["--samples", "301"], 2, "has 300 test samples"),
+        (["--plot", "bench.jpg"], 2, "name it bench.png"),
+        (["--plot", "nowhere/bench.png"], 2, "there is no folder nowhere"),
+        (["--bundle", "nowhere/bundle"], 1, "Make it with: python -m planner --tolerance 0.01"),
+    ],
+)
+def test_what_cannot_be_measured(
+    arguments: list[str], code: int, message: str, toy_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--run", str(toy_run.root), "--data", str(toy_run.data), *arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def republish(toy: Any, folder: Path, *, parameters: dict[str, Any], plan: dict[str, Any] | None = None) -> Path:
+    spec = read_json(toy.bundle / BUNDLE_JSON, dict)
+    spec["plan"] |= plan or {}
+    with new_artifact(folder / "bundle", kind="bundle", parameters=parameters) as staging:
+        for name in ("engines", "stages"):
+            shutil.copytree(toy.bundle / name, staging / name)
+        write_json(staging / BUNDLE_JSON, spec)
+    return folder / "bundle"
+
+
+def test_a_bundle_of_another_model_is_refused(toy_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = republish(toy_run, tmp_path, parameters={}, plan={"model_digest": "f" * 64})
+    assert main(["--run", str(toy_run.root), "--bundle", str(bundle)]) == 1
+    assert "was planned for model ffffffffffff" in capsys.readouterr().err
+
+
+def test_a_bundle_that_hides_its_data_is_refused(
+    toy_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = republish(toy_run, tmp_path, parameters={})
+    assert main(["--run", str(toy_run.root), "--bundle", str(bundle), "--data", str(toy_run.data)]) == 1
+    assert "does not say which data" in capsys.readouterr().err
+
+
+DIGESTS = {"images": "i", "labels": "l", "indices.train": "a", "indices.calibrate": "b", "indices.test": "c"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"indices.calibrate": "c"}, "used to calibrate"),
+        ({"indices.train": "c"}, "used to train"),
+        ({"indices.calibrate": "d"}, "another split"),
+        ({"images": ""}, "does not say"),
+    ],
+)
+def test_data_that_may_have_been_seen(changed: dict[str, str], message: str) -> None:
+    with pytest.raises(StaleArtifactError, match=f"{message}.*python -m planner"):
+        check_held_out(DIGESTS | changed, DIGESTS, where="bundle")
+
+
+def test_data_that_was_not_seen() -> None:
+    assert check_held_out(DIGESTS, DIGESTS, where="bundle") == "held out"
+    assert check_held_out(DIGESTS | {"images": "j"}, DIGESTS, where="bundle") == "other images"
+
+
+def test_figures_of_a_contender_and_their_ratios() -> None:
+    full = Timings(latency_ms=np.full((2, 4), 10.0), batch_ms=np.full((2, 2), 10.0))
+    early = Timings(latency_ms=np.array([[1.0, 2, 3, 10], [1, 2, 3, 10]]), batch_ms=np.array([[2.0, 10], [2, 10]]))
+    figures = [describe_timings(full, 0.8), describe_timings(early, 0.6)]
+    assert figures[0]["throughput_per_s"] == pytest.approx(200)
+    assert (figures[1]["mean_latency_ms"], figures[1]["p50_ms"], figures[1]["batch_ms"]) == (4, 2.5, 6)
+    ratios = compare_timings(*figures)
+    assert ratios == {
+        "speedup_mean": pytest.approx(2.5),
+        "speedup_p99": pytest.approx(1.0),
+        "throughput_ratio": pytest.approx(40 / 24),
+        "metric_ratio": pytest.approx(0.75),
+    }
+    assert compare_timings({**figures[0], "metric": 0.0}, figures[1])["metric_ratio"] is None
+
+
+def test_the_paired_ratio_shrugs_off_a_disturbed_batch() -> None:
+    full = np.array([[10.0, 5.0, 10.0]])
+    assert paired_ratio(np.array([[11.0, 5.5, 1000.0]]), full) == pytest.approx(1.1)
+
+
+def test_the_oracle_leaves_at_the_first_exit_that_is_right() -> None:
+    agreement = np.array([[True, False, False, True], [False, True, False, True]])
+    assert leave_when_right(agreement).tolist() == [0, 1, 2, 0]
+    assert leave_when_right(np.empty((0, 3), np.bool_)).tolist() == [0, 0, 0]
+
+
+@given(
+    exits=st.lists(st.integers(0, 2), min_size=1, max_size=40),
+    batch_size=st.integers(1, 9),
+    seed=st.integers(0, 1000),
+)
+def test_replayed_latency_is_what_every_query_waits(exits: list[int], batch_size: int, seed: int) -> None:
+    costs = [np.concatenate([[0.0], one]) for one in np.random.default_rng(seed).random((3, batch_size))]
+    waits = []
+    for start in range(0, len(exits), batch_size):
+        batch = exits[start : start + batch_size]
+        for leaves in batch:
+            reached = [sum(other >= stage for other in batch) for stage in range(leaves + 1)]
+            waits.append(sum(costs[stage][rows] for stage, rows in enumerate(reached)))
+    assert replay_mean_ms(np.array(exits), costs, batch_size) == pytest.approx(np.mean(waits))
+
+
+def test_histograms_hold_every_query() -> None:
+    full = Timings(latency_ms=np.full((1, 2000), 10.0), batch_ms=np.ones((1, 1)))
+    early = Timings(latency_ms=np.r_[np.full(1999, 2.0), 50.0][None], batch_ms=np.ones((1, 1)))
+    histogram = describe_latencies(full, early)
+    assert sum(histogram["full"]) == pytest.approx(1)
+    assert sum(histogram["early_exit"]) == pytest.approx(1)
+    assert histogram["edges_ms"][-1] == pytest.approx(10)
+
+
+def test_bundles_without_leaving_and_cut_off(fake_net: Any) -> None:
+    spec = fake_net(thresholds=(0.3, 0.6)).spec()
+    assert [stage.threshold for stage in without_leaving(spec).stages] == [NOBODY, NOBODY, None]
+    assert [stage.threshold for stage in until_exit(spec, 1).stages] == [NOBODY, None]
+    assert dataclasses.replace(until_exit(spec, 2), stages=()) == dataclasses.replace(spec, stages=())
+
+
+def test_the_command(toy_run: Any) -> None:
+    command = [sys.executable, "-m", "runtime.bench", "--run", str(toy_run.root), "--data", str(toy_run.data)]
+    done = subprocess.run([*command, "--samples", "8"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "8 test samples in batches of 8" in done.stdout
