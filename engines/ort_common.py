@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 from artifacts import EngineError, MissingExtraError, UsageError, cpu_features_digest, cpu_name
-from engines.keys import ONNXRUNTIME, BackendIdentity
+from engines.keys import BackendIdentity
 
 PROVIDERS = ["CPUExecutionProvider"]
+SPINNING = {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "50"}
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -59,9 +60,10 @@ def identify_onnxruntime() -> BackendIdentity:
 def session_options(threads: int | None) -> Any:
     """Returns options for a session that is one of several in a guest's process.
 
-    A session has a pool of threads of its own. While a session's pool idles it spins by default, and steals the cores
-    from the next session of the chain; with ``force_spinning_stop`` it spins during a run (operators of small
-    networks are shorter than waking a thread) and stops with it. docs/adr/0003-onnxruntime-engines.md has figures.
+    A session has a pool of threads of its own. With the defaults of ONNX Runtime an idle pool keeps spinning and
+    steals the cores from the next session of the chain; without any spinning every operator of a small network waits
+    for a thread to wake. ``SPINNING`` is what lies between: threads spin from one operator to the next, briefly, and
+    stop with the run. docs/adr/0003-onnxruntime-engines.md has figures.
 
     Args:
         threads: threads of a run, the caller's included; ``None`` leaves the number to onnxruntime.
@@ -77,7 +79,8 @@ def session_options(threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors; they are raised as well, and warnings about layouts are expected
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for name, value in SPINNING.items():
+        options.add_session_config_entry(name, value)
     return options
 
 
@@ -92,9 +95,3 @@ def open_session(model: str | bytes, options: Any, *, what: str) -> Any:
         return ort.InferenceSession(model, options, providers=PROVIDERS)
     except ort_errors() as error:
         raise translate_error(error, what) from error
-
-
-__all__ = [
-    "DTYPES", "ONNXRUNTIME", "identify_onnxruntime", "load_onnxruntime", "open_session", "ort_errors",
-    "session_options", "translate_error",
-]  # fmt: skip

@@ -176,7 +176,8 @@ def test_a_key_of_a_newer_pame_is_refused(onnx_file: Path, graph: GraphSpec, tmp
 def test_an_engine_of_another_graph_is_refused(
     ort_folder: Path, graph: GraphSpec, field: str, value: TensorSpec, message: str
 ) -> None:
-    other = dataclasses.replace(graph, **{field: (value,)})
+    changed: dict[str, Any] = {field: (value,)}
+    other = dataclasses.replace(graph, **changed)
     with pytest.raises(EngineError, match=message):
         open_engine(ort_folder, other, threads=1)
 

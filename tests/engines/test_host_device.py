@@ -27,8 +27,8 @@ def test_split_rows_is_the_naive_split(
     count, rows = len(confidences), len(confidences) + padding
     rng = np.random.default_rng(count)
     confidence = np.array([*confidences, *[1.0] * padding], dtype=np.float32)
-    answers = [rng.standard_normal((rows, 3)).astype(np.float32), np.arange(rows)]
-    carried = [rng.standard_normal((rows, 700 if wide else 2)), rng.random((rows, 1, 2)) > 0.5]
+    answers: list[np.ndarray] = [rng.standard_normal((rows, 3)).astype(np.float32), np.arange(rows)]
+    carried: list[np.ndarray] = [rng.standard_normal((rows, 700 if wide else 2)), rng.random((rows, 1, 2)) > 0.5]
     before = [buffer.copy() for buffer in (*answers, *carried)]
 
     departure = DEVICE.split_rows(count, confidence=confidence, threshold=threshold, answers=answers, carried=carried)
