@@ -60,6 +60,13 @@ class MapHead(nn.Module):
         return answer
 
 
+class ChannelsFirst(nn.Module):
+    """Turns feature maps (B, H, W, C) into (B, C, H, W), for networks that keep their channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2)
+
+
 class TokenHead(nn.Module):
     """Answers from token features: (B, S, F) -> (B, classes) logits, from the first token."""
 

@@ -98,7 +98,7 @@ def _compare(rows: int, reference: dict[str, np.ndarray], tensors: dict[str, np.
             raise GraphError(
                 f"the chained segments differ from the whole network: output '{name}' at batch {rows} by "
                 f"{absolute:.3g}, {relative:.1e} of its magnitude, where {TOLERANCE:.0e} is allowed. "
-                "Export the network again; if it persists, the graph holds an operator whose result depends on how it is optimised: please report it"
+                "Export the network again; if it persists, please report it with the network"
             )
         if relative >= worst.max_relative:
             worst = BatchParity(batch_size=rows, max_absolute=max(absolute, worst.max_absolute), max_relative=relative)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from artifacts import GraphError
 from export.graph_loading import OPSET, LoadedGraph, normalise_model, prepare_graph
+from export.onnx_files import BATCH
 
 
 def export_module(
@@ -35,7 +38,6 @@ def export_module(
     """
     if any(example.ndim == 0 or len(example) < 2 for example in examples):
         raise GraphError("every example input needs the batch as leading axis, with at least 2 rows")
-    batch = torch.export.Dim("batch")
     try:
         with _silence(), torch.no_grad():
             program = torch.onnx.export(
@@ -43,13 +45,14 @@ def export_module(
                 examples,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple({0: batch} for _ in examples),
+                dynamic_shapes=_dynamic_shapes(module, len(examples)),
                 input_names=input_names,
                 output_names=output_names,
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        raise GraphError(f"torch cannot export {type(module).__name__}: {error}") from error
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        raise GraphError(f"torch cannot export {type(module).__name__}: {cause}") from error
     if program is None:
         raise GraphError(f"torch exported nothing for {type(module).__name__}")
     model = program.model
@@ -60,6 +63,18 @@ def export_module(
                 "method depends on the number of rows"
             )
     return prepare_graph(normalise_model(model), input_shapes={}, where=type(module).__name__)
+
+
+def _dynamic_shapes(module: nn.Module, count: int) -> tuple[Any, ...]:
+    """Returns the dynamic batch of ``count`` inputs in the structure of ``module.forward``'s parameters."""
+    batch = torch.export.Dim(BATCH)
+    shapes = [{0: batch} for _ in range(count)]
+    named = 0
+    for parameter in inspect.signature(module.forward).parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            return (*shapes[:named], tuple(shapes[named:]))
+        named += 1
+    return tuple(shapes)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from artifacts import Cut, GraphError, GraphSpec, Model, RunFolder, TensorSpec, 
 from artifacts.console import say
 from export.families import CONFIDENCE, FamilySettings, build_net, compare_with_torch, write_net
 from export.graph_loading import LoadedGraph, convert_opset
-from export.heads import DecidingHead, build_head
+from export.heads import ChannelsFirst, DecidingHead, build_head
 from export.model_folder import ExportResult, export_graph, file_parameters, reuse_model
 from export.multi_exit import MultiExitNet, head_state
 from export.options import ExportOptions
@@ -106,15 +106,40 @@ def build_missing_heads(model: Model) -> dict[str, nn.Module]:
     answer = _answer(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return {
-            cut.name: build_head(
-                cut,
-                spec.cuts[spec.cut_index(cut.name) + 1 :],
-                classes=answer.row_shape[0],
-                kind=str(spec.settings["head"]),
-            )
-            for cut in missing
-        }
+        return {cut.name: _build_imported_head(model, cut, classes=answer.row_shape[0]) for cut in missing}
+
+
+def _build_imported_head(model: Model, cut: Cut, *, classes: int) -> nn.Module:
+    spec = model.spec
+    index = spec.cut_index(cut.name)
+    kind = str(spec.settings["head"])
+    last = [_reads_channels_last(model, position) for position in range(index, len(spec.cuts))]
+    here, *later = [
+        _channels_first(other) if is_last else other for other, is_last in zip(spec.cuts[index:], last, strict=True)
+    ]
+    head = build_head(here, later, classes=classes, kind=kind)
+    return nn.Sequential(ChannelsFirst(), head) if last[0] else head
+
+
+def _channels_first(cut: Cut) -> Cut:
+    height, width, channels = cut.main.row_shape
+    return replace(cut, main=replace(cut.main, row_shape=(channels, height, width)))
+
+
+def _reads_channels_last(model: Model, index: int) -> bool:
+    """Does the network behind a cut turn its features (H, W, C) into (C, H, W) wherever it reads them?
+
+    Networks that come from channels-last frameworks do so before every convolution.
+    """
+    spec = model.spec
+    cut, final = spec.cuts[index], spec.final_head
+    behind = [*spec.segments[index + 1 :], *([final] if final is not None else [])]
+    if len(cut.main.row_shape) != 3 or not behind:
+        return False
+    graph = ir.load(model.path(behind[0])).graph
+    readers = [node for value in graph.inputs if value.name == cut.main.name for node in value.consumers()]
+    perms = [node.attributes.get_ints("perm", ()) for node in readers if node.op_type == "Transpose"]
+    return any(tuple(perm or ()) == (0, 3, 1, 2) for perm in perms)
 
 
 def _answer(model: Model) -> TensorSpec:
