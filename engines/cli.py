@@ -21,20 +21,19 @@ DEFAULT_MAX_BATCH_SIZE = 32
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; ``verify`` returns 1 when an engine is bad."""
     arguments = _make_parser().parse_args(argv)
-    bad: list[str] = []
+    bad: list[CachedEngine] = []
 
     def command(given: argparse.Namespace) -> Any:
         if given.command == "build":
             return _build_bundle(given) if given.bundle is not None else _build_run(given)
         found = _inspect(given, check_bytes=given.command == "verify")
-        if given.command == "verify":
-            bad.extend(f"{engine.folder}: {engine.problem}" for engine in found if engine.problem is not None)
+        bad.extend(engine for engine in found if engine.problem is not None)
         return _report_engines(found, to_stderr=given.json == "-")
 
     code = run_command(command, arguments)
-    for line in bad:
-        say(f"bad engine {line}")
-    return code or (1 if bad else 0)
+    for engine in bad:
+        say(f"{engine.folder.name}: {engine.problem}")
+    return code or (1 if bad and arguments.command == "verify" else 0)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -144,8 +143,9 @@ def _report_engines(engines: Sequence[CachedEngine], *, to_stderr: bool) -> list
     for engine in engines:
         key = engine.key
         what = "?" if key is None else f"{key.backend} {key.backend_version} {key.precision}"
+        state = "valid" if engine.problem is None else "bad"
         sizes = "?" if key is None else ",".join(map(str, key.batch_sizes)) or f"1-{key.max_batch_size}"
-        rows.append((engine.folder.name, what, sizes, f"{engine.size_bytes / 1e6:.2f}", engine.built, _state(engine)))
+        rows.append((engine.folder.name, what, sizes, f"{engine.size_bytes / 1e6:.2f}", engine.built, state))
     print_table("", ("engine", "backend", "batch", "MB", "built", "state"), rows, to_stderr=to_stderr)
     return [
         {
@@ -158,7 +158,3 @@ def _report_engines(engines: Sequence[CachedEngine], *, to_stderr: bool) -> list
         }
         for engine in engines
     ]
-
-
-def _state(engine: CachedEngine) -> str:
-    return "valid" if engine.problem is None else engine.problem
