@@ -30,7 +30,7 @@ from artifacts import (
 from artifacts.store import MANIFEST
 from engines import ensure_engine
 from export import merge_stage
-from planner.costs import gather_row, price_stage, stage_row
+from planner.costs import host_row, price_stage, stage_row
 from planner.evaluate import ChosenExits
 from planner.timing import TimedGraph
 
@@ -67,7 +67,8 @@ def merge_stages(model: Model, plans: Iterable[ChosenExits], folder: Path) -> di
         if after is None and until is None:
             graph, path = model.spec.full, model.path(model.spec.full)
         else:
-            path = folder / f"{len(stages):02d}.onnx"
+            start, stop = _order(model, (after, until))
+            path = folder / f"stage_{start + 1:03d}_{stop:03d}.onnx"  # the same name, so the same engine, in every plan
             graph = merge_stage(model, after=after, until=until, path=path)
         stages[after, until] = MergedStage(after=after, until=until, graph=graph, onnx=path)
     return stages
@@ -97,8 +98,8 @@ def measured_stage_costs(itm: InferenceTimeMatrix, exits: Sequence[str], *, batc
     """
     costs = []
     for after, until in stage_bounds(exits):
-        gather = None if until is None else itm.row_ms(gather_row(until))
-        costs.append(price_stage(itm.row_ms(stage_row(after, until)), gather, itm, batch_size=batch_size))
+        engine, host = itm.row_ms(stage_row(after, until)), host_row(itm, after, until)
+        costs.append(price_stage(engine, host, itm, batch_size=batch_size))
     return tuple(costs)
 
 
@@ -147,6 +148,9 @@ def _add_stage(
 ) -> StageSpec:  # fmt: skip
     file, engine = f"stages/{name}.onnx", f"engines/{name}"
     shutil.copyfile(stage.onnx, staging / file)
+    weights = stage.onnx.with_name(f"{stage.onnx.name}.data")
+    if weights.is_file():
+        shutil.copyfile(weights, staging / "stages" / weights.name)
     built = ensure_engine(stage.onnx, stage.graph, cache, backend=plan.backend, max_batch_size=plan.batch_size)
     shutil.copytree(built, staging / engine)
     medians = itm.row_ms(stage_row(stage.after, stage.until))

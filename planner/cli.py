@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import ExitPlan, UsageError, find_run, to_plain
+from artifacts import ExitPlan, UsageError, find_run, to_plain, unknown_name
 from artifacts.console import add_common_arguments, print_table, run_command
+from engines import BACKENDS
 from planner.config import SEARCHES, MeasureConfig, PlanConfig, TimingConfig, batch_sizes_up_to
 from planner.greedy import TailRule
 
@@ -110,6 +111,8 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected at least 1")
     threads = os.cpu_count() or 1 if arguments.threads is None else arguments.threads
+    if arguments.engine not in BACKENDS:
+        raise unknown_name("engine backend", arguments.engine, BACKENDS)
     sizes = arguments.batch_sizes or _TIMING.batch_sizes
     TimingConfig(batch_sizes=sizes)
     return PlanConfig(

@@ -116,7 +116,7 @@ def commit_plan(
         say(f"merging and timing the stages of {len(plans)} plans")
         stages = merge_stages(case.model, plans, scratch / "stages")
         itm = time_graphs(
-            stage_graphs(case.model, stages), case.run.engines, config.timing,
+            stage_graphs(case.model, stages), case.model.spec, case.run.engines, config.timing,
             backend=config.backend, threads=config.threads, clock=clock,
         )  # fmt: skip
         figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size) for plan in plans]

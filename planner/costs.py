@@ -23,7 +23,8 @@ each and hand their tensors over through memory. The ``J = number of cuts`` join
 
 together, and each joint is credited with an equal part, so that the stage without exits costs exactly what the full
 network was measured to take. A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
-cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it; then the gather.
+cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
+stage comes on top, and on top of the first stage what serving a batch takes besides its engines (``planner.serving``).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from planner.patterns import binomial_pmf
 
 FULL = "full"
 FINAL_HEAD = "final_head"
+SERVING = "serving"
 
 
 def segment_row(index: int) -> str:
@@ -63,13 +65,13 @@ def stage_row(after: str | None, until: str | None) -> str:
 
 
 def price_stage(
-    engine_ms: Sequence[float], gather_ms: Sequence[float] | None, itm: InferenceTimeMatrix, *, batch_size: int
+    engine_ms: Sequence[float], host_ms: Sequence[float], itm: InferenceTimeMatrix, *, batch_size: int
 ) -> np.ndarray:
     """Returns the cost of a stage for 0..batch_size rows: (B + 1,) float64 milliseconds, as the runtime runs it.
 
     Args:
         engine_ms: time of its engine at the matrix's batch sizes.
-        gather_ms: time of the gather behind it, likewise, interpolated between them; ``None`` for the last stage.
+        host_ms: time of what the host does around it, likewise; interpolated between the batch sizes.
         itm: says which batch sizes were timed and whether the engine is bound to them.
         batch_size: B.
     """
@@ -77,10 +79,19 @@ def price_stage(
         dict(zip(itm.batch_sizes, map(float, engine_ms), strict=True)), largest=batch_size, fixed=itm.fixed
     )
     cost = np.array(covers.cost_ms, np.float64)
-    if gather_ms is not None:
-        cost[1:] += np.interp(np.arange(1, batch_size + 1), itm.batch_sizes, gather_ms)
+    cost[1:] += np.interp(np.arange(1, batch_size + 1), itm.batch_sizes, host_ms)
     cost.setflags(write=False)
     return cost
+
+
+def host_row(itm: InferenceTimeMatrix, after: str | None, until: str | None) -> tuple[float, ...]:
+    """Returns what the host does around a stage, at the matrix's batch sizes: gather, and serving around the first."""
+    rows = [np.zeros(len(itm.batch_sizes))]
+    if until is not None:
+        rows.append(np.array(itm.row_ms(gather_row(until))))
+    if after is None and SERVING in itm.median_ms:
+        rows.append(np.array(itm.row_ms(SERVING)))
+    return tuple(np.sum(rows, axis=0).tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +99,7 @@ class NetworkCosts:
     """Prices the stages of any choice of exits; each stage is worked out once.
 
     Attributes:
-        itm: rows for all segments, exit heads and gathers, ``final_head`` and ``full``.
+        itm: rows for all segments, exit heads and gathers, ``final_head`` and ``full``; ``serving`` where it was timed.
         cuts: every cut of the network in order, the last one too.
         batch_size: the largest batch that enters the network.
     """
@@ -123,9 +134,8 @@ class NetworkCosts:
             raise UsageError(f"exits must follow the data flow: '{until}' does not come after '{after}'")
         key = (start, -1 if until is None else stop)
         if key not in self._priced:
-            gather = None if until is None else self.itm.row_ms(gather_row(until))
-            engine = tuple(self._engine_row(start, stop, until).tolist())
-            self._priced[key] = price_stage(engine, gather, self.itm, batch_size=self.batch_size)
+            engine, host = self._engine_row(start, stop, until), host_row(self.itm, after, until)
+            self._priced[key] = price_stage(tuple(engine.tolist()), host, self.itm, batch_size=self.batch_size)
         return self._priced[key]
 
     def plan_costs(self, exits: Sequence[str]) -> tuple[np.ndarray, ...]:

@@ -106,7 +106,7 @@ def test_stage_is_priced_by_its_parts_less_what_merging_saves() -> None:
 
 def test_costs_follow_the_covers_of_fixed_batch_sizes() -> None:
     itm = make_itm(1, sizes=(1, 8), fixed=True)
-    cost = price_stage([1.0, 2.0], [0.1, 0.8], itm, batch_size=8)
+    cost = price_stage([1.0, 2.0], (0.1, 0.8), itm, batch_size=8)
     assert cost[1] == pytest.approx(1.1)
     assert cost[5] == pytest.approx(2.0 + 0.5)  # padded to 8; the gather moves 5 rows
     assert not cost.flags.writeable

@@ -1,0 +1,57 @@
+"""What serving a batch costs besides its engines: the row ``serving`` of the inference time matrix.
+
+The runtime checks a batch, copies it into its buffers, and hands every answer to its query. That is measured by a real
+``Runtime`` around an engine that does next to nothing, over the network's own inputs and answers. Every plan pays it
+once per batch, the one without exits too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from artifacts import BundleSpec, ExitPlan, ModelSpec, PredictedLatency, StageSpec
+from engines import EngineSet, FakeEngine, HostDevice, plan_covers
+from planner.costs import SERVING
+
+
+def serving_calls(spec: ModelSpec, sizes: tuple[int, ...]) -> dict[tuple[str, int], Callable[[], object]]:
+    """Returns (row, batch size) -> a call that serves one batch of zeros around an idle engine.
+
+    Args:
+        spec: the network whose inputs and answers are served.
+        sizes: batch sizes, ascending.
+    """
+    from runtime import Runtime
+
+    full, largest = spec.full, sizes[-1]
+    if full.confidence is None:
+        return {}
+    answer = {output.name: np.zeros((1, *output.row_shape), output.dtype) for output in full.outputs}
+    engine = FakeEngine(full, max_batch_size=largest, outputs=lambda _: answer)
+    covers = plan_covers({largest: 0.0}, largest=largest, fixed=False)
+    runtime = Runtime(_idle_bundle(spec, largest), [EngineSet(engine, covers)], HostDevice())
+    calls: dict[tuple[str, int], Callable[[], object]] = {}
+    for size in sizes:
+        batch = {tensor.name: np.zeros((size, *tensor.row_shape), tensor.dtype) for tensor in full.inputs}
+        calls[SERVING, size] = _serve(runtime.run, batch)
+    return calls
+
+
+def _serve(run: Callable[[Mapping[str, np.ndarray]], object], batch: Mapping[str, np.ndarray]) -> Callable[[], object]:
+    return lambda: run(batch)
+
+
+def _idle_bundle(spec: ModelSpec, largest: int) -> BundleSpec:
+    nothing = PredictedLatency(full_ms=0, mean_ms=0, batch_ms=0, oracle_mean_ms=0)
+    plan = ExitPlan(
+        model_digest="", trace_digest="", search="", tolerance=0, delta=None, batch_size=largest, backend="fake",
+        threads=1, exits=(), full_metric=1, predicted_metric=1, predicted=nothing,
+    )  # fmt: skip
+    answers = tuple(spec.full.output(name) for name in spec.full.answers)
+    return BundleSpec(
+        name=spec.name, task=spec.task, backend="fake", threads=1, max_batch_size=largest,
+        inputs=spec.full.inputs, outputs=answers, plan=plan,
+        stages=(StageSpec(graph=spec.full, engine="", threshold=None, median_ms={}),),
+    )  # fmt: skip
