@@ -15,8 +15,8 @@ def batch_sizes_up_to(batch_size: int, usual: tuple[int, ...] = DEFAULT_SIZES) -
     """Returns the batch sizes to time: the usual ones below ``batch_size``, in steps of half an octave, and itself."""
     sizes = list(usual)
     while sizes[-1] < batch_size:
-        sizes.append(sizes[-2] * 2 if len(sizes) > 1 else sizes[-1] * 2)
-    return (*(size for size in sizes if size < batch_size), batch_size)
+        sizes += [sizes[-1] * 3 // 2, sizes[-1] * 2]
+    return (*sorted({size for size in sizes if size < batch_size}), batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
