@@ -10,7 +10,7 @@ import pytest
 from artifacts import Cut, GraphSpec, ModelSpec, TensorSpec, UsageError
 from engines import FakeEngine
 from planner import TimingConfig
-from planner.config import batch_sizes_up_to
+from planner.config import DEFAULT_SIZES, batch_sizes_up_to
 from planner.timing import TimedGraph, time_calls, time_graphs
 
 
@@ -65,12 +65,7 @@ def test_budget_ends_the_rounds_but_never_before_the_third(budget_s: float, roun
 
 @pytest.mark.parametrize(
     ("batch_size", "expected"),
-    [
-        (1, (1,)),
-        (3, (1, 2, 3)),
-        (32, (1, 2, 4, 8, 12, 16, 24, 32)),
-        (100, (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 100)),
-    ],
+    [(1, (1,)), (3, (1, 2, 3)), (32, DEFAULT_SIZES), (100, (*DEFAULT_SIZES, 48, 64, 96, 100))],
 )
 def test_batch_sizes_are_cut_and_extended(batch_size: int, expected: tuple[int, ...]) -> None:
     assert batch_sizes_up_to(batch_size) == expected
@@ -78,7 +73,8 @@ def test_batch_sizes_are_cut_and_extended(batch_size: int, expected: tuple[int, 
 
 def test_batch_sizes_of_ones_own_are_cut_and_extended() -> None:
     assert batch_sizes_up_to(16, (1, 8, 32)) == (1, 8, 16)
-    assert batch_sizes_up_to(32, (5,)) == (5, 10, 20, 32)
+    assert batch_sizes_up_to(32, (5,)) == (5, 7, 10, 15, 20, 30, 32)
+    assert batch_sizes_up_to(5, (1,)) == (1, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
