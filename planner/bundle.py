@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -162,8 +163,8 @@ def _add_stage(
     )
 
 
-def publish_bundle(assembled: Path, folder: Path, *, inputs: Mapping[str, str]) -> None:
-    """Publishes an assembled bundle once more in its final place, with all its inputs in the manifest."""
-    with new_artifact(folder, kind="bundle", inputs=inputs) as staging:
+def publish_bundle(assembled: Path, folder: Path, *, inputs: Mapping[str, str], parameters: Mapping[str, Any]) -> None:
+    """Publishes an assembled bundle once more in its final place, with its whole origin in the manifest."""
+    with new_artifact(folder, kind="bundle", inputs=inputs, parameters=parameters) as staging:
         shutil.copytree(assembled, staging, dirs_exist_ok=True)
         (staging / MANIFEST).unlink()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from artifacts import UsageError, unknown_name
 from planner.greedy import TailRule
-from planner.grids import DEFAULT_STEP
+from planner.grids import DEFAULT_STEP, threshold_grid
 
 DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
 
@@ -103,6 +103,7 @@ class PlanConfig:
             raise UsageError(f"--batch-size {self.batch_size}: expected at least 1")
         if self.threads < 1:
             raise UsageError(f"--threads {self.threads}: expected at least 1")
+        threshold_grid(self.grid_step)
         if self.search not in SEARCHES:
             raise unknown_name("search", self.search, SEARCHES)
         if self.timing.batch_sizes[-1] != self.batch_size:

@@ -15,6 +15,7 @@ from artifacts import (
     ArtifactError,
     ExitPlan,
     InferenceTimeMatrix,
+    Model,
     RunFolder,
     Trace,
     is_current,
@@ -89,7 +90,8 @@ def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None)
     itm_artifact, itm = ensure_itm(run, model, config.timing, backend=config.backend, threads=config.threads)
     inputs = {"model": model.digest, "trace": trace_artifact.digest, "itm": itm_artifact.digest}
     parameters = {"config": to_plain(config)}
-    found = _reuse(run, inputs, parameters)
+    origin = BundleOrigin.of(model, trace_artifact)
+    found = _reuse(run, inputs, parameters, origin)
     if found is not None:
         say(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
@@ -99,8 +101,7 @@ def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None)
     with commit_plan(case, result, _queries(run, data)) as commitment:
         _publish_plan(run, result, commitment, kept, inputs=inputs, parameters=parameters)
         plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
-        bundle_inputs = {"model": model.digest, "trace": trace_artifact.digest, "plan": plan.digest}
-        publish_bundle(commitment.winner.bundle, run.bundle, inputs=bundle_inputs)
+        publish_bundle(commitment.winner.bundle, run.bundle, inputs=origin.inputs(plan), parameters=origin.parameters())
     return _read_result(run, plan, reused=False)
 
 
@@ -124,12 +125,33 @@ def _queries(run: RunFolder, data: Path | None) -> np.ndarray:
     return dataset.inputs(dataset.split("calibrate"))
 
 
-def _reuse(run: RunFolder, inputs: Mapping[str, str], parameters: Mapping[str, Any]) -> PlanningResult | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleOrigin:
+    """What a bundle's manifest tells of where it came from, the data that it was calibrated on included."""
+
+    model: str
+    trace: str
+    data: Mapping[str, str]
+
+    @classmethod
+    def of(cls, model: Model, trace: Artifact) -> BundleOrigin:
+        data = {name: digest for name, digest in trace.manifest.inputs.items() if name != "model"}
+        return cls(model=model.digest, trace=trace.digest, data=data)
+
+    def inputs(self, plan: Artifact) -> dict[str, str]:
+        return {"model": self.model, "trace": self.trace, "plan": plan.digest}
+
+    def parameters(self) -> dict[str, Any]:
+        return {"data": dict(self.data)}
+
+
+def _reuse(
+    run: RunFolder, inputs: Mapping[str, str], parameters: Mapping[str, Any], origin: BundleOrigin
+) -> PlanningResult | None:
     if not is_current(run.plan, kind="plan", inputs=inputs, parameters=parameters):
         return None
     plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
-    bundle_inputs = {"model": inputs["model"], "trace": inputs["trace"], "plan": plan.digest}
-    if not is_current(run.bundle, kind="bundle", inputs=bundle_inputs, parameters={}):
+    if not is_current(run.bundle, kind="bundle", inputs=origin.inputs(plan), parameters=origin.parameters()):
         return None
     return _read_result(run, plan, reused=True)
 

@@ -1,0 +1,232 @@
+"""Planning for a small real run: a ResNet-20 with random weights and heads, through the real engines."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import planner
+from artifacts import BUNDLE_JSON, BundleSpec, RunFolder, is_current, open_artifact, open_model, read_json
+from planner import ChosenExits, MeasureConfig, PlanConfig, TimingConfig, evaluate_exits
+from planner.cli import main
+
+pytestmark = pytest.mark.slow
+QUICK = ("--batch-size", "4", "--threads", "1", "--rounds", "3", "--time-budget", "20", "--contenders", "1")
+
+
+@pytest.fixture(scope="session")
+def made_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run with model and data; heads are there, but untrained."""
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="exports a network: pip install 'pame[train]'")
+    from export import ExportOptions, add_heads, build_missing_heads, export_model
+
+    root = tmp_path_factory.mktemp("runs") / "small"
+    random = np.random.default_rng(0)
+    images, labels = random.integers(0, 256, (300, 8, 8)).astype(np.uint8), random.integers(0, 3, 300)
+    run = RunFolder(root=root)
+    options = ExportOptions(depth=20, classes=3, input_shape=(1, 8, 8), weights="random", every=3)
+    model = export_model(run, options).model
+    add_heads(model, build_missing_heads(model), inputs={})
+    np.savez(root / "data.npz", images=images, labels=labels)
+    return run
+
+
+@pytest.fixture
+def run(made_run: RunFolder, tmp_path: Path) -> RunFolder:
+    shutil.copytree(made_run.root, tmp_path / "small")
+    return RunFolder(root=tmp_path / "small")
+
+
+def plan(run: RunFolder, tmp_path: Path, *arguments: str) -> tuple[int, dict]:
+    target = tmp_path / "result.json"
+    target.unlink(missing_ok=True)
+    data = str(run.root / "data.npz")
+    code = main(["--run", str(run.root), "--data", data, "--json", str(target), *QUICK, *arguments])
+    return code, json.loads(target.read_text()) if target.exists() else {}
+
+
+def test_planning_from_nothing_to_a_bundle(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, found = plan(run, tmp_path, "--tolerance", "0.9")
+    assert code == 0
+    out = capsys.readouterr().out
+    for word in ("threshold", "leave here", "precision there", "arrival ms", "full network", "no exits", "bundle:"):
+        assert word in out
+    shipped = found["plan"]
+    assert shipped["predicted_metric"] >= 0.1 * shipped["full_metric"]
+    assert [one["measured_mean_ms"] is not None for one in found["considered"]][:2] == [True, True]
+    assert any(not one["exits"] and one["measured_mean_ms"] for one in found["considered"])
+    spec = read_json(run.bundle / BUNDLE_JSON, BundleSpec)
+    assert len(spec.stages) == len(shipped["exits"]) + 1
+    for name in ("exit_plan.json", "bpm.npz", "grid.npz", "considered.json"):
+        open_artifact(run.plan, kind="plan", remedy="").path(name)
+    assert not list(run.root.glob(".contenders*"))
+    _nothing_is_timed_again_when_nothing_changed(run, tmp_path, monkeypatch)
+    _another_tolerance_reuses_times_and_grids(run, tmp_path, capsys)
+
+
+def _nothing_is_timed_again_when_nothing_changed(run: RunFolder, tmp_path: Path, monkeypatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patched:
+        patched.setattr("planner.timing.time_graphs", None)
+        patched.setattr("planner.flow.commit_plan", None)
+        code, found = plan(run, tmp_path, "--tolerance", "0.9")
+    assert (code, found["reused"]) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()} == before
+
+
+def _another_tolerance_reuses_times_and_grids(run: RunFolder, tmp_path: Path, capsys) -> None:
+    itm = (run.itm / "itm.json").stat().st_mtime_ns
+    capsys.readouterr()
+    code, found = plan(run, tmp_path, "--tolerance", "0.5")
+    assert (code, found["reused"]) == (0, False)
+    assert (run.itm / "itm.json").stat().st_mtime_ns == itm
+    said = capsys.readouterr().err
+    assert "0 kept from before" not in said
+    assert "kept from before" in said
+    manifest = open_artifact(run.bundle, kind="bundle", remedy="").manifest
+    plan_digest = open_artifact(run.plan, kind="plan", remedy="").digest
+    assert manifest.inputs["plan"] == plan_digest == found["plan_digest"]
+    assert set(manifest.parameters["data"]) >= {"images", "labels", "indices.test"}
+
+
+def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path) -> None:
+    """The plan is made from the trace, the answers come from merged stages: row by row they are the same."""
+    from calibration import ensure_trace, load_run_data
+    from planner import PlanningCase, merge_stages, time_graphs
+    from planner.bundle import assemble_bundle, stage_graphs
+    from planner.commit import describe_plan, price_plan
+    from runtime import Runtime
+
+    data = run.root / "data.npz"
+    artifact, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=data)
+    model = open_model(run.model, remedy="")
+    config = PlanConfig(
+        batch_size=8, timing=TimingConfig(batch_sizes=(1, 8), rounds=1, warm_up=0), measure=MeasureConfig(contenders=1)
+    )
+    case = PlanningCase(run=run, model=model, trace=trace, trace_digest=artifact.digest, config=config)
+    middle = [float(np.median(row)) for row in trace.confidence[:-1]]
+    chosen = ChosenExits(cuts=trace.exits[:2], thresholds=tuple(middle[:2]))
+    stages = merge_stages(model, [chosen, ChosenExits()], tmp_path / "stages")
+    graphs = stage_graphs(model, stages)
+    itm = time_graphs(graphs, model.spec, run.engines, config.timing, backend="onnxruntime", threads=1)
+    figures = price_plan(trace, chosen, itm, batch_size=8)
+    bundle = tmp_path / "bundle"
+    assemble_bundle(
+        bundle, model=model, plan=describe_plan(figures, case), stages=stages, itm=itm, cache=run.engines, inputs={}
+    )
+    dataset = load_run_data(run, data)
+    queries, expected = dataset.inputs(dataset.split("calibrate")), evaluate_exits(trace, chosen).leaves_at
+    assert len(set(expected.tolist())) == 3
+    with Runtime.load(bundle) as runtime:
+        result = runtime.run(queries)
+    sure = np.abs(trace.confidence[:2] - np.array(middle[:2])[:, None]).min(axis=0) > 1e-5  # beyond rounding
+    np.testing.assert_array_equal(result.exit_index[sure], expected[sure])
+    labels = dataset.labels[dataset.split("calibrate")]
+    rows = np.array([0, 1, len(trace.exits)])[expected]
+    right = (result.outputs.argmax(axis=1) == labels)[sure]
+    np.testing.assert_array_equal(right, trace.metric[rows, np.arange(len(rows))][sure])
+
+
+def test_merged_stages_have_the_same_name_in_every_plan(made_run: RunFolder, tmp_path: Path) -> None:
+    """Or their engines would be compiled again for every planning."""
+    from planner import merge_stages
+
+    model = open_model(made_run.model, remedy="")
+    first, second = (cut.name for cut in model.spec.candidates[:2])
+    one = merge_stages(model, [ChosenExits(cuts=(second,), thresholds=(0.5,))], tmp_path / "a")
+    two = merge_stages(model, [ChosenExits(cuts=(c,), thresholds=(0.5,)) for c in (first, second)], tmp_path / "b")
+    assert one[None, second].onnx.read_bytes() == two[None, second].onnx.read_bytes()
+    assert list(two) == sorted(two, key=list(two).index)
+    assert len(two) == 4
+
+
+def test_a_failed_measurement_leaves_no_trace(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from artifacts import EngineError
+
+    def fail(*_: object, **__: object) -> None:
+        raise EngineError("the backend fell over")
+
+    monkeypatch.setattr("planner.commit.measure_plans", fail)
+    code, _ = plan(run, tmp_path, "--tolerance", "0.9")
+    assert code == 1
+    assert "the backend fell over" in capsys.readouterr().err
+    assert not run.bundle.exists()
+    assert not run.plan.exists()
+    assert not list(run.root.glob(".contenders*"))
+
+
+def test_a_metric_of_zero_exits_with_3(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dataclasses import replace
+
+    import calibration.flow
+
+    ensure = calibration.flow.ensure_trace
+
+    def wrong(*args: object, **options: object):
+        artifact, trace = ensure(*args, **options)
+        return artifact, replace(trace, metric=np.zeros_like(trace.metric))
+
+    monkeypatch.setattr("calibration.flow.ensure_trace", wrong)
+    code, _ = plan(run, tmp_path, "--tolerance", "0.1")
+    assert code == 3
+    assert "metric 0" in capsys.readouterr().err
+    assert not is_current(run.plan, kind="plan", inputs={}, parameters={})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--tolerance", "1"), "--tolerance"),
+        (("--tolerance", "-0.5"), "--tolerance"),
+        (("--tolerance", "nan"), "--tolerance"),
+        (("--batch-size", "0"), "--batch-size"),
+        (("--batch-sizes", "8,1"), "--batch-sizes"),
+        (("--engine", "onnxruntim"), "Did you mean 'onnxruntime'"),
+        (("--grid-step", "0"), "--grid-step"),
+        (("--rounds", "0"), "--rounds"),
+        (("--threads", "0"), "--threads"),
+        (("--contenders", "0"), "--contenders"),
+        (("--tail-share", "2"), "--tail-share"),
+    ],
+)
+def test_usage_errors_exit_with_2(
+    arguments: tuple[str, ...], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--run", str(tmp_path / "none"), *arguments]) == 2
+    assert word in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_every_public_name_is_there() -> None:
+    assert len(set(planner.__all__)) == len(planner.__all__)
+    for name in planner.__all__:
+        assert getattr(planner, name) is not None
+    with pytest.raises(AttributeError, match="plan_everything"):
+        _ = planner.plan_everything
+
+
+def test_help_needs_no_heavy_package() -> None:
+    script = (
+        "import sys; sys.argv = ['planner', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_module('planner', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--tolerance" in done.stdout
