@@ -43,7 +43,7 @@ def draw_result(result: Mapping[str, Any], path: Path) -> None:
     latencies, exits = figure.subplots(1, 2, width_ratios=(1.7, 1))
     _draw_latencies(latencies, result)
     _draw_exits(exits, result)
-    figure.suptitle(_title(result), x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=INK)
+    figure.suptitle(_title(result), x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK)
     try:
         figure.savefig(path)
     except OSError as error:
@@ -53,10 +53,8 @@ def draw_result(result: Mapping[str, Any], path: Path) -> None:
 def _title(result: Mapping[str, Any]) -> str:
     kept = result["metric_ratio"]
     precision = "" if kept is None else f", {kept:.1%} of the precision kept"
-    return (
-        f"{result['model']} on {result['engine']}, batches of {result['batch_size']}: "
-        f"mean latency {result['speedup_mean']:.1f} times lower{precision}"
-    )
+    speedup = result["speedup_mean"]
+    return f"{result['model']}, batches of {result['batch_size']}: mean latency {speedup:.1f} times lower{precision}"
 
 
 def _draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
@@ -64,21 +62,21 @@ def _draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
     edges = histogram["edges_ms"]
     top = max(*histogram["full"], *histogram["early_exit"])
     for name, label, colour, height in (
-        ("full", "whole network", FULL, 1.22), ("early_exit", "early exit", EARLY, 1.09),
-    ):  # fmt: skip
-        mean = result[name]["mean_latency_ms"]
+        ("full", "whole network", FULL, 0.96),
+        ("early_exit", "early exit", EARLY, 0.88),
+    ):
+        mean_ms, p99_ms = result[name]["mean_latency_ms"], result[name]["p99_ms"]
         axes.stairs(histogram[name], edges, fill=True, color=colour, alpha=0.75, linewidth=0)
-        axes.plot([mean, mean], [0, top * (height - 0.03)], color=colour, linewidth=1.4, linestyle=(0, (4, 2)))
-        right = mean > 0.5 * edges[-1]
+        axes.plot([mean_ms, mean_ms], [0, top * 1.04], color=colour, linewidth=1.4, linestyle=(0, (4, 2)))
         axes.text(
-            mean, top * height, f"{label}: mean {mean:.2f} ms, p99 {result[name]['p99_ms']:.2f} ms",
-            color=colour, fontsize=10, fontweight="bold", ha="right" if right else "left", va="center",
+            0.995, height, f"{label}: mean {mean_ms:.1f} ms, p99 {p99_ms:.1f} ms", transform=axes.transAxes,
+            color=colour, fontsize=10, fontweight="bold", ha="right", va="center",
         )  # fmt: skip
     axes.set_xlim(0, edges[-1])
-    axes.set_ylim(0, top * 1.32)
+    axes.set_ylim(0, top * 1.3)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    axes.set_xlabel("latency of a query, from the start of its batch (ms)", fontsize=10, color=INK)
-    axes.set_ylabel("share of queries", fontsize=10, color=INK)
+    axes.set_xlabel("latency of a query, from the start of its batch (ms); dashed: mean", fontsize=9.5, color=INK)
+    axes.set_ylabel("share of queries", fontsize=9.5, color=INK)
     _clean(axes)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -88,15 +86,18 @@ def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
     exits = result["per_exit"]
     places = range(len(exits))
     shares = [one["share"] for one in exits]
+    longest = max(shares)
     axes.barh(places, shares, color=[*[EARLY] * (len(exits) - 1), FULL], height=0.62, alpha=0.85)
     for place, one in zip(places, exits, strict=True):
-        right = "" if one["metric"] is None else f", {one['metric']:.1%} right"
-        axes.text(one["share"] + 0.02, place, f"{one['share']:.1%}{right}", va="center", fontsize=10, color=INK)
-    axes.set_yticks(places, [one["exit"].replace("final", "final head") for one in exits], fontsize=10)
-    axes.set_xlim(0, max(shares) * 1.75)
+        right = "" if one["metric"] is None else f" ({one['metric']:.1%} right)"
+        axes.text(
+            one["share"] + 0.03 * longest, place, f"{one['share']:.1%}{right}", va="center", fontsize=9.5, color=INK
+        )
+    axes.set_yticks(places, [one["exit"].replace("final", "final head") for one in exits])
+    axes.set_xlim(0, longest * 2.3)
     axes.set_xticks([])
     axes.invert_yaxis()
-    axes.set_title("where the queries leave", fontsize=10, color=INK, loc="left")
+    axes.set_title("where the queries leave", fontsize=9.5, color=INK, loc="left")
     _clean(axes)
     axes.spines["bottom"].set_visible(False)
 
