@@ -13,7 +13,8 @@ only) and *constant* (depends on neither).
 The data input is the graph input with the longest chain of separators. Other inputs, an attention mask for instance,
 may skip past: with t_1, t_2 ... the separators in order and p_i the producer of t_i, let S_i be p_i and its ancestors.
 The S_i are nested, so one backward walk per separator over nodes not seen yet gives every node the *step* at which it
-joins. A tensor made at step s and read at steps up to r crosses exactly the cuts s, s+1 .. r-1. All of it is linear in
+joins; a node that makes shape tensors joins as early as it can, so that nothing crosses for its shape alone. A tensor
+made at step s and read at steps up to r crosses exactly the cuts s, s+1 .. r-1. All of it is linear in
 the size of the graph and of the answer. What crosses besides the main tensor is *carried* (data) or *recomputed* behind
 the cut from the batch size (shape); constants are simply repeated.
 
@@ -144,9 +145,9 @@ def find_places(flow: DataFlow) -> tuple[str, tuple[CutPlace, ...]]:
     """
     live = tuple(_live_nodes(flow))
     source, chain = find_data_input(flow)
-    step = _steps(live, chain)
     kinds = tensor_kinds(flow)
-    crossing = _crossings(flow, live, step, len(chain))
+    step = _steps(live, chain, kinds)
+    crossing = _crossings(flow, live, step, len(chain), kinds)
     heavy = sorted(step[index] for index, node in enumerate(live) if node.heavy and _reads_data(node, kinds))
     places: list[CutPlace] = []
     done = 0
@@ -195,8 +196,8 @@ def _live_nodes(flow: DataFlow) -> Iterator[FlowNode]:
     return reversed(live)
 
 
-def _steps(live: tuple[FlowNode, ...], chain: tuple[str, ...]) -> list[int]:
-    """Returns per node the first separator whose producer it is or precedes; ``len(chain)`` behind the last one."""
+def _steps(live: tuple[FlowNode, ...], chain: tuple[str, ...], kinds: Mapping[str, str]) -> list[int]:
+    """Returns per node the first separator before which it runs; ``len(chain)`` behind the last one."""
     producer = {name: index for index, node in enumerate(live) for name in node.outputs}
     step = [len(chain)] * len(live)
     for position, main in enumerate(chain):
@@ -207,12 +208,16 @@ def _steps(live: tuple[FlowNode, ...], chain: tuple[str, ...]) -> list[int]:
                 continue
             step[index] = position
             stack.extend(producer[name] for name in live[index].inputs if name in producer)
+    for index, node in enumerate(live):
+        if kinds[node.outputs[0]] == "shape":
+            step[index] = max((step[producer[name]] for name in node.inputs if name in producer), default=0)
     return step
 
 
-def _crossings(flow: DataFlow, live: tuple[FlowNode, ...], step: list[int], cuts: int) -> list[list[str]]:
+def _crossings(
+    flow: DataFlow, live: tuple[FlowNode, ...], step: list[int], cuts: int, kinds: Mapping[str, str]
+) -> list[list[str]]:
     """Returns per separator the tensors that are made before it and read behind it; constants are left out."""
-    kinds = tensor_kinds(flow)
     last_read: dict[str, int] = dict.fromkeys(flow.outputs, cuts)
     for index, node in enumerate(live):
         for name in node.inputs:
@@ -252,6 +257,6 @@ def _narrowest(flow: DataFlow, live: tuple[FlowNode, ...], kinds: Mapping[str, s
     for index, node in enumerate(live):
         alive.update(name for name in node.outputs if kinds.get(name) == "data")
         alive = {name for name in alive if last_read.get(name, -1) > index}
-        if heavy[0] <= index < heavy[-1] and (best is None or len(alive) < best[0]):
+        if heavy[0] <= index < heavy[-1] and (best is None or len(alive) <= best[0]):
             best = len(alive), node.name or node.outputs[0], sorted(alive)
     return best if best is not None else (0, "", [])

@@ -126,7 +126,8 @@ def load_weights(net: MultiExitNet, state: Mapping[str, Tensor], *, where: str) 
                 head.load_state_dict(part)
                 loaded.append(name)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())
         raise GraphError(
-            f"{where} does not fit this network: {error}. Check --depth, --classes, --input-shape and --head"
+            f"{where} does not fit this network: {reason}. Check --depth, --classes, --input-shape and --head"
         ) from error
     return tuple(loaded)

@@ -38,6 +38,11 @@ def finish_model(
         inputs, outputs: the interface, in the order of the graph's.
     """
     graph.name = name
+    # extraction gathers the constants in a set; sorted, equal graphs have equal bytes and digests
+    constants = sorted(graph.initializers.values(), key=lambda value: value.name or "")
+    graph.initializers.clear()
+    for value in constants:
+        graph.register_initializer(value)
     for node in graph:
         for value in node.outputs:
             value.shape = None

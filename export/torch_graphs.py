@@ -69,11 +69,9 @@ def _dynamic_shapes(module: nn.Module, count: int) -> tuple[Any, ...]:
     """Returns the dynamic batch of ``count`` inputs in the structure of ``module.forward``'s parameters."""
     batch = torch.export.Dim(BATCH)
     shapes = [{0: batch} for _ in range(count)]
-    named = 0
-    for parameter in inspect.signature(module.forward).parameters.values():
+    for position, parameter in enumerate(inspect.signature(module.forward).parameters.values()):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return (*shapes[:named], tuple(shapes[named:]))
-        named += 1
+            return (*shapes[:position], tuple(shapes[position:]))
     return tuple(shapes)
 
 
