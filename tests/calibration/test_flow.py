@@ -1,0 +1,156 @@
+"""From a network without exits to a trace, with the real engines: frozen training, joint training, the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts import CorruptArtifactError, RunFolder, Trace, UsageError, array_digest, file_digest, load_arrays
+from calibration.cli import main
+from calibration.data import SPLITS, load_dataset
+from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, train_missing
+from calibration.frozen import FrozenConfig
+from calibration.joint import JointConfig
+from calibration.sources import load_run_data
+from engines import run_graph
+from export import ExportOptions, ensure_model
+
+SHAPE = (1, 8, 8)
+ENGINE = EngineChoice(backend="onnxruntime", threads=1)
+
+
+def write_bars(path: Path, count: int = 320) -> Path:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, count)
+    images = random.integers(0, 60, (count, 8, 8)).astype(np.uint8)
+    for row, label in enumerate(labels):
+        place = random.integers(1, 7)
+        images[row, place, :] = 255 if label else images[row, place, :]
+        images[row, :, place] = images[row, :, place] if label else 255
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("flow")
+    options = ExportOptions(depth=20, classes=2, input_shape=SHAPE, weights="random", every=4)
+    ensure_model(RunFolder(root=root / "run"), options)
+    write_bars(root / "bars.npz")
+    return root
+
+
+@pytest.fixture
+def place(exported: Path, tmp_path: Path) -> Path:
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_frozen_heads_learn_and_the_network_stays_as_it_is(place: Path) -> None:
+    run = RunFolder(root=place / "run")
+    data = load_dataset(place / "bars.npz", shape=SHAPE)
+    before = file_digest(run.model / "full.onnx")
+    config = FrozenConfig(epochs=6, batch_size=32, crop_padding=0, learning_rate=0.01)
+    model = train_missing(run, data, config, ENGINE)
+    assert [cut.name for cut in model.spec.candidates] == ["layer2.0", "layer3.1"]
+    assert file_digest(run.model / "full.onnx") == before
+    history = json.loads((run.training / "result" / "history.json").read_text())
+    assert history[-1]["accuracy"]["layer2.0"] > 0.9
+    digest = model.digest
+    assert train_missing(run, data, config, ENGINE).digest == digest, "trained heads are not trained again"
+
+
+def test_the_trace_is_what_the_graphs_say_one_by_one(place: Path) -> None:
+    run = RunFolder(root=place / "run")
+    data = load_dataset(place / "bars.npz", shape=SHAPE)
+    model = train_missing(run, data, FrozenConfig(epochs=1, batch_size=32), ENGINE)
+    artifact, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=place / "bars.npz")
+    indices, labels = data.split("calibrate"), data.labels[data.split("calibrate")]
+    tensors = {model.spec.full.inputs[0].name: data.inputs(indices)}
+    for graph in model.spec.segments:
+        tensors |= run_graph(model.path(graph), {spec.name: tensors[spec.name] for spec in graph.inputs})
+    final = run_graph(model.path(model.spec.full), {model.spec.full.inputs[0].name: data.inputs(indices)})
+    heads = [model.spec.heads[cut.name] for cut in model.spec.candidates]
+    for row, graph in enumerate(heads):
+        found = run_graph(model.path(graph), {spec.name: tensors[spec.name] for spec in graph.inputs})
+        answer = found[graph.answers[0]].argmax(1)
+        np.testing.assert_allclose(trace.confidence[row], found[graph.confidence], atol=1e-5)
+        assert np.array_equal(trace.metric[row], answer == labels)
+        assert np.array_equal(trace.agreement[row], answer == final[model.spec.full.answers[0]].argmax(1))
+    assert np.array_equal(trace.metric[-1], final[model.spec.full.answers[0]].argmax(1) == labels)
+    np.testing.assert_allclose(trace.confidence[-1], final[model.spec.full.confidence], atol=1e-5)
+    assert trace.agreement[-1].all()
+    kept = load_arrays(artifact.path("indices.npz"))
+    assert all(artifact.manifest.inputs[f"indices.{part}"] == array_digest(kept[part]) for part in SPLITS)
+    assert not set(kept["train"]) & set(kept["calibrate"]) | set(kept["calibrate"]) & set(kept["test"])
+
+
+def test_joint_training_replaces_the_network_and_ships_weights(place: Path) -> None:
+    run = RunFolder(root=place / "run")
+    data = load_dataset(place / "bars.npz", shape=SHAPE)
+    before = file_digest(run.model / "full.onnx")
+    config = JointConfig(epochs=2, backbone_epochs=1, batch_size=32, crop_padding=0)
+    model = retrain_jointly(run, data, config, ENGINE)
+    assert file_digest(run.model / "full.onnx") != before
+    assert len(model.spec.candidates) == 2
+    assert retrain_jointly(run, data, config, ENGINE).digest == model.digest, "the same training is not repeated"
+    again = RunFolder(root=place / "again")
+    weights = str(run.training / "weights" / "weights.safetensors")
+    options = ExportOptions(depth=20, classes=2, input_shape=SHAPE, weights=weights, every=4)
+    shipped = ensure_model(again, options)
+    images = data.inputs(data.split("test"))
+    name = model.spec.full.inputs[0].name
+    one, other = (run_graph(m.path(m.spec.full), {name: images}) for m in (model, shipped))
+    np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-5)
+    assert [cut.name for cut in shipped.spec.candidates] == [cut.name for cut in model.spec.candidates]
+
+
+def test_the_command_makes_and_reuses_and_remembers_the_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--run", str(place / "run"), "--threads", "1", "--json", str(place / "out.json")]
+    flags = ["--data", str(place / "bars.npz"), "--epochs", "1", "--train-batch-size", "32"]
+    assert main([*words, *flags]) == 0
+    first = json.loads((place / "out.json").read_text())
+    assert "training 2 exit heads" in capsys.readouterr().err
+    assert main(words) == 0, "the trace remembers where the data is"
+    assert json.loads((place / "out.json").read_text()) == first
+    assert "training" not in capsys.readouterr().err
+    assert [one["exit"] for one in first["exits"]] == ["layer2.0", "layer3.1", "final"]
+    assert load_run_data(RunFolder(root=place / "run")).name == "bars.npz"
+
+
+def test_data_that_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--run", str(place / "run")]
+    assert main(run) == 2
+    assert "name your data with --data" in capsys.readouterr().err
+    np.savez(place / "three.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.arange(30) % 3)
+    assert main([*run, "--data", str(place / "three.npz")]) == 1
+    assert "3 classes" in capsys.readouterr().err
+    assert main([*run, "--data", str(place / "bars.npz"), "--backbone-epochs", "1"]) == 2
+    assert main([*run, "--data", str(place / "bars.npz"), "--threads", "0"]) == 2
+    assert main([*run, "--data", str(place / "bars.npz"), "--engine", "onnxruntim"]) == 2
+    assert "Did you mean 'onnxruntime'" in capsys.readouterr().err
+
+
+def test_a_damaged_trace_is_collected_again(place: Path) -> None:
+    run = RunFolder(root=place / "run")
+    data = place / "bars.npz"
+    train_missing(run, load_dataset(data, shape=SHAPE), FrozenConfig(epochs=1, batch_size=32), ENGINE)
+    _, first = ensure_trace(run, backend="onnxruntime", threads=1, data=data)
+    (run.trace / "trace.npz").write_bytes(b"damaged")
+    with pytest.raises(CorruptArtifactError):
+        Trace.load(run.trace / "trace.npz")
+    _, second = ensure_trace(run, backend="onnxruntime", threads=1)
+    assert np.array_equal(first.confidence, second.confidence)
+
+
+def test_a_model_without_segments_has_no_exits_to_train(tmp_path: Path) -> None:
+    run = RunFolder(root=tmp_path / "run")
+    ensure_model(run, ExportOptions(segments=False, depth=20, classes=2, input_shape=SHAPE, weights="random"))
+    with pytest.raises(UsageError, match="name your data"):
+        ensure_trace(run, backend="onnxruntime", threads=1)
+    _, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=write_bars(tmp_path / "bars.npz"))
+    assert trace.exits == ()
