@@ -88,8 +88,10 @@ def evaluate_oracle(trace: Trace, chosen: ChosenExits) -> Outcome:
 
 
 def _first_true(leaves: np.ndarray) -> np.ndarray:
-    always = np.ones((1, leaves.shape[1]), bool)
-    first: np.ndarray = np.concatenate([leaves, always]).argmax(axis=0)
+    """Returns for each column the first true row of (K, N), K where there is none."""
+    first = np.full(leaves.shape[1], len(leaves), np.int64)
+    for row in range(len(leaves) - 1, -1, -1):
+        first[leaves[row]] = row
     return first
 
 
