@@ -3,10 +3,10 @@
     python benchmarks/planning_cost.py --json planning_cost.json
 
 Synthetic traces and times: seeded, one thread, no engine and no file involved. Per size the greedy search is timed in
-three ways: ``first`` with nothing known (stage prices and grids are worked out), ``kept`` for another tolerance with the
-prices and the first grid kept from before, and ``grid`` for the first grid alone. The sizes take turns round by round;
-reported are medians over the rounds and interquartile ranges, in processor time, which other work on the machine
-disturbs least.
+three ways: ``first`` with nothing known (stage prices and grids are worked out), ``kept`` for another tolerance with
+the prices and the first grid kept from before, and ``grid`` for the first grid alone. The sizes take turns round by
+round; reported are medians over the rounds and interquartile ranges, in processor time, which other work on the
+machine disturbs least.
 """
 
 from __future__ import annotations
