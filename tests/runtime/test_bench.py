@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import BUNDLE_JSON, StaleArtifactError, new_artifact, read_json, write_json
+from runtime import Runtime
 from runtime.bench import main
-from runtime.bench_contenders import NOBODY, until_exit, without_leaving
+from runtime.bench_contenders import NOBODY, WholeNetwork, until_exit, without_leaving
 from runtime.bench_stats import (
     Timings,
     check_held_out,
@@ -215,3 +216,23 @@ def test_the_command(toy_run: Any) -> None:
     done = subprocess.run([*command, "--samples", "8"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "8 test samples in batches of 8" in done.stdout
+
+
+def test_contenders_take_turns_in_alternating_order(
+    toy_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+    full, early = WholeNetwork.run, Runtime.run
+
+    def run_full(self: WholeNetwork, batch: np.ndarray) -> Any:
+        turns.append("A")
+        return full(self, batch)
+
+    def run_early(self: Runtime, batch: Any) -> Any:
+        turns.append("-" if self.spec.stages[0].threshold == NOBODY else "B")
+        return early(self, batch)
+
+    monkeypatch.setattr(WholeNetwork, "run", run_full)
+    monkeypatch.setattr(Runtime, "run", run_early)
+    run_bench(toy_run, tmp_path, "--samples", "24")
+    assert "".join(turns) == 3 * "AB-" + "AB-" + "-BA" + "AB-" + "-BA" + "AB-" + "-BA"

@@ -134,3 +134,24 @@ assert not found, found
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [(None, 1), (3, 3)],  # the bundle was timed with 1
+)
+def test_engines_get_the_threads_that_were_asked_for(
+    asked: int | None, given: int, toy_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime import loading
+
+    seen: list[int] = []
+    open_engine = loading.open_engine
+
+    def recording(folder: Path, graph: Any, *, threads: int) -> Any:
+        seen.append(threads)
+        return open_engine(folder, graph, threads=1)
+
+    monkeypatch.setattr(loading, "open_engine", recording)
+    Runtime.load(toy_run.bundle, threads=asked).close()
+    assert seen == [given, given]
