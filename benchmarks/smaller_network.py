@@ -2,9 +2,9 @@
 
     python benchmarks/smaller_network.py --run runs/resnet --json smaller.json
 
-Every exit candidate makes such a network: cut off there, its exit head answers everybody. Each of them, the full network
-and the bundle answer the same batches of the test part in turns; every query of a network without exits waits for its
-whole batch. The one to beat is the fastest that keeps the bundle's tolerance on the *calibrate* part.
+Every exit candidate makes such a network: cut off there, its exit head answers everybody. Each of them, the full
+network and the bundle answer the same batches of the test part in turns; every query of a network without exits waits
+for its whole batch. The one to beat is the fastest that keeps the bundle's tolerance on the *calibrate* part.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def serve_whole(network: WholeNetwork) -> Serve:
 def measure(
     serves: dict[str, Serve], batches: Sequence[np.ndarray], rounds: int
 ) -> dict[str, tuple[np.ndarray, float]]:
-    """Returns per contender its answers (N, classes) and the median over all batches of the mean query's milliseconds."""
+    """Returns per contender its answers (N, classes) and the median over batches of the mean query's milliseconds."""
     answers: dict[str, list[np.ndarray]] = {name: [] for name in serves}
     spent: dict[str, list[float]] = {name: [] for name in serves}
     for batch in batches[:4]:
