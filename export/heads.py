@@ -24,11 +24,11 @@ HEAD_KINDS = HEADS
 
 
 class HeadBottleneck(nn.Module):
-    """1x1, 3x3 (strided), 1x1 convolutions at half the output width, around a projection."""
+    """1x1, 3x3 (strided), 1x1 convolutions at a quarter of the output width (He et al. 2016), around a projection."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
-        width = max(out // 2, 1)
+        width = max(out // 4, 1)
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)

@@ -58,6 +58,10 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
         "--tail-allowance", type=float, default=_TAIL.allowance,
         help="relative excess that counts as not slower (default: %(default)s)",
     )  # fmt: skip
+    group.add_argument(
+        "--stay-allowance", type=float, default=_TAIL.stay_allowance,
+        help="relative excess that a batch may cost which nobody leaves (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +126,11 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
         threads=threads,
         search=arguments.search,
         grid_step=arguments.grid_step,
-        tail=TailRule(share=arguments.tail_share, allowance=arguments.tail_allowance),
+        tail=TailRule(
+            share=arguments.tail_share,
+            allowance=arguments.tail_allowance,
+            stay_allowance=arguments.stay_allowance,
+        ),
         timing=TimingConfig(
             batch_sizes=batch_sizes_up_to(batch_size, sizes), rounds=arguments.rounds, budget_s=arguments.time_budget
         ),
@@ -178,21 +186,20 @@ def _final_metric(plan: ExitPlan, leaving: float) -> float | None:
 
 
 def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
-    full = next(one for one in result.considered if not one["exits"])
     rows = [
         [
             _name_exits(one),
             f"{one['metric']:.4f}",
             f"{one['predicted_mean_ms']:.3f}",
             _show(one["measured_mean_ms"], ".3f"),
-            f"{full['predicted_mean_ms'] / one['predicted_mean_ms']:.2f}",
+            f"{one['predicted_full_ms'] / one['predicted_mean_ms']:.2f}",
             "yes" if one["allowed"] else "no",
         ]
         for one in result.considered[:_SHOWN_PLANS]
     ]
     print_table(
         f"plans considered: {len(result.considered)}; the committed one first",
-        ["plan", "metric", "predicted ms", "measured ms", "times as fast", "tail rule"],
+        ["plan", "metric", "predicted ms", "measured ms", "times as fast", "allowed"],
         rows,
         to_stderr=to_stderr,
     )

@@ -18,6 +18,9 @@
    and the later candidates are configured on these samples against it. The one with the least expected time is added,
    and so on until none lowers the expected time. The tail rule binds the first exit, as in the paper.
 
+One rule is ours: a plan whose batches cost more than ``(1 + stay_allowance)`` times the full network when *nobody*
+leaves is not allowed, so that hard batches never pay for the heads and gathers on their way by more than that.
+
 The plan without exits competes: nothing is returned above it that is not expected to be faster. The paper's own known
 fault, that the first exit takes the boldest threshold and eats the whole budget, is kept on purpose: this is the
 baseline.
@@ -45,16 +48,21 @@ class TailRule:
     Attributes:
         share: of the batches, in [0, 1].
         allowance: relative excess over the full network's time that counts as not slower.
+        stay_allowance: relative excess over the full network's time that a batch may cost which nobody leaves;
+            ``None``: any, as in the paper.
     """
 
     share: float = 0.99
     allowance: float = 0.05
+    stay_allowance: float | None = 0.05
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise UsageError(f"--tail-share {self.share}: expected a share of batches from 0 to 1")
         if not self.allowance >= 0:
             raise UsageError(f"--tail-allowance {self.allowance}: expected a number from 0, e.g. 0.05 for 5 %")
+        if self.stay_allowance is not None and not 0 <= self.stay_allowance < np.inf:
+            raise UsageError(f"--stay-allowance {self.stay_allowance}: expected a number from 0, e.g. 0.05 for 5 %")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +73,7 @@ class Considered:
         figures: the plan and its numbers.
         step: how many exits it has.
         in_time_share: share of batches at or under the first exit's break-even; 1 without exits.
-        allowed: whether the tail rule lets it win.
+        allowed: whether the tail rule and the stay allowance let it win.
         path: whether it lies on the search's own way (a prefix of its result).
     """
 
@@ -189,9 +197,13 @@ def _consider_next(
         if column < 0:
             continue
         plan = chosen.extended(cut, float(grid.thresholds[column]))
-        figures = evaluate_plan(trace, plan, costs.plan_costs(plan.cuts), full_ms=costs.full_ms)
+        prices = costs.plan_costs(plan.cuts)
+        figures = evaluate_plan(trace, plan, prices, full_ms=costs.full_ms)
         share = share_in_time(costs, plan.cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
-        allowed = share >= tail.share - _ROUNDING
+        stays_ms = sum(float(price[-1]) for price in prices)
+        allowed = share >= tail.share - _ROUNDING and (
+            tail.stay_allowance is None or stays_ms <= (1 + tail.stay_allowance) * costs.full_ms
+        )
         found.append(Considered(figures=figures, step=len(plan.cuts), in_time_share=share, allowed=allowed, path=False))
     return found
 

@@ -19,7 +19,7 @@ def search(**options: object):
 
 
 def test_contenders_are_the_best_allowed_plans_and_the_one_without_exits() -> None:
-    result = search(tail=TailRule(share=0.0))
+    result = search(tail=TailRule(share=0.0, stay_allowance=None))
     allowed = [one.figures.chosen for one in result.considered if one.allowed and one.figures.chosen.cuts]
     assert len(allowed) > 2
     found = pick_contenders(result, 2)
@@ -28,7 +28,7 @@ def test_contenders_are_the_best_allowed_plans_and_the_one_without_exits() -> No
 
 
 def test_plans_that_the_tail_rule_forbids_do_not_run() -> None:
-    result = search(tail=TailRule(share=1.0, allowance=0.0))
+    result = search(tail=TailRule(share=1.0, allowance=0.0, stay_allowance=None))
     forbidden = {one.figures.chosen for one in result.considered if not one.allowed}
     assert forbidden
     assert not forbidden & set(pick_contenders(result, 3))

@@ -15,7 +15,7 @@ from artifacts import NoPlanError, Trace, UsageError
 from planner import KeptGrids, NetworkCosts, TailRule, binomial_pmf, plan_greedy, threshold_grid
 from planner.greedy import share_in_time
 
-ANY_TAIL = TailRule(share=0.0)
+ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
 tolerances = st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5])
 
 
@@ -100,7 +100,7 @@ def test_search_is_the_paper_taken_literally(
     if trace.full_metric == 0:
         return
     costs = make_costs(seed, exits=len(trace.exits), batch_size=batch_size)
-    tail = TailRule(share=share)
+    tail = TailRule(share=share, stay_allowance=None)
     literal = LiteralPaper(trace, costs, tolerance, tail)
     expected = literal.run()
     path = [one for one in search(trace, costs, tolerance, tail).considered if one.path]
@@ -195,13 +195,30 @@ def test_network_without_candidates_has_one_plan() -> None:
 
 def test_tail_rule_refuses_an_exit_that_makes_most_batches_late() -> None:
     trace, costs = make_trace(0, exits=1, samples=400), make_costs(0, exits=1)
-    free = search(trace, costs, 0.05, TailRule(share=0.0, allowance=0.0))
+    free = search(trace, costs, 0.05, TailRule(share=0.0, allowance=0.0, stay_allowance=None))
     single = next(one for one in free.considered if one.step == 1)
     assert 0 < single.in_time_share < 1
-    strict = TailRule(share=min(single.in_time_share + 0.01, 1.0), allowance=0.0)
+    strict = TailRule(share=min(single.in_time_share + 0.01, 1.0), allowance=0.0, stay_allowance=None)
     refused = search(trace, costs, 0.05, strict)
     assert refused.best.chosen.cuts == ()
     assert [one.allowed for one in refused.considered] == [True, False]
+
+
+def test_a_batch_that_nobody_leaves_pays_no_more_than_it_may() -> None:
+    trace, costs = make_trace(0, exits=3, samples=400), make_costs(0, exits=3)
+    free = search(trace, costs, 0.2)
+    prices = {
+        one.figures.chosen.cuts: sum(p[-1] for p in costs.plan_costs(one.figures.chosen.cuts))
+        for one in free.considered
+    }
+    excess = prices[free.best.chosen.cuts] / costs.full_ms - 1
+    assert excess > 0
+    allowance = excess / 2
+    bound = search(trace, costs, 0.2, TailRule(share=0.0, stay_allowance=allowance))
+    for one in bound.considered:
+        spent = sum(price[-1] for price in costs.plan_costs(one.figures.chosen.cuts))
+        assert one.allowed == (spent <= (1 + allowance) * costs.full_ms)
+    assert bound.best.chosen.cuts != free.best.chosen.cuts
 
 
 def test_break_even_counts_batches_by_the_pattern() -> None:
@@ -252,8 +269,17 @@ def test_metric_of_zero_has_no_plan() -> None:
 
 
 @pytest.mark.parametrize(
-    "rule", [{"share": 1.5}, {"share": -0.1}, {"share": np.nan}, {"allowance": -1.0}, {"allowance": np.nan}]
+    "rule",
+    [
+        {"share": 1.5},
+        {"share": -0.1},
+        {"share": np.nan},
+        {"allowance": -1.0},
+        {"allowance": np.nan},
+        {"stay_allowance": -0.1},
+        {"stay_allowance": np.inf},
+    ],
 )
 def test_tail_rule_checks_itself(rule: dict[str, float]) -> None:
-    with pytest.raises(UsageError, match="--tail"):
+    with pytest.raises(UsageError, match="--tail|--stay"):
         TailRule(**rule)
