@@ -122,7 +122,8 @@ def commit_plan(
         figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size) for plan in plans]
         bundles = _assemble_all(case, scratch, figures, stages, itm)
         say(f"measuring {len(plans)} plans end to end")
-        batches = draw_batches(queries, batch_size=config.batch_size, count=config.measure.batches)
+        count = -(-config.measure.queries // config.batch_size)
+        batches = draw_batches(queries, batch_size=config.batch_size, count=count)
         with ExitStack() as opened:
             serves = [_open_serve(bundle, opened) for _, bundle in bundles]
             measured, rounds = measure_plans(serves, batches, config.measure, clock=clock)

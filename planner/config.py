@@ -54,13 +54,14 @@ class MeasureConfig:
     Attributes:
         contenders: how many of the best plans, besides the one without exits.
         rounds: how often every batch runs through every plan.
-        batches: how many different batches; drawn from the calibration data.
+        queries: how many different queries, drawn from the calibration data; a mean over fewer would say more about
+            who was drawn than about the plans.
         budget_s: rounds stop when this much time is spent, after the first at the earliest.
     """
 
     contenders: int = 3
     rounds: int = 10
-    batches: int = 16
+    queries: int = 512
     budget_s: float = 30.0
 
     def __post_init__(self) -> None:

@@ -197,6 +197,7 @@ def describe_considered(result: SearchResult, commitment: Commitment) -> list[di
                 "leaving_shares": list(figures.outcome.shares),
                 "metric": figures.outcome.metric,
                 "arrival_ms": list(figures.times.arrival_ms),
+                "predicted_full_ms": figures.full_ms,
                 "predicted_mean_ms": figures.times.mean_ms,
                 "predicted_batch_ms": figures.times.batch_ms,
                 "recorded_mean_ms": figures.recorded.mean_ms,
