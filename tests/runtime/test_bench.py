@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import BUNDLE_JSON, StaleArtifactError, new_artifact, read_json, write_json
@@ -179,6 +179,7 @@ def test_the_oracle_leaves_at_the_first_exit_that_is_right() -> None:
     assert leave_when_right(np.empty((0, 3), np.bool_)).tolist() == [0, 0, 0]
 
 
+@settings(deadline=None)
 @given(
     exits=st.lists(st.integers(0, 2), min_size=1, max_size=40),
     batch_size=st.integers(1, 9),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import SchemaError, TensorSpec
@@ -39,6 +39,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@settings(deadline=None)
 @given(case=cases())
 def test_every_row_leaves_where_it_would_alone_with_the_answer_it_would_get_alone(
     case: dict[str, Any], fake_net: Any, stage_engines: Any
@@ -56,6 +57,7 @@ def test_every_row_leaves_where_it_would_alone_with_the_answer_it_would_get_alon
                 np.testing.assert_array_equal(result.outputs[row], answer)
 
 
+@settings(deadline=None)
 @given(case=cases())
 def test_a_stream_yields_every_row_once_in_the_order_in_which_they_leave(
     case: dict[str, Any], fake_net: Any, stage_engines: Any
