@@ -50,7 +50,7 @@ def all_paths(flow: DataFlow, source: str) -> list[tuple[str, ...]]:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(flows())
 def test_separators_are_the_tensors_on_every_path(flow: DataFlow) -> None:
     for source in flow.inputs:
@@ -85,7 +85,7 @@ def hoist_shapes(flow: DataFlow, before: set[str], live: set[str]) -> set[str]:
     return grown
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(flows())
 def test_what_crosses_is_made_before_and_read_behind(flow: DataFlow) -> None:
     try:
@@ -105,7 +105,7 @@ def test_what_crosses_is_made_before_and_read_behind(flow: DataFlow) -> None:
         assert all(kinds[name] == "shape" for name in place.recomputed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(flows())
 def test_every_place_has_heavy_work_on_both_sides_and_in_between(flow: DataFlow) -> None:
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from export_graphs import write_convnet, write_encoder
 
 from artifacts import GraphError, InputError, RunFolder, UsageError
 from engines import GraphRunner, run_graph
@@ -29,25 +30,6 @@ def chain(result: ExportResult, inputs: dict[str, np.ndarray]) -> dict[str, np.n
         assert part is not None
         tensors.update(run_graph(result.model.path(part), {item.name: tensors[item.name] for item in part.inputs}))
     return tensors
-
-
-def write_encoder(builder: Any, path: Path, layers: int = 3) -> Path:
-    """Token ids -> embeddings -> layers with additive masks -> logits of the first token."""
-    g = builder()
-    ids = g.input("ids", 5, dtype=onnx.TensorProto.INT64)
-    mask = g.input("mask", 5, dtype=onnx.TensorProto.FLOAT)
-    hidden = g.add("Gather", g.weight(7, 8), ids)
-    hidden = g.add("MatMul", hidden, g.weight(8, 8))
-    dark = g.add("Mul", g.add("Sub", g.constant(np.float32(1)), mask), g.constant(np.float32(-1000)))
-    bias = g.add("Unsqueeze", dark, g.constant(np.array([1])), output="bias")
-    for layer in range(layers):
-        query, key = g.add("MatMul", hidden, g.weight(8, 8)), g.add("MatMul", hidden, g.weight(8, 8))
-        scores = g.add("MatMul", query, g.add("Transpose", key, perm=[0, 2, 1]))
-        weights = g.add("Softmax", g.add("Add", scores, bias), axis=-1)
-        hidden = g.add("Add", hidden, g.add("MatMul", weights, hidden), output=f"hidden{layer}")
-    first = g.add("Gather", hidden, g.constant(np.array(0)), axis=1)
-    g.add("MatMul", first, g.weight(8, 3), output="logits")
-    return g.save(path, "logits")
 
 
 def test_an_attention_mask_is_carried(graph: Any, tmp_path: Path) -> None:
@@ -85,20 +67,6 @@ def test_a_stage_of_an_imported_graph_equals_its_parts(graph: Any, tmp_path: Pat
         np.testing.assert_array_equal(early[name], expected)
     np.testing.assert_array_equal(late["logits"], parts["logits"])
     assert early["hidden0/confidence"].dtype == np.float32
-
-
-def write_convnet(builder: Any, path: Path, *, end: str = "Softmax", **settings: Any) -> Path:
-    g = builder(**settings)
-    x = g.add("Conv", g.input("image", 3, 8, 8), g.weight(4, 3, 3, 3), pads=[1, 1, 1, 1])
-    x = g.add("Relu", x, output="early")
-    x = g.add("Relu", g.add("Conv", x, g.weight(6, 4, 3, 3), strides=[2, 2]), output="late")
-    size = 6 * 3 * 3
-    target = [settings["batch"], size] if isinstance(settings.get("batch"), int) else [0, size]
-    x = g.add("Reshape", x, g.constant(np.array(target)), output="flat")
-    x = g.add("Gemm", x, g.weight(size, 5), output="logits")
-    if end:
-        x = g.add(end, x, output="answer")
-    return g.save(path, x)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -190,7 +158,8 @@ def test_shapes_that_cross_are_computed_again(graph: Any, tmp_path: Path) -> Non
     back = g.add("Concat", rows, g.constant(np.array([12])), axis=0)
     g.add("MatMul", g.add("Reshape", x, back), g.weight(12, 2), output="y")
     result = export(g.save(tmp_path / "net.onnx", "y"), segments=True)
-    assert [(cut.name, cut.carried) for cut in result.model.spec.cuts][0] == ("wide", ())
+    first = result.model.spec.cuts[0]
+    assert (first.name, first.carried) == ("wide", ())
     assert [item.batch_size for item in result.parity.chain] == [1, 3, 32]
 
 
@@ -226,6 +195,18 @@ def test_heads_of_a_network_that_ends_in_softmax_answer_with_probabilities(graph
     found = run_graph(model.path(head), {"early": features})
     np.testing.assert_allclose(found["early/answer"].sum(1), 1, rtol=1e-5)
     np.testing.assert_allclose(found["early/confidence"], found["early/answer"].max(1))
+
+
+def test_a_damaged_model_is_made_again_byte_for_byte(graph: Any, tmp_path: Path) -> None:
+    path = write_convnet(graph, tmp_path / "net.onnx")
+    first = export(path, segments=True)
+    assert export(path, segments=True).reused
+    with first.model.path(first.model.spec.full).open("r+b") as stream:
+        stream.write(b"\xff")
+    again = export(path, segments=True)
+    assert not again.reused
+    made = zip(first.model.artifact.manifest.files, again.model.artifact.manifest.files, strict=True)
+    assert [a.path for a, b in made if a != b] == []
 
 
 def test_parity_notices_a_corrupt_segment(graph: Any, tmp_path: Path) -> None:
