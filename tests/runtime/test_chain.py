@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import SchemaError, TensorSpec
-from engines import EngineSet, HostDevice, plan_covers
+from engines import EngineSet, FakeEngine, HostDevice, plan_covers
 from runtime import Runtime
 
 CONFIDENCES = (0.0, 0.1, 0.25, 0.3, 0.5, 0.7, 0.9, 1.0, float("nan"))
@@ -101,7 +101,9 @@ def test_a_chain_ends_where_the_last_row_leaves(fake_net: Any) -> None:
     assert [fake.batches for fake in net.fakes] == [[3], [], []]
 
 
-def test_engines_are_bound_once_per_number_of_rows(fake_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_is_bound_once_whatever_the_number_of_rows(
+    fake_net: Any, stage_engines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bound = []
     bind = EngineSet.bind
 
@@ -110,11 +112,43 @@ def test_engines_are_bound_once_per_number_of_rows(fake_net: Any, monkeypatch: p
         return bind(engines, run, buffers)
 
     monkeypatch.setattr(EngineSet, "bind", counting)
-    net = fake_net(thresholds=(0.5,), masked=False)
+    engines = [stage_engines(median_ms={8: 1.0}), stage_engines(median_ms={4: 1.0}, fixed=True)]
+    net = fake_net(thresholds=(0.5,), masked=False, engines=engines)
     with net.open() as runtime:
-        for count in (8, 3, 8, 8, 3):
+        for count in (8, 3, 8, 4, 3):
             runtime.run(net.batch(np.zeros((count, 2))))
-    assert len(bound) == len(set(bound)) == 4
+    runs = [(name, run.start, run.batch_size) for name, run in bound]
+    assert sorted(runs) == [
+        ("stage_0", 0, 3), ("stage_0", 0, 4), ("stage_0", 0, 8), ("stage_1", 0, 4), ("stage_1", 4, 4),
+    ]  # fmt: skip
+
+
+def test_a_stage_reads_the_newest_tensor_of_a_name(fake_net: Any) -> None:
+    net = fake_net(thresholds=(0.5, 0.5), masked=False)
+    spec = net.spec()
+    first, second, third = (stage.graph for stage in spec.stages)
+    named_x = first.inputs[0]
+    graphs = [
+        first,
+        dataclasses.replace(second, outputs=(named_x, *second.outputs[1:])),
+        dataclasses.replace(third, inputs=(named_x,)),
+    ]
+
+    def pass_on(add: float) -> Any:
+        def outputs(values: Any) -> Any:
+            x = next(iter(values.values())) + np.float32(add)
+            zero = np.zeros(len(x), np.float32)
+            return {"x": x, "h1": x, "skip": zero, "answer": x[:, :2], "confidence": zero}
+
+        return outputs
+
+    sets = [
+        EngineSet(FakeEngine(graph, outputs=pass_on(add)), plan_covers({8: 1.0}, largest=8, fixed=False))
+        for graph, add in zip(graphs, (1, 10, 100), strict=True)
+    ]
+    stages = tuple(dataclasses.replace(stage, graph=graph) for stage, graph in zip(spec.stages, graphs, strict=True))
+    with Runtime(dataclasses.replace(spec, stages=stages), sets, HostDevice()) as runtime:
+        assert runtime.run(np.zeros((3, 4), np.float32)).outputs.tolist() == [[111, 111]] * 3
 
 
 def _misfits(net: Any) -> dict[str, Any]:
