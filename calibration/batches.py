@@ -47,7 +47,7 @@ def augment(images: np.ndarray, padding: int, random: np.random.Generator) -> np
     padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     out = np.empty_like(images)
     shifts = random.integers(0, 2 * padding + 1, (count, 2))
-    mirrored: np.ndarray = random.random(count) < 0.5
+    mirrored: np.ndarray = random.random((count,)) < 0.5
     for row, (down, right) in enumerate(shifts.tolist()):
         crop = padded[row, :, down : down + height, right : right + width]
         out[row] = crop[..., ::-1] if mirrored[row] else crop
