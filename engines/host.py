@@ -81,20 +81,21 @@ class HostDevice:
         for buffer in (confidence, *answers, *carried):
             if not 0 <= count <= len(buffer):
                 raise InputError(f"cannot split {count} rows: a buffer has {len(buffer)}")
-        leaves = np.ones(count, dtype=np.bool_) if threshold is None else confidence[:count] >= np.float32(threshold)
-        left, stayed = np.flatnonzero(leaves), np.flatnonzero(~leaves)
-        departure = Departure(
+        if threshold is None:
+            left, stayed = np.arange(count), np.arange(0)
+        else:
+            leaves = confidence[:count] >= np.float32(threshold)
+            left, stayed = leaves.nonzero()[0], (~leaves).nonzero()[0]
+        first = int(left[0]) if left.size else count  # the rows before it are in place already
+        if stayed.size > first:
+            for buffer in carried:
+                _move_rows(buffer, stayed[first:], first)
+        return Departure(
             left=left,
             stayed=stayed,
             confidence=_take_rows(confidence, left, count),
             answers=tuple(_take_rows(answer, left, count) for answer in answers),
         )
-        in_place = int(np.count_nonzero(stayed == np.arange(stayed.size)))  # they ascend: those come first
-        moving = stayed[in_place:]
-        if moving.size:
-            for buffer in carried:
-                _move_rows(buffer, moving, in_place)
-        return departure
 
     def close(self) -> None:
         """Does nothing: numpy frees a buffer with its last reference."""
