@@ -41,15 +41,15 @@ def read_batch(batch: Batch, inputs: Sequence[TensorSpec], *, check_finite: bool
 
 
 def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[np.ndarray, ...]:
+    if isinstance(batch, np.ndarray) and len(inputs) == 1:
+        return (batch,)
     names = [spec.name for spec in inputs]
     listed = ", ".join(f"'{name}'" for name in names)
     if isinstance(batch, np.ndarray):
-        if len(inputs) != 1:
-            raise InputError(
-                f"this network takes {len(inputs)} inputs ({listed}), got one array. "
-                "Pass a mapping from their names to arrays, or a tuple in this order"
-            )
-        return (batch,)
+        raise InputError(
+            f"this network takes {len(inputs)} inputs ({listed}), got one array. "
+            "Pass a mapping from their names to arrays, or a tuple in this order"
+        )
     if isinstance(batch, Mapping):
         for name in batch:
             if name not in names:
@@ -69,6 +69,8 @@ def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[np.ndarray, .
 
 
 def _check_array(array: object, spec: TensorSpec) -> None:
+    if isinstance(array, np.ndarray) and array.ndim and array.shape[1:] == spec.row_shape and array.dtype == spec.dtype:
+        return
     wanted = ", ".join(["B", *map(str, spec.row_shape)]) + ("" if spec.row_shape else ",")
     if not isinstance(array, np.ndarray):
         raise InputError(
@@ -78,14 +80,13 @@ def _check_array(array: object, spec: TensorSpec) -> None:
     if array.ndim == 0 or array.shape[1:] != spec.row_shape:
         one = " For a single query add the batch axis: row[None]." if array.shape == spec.row_shape else ""
         raise InputError(f"input '{spec.name}': expected shape ({wanted}), got {array.shape}.{one}")
-    if array.dtype != np.dtype(spec.dtype):
-        raise InputError(
-            f"input '{spec.name}': expected {spec.dtype}, got {array.dtype}. Convert it with .astype(np.{spec.dtype})"
-        )
+    raise InputError(
+        f"input '{spec.name}': expected {spec.dtype}, got {array.dtype}. Convert it with .astype(np.{spec.dtype})"
+    )
 
 
 def _check_finite(array: np.ndarray, spec: TensorSpec) -> None:
-    if not np.issubdtype(array.dtype, np.floating) or np.isfinite(array).all():
+    if array.dtype.kind != "f" or np.isfinite(array).all():
         return
     bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
     shown = ", ".join(map(str, bad[:_SHOWN_ROWS])) + (", ..." if len(bad) > _SHOWN_ROWS else "")
