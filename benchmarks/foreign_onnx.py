@@ -4,7 +4,9 @@
     python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
 
 The ``light_*`` graphs of the onnx package come with filler weights, the same number throughout, with which every row
-gets the same answer and nothing would be proved. They are given random weights first (He scaling, seed 0).
+gets the same answer and nothing would be proved. They are given random weights first (seed 0): He scaling, batch
+normalisation with the statistics that it meets, and the last product scaled so that a softmax behind it is not
+saturated.
 """
 
 from __future__ import annotations
@@ -13,18 +15,23 @@ import argparse
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from artifacts import PameError, RunFolder
+from artifacts import PameError, RunFolder, TensorSpec
 from artifacts.console import say
+from engines import GraphRunner
 from export import ExportOptions, export_model
+from export.probing import sample_rows
 from export.writing import read_cut_report
+
+IMAGE: dict[str, Any] = {"dtype": "float32", "row_shape": (3, 224, 224)}
 
 HEAD = """# ONNX files that nobody here wrote
 
@@ -38,8 +45,9 @@ python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
 *chain* is the largest error of the chained segments against `full.onnx` at batches 1, 3 and 32, *source* that of
 `full.onnx` against the file as it was, at the file's own batch size; both relative to the largest magnitude of the
 output. *separators* are the tensors that every path passes, with heavy nodes on both sides; *cuts* what is left when
-those with no heavy node in between count once. The `light_*` graphs are given random weights before: their own are
-filler, with which every row has the same answer.
+those with no heavy node in between count once. *sensitivity* is how much the outputs differ between random rows,
+relative to their magnitude: an error of zero at a sensitivity of zero would prove nothing. The `light_*` graphs are
+given random weights before: their own are filler, with which every row has the same answer.
 
 """
 
@@ -85,8 +93,60 @@ def fill_weights(source: Path, target: Path) -> Path:
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     del model.graph.node[:]
     model.graph.node.extend(kept)
+    settle_weights(model)
     onnx.save(model, target)
     return target
+
+
+def settle_weights(model: onnx.ModelProto) -> None:
+    """Scales the weights in the order of the data flow so that every product and normalisation keeps its scale.
+
+    Walks through the graph node by node with four random images, one at a time, as the files take them
+    (layer-sequential unit variance, Mishkin and Matas 2016, arXiv:1511.06422); batch normalisations take the mean and
+    the variance of their input instead.
+    """
+    weights = {item.name: item for item in model.graph.initializer}
+    arrays = {name: numpy_helper.to_array(item) for name, item in weights.items()}
+    spec = TensorSpec(name=next(item.name for item in model.graph.input if item.name not in weights), **IMAGE)
+    images = sample_rows([spec], 4)[spec.name]
+    seen: list[dict[str, np.ndarray]] = [{spec.name: image[None]} for image in images]
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            stacked = np.concatenate([tensors[node.input[0]] for tensors in seen])
+            axes = (0, *range(2, stacked.ndim))
+            arrays[node.input[3]], arrays[node.input[4]] = stacked.mean(axes), stacked.var(axes) + np.float32(1e-3)
+        results = run_node(node, arrays, seen, model.opset_import)
+        if node.op_type in ("Conv", "Gemm") and node.input[1] in arrays:
+            spread = max(float(np.std([result[node.output[0]] for result in results])), 1e-6)
+            for name in node.input[1:]:
+                arrays[name] = arrays[name] / np.float32(spread)
+            results = [{node.output[0]: result[node.output[0]] / np.float32(spread)} for result in results]
+        for tensors, result in zip(seen, results, strict=True):
+            tensors.update(result)
+    for name, item in weights.items():
+        item.CopyFrom(numpy_helper.from_array(np.asarray(arrays[name]), name))
+
+
+def run_node(
+    node: onnx.NodeProto,
+    arrays: Mapping[str, np.ndarray],
+    seen: Sequence[Mapping[str, np.ndarray]],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> list[dict[str, np.ndarray]]:
+    """Runs one node on its own, once per image."""
+    known = {**arrays, **seen[0]}
+    inputs = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype), known[name].shape
+        )
+        for name in dict.fromkeys(node.input)
+        if name
+    ]
+    outputs = [onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)]
+    graph = onnx.helper.make_graph([node], "node", inputs, outputs)
+    model = onnx.helper.make_model(graph, opset_imports=list(opsets), ir_version=8)
+    with GraphRunner(model.SerializeToString()) as runner:
+        return [runner.run({name: {**arrays, **tensors}[name] for name in runner.input_names}) for tensors in seen]
 
 
 def draw_weight(random: np.random.Generator, shape: tuple[int, ...], op: str, position: int) -> np.ndarray:
@@ -111,7 +171,7 @@ def try_file(path: Path, scratch: Path) -> Finding:
             RunFolder(root=scratch / "runs" / path.stem), ExportOptions(source=str(path), segments=True)
         )
     except PameError as error:
-        outcome = f"refused | | | | {str(error).replace(str(path), path.name)} |"
+        outcome = f"refused | | | | | {str(error).replace(str(path), path.name)} |"
     else:
         report = read_cut_report(result.model)
         if report is None:
@@ -120,7 +180,8 @@ def try_file(path: Path, scratch: Path) -> Finding:
         confidence = result.model.spec.settings["confidence"]
         outcome = (
             f"{report.separators} | {len(result.model.spec.cuts)} | {result.parity.worst:.0e} | "
-            f"{result.parity.source_relative:.0e} | confidence: {confidence}. {notes} |"
+            f"{result.parity.sensitivity:.0e} | {result.parity.source_relative:.0e} | "
+            f"confidence: {confidence}. {notes} |"
         )
     say(f"{path.name}: {time.monotonic() - started:.0f} s, {outcome}")
     return Finding(file=path.name, nodes=len(model.graph.node), opset=opset, outcome=outcome)
@@ -135,8 +196,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pame-foreign-") as folder:
         findings = [try_file(path, Path(folder)) for path in find_files(arguments.wheels, Path(folder))]
     lines = [
-        "| file | nodes | opset | separators | cuts | chain | source | notes |",
-        "|---|--:|--:|--:|--:|--:|--:|---|",
+        "| file | nodes | opset | separators | cuts | chain | sensitivity | source | notes |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     lines += [f"| {item.file} | {item.nodes} | {item.opset} | {item.outcome}" for item in findings]
     arguments.output.write_text(HEAD + "\n".join(lines) + "\n")

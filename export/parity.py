@@ -15,6 +15,7 @@ from export.probing import TOLERANCE, relative_error, sample_rows
 
 PARITY_JSON = "parity.json"
 BATCHES = (1, 3, 32)
+WEAK = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,15 +40,23 @@ class ParityReport:
     Attributes:
         tolerance: the relative error that would have been a failure.
         chain: per batch size; empty for a model without segments.
+        sensitivity: how much the least sensitive output differs between random rows, relative to its magnitude. An
+            output that hardly reacts to the input, a saturated softmax for instance, agrees whatever the parts do.
         source: what the whole network was compared with, e.g. the imported file; empty when it was made here.
         source_absolute, source_relative: largest errors of that comparison.
     """
 
     tolerance: float
     chain: tuple[BatchParity, ...] = ()
+    sensitivity: float = 0.0
     source: str = ""
     source_absolute: float = 0.0
     source_relative: float = 0.0
+
+    @property
+    def is_weak(self) -> bool:
+        """Do the outputs react too little to random input for the comparison to prove much?"""
+        return bool(self.chain) and self.sensitivity < WEAK
 
     @property
     def worst(self) -> float:
@@ -57,7 +66,7 @@ class ParityReport:
 
 def check_parity(
     folder: Path, spec: ModelSpec, *, batches: Sequence[int] = BATCHES, seed: int = 2
-) -> tuple[BatchParity, ...]:
+) -> tuple[tuple[BatchParity, ...], float]:
     """Chains the segments and the final head of a model folder and compares every output with ``full.onnx``.
 
     Args:
@@ -66,12 +75,16 @@ def check_parity(
         batches: numbers of rows to run.
         seed: decides the random rows.
 
+    Returns:
+        The errors per batch size, and the outputs' sensitivity at the largest one (see ``ParityReport``).
+
     Raises:
         GraphError: the outputs differ by more than 1e-4 of their magnitude, or are not finite.
     """
     if spec.final_head is None:
-        return ()
+        return (), 0.0
     found = []
+    sensitivity = 0.0
     with ExitStack() as stack:
         full = stack.enter_context(GraphRunner(folder / spec.full.file))
         parts = [stack.enter_context(GraphRunner(folder / part.file)) for part in (*spec.segments, spec.final_head)]
@@ -82,7 +95,15 @@ def check_parity(
             for part in parts:
                 tensors.update(part.run({name: tensors[name] for name in part.input_names}))
             found.append(_compare(rows, reference, tensors))
-    return tuple(found)
+            if rows == max(batches):
+                sensitivity = min(_spread(reference[name]) for name in spec.full.answers)
+    return tuple(found), sensitivity
+
+
+def _spread(answer: np.ndarray) -> float:
+    """Returns the largest difference between an output's rows relative to its largest magnitude."""
+    scale = float(np.abs(answer).max(initial=0))
+    return float(np.ptp(answer, axis=0).max(initial=0)) / scale if scale > 0 else 0.0
 
 
 def _compare(rows: int, reference: dict[str, np.ndarray], tensors: dict[str, np.ndarray]) -> BatchParity:

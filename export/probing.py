@@ -58,7 +58,8 @@ class Probe:
 def sample_rows(specs: Iterable[TensorSpec], count: int, *, seed: int = 0) -> dict[str, np.ndarray]:
     """Draws random inputs: name -> (count, ...).
 
-    Floats are standard normal. Integers and booleans are 0 or 1, which is a valid token, position, segment and mask
+    Floats are normal; each row has a mean and a spread of its own, so that networks that average over positions still
+    tell the rows apart. Integers and booleans are 0 or 1, which is a valid token, position, segment and mask
     alike; the first entry of each row is 1, so that no mask hides a whole row.
     """
     random = np.random.default_rng(seed)
@@ -70,7 +71,9 @@ def sample_rows(specs: Iterable[TensorSpec], count: int, *, seed: int = 0) -> di
             bits.reshape(count, -1)[:, 0] = 1
             rows[spec.name] = bits.astype(dtype)
         else:
-            rows[spec.name] = random.standard_normal(shape, dtype=np.float32).astype(dtype)
+            own = (count, *([1] * len(spec.row_shape)))
+            noise = random.standard_normal(shape, dtype=np.float32) * random.uniform(0.5, 1.5, own)
+            rows[spec.name] = (noise + random.normal(0, 0.5, own)).astype(dtype)
     return rows
 
 

@@ -103,9 +103,11 @@ def write_model(
     """
     with new_artifact(run.model, kind="model", inputs=inputs, parameters=parameters) as staging:
         spec = _write_graphs(staging, blueprint)
+        chain, sensitivity = check_parity(staging, spec)
         report = ParityReport(
             tolerance=TOLERANCE,
-            chain=check_parity(staging, spec),
+            chain=chain,
+            sensitivity=sensitivity,
             source=blueprint.source.label,
             source_absolute=blueprint.source.absolute,
             source_relative=blueprint.source.relative,

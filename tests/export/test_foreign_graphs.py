@@ -209,10 +209,21 @@ def test_a_damaged_model_is_made_again_byte_for_byte(graph: Any, tmp_path: Path)
     assert [a.path for a, b in made if a != b] == []
 
 
+def test_an_output_that_ignores_its_input_is_called_weak(graph: Any, tmp_path: Path) -> None:
+    assert not export(write_convnet(graph, tmp_path / "net.onnx"), segments=True).parity.is_weak
+    g = graph()
+    x = g.add("Relu", g.add("MatMul", g.input("x", 4), g.weight(4, 4)))
+    x = g.add("MatMul", x, g.constant(np.zeros((4, 3), np.float32)))
+    g.add("Add", x, g.weight(3), output="y")
+    parity = export(g.save(tmp_path / "flat.onnx", "y"), segments=True).parity
+    assert parity.is_weak
+    assert parity.sensitivity == 0
+
+
 def test_parity_notices_a_corrupt_segment(graph: Any, tmp_path: Path) -> None:
     result = export(write_convnet(graph, tmp_path / "net.onnx"), segments=True)
     folder, spec = result.model.artifact.folder, result.model.spec
-    assert max(item.max_relative for item in check_parity(folder, spec)) < 1e-5
+    assert max(item.max_relative for item in check_parity(folder, spec)[0]) < 1e-5
     path = folder / spec.segments[1].file
     broken = onnx.load(path)
     weight = max(broken.graph.initializer, key=lambda item: len(item.raw_data))
