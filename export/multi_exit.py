@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251  its name only: nothing is unpickled here
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -99,10 +101,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
                 raise InputError(f"{path} holds no state dict; save one with torch.save(net.state_dict(), ...)")
             return state
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as weights: {error}") from error
-    except Exception as error:  # safetensors and the unpickler raise types of their own, directly below Exception
+    except UnpicklingError as error:
         raise InputError(f"{path} cannot be read as weights without running code from it: {error}") from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as weights: {error}") from error
     raise unknown_name("kind of weights file", path.suffix or path.name, [".safetensors", ".pth", ".pt"])
 
 
