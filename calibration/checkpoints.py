@@ -16,6 +16,21 @@ from artifacts.console import say
 History = tuple[dict[str, Any], ...]
 
 
+def record_epoch(
+    history: History, *, epochs: int, phase: str, loss: float, seconds: float, accuracy: Mapping[str, float]
+) -> History:
+    """Says how an epoch went and returns the history with it; ``accuracy`` is per exit, on the calibrate part."""
+    number = len(history) + 1
+    say(
+        f"epoch {number}/{epochs} ({phase}, {seconds:.0f} s): loss {loss:.3f}, "
+        "accuracy on the calibrate part " + ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items())
+    )
+    entry = {
+        "epoch": number, "phase": phase, "loss": loss, "accuracy": dict(accuracy), "seconds": round(seconds, 1),
+    }  # fmt: skip
+    return (*history, entry)
+
+
 def save_checkpoint(
     folder: Path, net: nn.Module, optimiser: torch.optim.Optimizer, history: History,
     *, inputs: Mapping[str, str], parameters: Mapping[str, Any],

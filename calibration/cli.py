@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from calibration.frozen import FrozenConfig
     from calibration.joint import JointConfig
 
-WAYS = ("missing", "joint")
+WAYS = ("frozen", "joint")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,8 +32,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
     group = parser.add_argument_group("training")
     group.add_argument(
-        "--train", choices=WAYS, default="missing",
-        help="missing: heads that are not there, on the frozen backbone; "
+        "--train", choices=WAYS, default="frozen",
+        help="frozen: the heads that are not there yet, the backbone stays as it is; "
         "joint: backbone first, then all together with self-distillation (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--epochs", type=int, help="passes over the train part")

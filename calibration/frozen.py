@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn import functional
 
 from artifacts import UsageError, to_plain
-from artifacts.console import say, track
+from artifacts.console import track
 from calibration.batches import count_batches, epoch_batches
 from calibration.chain import ModelChain
-from calibration.checkpoints import History, resume_checkpoint, save_checkpoint
+from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
 from calibration.data import Dataset
 
 
@@ -104,12 +104,9 @@ def train_frozen(
             optimiser.step()
             total += float(loss.detach()) / len(losses)
         accuracy = _measure(heads, chain, input_name, data, config.batch_size)
-        seconds = round(time.monotonic() - started, 1)
-        entry = {"epoch": epoch + 1, "phase": "frozen", "loss": total / steps, "accuracy": accuracy, "seconds": seconds}
-        history = (*history, entry)
-        say(
-            f"epoch {epoch + 1}/{config.epochs} (frozen, {seconds:.0f} s): loss {total / steps:.3f}, "
-            "accuracy on the calibrate part " + ", ".join(f"{name} {value:.4f}" for name, value in accuracy.items())
+        seconds = time.monotonic() - started
+        history = record_epoch(
+            history, epochs=config.epochs, phase="frozen", loss=total / steps, seconds=seconds, accuracy=accuracy
         )
         save_checkpoint(checkpoint, net, optimiser, history, inputs=inputs, parameters=parameters)
     return history

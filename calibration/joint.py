@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from artifacts import UsageError, to_plain
-from artifacts.console import say, track
+from artifacts.console import track
 from calibration.batches import count_batches, epoch_batches
-from calibration.checkpoints import History, resume_checkpoint, save_checkpoint
+from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
 from calibration.data import Dataset
 from export.multi_exit import MultiExitNet
 
@@ -92,15 +92,9 @@ def train_joint(
         loss = _train_epoch(net, data, config, optimiser, epoch)
         accuracy = measure_accuracy(net, data, "calibrate")
         phase = "joint" if epoch >= config.backbone_epochs else "backbone"
-        seconds = round(time.monotonic() - started, 1)
-        history = (
-            *history,
-            {"epoch": epoch + 1, "phase": phase, "loss": loss, "accuracy": accuracy, "seconds": seconds},
-        )
-        shown = accuracy if phase == "joint" else {"final": accuracy["final"]}
-        say(
-            f"epoch {epoch + 1}/{config.epochs} ({phase}, {seconds:.0f} s): loss {loss:.3f}, "
-            "accuracy on the calibrate part " + ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        seconds = time.monotonic() - started
+        history = record_epoch(
+            history, epochs=config.epochs, phase=phase, loss=loss, seconds=seconds, accuracy=accuracy
         )
         save_checkpoint(checkpoint, net, optimiser, history, inputs=inputs, parameters=parameters)
     return history
