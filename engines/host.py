@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 
 import numpy as np
@@ -52,66 +53,60 @@ class HostDevice:
             )
         buffer[: len(array)] = array
 
-    def split_rows(
-        self,
-        count: int,
-        *,
-        confidence: Buffer,
-        threshold: float | None,
-        answers: Sequence[Buffer],
-        carried: Sequence[Buffer],
-    ) -> Departure:
-        """Lets rows leave and gathers the survivors to the front of every carried buffer, in order.
+    def split_rows(self, count: int, *, confidence: Buffer, threshold: float, carried: Sequence[Buffer]) -> Departure:
+        """Lets rows leave; the last survivors fill the places of those who left before them.
 
-        A NaN confidence is no confidence: such a row stays (unless all leave). Nothing is copied when nobody leaves,
-        and no carried row moves when everybody does or when the leavers are the last rows.
+        So every survivor moves at most once, and only as many rows move as must: none when nobody leaves, when
+        everybody does, or when the leavers are the last rows. A NaN confidence is no confidence: such a row stays.
 
         Args:
             count: how many leading rows are real; the rest is padding and never looked at.
             confidence: (>= count,) float32.
-            threshold: rows with at least this confidence leave; it is rounded to float32 first, so that every device
-                compares like with like. ``None``: all leave.
-            answers: the outputs that answer a query; fresh copies of the leavers' rows are returned.
+            threshold: rows with at least this confidence leave; a value of float32, so that every device compares like
+                with like.
             carried: every buffer that a later stage reads, each one once; rows from the number of survivors on are
                 left as they are.
 
         Raises:
             InputError: ``count`` is negative or more than a buffer has rows.
         """
-        for buffer in (confidence, *answers, *carried):
+        for buffer in (confidence, *carried):
             if not 0 <= count <= len(buffer):
                 raise InputError(f"cannot split {count} rows: a buffer has {len(buffer)}")
-        if threshold is None:
-            left, stayed = np.arange(count), np.arange(0)
-        else:
-            leaves = confidence[:count] >= np.float32(threshold)
-            left, stayed = leaves.nonzero()[0], (~leaves).nonzero()[0]
-        first = int(left[0]) if left.size else count  # the rows before it are in place already
-        if stayed.size > first:
+        left: list[int] = []
+        stayed: list[int] = []
+        for row, value in enumerate(confidence[:count].tolist()):
+            (left if value >= threshold else stayed).append(row)
+        first_mover = bisect_left(stayed, len(stayed))  # the survivors before it are in place already
+        movers, holes = stayed[first_mover:], left[: len(stayed) - first_mover]
+        if movers:
             for buffer in carried:
-                _move_rows(buffer, stayed[first:], first)
-        return Departure(
-            left=left,
-            stayed=stayed,
-            confidence=_take_rows(confidence, left, count),
-            answers=tuple(_take_rows(answer, left, count) for answer in answers),
-        )
+                _move_rows(buffer, movers, holes)
+            stayed = list(range(len(stayed)))
+            for hole, mover in zip(holes, movers, strict=True):
+                stayed[hole] = mover
+        return Departure(left=left, stayed=stayed)
+
+    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+        """Returns a fresh array (len(rows), *row_shape) with the given rows of a buffer, in that order.
+
+        Raises:
+            InputError: the buffer has no such row.
+        """
+        try:
+            taken: np.ndarray = np.take(buffer, rows, axis=0)
+        except IndexError as error:
+            raise InputError(f"cannot download rows {list(rows)} of a buffer with {len(buffer)}") from error
+        return taken
 
     def close(self) -> None:
         """Does nothing: numpy frees a buffer with its last reference."""
 
 
-def _take_rows(buffer: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
-    """Returns a fresh array with the given rows among the first ``count``."""
-    if rows.size == count:
-        return buffer[:count].copy()
-    return np.take(buffer, rows, axis=0)
-
-
-def _move_rows(buffer: np.ndarray, sources: np.ndarray, start: int) -> None:
-    """Moves the rows ``sources``, which ascend and lie behind ``start``, to ``start`` and on."""
+def _move_rows(buffer: np.ndarray, sources: list[int], targets: list[int]) -> None:
+    """Copies rows of a buffer over others; no row is both a source and a target."""
     if buffer[:1].nbytes < _COPY_ROW_BYTES:
-        buffer[start : start + sources.size] = buffer[sources]
+        buffer[targets] = buffer[sources]
         return
-    for target, source in enumerate(sources.tolist(), start=start):
-        buffer[target] = buffer[source]  # target < source, so no row is overwritten before it has moved
+    for source, target in zip(sources, targets, strict=True):
+        buffer[target] = buffer[source]

@@ -15,9 +15,10 @@ from artifacts import EngineError, EngineKey, UsageError
 from engines.keys import ONNXRUNTIME
 from engines.onnx_facts import read_onnx_facts
 from engines.ort_common import identify_onnxruntime, load_onnxruntime, open_session, session_options
+from engines.ort_entries import find_entries, insert_entries, used_entries
 from engines.ort_files import graph_file, weights_file
 
-BUILD_OPTIONS = {"graph_optimization": "all", "initializers": "external, prepacked"}
+BUILD_OPTIONS = {"blocked_entries": "AveragePool", "graph_optimization": "all", "initializers": "external, prepacked"}
 _EXTERNAL_BYTES = 1024
 
 
@@ -64,7 +65,10 @@ class OrtBuilder:
         source = _open_plain(onnx)
         for size in key.batch_sizes or (None,):
             axis = _batch_axis(source, onnx, size)
-            _optimise(onnx, folder, size, axis)
+            entries = find_entries(onnx)
+            _optimise(onnx, folder, size, axis, entries)
+            if (used := used_entries(folder / graph_file(size), entries)) != entries:
+                _optimise(onnx, folder, size, axis, used)
             _check_interface(source, _open_plain(folder / graph_file(size)), onnx)
 
 
@@ -89,7 +93,7 @@ def _batch_axis(session: Any, onnx: Path, size: int | None) -> str | None:
     return names[0]
 
 
-def _optimise(onnx: Path, folder: Path, size: int | None, axis: str | None) -> None:
+def _optimise(onnx: Path, folder: Path, size: int | None, axis: str | None, entries: Sequence[str]) -> None:
     options = session_options(1)
     options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_ENABLE_ALL
     options.optimized_model_filepath = str(folder / graph_file(size))
@@ -97,11 +101,12 @@ def _optimise(onnx: Path, folder: Path, size: int | None, axis: str | None) -> N
         "session.optimized_model_external_initializers_file_name": weights_file(size),
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_EXTERNAL_BYTES),
         "session.save_external_prepacked_constant_initializers": "1",
+        "session.model_external_initializers_file_folder_path": str(onnx.parent),
     }.items():
         options.add_session_config_entry(name, value)
     if size is not None and axis is not None:
         options.add_free_dimension_override_by_name(axis, size)
-    open_session(str(onnx), options, what=f"optimise {onnx}")
+    open_session(insert_entries(onnx, entries), options, what=f"optimise {onnx}")
 
 
 def _check_interface(source: Any, built: Any, onnx: Path) -> None:

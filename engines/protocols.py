@@ -61,21 +61,17 @@ class EngineBuilder(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Departure:
-    """What ``Device.split_rows`` found.
+    """What ``Device.split_rows`` did; plain lists, because a batch has few rows and a cold array call costs 20 us.
 
     Attributes:
-        left: (L,) int64, positions among the rows that were looked at, ascending.
-        stayed: (S,) int64, likewise.
-        confidence: (L,) float32, of the rows that left.
-        answers: one host array (L, ...) per answer; the caller owns them.
+        left: the rows that leave, ascending.
+        stayed: row ``i`` of every carried buffer is now the one that was at ``stayed[i]``.
     """
 
-    left: np.ndarray
-    stayed: np.ndarray
-    confidence: np.ndarray
-    answers: tuple[np.ndarray, ...]
+    left: list[int]
+    stayed: list[int]
 
 
 class Device(Protocol):
@@ -91,24 +87,18 @@ class Device(Protocol):
     def upload(self, array: np.ndarray, buffer: Buffer) -> None:
         """Copies a host array into the first rows of a buffer."""
 
-    def split_rows(
-        self,
-        count: int,
-        *,
-        confidence: Buffer,
-        threshold: float | None,
-        answers: Sequence[Buffer],
-        carried: Sequence[Buffer],
-    ) -> Departure:
-        """Lets rows leave and gathers the survivors to the front of every carried buffer, in order.
+    def split_rows(self, count: int, *, confidence: Buffer, threshold: float, carried: Sequence[Buffer]) -> Departure:
+        """Lets rows leave and gathers the survivors at the front of every carried buffer, in an order that it tells.
 
         Args:
             count: how many leading rows are real; the rest is padding.
             confidence: float32, one per row.
-            threshold: rows with at least this confidence leave; ``None``: all leave.
-            answers: the outputs that answer a query.
+            threshold: rows with at least this confidence leave; a value of float32.
             carried: every buffer that a later stage reads.
         """
+
+    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+        """Returns a fresh host array (len(rows), *row_shape) with the given rows of a buffer, in that order."""
 
     def close(self) -> None:
         """Frees all buffers; may be called twice."""

@@ -29,7 +29,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--segments", action="store_true", help="also cut the network; without: full.onnx alone")
     parser.add_argument("--name", help="name of the run in runs/ (default: the family's, or the file's)")
     parser.add_argument("--every", type=int, metavar="K", help="keep every K-th cut as an exit candidate")
-    parser.add_argument("--head", choices=HEADS, help="architecture of untrained exit heads (default: complex)")
+    parser.add_argument(
+        "--head", choices=HEADS,
+        help=f"architecture of untrained exit heads (default: as the weights were trained, else {HEADS[0]})",
+    )  # fmt: skip
     parser.add_argument(
         "--input-shape", action="append", default=[], metavar="[NAME:]C,H,W",
         help="shape of one row; with NAME: for inputs whose shape an ONNX file leaves open",

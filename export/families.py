@@ -18,7 +18,7 @@ from export.graph_loading import LoadedGraph
 from export.heads import confidence
 from export.model_folder import FORMAT, ExportResult, read_parity, reuse_model, uncut_graph
 from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
-from export.options import PRETRAINED, RANDOM, ExportOptions, thin
+from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
 from export.pretrained import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.resnet import ResNet, ResNetConfig
@@ -79,7 +79,7 @@ def export_family(run: RunFolder, options: ExportOptions) -> ExportResult:
     settings = FamilySettings(
         config=config,
         every=options.every or (recipe.every if recipe else 1),
-        head=options.head or (recipe.head if recipe else "complex"),
+        head=options.head or (recipe.head if recipe else HEADS[0]),
         weights=source.name if options.weights not in (PRETRAINED, RANDOM) and source else options.weights,
         mean=recipe.mean if recipe else None,
         std=recipe.std if recipe else None,

@@ -11,7 +11,7 @@ from artifacts import GraphError, MissingArtifactError, Model, RunFolder, file_d
 from artifacts.console import say
 from export.confidences import add_confidence
 from export.graph_loading import LoadedGraph, load_graph
-from export.options import ExportOptions, thin_cuts
+from export.options import HEADS, ExportOptions, thin_cuts
 from export.parity import PARITY_JSON, ParityReport
 from export.probing import probe_tensors, prove_same
 from export.splitting import CutGraph, CutReport, cut_graph
@@ -90,7 +90,7 @@ def file_parameters(options: ExportOptions) -> dict[str, Any]:
     """Returns what, besides the file, decides the model folder of an imported graph."""
     return {
         "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
-        "head": options.head or "complex", "input_shapes": to_plain(options.input_shapes),
+        "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
     }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def export_graph(
         GraphError: the graph has no cuts, or its parts do not make the whole.
     """
     answers = loaded.outputs
-    every, head = options.every or 1, options.head or "complex"
+    every, head = options.every or 1, options.head or HEADS[0]
     cut = cut_graph(loaded, answers=answers) if options.segments else uncut_graph(loaded)
     confidence, kind = None, "none"
     if len(answers) == 1:

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 FAMILIES = ("resnet",)
 LATER_FAMILIES = ("bert", "posenet", "segmentation", "vgg16")
-HEADS = ("complex", "simple")
+HEADS = ("pooled", "complex", "simple")  # the first is the default
 PRETRAINED = "pretrained"
 RANDOM = "random"
 
@@ -30,7 +30,7 @@ class ExportOptions:
         input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open.
         weights: ``pretrained``, ``random`` or the path of a ``.safetensors`` or ``.pth`` file; families only.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
-        head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``complex``.
+        head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``pooled``.
     """
 
     source: str = "resnet"

@@ -5,14 +5,15 @@ upon all rows alike instead of spoiling one; the median over the rounds stands, 
 it is. Rounds stop early when the time budget is spent, but never before the third.
 
 In a round every row finds the caches filled by the others. A deployed chain is the same few stages over and over, so
-that what is short enough to stay in the caches runs warm there: such a row runs twice in a row, and the second time
-counts.
+that an engine that is short enough to stay in the caches runs warm there: it runs twice in a row, and the second time
+counts. What the host does between two engines (gathering rows, serving a batch) always finds cold caches, which makes
+it several times as slow as in a loop of its own: it runs once, right behind an engine.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,9 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
-from engines import Engine, HostDevice, ensure_engine, open_engine
+from engines import Engine, HostDevice, builder, ensure_engine, open_engine
 from planner.config import TimingConfig
-from planner.costs import gather_row
+from planner.costs import SERVING, gather_row
 from planner.serving import serving_calls
 
 ITM_JSON = "itm.json"
@@ -59,11 +60,14 @@ class Timings:
     rounds: int
 
 
-def time_calls(calls: Mapping[tuple[str, int], Call], config: TimingConfig, *, clock: Clock) -> Timings:
+def time_calls(
+    calls: Mapping[tuple[str, int], Call], config: TimingConfig, *, clock: Clock, cold: Container[str] = ()
+) -> Timings:
     """Times calls in interleaved rounds.
 
     Args:
         calls: (row, batch size) -> what to run.
+        cold: the rows that never run twice in a row.
         config: rounds, warm-up and budget.
         clock: seconds, e.g. ``time.perf_counter``.
     """
@@ -82,7 +86,7 @@ def time_calls(calls: Mapping[tuple[str, int], Call], config: TimingConfig, *, c
             start = clock()
             call()
             seconds[key].append(clock() - start)
-            if seconds[key][-1] < _WARM_BELOW_S:
+            if seconds[key][-1] < _WARM_BELOW_S and key[0] not in cold:
                 short.add(key)
         done += 1
     return Timings(seconds={key: tuple(values) for key, values in seconds.items()}, rounds=done)
@@ -151,13 +155,14 @@ def time_graphs(
             stack.callback(engine.close)
             engines.append(engine)
         sizes = _common_sizes(engines, config.batch_sizes)
-        calls = {
-            (row, size): call
-            for size in reversed(sizes)  # the largest first: its warm-up fills all rows of the buffers
-            for timed, engine in zip(graphs, engines, strict=True)
-            for row, call in bench.calls(timed, engine, size)
-        }
-        timings = time_calls({**calls, **serving_calls(spec, sizes)}, config, clock=clock)
+        serving = serving_calls(spec, sizes)
+        calls: dict[tuple[str, int], Call] = {}
+        for size in reversed(sizes):  # the largest first: its warm-up fills all rows of the buffers
+            for timed, engine in zip(graphs, engines, strict=True):
+                calls.update({(row, size): call for row, call in bench.calls(timed, engine, size)})
+            calls.update({key: call for key, call in serving.items() if key[1] == size})
+        cold = {SERVING, *(gather_row(timed.gather) for timed in graphs if timed.gather is not None)}
+        timings = time_calls(calls, config, clock=clock, cold=cold)
         key = engines[0].key
     return _matrix(timings, sizes, backend=f"{key.backend} {key.backend_version}", threads=threads,
                    fixed=bool(key.batch_sizes))  # fmt: skip
@@ -184,12 +189,11 @@ class _Bench:
         specs = (*timed.graph.inputs, *timed.graph.outputs)
         yield timed.row, engine.bind({spec.name: self._buffer(spec)[:size] for spec in specs})
         if timed.gather is not None:
-            answers = [self._buffer(timed.graph.output(name))[:size] for name in timed.graph.answers]
             carried = [self._buffer(spec)[:size] for spec in timed.carried]
             half = self._half_leave()[:size]
             yield (
                 gather_row(timed.gather),
-                lambda: self._device.split_rows(size, confidence=half, threshold=0.5, answers=answers, carried=carried),
+                lambda: self._device.split_rows(size, confidence=half, threshold=0.5, carried=carried),
             )
 
     def _buffer(self, spec: TensorSpec) -> Any:
@@ -237,8 +241,10 @@ def ensure_itm(
         clock: seconds.
     """
     inputs = {"model": model.digest}
+    key = builder(backend).key(model.path(model.spec.full), batch_sizes=(), max_batch_size=config.batch_sizes[-1])
     parameters = {
-        "backend": backend, "threads": threads, "timing": to_plain(config), "environment": environment_fingerprint(),
+        "backend": backend, "engine_options": dict(key.options), "threads": threads, "timing": to_plain(config),
+        "environment": environment_fingerprint(),
     }  # fmt: skip
     remedy = "python -m planner --tolerance 0.01"
     if not is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters):

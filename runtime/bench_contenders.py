@@ -155,7 +155,13 @@ class Contenders:
         """Returns what an exit answers to every query, one array (N, ...) per output; nobody leaves before."""
         spec = until_exit(self._opened.spec, index)
         chain = Chain(spec, self._opened.engine_sets[: index + 1], HostDevice())
-        return _join([leavers.answers for number in range(batches) for leavers in chain.run([make_batch(number)])])
+        return _join(
+            [
+                chain.answers(leavers.places)[1]
+                for number in range(batches)
+                for leavers in chain.run([make_batch(number)])
+            ]
+        )
 
     def stage_costs_ms(self) -> list[np.ndarray]:
         """Returns the measured time of each stage for 0 .. B rows."""

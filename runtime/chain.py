@@ -5,13 +5,17 @@ the others close ranks at the front of every buffer that a later stage still rea
 that many rows. The last stage lets everybody go::
 
     rows    0 1 2 3 4 5 6 7        stage 0 runs over 8 rows
-            . 1 . . 4 5 . .        1, 4 and 5 are not sure: gathered to the front, the others have left
-            1 4 5                  stage 1 runs over 3 rows
-            . 4 .
+            . 1 . . 4 5 . .        1, 4 and 5 are not sure; the others leave, the last survivors take their places
+            4 1 5                  stage 1 runs over 3 rows
+            4 . .
             4                      stage 2 runs over 1 row; it leaves, whatever its confidence
 
-All buffers are allocated when the chain is made, engines are bound to them once per number of rows, and a pass
-allocates only what it hands to the caller: row numbers and answers.
+All buffers are allocated when the chain is made and engines are bound to them once per number of rows. The stages
+answer into sections of one buffer per output, where an answer stays until the next batch enters: so the answers of a
+batch, whoever gave them, are one read by place.
+
+What Python does between two engines runs with cold caches, where every array call costs tens of microseconds, however
+small the array. So rows are counted in plain lists.
 """
 
 from __future__ import annotations
@@ -27,22 +31,20 @@ from engines import Buffer, Device, EngineSet, Execution, Run
 from runtime.loading import REMEDY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Leavers:
-    """Rows that leave the batch after one stage; the caller owns the arrays.
+    """Rows that leave the batch after one stage.
 
     Attributes:
         exit_index: the stage after which they leave.
-        rows: (L,) int64, their positions in the batch, ascending; L >= 1.
-        confidence: (L,) float32.
-        answers: one array (L, ...) per answer.
+        rows: their positions in the batch, in no order; at least one.
+        places: where their answers are, for ``Chain.answers``.
         engine_s: seconds spent inside engines since rows last left, or since the batch entered.
     """
 
     exit_index: int
-    rows: np.ndarray
-    confidence: np.ndarray
-    answers: tuple[np.ndarray, ...]
+    rows: list[int]
+    places: list[int]
     engine_s: float
 
 
@@ -60,14 +62,24 @@ class Chain:
         check_stages(spec, engine_sets)
         self._device = device
         rows = max(engines.covers.buffer_rows for engines in engine_sets)
+        decision = TensorSpec(name="confidence", dtype="float32", row_shape=())
+        self._confidence = device.allocate(decision, rows * len(spec.stages))
+        self._answers = tuple(device.allocate(tensor, rows * len(spec.stages)) for tensor in spec.outputs)
         newest = {tensor.name: device.allocate(tensor, rows) for tensor in spec.inputs}
         self._inputs = tuple(newest.values())
         self._stages: list[_BoundStage] = []
         for stage, engines in zip(spec.stages, engine_sets, strict=True):
-            inputs = {tensor.name: newest[tensor.name] for tensor in stage.graph.inputs}
-            outputs = {tensor.name: device.allocate(tensor, rows) for tensor in stage.graph.outputs}
+            graph, start = stage.graph, rows * len(self._stages)
+            inputs = {tensor.name: newest[tensor.name] for tensor in graph.inputs}
+            answers = dict(zip(graph.answers, self._answers, strict=True)) | {str(graph.confidence): self._confidence}
+            outputs = {
+                tensor.name: answers[tensor.name][start : start + rows]
+                if tensor.name in answers
+                else device.allocate(tensor, rows)
+                for tensor in graph.outputs
+            }
             newest |= outputs
-            self._stages.append(_BoundStage(stage, engines, inputs, outputs))
+            self._stages.append(_BoundStage(stage, engines, inputs, outputs, first_place=start))
         for index, bound in enumerate(self._stages):
             there = {id(buffer) for buffer in self._inputs}
             there.update(id(buffer) for earlier in self._stages[: index + 1] for buffer in earlier.outputs)
@@ -85,7 +97,7 @@ class Chain:
         """
         for array, buffer in zip(inputs, self._inputs, strict=True):
             self._device.upload(array, buffer)
-        rows = np.arange(len(inputs[0]))
+        rows = list(range(len(inputs[0])))
         engine_s = 0.0
         for index, stage in enumerate(self._stages):
             executions = stage.executions(len(rows))
@@ -93,32 +105,51 @@ class Chain:
             for execute in executions:
                 execute()
             engine_s += perf_counter() - started
+            first = stage.first_place
+            if stage.threshold is None:
+                places = list(range(first, first + len(rows)))
+                yield Leavers(exit_index=index, rows=rows, places=places, engine_s=engine_s)
+                return
             departure = self._device.split_rows(
-                len(rows),
-                confidence=stage.confidence,
-                threshold=stage.threshold,
-                answers=stage.answers,
-                carried=stage.carried,
+                len(rows), confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried
             )
-            if not len(departure.left):
+            if not departure.left:
                 continue
             yield Leavers(
                 exit_index=index,
-                rows=rows[departure.left],
-                confidence=departure.confidence,
-                answers=departure.answers,
+                rows=[rows[row] for row in departure.left],
+                places=[first + row for row in departure.left],
                 engine_s=engine_s,
             )
-            if not len(departure.stayed):
+            if not departure.stayed:
                 return
-            rows, engine_s = rows[departure.stayed], 0.0
+            rows, engine_s = [rows[row] for row in departure.stayed], 0.0
+
+    def answers(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Reads answers of rows that have left; they stay where they are until the next batch enters.
+
+        Args:
+            places: from ``Leavers.places``, of any stages, in any order.
+
+        Returns:
+            The confidences (len(places),) float32, and one array (len(places), ...) per answer. The caller owns them.
+        """
+        read = self._device.download
+        return read(self._confidence, places), tuple(read(answers, places) for answers in self._answers)
 
 
 class _BoundStage:
-    """One stage over the chain's buffers; ``carried`` are those that a later stage still reads."""
+    """One stage over the chain's buffers; ``carried`` are those that a later stage still reads, ``first_place`` is
+    where its first row answers."""
 
     def __init__(
-        self, spec: StageSpec, engines: EngineSet, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]
+        self,
+        spec: StageSpec,
+        engines: EngineSet,
+        inputs: Mapping[str, Buffer],
+        outputs: Mapping[str, Buffer],
+        *,
+        first_place: int,
     ) -> None:
         self._engines = engines
         self._buffers = {**inputs, **outputs}
@@ -126,9 +157,9 @@ class _BoundStage:
         self._executions: dict[int, tuple[Execution, ...]] = {}
         self.inputs = tuple(inputs.values())
         self.outputs = tuple(outputs.values())
-        self.threshold = spec.threshold
+        self.threshold = None if spec.threshold is None else float(np.float32(spec.threshold))
         self.confidence = outputs[str(spec.graph.confidence)]
-        self.answers = tuple(outputs[name] for name in spec.graph.answers)
+        self.first_place = first_place
         self.carried: tuple[Buffer, ...] = ()
 
     def executions(self, count: int) -> tuple[Execution, ...]:
@@ -163,6 +194,9 @@ def check_stages(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> None:
         for tensor in graph.inputs:
             if known.get(tensor.name) != tensor:
                 raise _misfit(spec, f"stage '{graph.name}' reads {tensor}, but there is {known.get(tensor.name)}")
+        read = {tensor.name for later in spec.stages[index + 1 :] for tensor in later.graph.inputs}
+        if again := sorted(read & {*graph.answers, graph.confidence}):
+            raise _misfit(spec, f"later stages read {again}, which stage '{graph.name}' answers with")
         known |= {tensor.name: tensor for tensor in graph.outputs}
         answers = [(graph.output(name).dtype, graph.output(name).row_shape) for name in graph.answers]
         if answers != wanted:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from artifacts import UsageError
 from runtime.chain import Chain
@@ -31,9 +30,8 @@ class ChainPool:
         self._out = 0
         self._closed = False
 
-    @contextlib.contextmanager
-    def chain(self) -> Iterator[Chain]:
-        """Lends a chain for the duration of the block.
+    def take(self) -> Chain:
+        """Lends a chain; whoever takes one gives it back, whatever happens.
 
         Raises:
             UsageError: the pool is closed.
@@ -41,19 +39,23 @@ class ChainPool:
         with self._lock:
             self.check_open()
             self._out += 1
-            chain = self._idle.pop() if self._idle else None
+            if self._idle:
+                return self._idle.pop()
         try:
-            if chain is None:
-                chain = self._make()
-            yield chain
-        finally:
-            with self._lock:
-                self._out -= 1
-                if chain is not None and not self._closed:
-                    self._idle.append(chain)
-                last = self._closed and self._out == 0
-            if last:
-                self._free()
+            return self._make()
+        except BaseException:
+            self.give_back(None)
+            raise
+
+    def give_back(self, chain: Chain | None) -> None:
+        """Takes a chain back; ``None`` stands for one that could not be made."""
+        with self._lock:
+            self._out -= 1
+            if chain is not None and not self._closed:
+                self._idle.append(chain)
+            last = self._closed and self._out == 0
+        if last:
+            self._free()
 
     def check_open(self) -> None:
         """Raises ``UsageError`` when the pool is closed."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +16,7 @@ import numpy as np
 from artifacts import BundleSpec, UsageError
 from engines import Device, EngineSet, HostDevice
 from runtime.batches import Batch, read_batch
-from runtime.chain import Chain, Leavers
+from runtime.chain import Chain
 from runtime.loading import open_bundle
 from runtime.pool import ChainPool
 
@@ -125,27 +125,12 @@ class Runtime:
         """
         started = perf_counter()
         arrays = self._accept(batch)
-        count = len(arrays[0])
-        outputs = tuple(np.empty((count, *spec.row_shape), spec.dtype) for spec in self._spec.outputs)
-        exit_index = np.empty(count, np.int64)
-        confidence = np.empty(count, np.float32)
-        latency_ms = np.empty(count, np.float64)
-        engine_s = 0.0
-        with closing(self._serve(arrays)) as served:
-            for rows, leavers in served:
-                for output, answer in zip(outputs, leavers.answers, strict=True):
-                    output[rows] = answer
-                exit_index[rows] = leavers.exit_index
-                confidence[rows] = leavers.confidence
-                engine_s += leavers.engine_s
-                latency_ms[rows] = (perf_counter() - started) * 1e3
-        return Result(
-            outputs=_as_outputs(outputs),
-            exit_index=exit_index,
-            confidence=confidence,
-            latency_ms=latency_ms,
-            engine_ms=engine_s * 1e3,
-        )
+        chain = self._pool.take()
+        try:
+            parts = [_answer_part(chain, part, started) for _, part in self._parts(arrays)]
+        finally:
+            self._pool.give_back(chain)
+        return parts[0] if len(parts) == 1 else _join_parts(parts)
 
     def stream(self, batch: Batch) -> Generator[tuple[np.ndarray, Outputs], None, None]:
         """Answers a batch, handing out answers as queries leave.
@@ -157,14 +142,23 @@ class Runtime:
             batch: as for ``run``.
 
         Yields:
-            (rows, outputs): positions in the batch, (L,) int64 ascending, and their answers as in ``Result.outputs``.
+            (rows, outputs): positions in the batch, (L,) int64 in no order, and their answers as in ``Result.outputs``.
             Every row of the batch comes exactly once.
 
         Raises:
             As ``run``.
         """
-        arrays = tuple(array.copy() for array in self._accept(batch))
-        return ((rows, _as_outputs(leavers.answers)) for rows, leavers in self._serve(arrays))
+        return self._stream(tuple(array.copy() for array in self._accept(batch)))
+
+    def _stream(self, arrays: Sequence[np.ndarray]) -> Generator[tuple[np.ndarray, Outputs], None, None]:
+        chain = self._pool.take()
+        try:
+            for start, part in self._parts(arrays):
+                for leavers in chain.run(part):
+                    _, answers = chain.answers(leavers.places)
+                    yield np.array(leavers.rows) + start, _as_outputs(answers)
+        finally:
+            self._pool.give_back(chain)
 
     def close(self) -> None:
         """Frees the engines; may be called twice. Calls under way come to their end first and free them then."""
@@ -182,13 +176,44 @@ class Runtime:
         self._pool.check_open()
         return read_batch(batch, self._spec.inputs, check_finite=self._check_finite)
 
-    def _serve(self, arrays: Sequence[np.ndarray]) -> Generator[tuple[np.ndarray, Leavers], None, None]:
-        """Yields whoever leaves, with positions in the whole batch."""
-        with self._pool.chain() as chain:
-            for start in range(0, len(arrays[0]), self._spec.max_batch_size):
-                part = [array[start : start + self._spec.max_batch_size] for array in arrays]
-                for leavers in chain.run(part):
-                    yield leavers.rows + start, leavers
+    def _parts(self, arrays: Sequence[np.ndarray]) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+        """Yields a batch in parts of at most ``max_batch_size`` rows, each with the position of its first row."""
+        count, largest = len(arrays[0]), self._spec.max_batch_size
+        if count <= largest:
+            yield 0, arrays
+            return
+        for start in range(0, count, largest):
+            yield start, [array[start : start + largest] for array in arrays]
+
+
+def _answer_part(chain: Chain, arrays: Sequence[np.ndarray], started: float) -> Result:
+    count = len(arrays[0])
+    places, exit_index, latency_ms = [0] * count, [0] * count, [0.0] * count
+    engine_s = 0.0
+    for leavers in chain.run(arrays):
+        left_ms = (perf_counter() - started) * 1e3
+        engine_s += leavers.engine_s
+        for row, place in zip(leavers.rows, leavers.places, strict=True):
+            places[row], exit_index[row], latency_ms[row] = place, leavers.exit_index, left_ms
+    confidence, answers = chain.answers(places)
+    return Result(
+        outputs=_as_outputs(answers),
+        exit_index=np.array(exit_index),
+        confidence=confidence,
+        latency_ms=np.array(latency_ms),
+        engine_ms=engine_s * 1e3,
+    )
+
+
+def _join_parts(parts: Sequence[Result]) -> Result:
+    outputs = [part.outputs if isinstance(part.outputs, tuple) else (part.outputs,) for part in parts]
+    return Result(
+        outputs=_as_outputs(tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))),
+        exit_index=np.concatenate([part.exit_index for part in parts]),
+        confidence=np.concatenate([part.confidence for part in parts]),
+        latency_ms=np.concatenate([part.latency_ms for part in parts]),
+        engine_ms=sum(part.engine_ms for part in parts),
+    )
 
 
 def _as_outputs(arrays: tuple[np.ndarray, ...]) -> Outputs:

@@ -72,7 +72,7 @@ def test_a_stream_yields_every_row_once_in_the_order_in_which_they_leave(
         for rows, outputs in runtime.stream((x, mask)):
             assert rows.dtype == np.int64
             assert len(rows) >= 1
-            assert (np.diff(rows) > 0).all()
+            assert len(set(rows.tolist())) == len(rows)
             np.testing.assert_array_equal(outputs, result.outputs[rows])
             part = set((rows // case["largest"]).tolist())
             stage = set(result.exit_index[rows].tolist())
