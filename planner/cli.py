@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from planner.greedy import TailRule
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
 
+COMMANDS: Mapping[str, str] = {}  # further commands: python -m planner NAME -> the module whose main(argv) it is
 _SHOWN_PLANS = 6
 _PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
 
@@ -91,8 +93,12 @@ def _read_sizes(text: str) -> tuple[int, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    return run_command(plan, make_parser().parse_args(argv))
+    """Runs the command, or the one of ``COMMANDS`` that comes first; returns its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in COMMANDS:
+        command: Callable[[Sequence[str]], int] = importlib.import_module(COMMANDS[words[0]]).main
+        return command(words[1:])
+    return run_command(plan, make_parser().parse_args(words))
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, Any]:
