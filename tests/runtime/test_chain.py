@@ -94,6 +94,15 @@ def test_later_stages_run_over_the_survivors_alone(fake_net: Any) -> None:
     assert result.exit_index.tolist() == [0, 1, 0, 0, 2, 1, 0, 0]
 
 
+def test_thresholds_are_compared_in_float32(fake_net: Any) -> None:
+    confidence = np.zeros((2, 2))
+    confidence[0, 0] = np.float32(0.9)  # in float64 less than the threshold
+    assert confidence[0, 0] < 0.9
+    net = fake_net(thresholds=(0.9,), masked=False)
+    with net.open() as runtime:
+        assert runtime.run(net.batch(confidence)).exit_index.tolist() == [0, 1]
+
+
 def test_a_chain_ends_where_the_last_row_leaves(fake_net: Any) -> None:
     net = fake_net(thresholds=(0.5, 0.5), masked=False)
     with net.open() as runtime:
@@ -173,6 +182,13 @@ def _misfits(net: Any) -> dict[str, Any]:
                 last,
             ),
         ),
+        "later stages read": dataclasses.replace(
+            spec,
+            stages=(
+                first,
+                dataclasses.replace(last, graph=dataclasses.replace(last.graph, inputs=(first.graph.outputs[-2],))),
+            ),
+        ),
         "no confidence": dataclasses.replace(
             spec, stages=(dataclasses.replace(first, graph=dataclasses.replace(first.graph, confidence=None)), last)
         ),
@@ -188,7 +204,7 @@ def _misfits(net: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "why",
     [
-        "0 stages", "elsewhere", "answers", "no confidence", "one float32 per row", "has threshold None",
+        "0 stages", "elsewhere", "answers", "later stages read", "no confidence", "one float32 per row", "has threshold None",
         "has threshold 0.5", "at most 8 of 9 rows",
     ],
 )  # fmt: skip
