@@ -204,8 +204,8 @@ def _misfits(net: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "why",
     [
-        "0 stages", "elsewhere", "answers", "later stages read", "no confidence", "one float32 per row", "has threshold None",
-        "has threshold 0.5", "at most 8 of 9 rows",
+        "0 stages", "elsewhere", "answers", "later stages read", "no confidence", "one float32 per row",
+        "has threshold None", "has threshold 0.5", "at most 8 of 9 rows",
     ],
 )  # fmt: skip
 def test_stages_that_do_not_fit_together_are_refused(why: str, fake_net: Any) -> None:
