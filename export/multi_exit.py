@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # noqa: TID251  its name only: nothing is unpickled here
@@ -61,6 +62,7 @@ def attach_heads(
 
 
 _HEAD = "exits."
+_SHOWN_REASON = 400
 
 
 def head_state(name: str, head: nn.Module) -> dict[str, Tensor]:
@@ -128,7 +130,7 @@ def load_weights(net: MultiExitNet, state: Mapping[str, Tensor], *, where: str) 
                 head.load_state_dict(part)
                 loaded.append(name)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), _SHOWN_REASON, placeholder=" ...")  # torch lists every key
         raise GraphError(
             f"{where} does not fit this network: {reason}. Check --depth, --classes, --input-shape and --head"
         ) from error

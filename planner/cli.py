@@ -198,6 +198,7 @@ def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
             f"{one['metric']:.4f}",
             f"{one['predicted_mean_ms']:.3f}",
             _show(one["measured_mean_ms"], ".3f"),
+            _show(one["stay_ratio"], ".3f"),
             f"{one['predicted_full_ms'] / one['predicted_mean_ms']:.2f}",
             "yes" if one["allowed"] else "no",
         ]
@@ -205,7 +206,7 @@ def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
     ]
     print_table(
         f"plans considered: {len(result.considered)}; the committed one first",
-        ["plan", "metric", "predicted ms", "measured ms", "times as fast", "allowed"],
+        ["plan", "metric", "predicted ms", "measured ms", "nobody leaves", "times as fast", "allowed"],
         rows,
         to_stderr=to_stderr,
     )

@@ -2,8 +2,10 @@
 
 A search prices a stage by its parts. Before anything ships, the few best plans and the plan without exits are merged,
 compiled and timed as the stages that they are, their predictions are worked out again from those times, and complete
-bundles of them answer the same batches in turns. The least measured mean latency wins; the prediction of the winner
-goes into its exit plan, and the measurements of all of them into the record.
+bundles of them answer the same batches in turns. The least measured mean latency wins among those whose batches cost
+at most ``1 + stay_allowance`` times the plan without exits when nobody leaves: that is measured as well, since a sum of
+engine times does not know what a cut costs. The prediction of the winner goes into its exit plan, and the measurements
+of all of them into the record.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import ArtifactError, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace
+from artifacts import ArtifactError, BundleSpec, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace
 from artifacts.console import say, track
 from artifacts.store import recover_artifact
+from engines import HostDevice
 from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.config import MeasureConfig, PlanConfig
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
@@ -29,6 +32,7 @@ from planner.greedy import SearchResult
 from planner.timing import Clock, time_graphs
 
 Serve = Callable[[np.ndarray], np.ndarray]
+_STAY_BATCHES = 4  # per round; such a batch takes as long as the whole network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,6 +64,8 @@ class Contender:
         bundle: the assembled bundle, in a temporary folder.
         measured_mean_ms: mean latency of a query, end to end.
         measured_batch_ms: until the last answer of a batch, in the mean.
+        stay_ratio: time of a batch that nobody leaves, of that of the plan without exits.
+        allowed: whether ``stay_ratio`` is within the allowance.
     """
 
     figures: PlanFigures
@@ -67,14 +73,16 @@ class Contender:
     bundle: Path
     measured_mean_ms: float
     measured_batch_ms: float
+    stay_ratio: float
+    allowed: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Commitment:
-    """The contenders, the fastest first: that one is committed.
+    """The contenders, the best first: that one is committed.
 
     Attributes:
-        contenders: in the order of their measured mean latency.
+        contenders: those that are allowed first, in the order of their measured mean latency.
         rounds: how often every batch went through every plan.
         itm: the times of all their stages.
     """
@@ -89,10 +97,14 @@ class Commitment:
 
 
 def pick_contenders(result: SearchResult, count: int) -> tuple[ChosenExits, ...]:
-    """Returns the ``count`` best allowed plans and the plan without exits, each once, best first."""
+    """Returns the ``count`` best allowed plans, the best with fewer exits for each smaller number of them, and the plan
+    without exits: each once, best first."""
     allowed = [one.figures.chosen for one in result.considered if one.allowed]
-    with_exits = [chosen for chosen in allowed if chosen.cuts][:count]
-    return tuple(sorted({*with_exits, NO_EXITS}, key=allowed.index))
+    with_exits = [chosen for chosen in allowed if chosen.cuts]
+    best = with_exits[:count]
+    fewest = min((len(chosen.cuts) for chosen in best), default=1)
+    fewer = [next((one for one in with_exits if len(one.cuts) == exits), NO_EXITS) for exits in range(1, fewest)]
+    return tuple(sorted({*best, *fewer, NO_EXITS}, key=allowed.index))
 
 
 @contextmanager
@@ -126,14 +138,18 @@ def commit_plan(
         batches = draw_batches(queries, batch_size=config.batch_size, count=count)
         with ExitStack() as opened:
             serves = [_open_serve(bundle, opened) for _, bundle in bundles]
-            measured, rounds = measure_plans(serves, batches, config.measure, clock=clock)
+            measured, rounds = measure_plans(
+                serves, batches, config.measure, reference=plans.index(NO_EXITS), clock=clock
+            )
+        allowance = config.tail.stay_allowance
         contenders = [
             Contender(
-                figures=one, plan=plan, bundle=bundle, measured_mean_ms=float(mean), measured_batch_ms=float(whole)
+                figures=one, plan=plan, bundle=bundle, measured_mean_ms=mean, measured_batch_ms=whole, stay_ratio=stay,
+                allowed=allowance is None or stay <= 1 + allowance,
             )
-            for one, (plan, bundle), (mean, whole) in zip(figures, bundles, measured, strict=True)
-        ]
-        ranked = tuple(sorted(contenders, key=lambda one: one.measured_mean_ms))
+            for one, (plan, bundle), (mean, whole, stay) in zip(figures, bundles, measured.tolist(), strict=True)
+        ]  # fmt: skip
+        ranked = tuple(sorted(contenders, key=lambda one: (not one.allowed, one.measured_mean_ms)))
         yield Commitment(contenders=ranked, rounds=rounds, itm=itm)
 
 
@@ -195,11 +211,17 @@ def _assemble_all(
     return made
 
 
-def _open_serve(bundle: Path, opened: ExitStack) -> Serve:
+def _open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
     from runtime import Runtime
+    from runtime.loading import open_bundle, without_leaving
 
-    runtime = opened.enter_context(Runtime.load(bundle))
-    return lambda batch: runtime.run(batch).latency_ms
+    found = open_bundle(bundle)
+
+    def serve(spec: BundleSpec) -> Serve:
+        runtime = opened.enter_context(Runtime(spec, found.engine_sets, HostDevice()))
+        return lambda batch: runtime.run(batch).latency_ms
+
+    return serve(found.spec), serve(without_leaving(found.spec))
 
 
 def draw_batches(queries: np.ndarray, *, batch_size: int, count: int, seed: int = 0) -> list[np.ndarray]:
@@ -210,32 +232,41 @@ def draw_batches(queries: np.ndarray, *, batch_size: int, count: int, seed: int 
 
 
 def measure_plans(
-    serves: Sequence[Serve], batches: Sequence[np.ndarray], config: MeasureConfig, *, clock: Clock
-) -> tuple[np.ndarray, int]:
+    serves: Sequence[tuple[Serve, Serve]], batches: Sequence[np.ndarray], config: MeasureConfig,
+    *, reference: int, clock: Clock,
+) -> tuple[np.ndarray, int]:  # fmt: skip
     """Runs the same batches through all plans in turns.
 
     Args:
-        serves: per plan what answers a batch and returns the latency of each query, (B,) milliseconds.
+        serves: per plan what answers a batch and returns the latency of each query, (B,) milliseconds; and the same
+            with thresholds that nobody reaches.
         batches: what to answer.
         config: rounds and budget.
+        reference: the plan without exits.
         clock: seconds, for the budget.
 
     Returns:
-        (plans, 2) float64: mean latency of a query and time of the whole batch, of every batch the median over the
-        rounds, in the mean over the batches; and how many rounds there were.
+        (plans, 3) float64: mean latency of a query and time of the whole batch, of every batch the median over the
+        rounds, in the mean over the batches; and the median time of a batch that nobody leaves, of the reference's on
+        the same batch in the same round. And how many rounds there were.
     """
-    for serve in serves:
+    for serve, stay in serves:
         serve(batches[0])
+        stay(batches[0])
     rounds: list[np.ndarray] = []
+    stays: list[np.ndarray] = []
     began = clock()
     for _ in track(range(config.rounds), description="measuring plans", total=config.rounds):
         if rounds and clock() - began > config.budget_s:
             break
         times = np.empty((len(serves), len(batches), 2))
         for column, batch in enumerate(batches):
-            for row, serve in enumerate(serves):
+            for row, (serve, _) in enumerate(serves):
                 latency = serve(batch)
                 times[row, column] = latency.mean(), latency.max()
         rounds.append(times)
-    measured: np.ndarray = np.median(np.stack(rounds), axis=0).mean(axis=1)
-    return measured, len(rounds)
+        for batch in batches[:_STAY_BATCHES]:
+            whole = np.array([stay(batch).max() for _, stay in serves])
+            stays.append(whole / whole[reference])
+    measured = np.median(np.stack(rounds), axis=0).mean(axis=1)
+    return np.column_stack([measured, np.median(stays, axis=0)]), len(rounds)

@@ -206,8 +206,9 @@ def describe_considered(result: SearchResult, commitment: Commitment) -> list[di
                 "searched_mean_ms": one.figures.times.mean_ms,
                 "measured_mean_ms": None if contender is None else contender.measured_mean_ms,
                 "measured_batch_ms": None if contender is None else contender.measured_batch_ms,
+                "stay_ratio": None if contender is None else contender.stay_ratio,
                 "in_time_share": one.in_time_share,
-                "allowed": one.allowed,
+                "allowed": one.allowed and (contender is None or contender.allowed),
                 "path": one.path,
             }
         )

@@ -15,10 +15,9 @@ from artifacts import BundleSpec, GraphSpec
 from engines import Engine, Execution, HostDevice
 from runtime.bench_stats import Timings
 from runtime.chain import Chain
-from runtime.loading import OpenBundle
+from runtime.loading import OpenBundle, without_leaving
 from runtime.runtime import Result, Runtime
 
-NOBODY = float("inf")
 NO_EXIT_BATCHES = 64
 WARM_UP_BATCHES = 8
 
@@ -68,12 +67,6 @@ class WholeNetwork:
         self._device.upload(batch, self._input)
         self._executions[count]()
         return tuple(answer[:count].copy() for answer in self._answers)
-
-
-def without_leaving(spec: BundleSpec) -> BundleSpec:
-    """Returns the bundle with thresholds that nobody reaches."""
-    *exits, last = spec.stages
-    return replace(spec, stages=(*(replace(stage, threshold=NOBODY) for stage in exits), last))
 
 
 def until_exit(spec: BundleSpec, index: int) -> BundleSpec:

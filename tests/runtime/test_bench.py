@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from artifacts import BUNDLE_JSON, StaleArtifactError, new_artifact, read_json, write_json
 from runtime import Runtime
 from runtime.bench import main
-from runtime.bench_contenders import NOBODY, WholeNetwork, until_exit, without_leaving
+from runtime.bench_contenders import WholeNetwork, until_exit
 from runtime.bench_stats import (
     Timings,
     check_held_out,
@@ -29,6 +30,7 @@ from runtime.bench_stats import (
     paired_ratio,
     replay_mean_ms,
 )
+from runtime.loading import without_leaving
 
 CONTRACT = {
     "model", "engine", "batch_size", "samples", "tolerance", "delta", "exits", "thresholds", "full", "early_exit",
@@ -207,8 +209,8 @@ def test_histograms_hold_every_query() -> None:
 
 def test_bundles_without_leaving_and_cut_off(fake_net: Any) -> None:
     spec = fake_net(thresholds=(0.3, 0.6)).spec()
-    assert [stage.threshold for stage in without_leaving(spec).stages] == [NOBODY, NOBODY, None]
-    assert [stage.threshold for stage in until_exit(spec, 1).stages] == [NOBODY, None]
+    assert [stage.threshold for stage in without_leaving(spec).stages] == [math.inf, math.inf, None]
+    assert [stage.threshold for stage in until_exit(spec, 1).stages] == [math.inf, None]
     assert dataclasses.replace(until_exit(spec, 2), stages=()) == dataclasses.replace(spec, stages=())
 
 
@@ -230,7 +232,7 @@ def test_contenders_take_turns_in_alternating_order(
         return full(self, batch)
 
     def run_early(self: Runtime, batch: Any) -> Any:
-        turns.append("-" if self.spec.stages[0].threshold == NOBODY else "B")
+        turns.append("-" if self.spec.stages[0].threshold == math.inf else "B")
         return early(self, batch)
 
     monkeypatch.setattr(WholeNetwork, "run", run_full)
