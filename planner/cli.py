@@ -19,7 +19,9 @@ from planner.greedy import TailRule
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
 
-COMMANDS: Mapping[str, str] = {"report": "planner.report_cli"}  # further commands: python -m planner NAME -> the module whose main(argv) it is
+COMMANDS: Mapping[str, str] = {
+    "report": "planner.report_cli"
+}  # further commands: python -m planner NAME -> the module whose main(argv) it is
 _SHOWN_PLANS = 6
 _PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
 

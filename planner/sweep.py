@@ -1,8 +1,8 @@
 """Tolerance against latency over the whole range: one search per tolerance, with what it found as an operating point.
 
 A plan that keeps ``1 - t`` of the metric keeps every larger tolerance as well. So the operating point at a tolerance
-is the fastest of the plans that the search found at this tolerance *or at a smaller one*: a larger tolerance never
-gives a slower expected plan, even where the search itself would (the paper's greedy search spends its budget at the
+is the best of the plans that the search found at this tolerance *or at a smaller one*: a larger tolerance never
+gives a worse expected plan, even where the search itself would (the paper's greedy search spends its budget at the
 first exit, and then may end worse with more of it). ``found_at`` says which tolerance a point's plan was found at, and
 ``searched_mean_ms`` what the search by itself answers there.
 

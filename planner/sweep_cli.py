@@ -54,4 +54,7 @@ def print_sweep(sweep: Sweep, config: PlanConfig, *, to_stderr: bool = False) ->
             f"at {', '.join(carried)} the {config.search} search by itself ends with a slower plan than at a smaller "
             "tolerance; the table shows the faster one, which keeps both"
         )
-    say("*: no other point is better. Metrics are those of the calibration data, times are expected; no bundle was built")
+    say(
+        "*: no other point is better. Metrics are those of the calibration data, times are expected; no bundle was "
+        "built"
+    )
