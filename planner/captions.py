@@ -127,12 +127,12 @@ def _caption_patterns(data: ReportData) -> str:
     mean = bpm.probability @ counts
     fewest = int(mean.argmin())
     most = int(quantile_of(bpm.probability.cumsum(axis=1), 0.99)[0])
-    return (
+    text = (
         "The batching pattern matrix: how many of a batch go on past an exit, each candidate taken by itself at the "
-        f"threshold that the tolerance allows it. On average {mean[0]:.1f} of {bpm.batch_size} rows go on past "
-        f"{bpm.exits[0]}, and at most {most} in 99 of 100 batches; {bpm.exits[fewest]} lets the fewest pass, "
-        f"{mean[fewest]:.1f}."
+        f"threshold that the tolerance allows it. On average {mean[0]:.1f} of {plural(bpm.batch_size, 'row')} go on "
+        f"past {bpm.exits[0]}, and at most {most} in 99 of 100 batches"
     )
+    return f"{text}; {bpm.exits[fewest]} lets the fewest pass, {mean[fewest]:.1f}." if fewest else f"{text}."
 
 
 def _caption_times(data: ReportData) -> str:
@@ -146,7 +146,8 @@ def _caption_times(data: ReportData) -> str:
     heads = [data.itm.row_ms(row)[-1] / full[-1] for row in matrix_groups(data)["exit heads"]]
     if not heads:
         return f"{text}."
-    return f"{text}; an exit head costs {min(heads):.1%} to {max(heads):.1%} of the full network."
+    least, most = f"{min(heads):.1%}", f"{max(heads):.1%}"
+    return f"{text}; an exit head costs {least if least == most else f'{least} to {most}'} of the full network."
 
 
 def _caption_survivors(data: ReportData) -> str:

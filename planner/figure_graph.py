@@ -46,12 +46,12 @@ def draw_cut_graph(figure: Any, data: ReportData, *, literal: Callable[[str], st
     columns = -(-len(shares) // rows)
     figure.set_figheight(_ROW_IN * rows + 0.1)
     axes = figure.subplots()
-    axes.set_xlim(-0.42, columns + 0.04)
+    axes.set_xlim(-0.42, max(columns, 5) + 0.1)
     axes.set_ylim(-_STEP * rows + 0.33, 0.37)
     axes.set_axis_off()
     axes.text(-0.17, 0, "batch", ha="right", va="center", fontsize=9.5, color=INK)
     cuts = [cut.name for cut in data.spec.cuts]
-    short = short_names(cuts, 16)
+    short = short_names(data.spec)
     for index, share in enumerate(shares):
         row, column = divmod(index, columns)
         x, y = float(column), -_STEP * row
@@ -62,7 +62,7 @@ def draw_cut_graph(figure: Any, data: ReportData, *, literal: Callable[[str], st
         if last:
             _draw_answer(axes, x, y, literal(_rest(data)))
             continue
-        _draw_cut(axes, x + _BOX + _GAP / 2, y, cuts[index], literal(short[index]), data)
+        _draw_cut(axes, x + _BOX + _GAP / 2, y, cuts[index], literal(short[cuts[index]]), data)
         if column == columns - 1:
             _draw_arrow(axes, x + _BOX, x + 1.0, y)
 
@@ -99,7 +99,7 @@ def _draw_cut(axes: Any, x: float, y: float, cut: str, label: str, data: ReportD
     colour = EARLY if planned else GREY
     axes.plot([x], [y], marker="o", markersize=6, color=colour, markeredgecolor="white", zorder=4)
     if not candidate:
-        axes.text(x, y + 0.1, f"{label}:\nno exit", ha="center", va="bottom", fontsize=7, color=INK, linespacing=1.2)
+        axes.text(x, y + 0.08, "no exit", ha="center", va="bottom", fontsize=7, color=INK, linespacing=1.2)
         return
     axes.plot([x, x], [y, y - 0.31], color=colour, linewidth=1.8 if planned else 1.1, zorder=1)
     box = {

@@ -126,11 +126,11 @@ def draw_accuracy(data: ReportData) -> Any:
         chosen, [found[place].metric for place in chosen], linestyle="none", marker="o", markersize=12,
         markerfacecolor="none", markeredgecolor=EARLY, markeredgewidth=1.6, label="exits of the plan",
     )  # fmt: skip
-    names = short_names([one.name for one in found])
+    names = short_names(data.spec)
     crowded = len(found) > 9
     ticks = [
-        literal(f"{name} ({one.share_of_time:.0%})" if crowded else f"{name}\n{one.share_of_time:.0%}")
-        for name, one in zip(names, found, strict=True)
+        literal(f"{names[one.name]}{' (' if crowded else chr(10)}{one.share_of_time:.0%}{')' if crowded else ''}")
+        for one in found
     ]
     axes.set_xticks(places, ticks, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     _percent(axes.yaxis)
@@ -141,7 +141,7 @@ def draw_accuracy(data: ReportData) -> Any:
     )
     _plain_axes(axes)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.legend(fontsize=_SMALL, facecolor="white", edgecolor="none", framealpha=0.9, loc="best")
+    figure.legend(loc="outside upper left", ncols=5, fontsize=_SMALL, frameon=False, columnspacing=1.4)
     return figure
 
 
@@ -154,14 +154,19 @@ def draw_thresholds(data: ReportData) -> Any:
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat[len(names) :]:
         panel.set_visible(False)
-    for index, (name, short) in enumerate(zip(names, short_names(names, 22), strict=True)):
+    short = short_names(data.spec, 22)
+    for index, name in enumerate(names):
         axes = panels.flat[index]
         (leaving,) = axes.plot(curves.thresholds, curves.leaving[index], color=EARLY, linewidth=1.8)
         (precision,) = axes.plot(curves.thresholds, curves.precision[index], color=ORANGE, linewidth=1.5)
         _plain_axes(axes)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_title(
-            literal(short), fontsize=_TEXT, color=INK, loc="left", fontweight="bold" if name in curves.at else None
+            literal(short[name]),
+            fontsize=_TEXT,
+            color=INK,
+            loc="left",
+            fontweight="bold" if name in curves.at else None,
         )
         if name in curves.at:
             at = curves.at[name]
@@ -198,7 +203,8 @@ def draw_patterns(data: ReportData) -> Any:
         bpm.probability @ counts, range(len(bpm.exits)), linestyle="none", marker="D", markersize=5, color=ORANGE,
         markeredgecolor="white", markeredgewidth=0.8, label="mean",
     )  # fmt: skip
-    labels = [f"{name} ≥ {at:.3g}" for name, at in zip(short_names(bpm.exits), bpm.thresholds, strict=True)]
+    names = short_names(data.spec)
+    labels = [f"{names[name]} ≥ {at:.3g}" for name, at in zip(bpm.exits, bpm.thresholds, strict=True)]
     axes.set_yticks(range(len(bpm.exits)), [literal(label) for label in labels])
     axes.set_xlim(-0.5, bpm.batch_size + 0.5)
     _integer_ticks(axes)
@@ -215,17 +221,19 @@ def _integer_ticks(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
 
 
-def _add_colorbar(figure: Any, image: Any, axes: Any, label: str) -> None:
+def _add_colorbar(figure: Any, image: Any, axes: Any, label: str) -> Any:
     bar = figure.colorbar(image, ax=axes, pad=0.015, fraction=0.04)
     bar.set_label(label, fontsize=_TEXT, color=INK)
     bar.ax.tick_params(labelsize=_SMALL, colors=INK)
     bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     bar.outline.set_visible(False)
+    return bar
 
 
 def draw_times(data: ReportData) -> Any:
     """The ITM as heat maps: engine x batch size, the network, the exit heads and the host apart."""
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     groups = {title: rows for title, rows in matrix_groups(data).items() if rows}
     count = sum(map(len, groups.values()))
@@ -233,7 +241,8 @@ def draw_times(data: ReportData) -> Any:
     values = {row: np.array(data.itm.row_ms(row)) for rows in groups.values() for row in rows}
     lowest_ms = min((float(row[row > 0].min(initial=np.inf)) for row in values.values()), default=np.inf)
     lowest_ms = max(lowest_ms, 1e-4) if np.isfinite(lowest_ms) else 1.0
-    norm = LogNorm(lowest_ms, max(lowest_ms, *(float(row.max()) for row in values.values())))
+    highest_ms = max(lowest_ms, *(float(row.max()) for row in values.values()))
+    norm = LogNorm(lowest_ms, highest_ms)
     figure = _new_figure(1.4 + (0.15 if crowded else 0.235) * count)
     panels = figure.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=list(map(len, groups.values())))
     names = _row_labels(data)
@@ -244,19 +253,23 @@ def draw_times(data: ReportData) -> Any:
         axes.set_xticks(range(len(data.itm.batch_sizes)), list(map(str, data.itm.batch_sizes)))
         axes.set_title(title, fontsize=_TEXT, color=INK, loc="left")
         _plain_axes(axes)
-        axes.tick_params(labelsize=6 if crowded else 8, length=0)
+        axes.tick_params(labelsize=8, length=0)
+        axes.tick_params(axis="y", labelsize=6 if crowded else 8)
         for spine in axes.spines.values():
             spine.set_visible(False)
         if not crowded:
             _write_cells(axes, table, norm)
     _label(panels.flat[-1], x="rows in the batch")
-    _add_colorbar(figure, image, panels.ravel().tolist(), "milliseconds")
+    bar = _add_colorbar(figure, image, panels.ravel().tolist(), "milliseconds")
+    wide = highest_ms > 100 * lowest_ms
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
 def _row_labels(data: ReportData) -> dict[str, str]:
     cuts = [cut.name for cut in data.spec.candidates]
-    short = dict(zip(cuts, short_names(cuts), strict=True))
+    short = short_names(data.spec)
     return {
         **{segment_row(index): f"segment {index + 1}" for index in range(len(data.spec.segments))},
         FINAL_HEAD: "final head", FULL: "full network", SERVING: "serving a batch",
@@ -286,8 +299,9 @@ def draw_survivors(data: ReportData) -> Any:
     for place, (rows, high, share) in enumerate(zip(chain.expected, chain.high, chain.leaving, strict=True)):
         text = f"{rows:.1f} rows; {share:.1%} of all queries leave"
         axes.text(max(rows, high) + 0.015 * width, place, text, va="center", fontsize=_TEXT, color=INK)
-    names = short_names(chain.stages)
-    axes.set_yticks(places, [literal(f"stage {place + 1}, up to\n{name}") for place, name in enumerate(names)])
+    short = short_names(data.spec)
+    names = [literal(f"stage {place + 1}, up to\n{short[name]}") for place, name in enumerate(chain.stages)]
+    axes.set_yticks(places, names)
     axes.invert_yaxis()
     _integer_ticks(axes)
     axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= width])
@@ -337,24 +351,24 @@ def draw_pareto(data: ReportData) -> Any:
         data.plan.tolerance, color=GREY, linewidth=1.1, linestyle=(0, (4, 2)), zorder=1,
         label=f"tolerance of the plan, {data.plan.tolerance:.3g}",
     )  # fmt: skip
-    if lost.max() > 0.2:
+    left, right = min(0.0, float(lost.min())), max(float(lost.max()), data.plan.tolerance, 1e-4)
+    if right > 0.2:
         axes.set_xscale("symlog", linthresh=0.01)
+    axes.set_xlim(left - 0.03 * min(right, 0.1), right * (1.25 if right > 0.2 else 1.03))
+    fastest, slowest = min(*mean_ms, star[1]), max(*mean_ms, star[1])
+    room = max(0.06 * (slowest - fastest), 0.01 * slowest)
+    axes.set_ylim(max(0.0, fastest - room), slowest + room)
     _percent(axes.xaxis)
     _label(axes, x=f"{data.metric_word} given up (share of the full network's)", y="expected mean latency (ms)")
     _plain_axes(axes)
     axes.grid(color=FAINT, linewidth=0.6)
-    times = axes.secondary_yaxis(
-        "right", functions=(lambda ms: _over(sweep.full_ms, ms), lambda ratio: _over(sweep.full_ms, ratio))
-    )
+    times = axes.secondary_yaxis("right")  # the same ticks, in other words
+    times.yaxis.set_major_formatter(lambda ms, _: f"{sweep.full_ms / ms:.3g}" if ms > 0 else "")
     times.set_ylabel("times as fast as the full network", fontsize=_TEXT, color=INK, labelpad=8)
     times.tick_params(labelsize=_SMALL, colors=INK)
     times.spines["right"].set_color(INK)
-    axes.legend(fontsize=_SMALL, facecolor="white", edgecolor="none", framealpha=0.9, loc="best")
+    figure.legend(loc="outside upper left", ncols=4, fontsize=_SMALL, frameon=False)
     return figure
-
-
-def _over(above: float, below: Any) -> Any:
-    return above / np.maximum(np.asarray(below, np.float64), 1e-9)
 
 
 def _always(_: ReportData) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from artifacts import PlannedExit, to_plain
 from planner.captions import caption_of, describe_measured, plural, summarise
 from planner.report_data import ReportData, headline, survivor_chain
+from planner.sweep import OperatingPoint
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5b6577; --line: #d9dee5; --blue: #0b6e99; --paper: #f7f8fa; }
@@ -27,7 +28,7 @@ h2 { font-size: 1.35rem; line-height: 1.3; margin: 3rem 0 .75rem; padding-top: 1
 p { margin: 0 0 1rem; } a { color: var(--blue); }
 .lead { font-size: 1.15rem; } .soft { color: var(--soft); }
 .facts { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.5rem 0; padding: 0; list-style: none; }
-.facts li { flex: 1 1 9rem; background: var(--paper); border-radius: .5rem; padding: .8rem 1rem; }
+.facts li { flex: 1 1 7.5rem; background: var(--paper); border-radius: .5rem; padding: .8rem 1rem; }
 .facts b { display: block; font-size: 1.6rem; line-height: 1.2; color: var(--blue);
   font-variant-numeric: tabular-nums; }
 .facts span { font-size: .9rem; color: var(--soft); }
@@ -38,7 +39,9 @@ figcaption { margin-top: .6rem; }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums lining-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { font-weight: 600; } .n { text-align: right; white-space: nowrap; } tr.mine td { background: #eaf4f8; }
+th { font-weight: 600; vertical-align: bottom; } .n { text-align: right; } td.n { white-space: nowrap; }
+td:first-child { min-width: 5.5rem; } .plans td:first-child { min-width: 13rem; } tr.mine td { background: #eaf4f8; }
+.pairs td { overflow-wrap: anywhere; }
 dt { font-weight: 600; } dd { margin: 0 0 .6rem; }
 code, pre { font: .87rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
 pre { background: var(--paper); border-radius: .5rem; padding: .9rem 1rem; white-space: pre-wrap; }
@@ -49,7 +52,7 @@ _WORDS = (
     ("exit", "a place inside the network where a small extra head answers, so that a query need not go to the end"),
     ("confidence", "one number per query, computed by the head: how sure it is of its answer"),
     ("threshold", "a query leaves at an exit when its confidence there is at least this"),
-    ("tolerance", "how much of the full network's metric may be given up: 0.01 keeps 99 %"),
+    ("tolerance", "how much of the full network's metric may be given up: 0.01 keeps 99%"),
     ("survivors", "the queries of a batch that go on; the batch really becomes smaller"),
     ("stage", "the part of the network between two exits of the plan, compiled as one engine"),
     ("latency", "the time from the start of a query's batch until its own answer is there"),
@@ -103,7 +106,7 @@ def render_report(data: ReportData, pictures: Mapping[str, bytes]) -> str:
 
 
 def render_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, caption: str = "",
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, caption: str = "", kind: str = "",
     marked: Sequence[bool] | None = None,
 ) -> str:  # fmt: skip
     """Returns a table: the first ``text`` columns to the left, numbers behind them to the right; all escaped.
@@ -113,6 +116,7 @@ def render_table(
         rows: cells.
         text: how many columns hold text.
         caption: above the table.
+        kind: its class.
         marked: which rows stand out.
     """
 
@@ -129,7 +133,7 @@ def render_table(
     )
     above = f"<caption>{escape(caption)}</caption>" if caption else ""
     head = f"<thead><tr>{cells('th', columns)}</tr></thead>" if any(columns) else ""
-    return f'<div class="wide"><table>{above}{head}<tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table class="{kind}">{above}{head}<tbody>{body}</tbody></table></div>'
 
 
 def _paragraph(text: str, kind: str = "") -> str:
@@ -137,7 +141,7 @@ def _paragraph(text: str, kind: str = "") -> str:
 
 
 def _pairs(pairs: Mapping[str, Any]) -> str:
-    return render_table(("", ""), [(str(name), _show(value)) for name, value in pairs.items()], text=2)
+    return render_table(("", ""), [(str(name), _show(value)) for name, value in pairs.items()], text=2, kind="pairs")
 
 
 def _show(value: Any) -> str:
@@ -165,7 +169,7 @@ def _top(data: ReportData) -> str:
     return (
         f"{_paragraph(summarise(data), 'lead')}{_facts(data)}{_paragraph(about)}"
         f"<details><summary>The words of this page</summary><dl>{words}</dl></details>"
-        f"<h2>Contents</h2><nav><ol>{links}</ol></nav>"
+        f"<nav><h2>Contents</h2><ol>{links}</ol></nav>"
     )
 
 
@@ -223,13 +227,13 @@ def _survivor_table(data: ReportData) -> str:
     chain = survivor_chain(data)
     rows = [
         [
-            str(place + 1), name, f"{chain.expected[place]:.2f}", f"{chain.low[place]} to {chain.high[place]}",
+            f"{place + 1}, up to {name}", f"{chain.expected[place]:.2f}", f"{chain.low[place]} to {chain.high[place]}",
             f"{chain.recorded_low[place]} to {chain.recorded_high[place]}", f"{chain.leaving[place]:.1%}",
         ]
         for place, name in enumerate(chain.stages)
     ]  # fmt: skip
-    columns = ("stage", "up to", "rows, mean", "98 of 100 batches", "in the data's order", "leave at its end")
-    return render_table(columns, rows, text=2)
+    columns = ("stage", "rows, mean", "98 of 100 batches", "in the data's order", "leave at its end")
+    return render_table(columns, rows)
 
 
 def _latency_table(data: ReportData) -> str:
@@ -258,18 +262,26 @@ def _latency_table(data: ReportData) -> str:
 def _sweep_table(data: ReportData) -> str:
     rows = [
         [
-            point.label, f"{point.tolerance:.2%}", f"{point.metric_ratio:.2%}", f"{point.mean_ms:.3f}",
+            _name_plan(point), f"{point.tolerance:.2%}", f"{point.metric_ratio:.2%}", f"{point.mean_ms:.3f}",
             f"{point.batch_ms:.3f}", f"{point.speedup:.2f}", "yes" if point.efficient else "no",
         ]
         for point in data.sweep.points
     ]  # fmt: skip
     columns = ("plan", "tolerance", "kept", "mean, ms", "batch, ms", "times as fast", "best")
-    note = "Operating points, expected on the calibration data; “best”: no other point is better in both"
+    note = (
+        "Operating points: metric on the calibration data, expected times. “best”: no other keeps as much in less "
+        "time. Shaded: the tolerance of the plan."
+    )
     marked = [point.tolerance == data.plan.tolerance for point in data.sweep.points]
     refused = "".join(
         _paragraph(f"No plan at tolerance {one.tolerance:.3g}: {one.reason}", "soft") for one in data.sweep.refused
     )
-    return render_table(columns, rows, caption=note, marked=marked) + refused
+    return render_table(columns, rows, caption=note, marked=marked, kind="plans") + refused
+
+
+def _name_plan(point: OperatingPoint) -> str:
+    pairs = zip(point.exits, point.thresholds, strict=True)  # the spaces inside do not break
+    return ", ".join(f"{cut}\u00a0≥\u00a0{threshold:.3g}" for cut, threshold in pairs) or "no exits"
 
 
 def _certificate_body(data: ReportData) -> str:

@@ -220,9 +220,7 @@ def read_bench(run: RunFolder, given: Path | None) -> BenchResult:
             raise UsageError(f"--bench {given}: there is no such file. {how}")
         return BenchResult(result=None, note=f"The bundle has not been measured on test data yet. {how}")
     result = read_json(path, dict)
-    missing = [name for name in _BENCH if name not in result] or [
-        f"{side}.{name}" for side in ("full", "early_exit") for name in _SIDE if name not in result[side]
-    ]
+    missing = find_missing(result)
     if missing:
         raise CorruptArtifactError(f"{path} is no result of runtime.bench: it lacks {', '.join(missing)}. {how}")
     if result["bundle_digest"] != bundle_digest(run):
@@ -231,6 +229,16 @@ def read_bench(run: RunFolder, given: Path | None) -> BenchResult:
             raise StaleArtifactError(f"{stale} {how}")
         return BenchResult(result=None, note=f"{stale} {how}")
     return BenchResult(result=result, note="")
+
+
+def find_missing(result: Mapping[str, Any]) -> list[str]:
+    """Returns what a result of ``runtime.bench`` lacks, by name."""
+    parts = {"full": _SIDE, "early_exit": _SIDE, "latency_histogram": ("edges_ms", "full", "early_exit")}
+    missing = [name for name in _BENCH if name not in result]
+    for part, names in parts.items():
+        inner = result.get(part, {})
+        missing += [f"{part}.{name}" for name in names if not isinstance(inner, Mapping) or name not in inner]
+    return missing
 
 
 def bundle_digest(run: RunFolder) -> str | None:

@@ -20,6 +20,7 @@ from planner.patterns import BatchingPatternMatrix, binomial_pmf, count_survivor
 from planner.sweep import Sweep
 
 CURVE_THRESHOLDS = np.linspace(0, 1, 201).astype(np.float32)
+FINAL = "final head"
 FEW = 0.002  # shares of leavers below this say nothing about how often they are right
 _TAIL = 0.99
 
@@ -101,7 +102,7 @@ def depths(data: ReportData) -> tuple[Depth, ...]:
             name=name, metric=float(metric[row]), agreement=float(agreement[row]), share_of_time=share,
             chosen=name in data.chosen.cuts,
         )
-        for row, (name, share) in enumerate(zip((*trace.exits, "final head"), (*ready, 1.0), strict=True))
+        for row, (name, share) in enumerate(zip((*trace.exits, FINAL), (*ready, 1.0), strict=True))
     )  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def survivor_chain(data: ReportData) -> SurvivorChain:
     entering = np.concatenate([np.full((len(survivors), 1), batch_size), survivors], axis=1)
     recorded = np.quantile(entering, (1 - _TAIL, _TAIL), axis=0, method="inverted_cdf")
     return SurvivorChain(
-        stages=(*exits, "final head"),
+        stages=(*exits, FINAL),
         survival=outcome.survival,
         leaving=outcome.shares,
         expected=batch_size * np.array(outcome.survival),
@@ -245,9 +246,20 @@ def headline(data: ReportData) -> Headline:
     )  # fmt: skip
 
 
-def short_names(names: Sequence[str], longest: int = 14) -> tuple[str, ...]:
-    """Returns names that fit under a tick, all different: the end of a long one, numbered where that is not enough."""
-    short = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in names]
-    if len(set(short)) == len(short):
-        return tuple(short)
-    return tuple(f"{index + 1}: {name[-(longest - 4) :]}" for index, name in enumerate(names))
+def short_names(spec: ModelSpec, longest: int = 14) -> dict[str, str]:
+    """Returns what to write at a tick: cut name -> a short name, all different, and ``final head`` as it is.
+
+    Path components that all cuts share are left out; of what is still too long the end stays, with the number of the
+    cut before it where ends are equal.
+    """
+    names = [cut.name for cut in spec.cuts]
+    parts = [name.split("/") for name in names]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({tuple(part[:1]) for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({tuple(part[-1:]) for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    told = ["/".join(part) for part in parts]
+    short = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in told]
+    if len(set(short)) < len(short):
+        short = [f"{index + 1}: {name[-(longest - 4) :]}" for index, name in enumerate(told)]
+    return {**dict(zip(names, short, strict=True)), FINAL: FINAL}

@@ -14,6 +14,7 @@ Pure: the search is a callable, and nothing is merged, compiled or timed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -120,10 +121,10 @@ def sweep_tolerances(search: SearchAt, tolerances: Iterable[float], *, full_metr
     """
     found: list[OperatingPoint] = []
     refused: list[Refusal] = []
-    full_ms, before = 0.0, -1.0
+    full_ms, before = 0.0, -math.inf
     for tolerance in tolerances:
-        if not before < tolerance < 1:
-            raise InputError(f"tolerances of a sweep must ascend within [0, 1); {tolerance:g} comes after {before:g}")
+        if not (0 <= tolerance < 1 and before < tolerance):
+            raise InputError(f"tolerances of a sweep must ascend within [0, 1); {tolerance:g} does not")
         before = tolerance
         try:
             best = search(tolerance).best
