@@ -20,12 +20,14 @@ from artifacts import (
     InferenceTimeMatrix,
     Manifest,
     MissingArtifactError,
+    Model,
     PameError,
     RunFolder,
     SchemaError,
     StaleArtifactError,
     Trace,
     UsageError,
+    digest_of,
     find_run,
     from_plain,
     open_artifact,
@@ -145,7 +147,7 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
         patterns=BatchingPatternMatrix.load(planned.path(BPM_NPZ)),
         bench=measured.result, bench_note=measured.note,
         environment=describe_environment(itm, measured.result),
-        commands=list_commands(run, model.artifact.manifest, traced.manifest, config),
+        commands=list_commands(run, model, traced.manifest, config, measured.result),
         digests={**digests, "plan": planned.digest},
     )  # fmt: skip
 
@@ -170,19 +172,27 @@ def read_config(plan: Manifest, remedy: str) -> PlanConfig:
         ) from error
 
 
-def list_commands(run: RunFolder, model: Manifest, trace: Manifest, config: PlanConfig) -> tuple[str, ...]:
+def list_commands(
+    run: RunFolder, model: Model, trace: Manifest, config: PlanConfig, measured: Mapping[str, Any] | None
+) -> tuple[str, ...]:
     """Returns the commands that make the run again."""
     from planner.cli import make_parser as make_planner_parser
     from planner.reproduce import reproduce_run
 
-    spec = open_model(run.model, remedy="python -m export resnet --segments").spec
-    trained = [
-        folder for folder in (run.training / "result", run.training / "weights") if (folder / MANIFEST).is_file()
-    ]
     return reproduce_run(
-        run.root, spec=spec, model=model, trace=trace, training=read_manifest(trained[0]) if trained else None,
-        config=config, planner=make_planner_parser(), bench=run.root / BENCH_JSON,
+        run.root, spec=model.spec, model=model.artifact.manifest, trace=trace, training=find_training(run, model),
+        config=config, planner=make_planner_parser(), bench=run.root / BENCH_JSON, measured=measured,
     )  # fmt: skip
+
+
+def find_training(run: RunFolder, model: Model) -> Manifest | None:
+    """Returns the record of the training that the model holds the result of; ``None`` where there is none."""
+    for folder in (run.training / "result", run.training / "weights"):
+        if (folder / MANIFEST).is_file():
+            record = read_manifest(folder)
+            if digest_of(record.parameters) == model.artifact.manifest.inputs.get("training"):
+                return record
+    return None
 
 
 def describe_environment(itm: InferenceTimeMatrix, bench: Mapping[str, Any] | None) -> dict[str, str]:

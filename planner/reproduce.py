@@ -27,7 +27,7 @@ _TRAINING = {
 
 def reproduce_run(
     run: Path, *, spec: ModelSpec, model: Manifest, trace: Manifest, training: Manifest | None, config: PlanConfig,
-    planner: argparse.ArgumentParser, bench: Path,
+    planner: argparse.ArgumentParser, bench: Path, measured: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:  # fmt: skip
     """Returns the command lines, in order; a line that starts with ``#`` says what no flag can say.
 
@@ -37,17 +37,23 @@ def reproduce_run(
         config: what was planned for.
         planner: the planner's command line, which says what flags there are.
         bench: where the benchmark's result is expected.
+        measured: the benchmark that was made, for its settings.
     """
     where = ["--run", str(run)]
     source = str(trace.parameters.get("data_source", ""))
     data = ["--data", source] if source and source != "fashion-mnist" else []
     flags, unsaid = planner_flags(config, planner)
+    settings = (
+        []
+        if measured is None
+        else [word for name in ("batch_size", "rounds", "samples") for word in (_flag(name), str(measured[name]))]
+    )
     lines = [
         ["python", "-m", "export", *export_arguments(spec, model.parameters), *where],
         ["python", "-m", "calibration", *where, *data, *training_arguments(training)],
         ["python", "-m", "planner", *where, *data, *flags],
         ["python", "-m", "planner", "--sweep", *where, *data, *_without_tolerance(flags)],
-        ["python", "-m", "runtime.bench", *where, *data, "--json", str(bench)],
+        ["python", "-m", "runtime.bench", *where, *data, *settings, "--json", str(bench)],
         ["python", "-m", "planner", "report", *where],
     ]
     return (*map(shlex.join, lines), *(f"# {one} has no flag" for one in unsaid))
@@ -96,12 +102,16 @@ def planner_flags(config: PlanConfig, planner: argparse.ArgumentParser) -> tuple
             continue
         if name == "timing.batch_sizes" and value[:-1] == [size for size in usual[name] if size < value[-1]]:
             continue  # what --batch-size alone gives
-        flag = _FLAGS.get(name, f"--{name.rpartition('.')[2].replace('_', '-')}")
+        flag = _FLAGS.get(name, _flag(name.rpartition(".")[2]))
         if flag in known and value is not None:
             flags += [flag, ",".join(map(str, value)) if isinstance(value, list) else str(value)]
         else:
             unsaid.append(f"{name} = {value}")
     return flags, unsaid
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from report_worlds import NASTY, bundle_digest, make_bench, make_report, write_run
 
-from artifacts import RunFolder, new_artifact
+from artifacts import RunFolder, digest_of, new_artifact, open_model, write_model_spec
 from planner.captions import caption_of, faster, summarise
 from planner.cli import main
 from planner.evaluate import evaluate_exits
@@ -287,6 +287,21 @@ def test_quantiles_of_a_distribution() -> None:
     assert quantile_of(reached, 0.99).tolist() == [2, 0]
 
 
+def test_the_training_that_the_model_holds_is_among_the_commands(tmp_path: Path) -> None:
+    from planner.report_cli import find_training
+    from planner.reproduce import training_arguments
+
+    run, parameters = RunFolder(root=tmp_path), {"mode": "frozen", "epochs": 4, "seed": 1, "weight_decay": 0.01}
+    for folder, told in ((run.training / "result", {"mode": "joint"}), (run.training / "weights", parameters)):
+        with new_artifact(folder, kind="training", parameters=told):
+            pass
+    with new_artifact(run.model, kind="model", inputs={"training": digest_of(parameters)}) as folder:
+        write_model_spec(folder, make_report().spec)
+    record = find_training(run, open_model(run.model, remedy=""))
+    assert training_arguments(record) == ["--train", "frozen", "--epochs", "4", "--seed", "1"]
+    assert training_arguments(None) == []
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return write_run(tmp_path / "runs" / "small", make_report())
@@ -311,6 +326,7 @@ def test_the_command(run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"python -m planner --run {run.root} --data 'my data' --tolerance 0.05" in text
     assert "--batch-size 8" in text
     assert "--tail-share 0.0" in text
+    assert "--batch-size 8 --rounds 2 --samples 200 --json" in text
     assert "python -m export small.onnx --segments --every 1 --head pooled" in text
     before = (run.root / "report.html").read_bytes()
     assert report(run) == 0  # the sweep is reused, and the page is the same to the byte
