@@ -41,6 +41,10 @@ class RunFolder:
         return self.root / "plan"
 
     @property
+    def sweep(self) -> Path:
+        return self.root / "sweep"
+
+    @property
     def bundle(self) -> Path:
         return self.root / "bundle"
 

@@ -20,6 +20,7 @@ from planner.patterns import (
     draw_patterns,
     survivor_transition,
 )
+from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
 
 if TYPE_CHECKING:
     from planner.bundle import MergedStage, assemble_bundle, merge_stages
@@ -45,6 +46,8 @@ __all__ = [
     # the search
     "Considered", "KeptGrids", "SearchResult", "TailRule", "ThresholdGrid", "evaluate_grid", "plan_greedy",
     "threshold_grid",
+    # tolerance against latency
+    "OperatingPoint", "Sweep", "sweep_levels", "sweep_tolerances",
     # what is asked for
     "MeasureConfig", "PlanConfig", "TimingConfig",
     # engines: timing, bundles, measuring the best plans, all of it

@@ -19,7 +19,9 @@ from planner.greedy import TailRule
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
 
-COMMANDS: Mapping[str, str] = {}  # further commands: python -m planner NAME -> the module whose main(argv) it is
+COMMANDS: Mapping[str, str] = {
+    "report": "planner.report_cli"
+}  # further commands: python -m planner NAME -> the module whose main(argv) it is
 _SHOWN_PLANS = 6
 _PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
 
@@ -29,6 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m planner",
         description="Find the exits and thresholds that save the most time within a tolerance, and build the bundle.",
+        epilog="Further commands, each with --help: " + ", ".join(f"python -m planner {name}" for name in COMMANDS),
     )
     add_common_arguments(parser)
     parser.add_argument(
@@ -42,6 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="threads of each engine (default: all cores)")
     parser.add_argument("--search", choices=SEARCHES, default=_PLAN.search, help="how to search (default: %(default)s)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
+    parser.add_argument(
+        "--sweep", type=read_tolerances, nargs="?", const=(), metavar="T,T,...",
+        help="show the fastest plan at every tolerance of the whole range, or of a list, and build no bundle",
+    )  # fmt: skip
     _add_search_arguments(parser)
     _add_timing_arguments(parser)
     return parser
@@ -85,6 +92,14 @@ def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def read_tolerances(text: str) -> tuple[float, ...]:
+    """Reads ``0.01,0.02``; the order does not matter."""
+    try:
+        return tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': expected tolerances with commas, e.g. 0,0.01,0.05") from None
+
+
 def _read_sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -105,6 +120,10 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     """Plans, prints the tables and returns the result for ``--json``."""
     config = read_config(arguments)
     run = find_run(arguments.run)
+    if arguments.sweep is not None:
+        from planner.sweep_cli import run_sweep
+
+        return run_sweep(arguments, run, config)
     from planner.flow import ensure_plan
 
     result = ensure_plan(run, config, data=arguments.data)

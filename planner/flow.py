@@ -51,6 +51,11 @@ def _search_greedily(trace: Trace, costs: NetworkCosts, config: PlanConfig, kept
 _SEARCHES: Mapping[str, Search] = {"greedy": _search_greedily}
 
 
+def find_search(config: PlanConfig) -> Search:
+    """Returns the search that a config names."""
+    return _SEARCHES[config.search]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanningResult:
     """The committed plan and what it was chosen from.
@@ -96,7 +101,7 @@ def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None)
         say(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
     case = PlanningCase(run=run, model=model, trace=trace, trace_digest=trace_artifact.digest, config=config)
-    kept = _kept_grids(run, trace_artifact, config)
+    kept = kept_grids(run, trace_artifact, config)
     result = _search(case, itm, kept)
     with commit_plan(case, result, _queries(run, data)) as commitment:
         _publish_plan(run, result, commitment, kept, inputs=inputs, parameters=parameters)
@@ -110,7 +115,7 @@ def _search(case: PlanningCase, itm: InferenceTimeMatrix, kept: KeptGrids) -> Se
     cuts = tuple(cut.name for cut in case.model.spec.cuts)
     costs = NetworkCosts(itm=itm, cuts=cuts, batch_size=config.batch_size)
     known = len(kept.grids)
-    result = _SEARCHES[config.search](case.trace, costs, config, kept)
+    result = find_search(config)(case.trace, costs, config, kept)
     say(
         f"{config.search} search: {len(result.considered)} plans over {len(case.trace.exits)} candidates and "
         f"{case.trace.sample_count} samples; {kept.evaluations} grids evaluated, {known} kept from before"
@@ -156,7 +161,7 @@ def _reuse(
     return _read_result(run, plan, reused=True)
 
 
-def _kept_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptGrids:
+def kept_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptGrids:
     """Returns the grids that the last planning left, if they are of this trace and these thresholds."""
     fresh = KeptGrids(thresholds=threshold_grid(config.grid_step))
     try:

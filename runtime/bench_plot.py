@@ -41,7 +41,7 @@ def draw_result(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 3.8), dpi=200, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     latencies, exits = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    _draw_latencies(latencies, result)
+    draw_latencies(latencies, result)
     _draw_exits(exits, result)
     figure.suptitle(_title(result), x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK)
     try:
@@ -57,7 +57,8 @@ def _title(result: Mapping[str, Any]) -> str:
     return f"{result['model']}, batches of {result['batch_size']}: mean latency {speedup:.1f} times lower{precision}"
 
 
-def _draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
+def draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
+    """Draws both latency distributions of a result."""
     histogram = result["latency_histogram"]
     edges = histogram["edges_ms"]
     top = max(*histogram["full"], *histogram["early_exit"])
@@ -71,13 +72,14 @@ def _draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
         axes.text(
             0.995, height, f"{label}: mean {mean_ms:.1f} ms, p99 {p99_ms:.1f} ms", transform=axes.transAxes,
             color=colour, fontsize=10, fontweight="bold", ha="right", va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0, top * 1.3)
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.set_xlabel("latency of a query, from the start of its batch (ms); dashed: mean", fontsize=9.5, color=INK)
     axes.set_ylabel("share of queries", fontsize=9.5, color=INK)
-    _clean(axes)
+    clean_axes(axes)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
 
@@ -89,20 +91,24 @@ def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
     longest = max(shares)
     axes.barh(places, shares, color=[*[EARLY] * (len(exits) - 1), FULL], height=0.62, alpha=0.85)
     for place, one in zip(places, exits, strict=True):
-        right = "" if one["metric"] is None else f" ({one['metric']:.1%} right)"
-        axes.text(
-            one["share"] + 0.03 * longest, place, f"{one['share']:.1%}{right}", va="center", fontsize=9.5, color=INK
-        )
+        axes.text(one["share"] + 0.03 * longest, place, label_exit(one), va="center", fontsize=9.5, color=INK)
     axes.set_yticks(places, [one["exit"].replace("final", "final head") for one in exits])
     axes.set_xlim(0, longest * 2.3)
     axes.set_xticks([])
     axes.invert_yaxis()
     axes.set_title("where the queries leave", fontsize=9.5, color=INK, loc="left")
-    _clean(axes)
+    clean_axes(axes)
     axes.spines["bottom"].set_visible(False)
 
 
-def _clean(axes: Any) -> None:
+def label_exit(one: Mapping[str, Any]) -> str:
+    """Returns the share that leaves at an exit and how often it is right; the share alone where nobody leaves."""
+    share = f"{one['share']:.1%}"
+    return share if one["metric"] is None or share == "0.0%" else f"{share} ({one['metric']:.1%} right)"
+
+
+def clean_axes(axes: Any) -> None:
+    """Leaves the left and the lower spine alone."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -167,6 +167,18 @@ def _another_tolerance_reuses_times_and_grids(run: RunFolder, tmp_path: Path, ca
     assert set(manifest.parameters["data"]) >= {"images", "labels", "indices.test"}
 
 
+def test_a_sweep_from_nothing_builds_no_bundle(run: RunFolder, tmp_path: Path) -> None:
+    code, found = plan(run, tmp_path, "--sweep")
+    assert code == 0
+    assert found["points"][0]["tolerance"] == 0
+    assert {path.name for path in run.root.iterdir()} >= {"trace", "itm", "sweep"}
+    assert not run.bundle.exists()
+    assert not run.plan.exists()
+    times = (run.itm / "itm.json").stat().st_mtime_ns
+    assert plan(run, tmp_path, "--sweep")[1] == {**found, "reused": True}
+    assert (run.itm / "itm.json").stat().st_mtime_ns == times
+
+
 def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path) -> None:
     """The plan is made from the trace, the answers come from merged stages: row by row they are the same."""
     from calibration import ensure_trace, load_run_data

@@ -20,6 +20,7 @@ from artifacts import BUNDLE_JSON, StaleArtifactError, new_artifact, read_json, 
 from runtime import Runtime
 from runtime.bench import main
 from runtime.bench_contenders import WholeNetwork, until_exit
+from runtime.bench_plot import label_exit
 from runtime.bench_stats import (
     Timings,
     check_held_out,
@@ -239,3 +240,11 @@ def test_contenders_take_turns_in_alternating_order(
     monkeypatch.setattr(Runtime, "run", run_early)
     run_bench(toy_run, tmp_path, "--samples", "24")
     assert "".join(turns) == 3 * "AB-" + "AB-" + "-BA" + "AB-" + "-BA" + "AB-" + "-BA"
+
+
+@pytest.mark.parametrize(
+    ("share", "metric", "label"),
+    [(0.834, 0.9549, "83.4% (95.5% right)"), (0.0, None, "0.0%"), (0.0001, 0.0, "0.0%"), (0.2, None, "20.0%")],
+)
+def test_an_exit_where_nobody_leaves_shows_its_share_alone(share: float, metric: float | None, label: str) -> None:
+    assert label_exit({"share": share, "metric": metric}) == label

@@ -1,0 +1,265 @@
+"""What a report is made of, and what is worked out from it; pure numpy.
+
+``ReportData`` holds the artifacts of one planned run as they are. The functions below turn them into what a figure or a
+sentence needs, so that figures and text speak of the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from artifacts import ExitPlan, InferenceTimeMatrix, ModelSpec, Trace
+from planner.costs import FINAL_HEAD, FULL, SERVING, NetworkCosts, gather_row, head_row, segment_row
+from planner.evaluate import ChosenExits, Outcome, evaluate_exits
+from planner.grids import evaluate_grid
+from planner.patterns import BatchingPatternMatrix, binomial_pmf, count_survivors
+from planner.sweep import Sweep
+
+CURVE_THRESHOLDS = np.linspace(0, 1, 201).astype(np.float32)
+FINAL = "final head"
+FEW = 0.002  # shares of leavers below this say nothing about how often they are right
+_TAIL = 0.99
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReportData:
+    """A planned run.
+
+    Attributes:
+        spec: the network.
+        plan: the exit plan.
+        considered: what the planner looked at, the committed plan first (``considered.json``).
+        trace: the calibration data.
+        itm: times of segments, heads and gathers.
+        patterns: the BPM of the candidates.
+        sweep: the operating points.
+        bench: the JSON object of ``runtime.bench`` for the plan's bundle, or ``None``.
+        bench_note: without ``bench``: why, and what to do.
+        environment: what the times were taken on.
+        commands: what makes it all again, in order.
+        digests: name -> digest of the artifacts.
+    """
+
+    spec: ModelSpec
+    plan: ExitPlan
+    considered: Sequence[Mapping[str, Any]]
+    trace: Trace
+    itm: InferenceTimeMatrix
+    patterns: BatchingPatternMatrix
+    sweep: Sweep
+    bench: Mapping[str, Any] | None = None
+    bench_note: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> ChosenExits:
+        return ChosenExits(
+            cuts=tuple(one.cut for one in self.plan.exits), thresholds=tuple(one.threshold for one in self.plan.exits)
+        )
+
+    @property
+    def costs(self) -> NetworkCosts:
+        cuts = tuple(cut.name for cut in self.spec.cuts)
+        return NetworkCosts(itm=self.itm, cuts=cuts, batch_size=self.plan.batch_size)
+
+    @property
+    def metric_word(self) -> str:
+        return "accuracy" if self.spec.task == "classification" else "metric"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """One candidate taken by itself: everybody leaves there.
+
+    Attributes:
+        name: of the cut, or ``final head``.
+        metric: mean metric.
+        agreement: share of samples answered as by the final head.
+        share_of_time: time until its answers are there, of the full network's at the plan's batch size.
+        chosen: whether the plan uses it.
+    """
+
+    name: str
+    metric: float
+    agreement: float
+    share_of_time: float
+    chosen: bool
+
+
+def depths(data: ReportData) -> tuple[Depth, ...]:
+    """Returns all candidates by depth, the final head last."""
+    costs, trace = data.costs, data.trace
+    metric, agreement = trace.metric.mean(axis=1, dtype=np.float64), trace.agreement.mean(axis=1)
+    ready = [float(costs.stage_cost(None, name)[-1]) / costs.full_ms for name in trace.exits]
+    return tuple(
+        Depth(
+            name=name, metric=float(metric[row]), agreement=float(agreement[row]), share_of_time=share,
+            chosen=name in data.chosen.cuts,
+        )
+        for row, (name, share) in enumerate(zip((*trace.exits, FINAL), (*ready, 1.0), strict=True))
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ThresholdCurves:
+    """Every candidate taken by itself at every threshold.
+
+    Attributes:
+        thresholds: (T,) float32, ascending.
+        leaving: (E, T) share of all samples that leaves.
+        precision: (E, T) mean metric of those that leave; NaN where hardly anybody does.
+        at: exit name -> the plan's threshold.
+    """
+
+    thresholds: np.ndarray
+    leaving: np.ndarray
+    precision: np.ndarray
+    at: Mapping[str, float]
+
+
+def threshold_curves(data: ReportData, thresholds: np.ndarray = CURVE_THRESHOLDS) -> ThresholdCurves:
+    """Returns the curves of all candidates."""
+    grid = evaluate_grid(data.trace, thresholds)
+    leaving = grid.leaving / data.trace.sample_count
+    return ThresholdCurves(
+        thresholds=thresholds,
+        leaving=leaving,
+        precision=np.where(leaving >= FEW, grid.leaver_metric, np.nan),
+        at=dict(zip(data.chosen.cuts, data.chosen.thresholds, strict=True)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SurvivorChain:
+    """The rows of a batch that enter each stage of the plan.
+
+    Attributes:
+        stages: where each stage ends, last at the final head.
+        survival: share of all samples that enters it; the first is 1.
+        leaving: share of all samples that leaves at its end.
+        expected: mean number of rows.
+        low, high: between them lie 98 of 100 batches drawn at random.
+        recorded_low, recorded_high: the same for the trace's own batches in order.
+        probability: (stages, B + 1) of each number of rows, for batches drawn at random.
+    """
+
+    stages: tuple[str, ...]
+    survival: tuple[float, ...]
+    leaving: tuple[float, ...]
+    expected: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    recorded_low: np.ndarray
+    recorded_high: np.ndarray
+    probability: np.ndarray
+
+
+def survivor_chain(data: ReportData) -> SurvivorChain:
+    """Returns who is left where, as exact distributions."""
+    outcome: Outcome = evaluate_exits(data.trace, data.chosen)
+    batch_size, exits = data.plan.batch_size, data.chosen.cuts
+    probability = binomial_pmf(batch_size, outcome.survival)
+    reached = probability.cumsum(axis=1)
+    survivors = count_survivors(outcome.leaves_at, exit_count=len(exits), batch_size=batch_size)
+    entering = np.concatenate([np.full((len(survivors), 1), batch_size), survivors], axis=1)
+    recorded = np.quantile(entering, (1 - _TAIL, _TAIL), axis=0, method="inverted_cdf")
+    return SurvivorChain(
+        stages=(*exits, FINAL),
+        survival=outcome.survival,
+        leaving=outcome.shares,
+        expected=batch_size * np.array(outcome.survival),
+        low=quantile_of(reached, 1 - _TAIL),
+        high=quantile_of(reached, _TAIL),
+        recorded_low=recorded[0],
+        recorded_high=recorded[1],
+        probability=probability,
+    )
+
+
+def quantile_of(reached: np.ndarray, share: float) -> np.ndarray:
+    """Returns for each row of a cumulative distribution (K, B + 1) the smallest count that reaches ``share``."""
+    found: np.ndarray = (reached >= share - 1e-9).argmax(axis=1)
+    return found
+
+
+def matrix_groups(data: ReportData) -> dict[str, tuple[str, ...]]:
+    """Returns the rows of the inference time matrix in the order of the data flow, by what they are."""
+    spec, known = data.spec, data.itm.median_ms
+    names = [cut.name for cut in spec.candidates]
+    groups = {
+        "network": (*(segment_row(index) for index in range(len(spec.segments))), FINAL_HEAD, FULL),
+        "exit heads": tuple(head_row(name) for name in names),
+        "host": (*(gather_row(name) for name in names), SERVING),
+    }
+    return {title: tuple(row for row in rows if row in known) for title, rows in groups.items()}
+
+
+def committed(data: ReportData) -> Mapping[str, Any]:
+    """Returns the planner's record of the plan that was committed."""
+    return data.considered[0]
+
+
+def without_exits(data: ReportData) -> Mapping[str, Any]:
+    """Returns the planner's record of the plan without exits."""
+    return next(one for one in data.considered if not one["exits"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Headline:
+    """What the run comes to.
+
+    Attributes:
+        source: ``bench`` (held-out data) or ``planner`` (its own measurement, metric on the calibration data).
+        full_ms, early_ms: mean latency of a query.
+        speedup: their ratio.
+        metric_ratio: metric kept; ``None`` where the full network's is 0.
+        speedup_p99: of the slowest 1 in 100; ``None`` where it was not measured.
+    """
+
+    source: str
+    full_ms: float
+    early_ms: float
+    speedup: float
+    metric_ratio: float | None
+    speedup_p99: float | None
+
+
+def headline(data: ReportData) -> Headline:
+    """Returns the best measurement of the plan that there is."""
+    if data.bench is not None:
+        full, early = data.bench["full"], data.bench["early_exit"]
+        return Headline(
+            source="bench", full_ms=full["mean_latency_ms"], early_ms=early["mean_latency_ms"],
+            speedup=data.bench["speedup_mean"], metric_ratio=data.bench["metric_ratio"],
+            speedup_p99=data.bench["speedup_p99"],
+        )  # fmt: skip
+    full_ms, early_ms = without_exits(data)["measured_mean_ms"], committed(data)["measured_mean_ms"]
+    return Headline(
+        source="planner", full_ms=full_ms, early_ms=early_ms, speedup=full_ms / early_ms,
+        metric_ratio=data.plan.predicted_metric / data.plan.full_metric, speedup_p99=None,
+    )  # fmt: skip
+
+
+def short_names(spec: ModelSpec, longest: int = 14) -> dict[str, str]:
+    """Returns what to write at a tick: cut name -> a short name, all different, and ``final head`` as it is.
+
+    Path components that all cuts share are left out; of what is still too long the end stays, with the number of the
+    cut before it where ends are equal.
+    """
+    names = [cut.name for cut in spec.cuts]
+    parts = [name.split("/") for name in names]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({tuple(part[:1]) for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({tuple(part[-1:]) for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    told = ["/".join(part) for part in parts]
+    short = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in told]
+    if len(set(short)) < len(short):
+        short = [f"{index + 1}: {name[-(longest - 4) :]}" for index, name in enumerate(told)]
+    return {**dict(zip(names, short, strict=True)), FINAL: FINAL}

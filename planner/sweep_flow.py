@@ -1,0 +1,131 @@
+"""``python -m planner --sweep``: the operating points of a run, searched on its trace and its measured times.
+
+Nothing is merged, compiled or bundled, and engines are timed only where the run has no times yet. What was swept lies
+in ``runs/<name>/sweep/``, with the grids that were evaluated for it; both are reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from artifacts import (
+    Artifact,
+    ArtifactError,
+    InferenceTimeMatrix,
+    Model,
+    RunFolder,
+    Trace,
+    is_current,
+    new_artifact,
+    open_artifact,
+    open_model,
+    read_json,
+    to_plain,
+    write_json,
+)
+from artifacts.console import say, track
+from planner.config import PlanConfig
+from planner.costs import NetworkCosts
+from planner.flow import find_search, kept_grids
+from planner.greedy import SearchResult
+from planner.grids import KeptGrids
+from planner.sweep import Sweep, sweep_levels, sweep_tolerances
+from planner.timing import ensure_itm
+
+SWEEP_JSON = "sweep.json"
+GRID_NPZ = "grid.npz"
+_REMEDY = "python -m planner --sweep"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SweepCase:
+    """What is swept: the parts of a run with the artifacts that they came from.
+
+    Attributes:
+        run: where the sweep is kept.
+        model, trace, itm: the network, its calibration data and its measured times.
+        trace_artifact, itm_artifact: for their digests.
+        config: what the search is asked for; its tolerance does not count.
+    """
+
+    run: RunFolder
+    model: Model
+    trace: Trace
+    trace_artifact: Artifact
+    itm: InferenceTimeMatrix
+    itm_artifact: Artifact
+    config: PlanConfig
+
+    def inputs(self) -> dict[str, str]:
+        return {"model": self.model.digest, "trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
+
+    def parameters(self, tolerances: Sequence[float]) -> dict[str, Any]:
+        config = {name: value for name, value in to_plain(self.config).items() if name not in ("tolerance", "measure")}
+        return {"config": config, "tolerances": list(tolerances)}
+
+
+def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = None) -> SweepCase:
+    """Returns what a sweep of this run needs; trace and times are made where they are missing."""
+    from calibration import ensure_trace
+
+    trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
+    model = open_model(run.model, remedy="python -m export resnet --segments")
+    itm_artifact, itm = ensure_itm(run, model, config.timing, backend=config.backend, threads=config.threads)
+    return SweepCase(
+        run=run, model=model, trace=trace, trace_artifact=trace_artifact, itm=itm, itm_artifact=itm_artifact,
+        config=config,
+    )  # fmt: skip
+
+
+def ensure_sweep(case: SweepCase, tolerances: Sequence[float] | None = None) -> tuple[Sweep, bool]:
+    """Returns the operating points and whether they were there already; publishes ``sweep/`` otherwise.
+
+    Args:
+        case: what is swept.
+        tolerances: strictly ascending, in [0, 1); ``None``: the whole range.
+
+    Raises:
+        NoPlanError: no tolerance has a plan.
+    """
+    run, config = case.run, case.config
+    levels = sweep_levels(case.trace) if tolerances is None else tuple(tolerances)
+    inputs, parameters = case.inputs(), case.parameters(levels)
+    if is_current(run.sweep, kind="sweep", inputs=inputs, parameters=parameters):
+        artifact = open_artifact(run.sweep, kind="sweep", remedy=_REMEDY)
+        return read_json(artifact.path(SWEEP_JSON), Sweep), True
+    kept = _known_grids(case)
+    known = len(kept.grids)
+    costs = NetworkCosts(
+        itm=case.itm, cuts=tuple(cut.name for cut in case.model.spec.cuts), batch_size=config.batch_size
+    )
+
+    def search(tolerance: float) -> SearchResult:
+        return find_search(config)(case.trace, costs, replace(config, tolerance=tolerance), kept)
+
+    tracked = track(levels, description="sweeping tolerances", total=len(levels))
+    sweep = sweep_tolerances(search, tracked, full_metric=case.trace.full_metric)
+    say(
+        f"{config.search} search at {len(levels)} tolerances: {kept.evaluations} grids evaluated, "
+        f"{known} kept from before"
+    )
+    with new_artifact(run.sweep, kind="sweep", inputs=inputs, parameters=parameters) as staging:
+        write_json(staging / SWEEP_JSON, sweep)
+        kept.save(staging / GRID_NPZ)
+    return sweep, False
+
+
+def _known_grids(case: SweepCase) -> KeptGrids:
+    """Returns the grids that the last planning and the last sweep left of this trace at these thresholds."""
+    kept = kept_grids(case.run, case.trace_artifact, case.config)
+    try:
+        swept = open_artifact(case.run.sweep, kind="sweep", remedy=_REMEDY)
+        if swept.manifest.inputs.get("trace") == case.trace_artifact.digest:
+            earlier = KeptGrids.load(swept.path(GRID_NPZ))
+            if earlier.thresholds.tolist() == kept.thresholds.tolist():
+                kept.grids.update(earlier.grids)
+    except ArtifactError:
+        return kept
+    return kept

@@ -1,0 +1,143 @@
+"""A small planned run that nobody had to train or time: as data for a report, and as the folders on disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from planning_worlds import make_itm, make_trace
+
+from artifacts import (
+    EXIT_PLAN_JSON,
+    Artifact,
+    Cut,
+    ExitPlan,
+    GraphSpec,
+    ModelSpec,
+    RunFolder,
+    TensorSpec,
+    Trace,
+    new_artifact,
+    open_artifact,
+    read_manifest,
+    to_plain,
+    write_json,
+    write_model_spec,
+)
+from planner import KeptGrids, NetworkCosts, PlanConfig, SearchResult, TailRule, TimingConfig, plan_greedy
+from planner.evaluate import PlanFigures
+from planner.grids import threshold_grid
+from planner.report_data import ReportData
+from planner.sweep import SearchAt, sweep_levels, sweep_tolerances
+
+NASTY = 'a$b$<script>alert("x")</script>&'
+TAIL = TailRule(share=0.0, stay_allowance=None)
+X = TensorSpec(name="x", dtype="float32", row_shape=(1,))
+
+
+def graph(name: str) -> GraphSpec:
+    return GraphSpec(name=name, file=f"{name}.onnx", inputs=(X,), outputs=(X,))
+
+
+def make_spec(cuts: tuple[str, ...], *, name: str = "small") -> ModelSpec:
+    return ModelSpec(
+        name=name, family="onnx", task="classification", full=graph("full"),
+        cuts=tuple(Cut(name=cut, main=X) for cut in cuts),
+        segments=tuple(graph(f"segment_{index:02d}") for index in range(len(cuts))),
+        final_head=graph("final_head") if cuts else None,
+        heads={cut: graph(f"exit_{cut}") for cut in cuts[:-1]}, settings={"source": "small.onnx", "every": 1},
+    )  # fmt: skip
+
+
+def greedy_search(trace: Trace, costs: NetworkCosts) -> SearchAt:
+    kept = KeptGrids(thresholds=threshold_grid())
+
+    def search(tolerance: float) -> SearchResult:
+        return plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=TAIL)
+
+    return search
+
+
+def make_report(
+    seed: int = 3, *, exits: int = 3, batch_size: int = 8, tolerance: float = 0.05, cuts: tuple[str, ...] = (),
+    name: str = "small", planned: bool = True,
+) -> ReportData:  # fmt: skip
+    """A report's data from a greedy search; ``cuts`` renames the cuts, ``planned=False`` commits no exits."""
+    trace, itm = make_trace(seed, exits=exits, samples=400), make_itm(seed, exits=exits, head=0.05)
+    names = cuts or tuple(f"cut{index}" for index in range(exits + 1))
+    rename = {f"{kind}_cut{index}": f"{kind}_{cut}" for kind in ("exit", "gather") for index, cut in enumerate(names)}
+    itm = replace(
+        itm, median_ms={rename.get(row, row): ms for row, ms in itm.median_ms.items()},
+        spread_ms={rename.get(row, row): ms for row, ms in itm.spread_ms.items()}, environment={"cpu": "a <fast> one"},
+    )  # fmt: skip
+    trace = replace(trace, exits=names[:-1])
+    search = greedy_search(trace, NetworkCosts(itm=itm, cuts=names, batch_size=batch_size))
+    result = search(tolerance)
+    none = next(one.figures for one in result.considered if not one.figures.chosen.cuts)
+    best = result.best if planned else none
+    plan = ExitPlan(
+        model_digest="m", trace_digest="t", search="greedy", tolerance=tolerance, delta=None, batch_size=batch_size,
+        backend="onnxruntime", threads=1, exits=best.planned_exits(), full_metric=trace.full_metric,
+        predicted_metric=best.outcome.metric, predicted=best.predicted_latency(),
+    )  # fmt: skip
+    return ReportData(
+        spec=make_spec(names, name=name), plan=plan, considered=[describe(best), describe(none)], trace=trace, itm=itm,
+        patterns=result.patterns, bench_note="Measure with: python -m runtime.bench", environment=itm.environment,
+        sweep=sweep_tolerances(search, sweep_levels(trace), full_metric=trace.full_metric),
+        commands=("python -m planner --run 'a & b'",), digests={"model": "m"},
+    )  # fmt: skip
+
+
+def describe(figures: PlanFigures) -> dict[str, Any]:
+    return {
+        "exits": list(figures.chosen.cuts), "thresholds": list(figures.chosen.thresholds),
+        "metric": figures.outcome.metric, "searched_mean_ms": figures.times.mean_ms,
+        "predicted_mean_ms": figures.times.mean_ms, "measured_mean_ms": 1.25 * figures.times.mean_ms,
+    }  # fmt: skip
+
+
+def make_bench(bundle_digest: str = "b") -> dict[str, Any]:
+    side = {"metric": 0.9, "p50_ms": 9.0, "p99_ms": 12.0, "batch_ms": 10.0, "throughput_per_s": 100.0}
+    return {
+        "samples": 200, "batch_size": 8, "rounds": 2, "test_data": "held out", "bundle_digest": bundle_digest,
+        "full": {**side, "mean_latency_ms": 10.0}, "early_exit": {**side, "mean_latency_ms": 4.0, "metric": 0.891},
+        "speedup_mean": 2.5, "speedup_p99": 1.0, "throughput_ratio": 1.0, "metric_ratio": 0.99, "threads": 1,
+        "latency_histogram": {"edges_ms": [0.0, 5.0, 10.0, 15.0], "full": [0.0, 0.6, 0.4], "early_exit": [0.9, 0.1, 0]},
+        "environment": {"cpu": "another one"},
+    }  # fmt: skip
+
+
+def write_run(root: Path, data: ReportData) -> RunFolder:
+    """Writes model, trace, itm, plan and an empty bundle as the commands would leave them."""
+    run = RunFolder(root=root)
+    with new_artifact(run.model, kind="model", parameters={"every": 1, "head": "pooled"}) as folder:
+        write_model_spec(folder, data.spec)
+    digests = {"model": opened(run.model, "model").digest}
+    with new_artifact(run.trace, kind="trace", inputs=digests, parameters={"data_source": "my data"}) as folder:
+        data.trace.save(folder / "trace.npz")
+    digests["trace"] = opened(run.trace, "trace").digest
+    with new_artifact(run.itm, kind="itm", inputs={"model": digests["model"]}) as folder:
+        write_json(folder / "itm.json", data.itm)
+    digests["itm"] = opened(run.itm, "itm").digest
+    sizes = data.itm.batch_sizes
+    config = PlanConfig(
+        tolerance=data.plan.tolerance, batch_size=sizes[-1], tail=replace(TAIL, stay_allowance=99.0),
+        timing=TimingConfig(batch_sizes=sizes),
+    )  # fmt: skip
+    with new_artifact(run.plan, kind="plan", inputs=digests, parameters={"config": to_plain(config)}) as folder:
+        write_json(folder / EXIT_PLAN_JSON, data.plan)
+        write_json(folder / "considered.json", list(data.considered))
+        data.patterns.save(folder / "bpm.npz")
+        KeptGrids(thresholds=threshold_grid()).save(folder / "grid.npz")
+    with new_artifact(run.bundle, kind="bundle", inputs=digests):
+        pass
+    return run
+
+
+def opened(folder: Path, kind: str) -> Artifact:
+    return open_artifact(folder, kind=kind, remedy="")
+
+
+def bundle_digest(run: RunFolder) -> str:
+    return read_manifest(run.bundle).digest

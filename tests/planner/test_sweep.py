@@ -1,0 +1,193 @@
+"""The sweep over tolerances: monotone, the same as single plans, non-dominated points by brute force, its command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planning_worlds import make_costs, make_trace, traces
+from report_worlds import TAIL, greedy_search, make_report, opened, write_run
+
+from artifacts import InferenceTimeMatrix, InputError, NoPlanError, RunFolder, Trace, open_model, read_json
+from planner import KeptGrids, PlanConfig, SearchResult, TimingConfig, plan_greedy
+from planner.cli import main
+from planner.grids import threshold_grid
+from planner.sweep import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
+from planner.sweep_flow import SweepCase, ensure_sweep
+
+TOLERANCES = (0.0, 0.01, 0.05, 0.2, 0.5)
+
+
+@settings(max_examples=80, deadline=None)
+@given(traces(max_samples=80), st.integers(0, 2**16), st.sampled_from([1, 4, 8]))
+def test_more_tolerance_never_gives_a_slower_plan(trace: Trace, seed: int, batch_size: int) -> None:
+    if trace.full_metric == 0:
+        return
+    costs = make_costs(seed, exits=len(trace.exits), batch_size=batch_size, head=0.05)
+    sweep = sweep_tolerances(greedy_search(trace, costs), TOLERANCES, full_metric=trace.full_metric)
+    assert [point.tolerance for point in sweep.points] == list(TOLERANCES)
+    for earlier, later in itertools.pairwise(sweep.points):
+        assert later.mean_ms <= earlier.mean_ms
+    for point in sweep.points:
+        assert point.metric_ratio >= 1 - point.tolerance - 1e-8
+        assert point.found_at <= point.tolerance
+        assert point.mean_ms <= point.searched_mean_ms
+        assert point.speedup == pytest.approx(costs.full_ms / point.mean_ms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(traces(max_samples=60), st.integers(0, 2**16))
+def test_a_point_is_the_single_plan_of_its_tolerance(trace: Trace, seed: int) -> None:
+    """Kept grids change nothing: each tolerance is searched afresh, and only a faster plan takes its place."""
+    if trace.full_metric == 0:
+        return
+    costs = make_costs(seed, exits=len(trace.exits), head=0.05)
+    sweep = sweep_tolerances(greedy_search(trace, costs), TOLERANCES, full_metric=trace.full_metric)
+    for point in sweep.points:
+        fresh = KeptGrids(thresholds=threshold_grid())
+        own = plan_greedy(trace, costs, tolerance=point.tolerance, kept=fresh, tail=TAIL).best
+        assert point.searched_mean_ms == own.times.mean_ms
+        source = own
+        if point.found_at < point.tolerance:
+            assert point.mean_ms < own.times.mean_ms
+            source = plan_greedy(trace, costs, tolerance=point.found_at, kept=fresh, tail=TAIL).best
+        assert (point.exits, point.thresholds) == (source.chosen.cuts, source.chosen.thresholds)
+        assert (point.metric, point.mean_ms) == (source.outcome.metric, source.times.mean_ms)
+
+
+def test_a_search_that_gets_worse_keeps_the_plan_before() -> None:
+    trace, costs = make_trace(1), make_costs(1)
+    search = greedy_search(trace, costs)
+    bold, careful = search(0.5), search(0.0)
+    assert bold.best.times.mean_ms < careful.best.times.mean_ms
+
+    def fickle(tolerance: float) -> SearchResult:
+        return bold if tolerance < 0.1 else careful
+
+    first, second = sweep_tolerances(fickle, (0.05, 0.2), full_metric=trace.full_metric).points
+    assert second == replace(first, tolerance=0.2, searched_mean_ms=careful.best.times.mean_ms)
+    assert second.found_at == 0.05
+
+
+def point(metric: float, mean_ms: float) -> OperatingPoint:
+    return OperatingPoint(
+        tolerance=0, exits=(), thresholds=(), leaving_shares=(1.0,), metric=metric, metric_ratio=metric,
+        mean_ms=mean_ms, batch_ms=mean_ms, speedup=1, found_at=0, searched_mean_ms=mean_ms, efficient=False,
+    )  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), min_size=1, max_size=12))
+def test_efficient_points_by_brute_force(pairs: list[tuple[int, int]]) -> None:
+    marked = mark_efficient([point(metric, ms) for metric, ms in pairs])
+    for (metric, ms), one in zip(pairs, marked, strict=True):
+        better = [pair for pair in pairs if pair != (metric, ms) and pair[0] >= metric and pair[1] <= ms]
+        assert one.efficient == (not better)
+
+
+def test_the_whole_range_ends_where_everybody_may_leave_anywhere() -> None:
+    trace = make_trace(0, exits=3, samples=500)
+    levels = sweep_levels(trace)
+    most = 1 - trace.metric[:-1].mean(axis=1).min() / trace.full_metric
+    assert levels == LEVELS[: len(levels)]
+    assert levels[-2] < most <= levels[-1]
+    assert sweep_levels(make_trace(0, exits=0)) == (0.0,)
+
+
+def test_tolerances_without_a_plan_are_told_with_the_reason() -> None:
+    trace, costs = make_trace(0), make_costs(0)
+    search = greedy_search(trace, costs)
+
+    def strict(tolerance: float) -> SearchResult:
+        if tolerance < 0.01:
+            raise NoPlanError(f"{tolerance:g} needs more samples")
+        return search(tolerance)
+
+    sweep = sweep_tolerances(strict, (0.0, 0.005, 0.05), full_metric=trace.full_metric)
+    assert [one.tolerance for one in sweep.points] == [0.05]
+    assert [(one.tolerance, one.reason) for one in sweep.refused] == [
+        (0.0, "0 needs more samples"), (0.005, "0.005 needs more samples"),
+    ]  # fmt: skip
+    with pytest.raises(NoPlanError, match=r"0\.005 needs"):
+        sweep_tolerances(strict, (0.0, 0.005), full_metric=trace.full_metric)
+
+
+@pytest.mark.parametrize("tolerances", [(0.1, 0.1), (0.2, 0.1), (-0.1,), (1.0,), ()])
+def test_tolerances_must_ascend_within_0_and_1(tolerances: tuple[float, ...]) -> None:
+    trace = make_trace(0)
+    with pytest.raises(InputError, match="tolerance"):
+        sweep_tolerances(greedy_search(trace, make_costs(0)), tolerances, full_metric=trace.full_metric)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return write_run(tmp_path / "runs" / "small", make_report())
+
+
+def case_of(run: RunFolder, config: PlanConfig) -> SweepCase:
+    trace, itm = opened(run.trace, "trace"), opened(run.itm, "itm")
+    return SweepCase(
+        run=run, model=open_model(run.model, remedy=""), trace=Trace.load(trace.path("trace.npz")),
+        trace_artifact=trace, itm=read_json(itm.path("itm.json"), InferenceTimeMatrix), itm_artifact=itm,
+        config=config,
+    )  # fmt: skip
+
+
+CONFIG = PlanConfig(batch_size=8, timing=TimingConfig(batch_sizes=(1, 2, 4, 8)))
+
+
+def test_a_sweep_is_kept_with_its_grids_and_touches_nothing_else(run: RunFolder, monkeypatch) -> None:
+    before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
+    sweep, reused = ensure_sweep(case_of(run, CONFIG))
+    assert not reused
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.parent for path in run.root.rglob("*") if path.is_file()} - {path.parent for path in before} == {
+        run.sweep
+    }
+    evaluated: list[Any] = []
+    monkeypatch.setattr("planner.grids.evaluate_grid", lambda *arguments: evaluated.append(arguments))
+    assert ensure_sweep(case_of(run, CONFIG)) == (sweep, True)
+    levels = [point.tolerance for point in sweep.points][:3]
+    again, reused = ensure_sweep(case_of(run, replace(CONFIG, tolerance=0.3)), levels)
+    assert (reused, evaluated) == (False, [])
+    assert [point.mean_ms for point in again.points] == [point.mean_ms for point in sweep.points[:3]]
+
+
+def test_another_config_is_swept_again(run: RunFolder) -> None:
+    ensure_sweep(case_of(run, CONFIG), (0.0, 0.1))
+    assert ensure_sweep(case_of(run, replace(CONFIG, tolerance=0.2)), (0.0, 0.1))[1]
+    assert not ensure_sweep(case_of(run, replace(CONFIG, grid_step=0.1)), (0.0, 0.1))[1]
+
+
+def test_the_command(run: RunFolder, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("planner.sweep_cli.prepare_sweep", lambda run, config, data: case_of(run, config))
+    target = tmp_path / "sweep.json"
+    arguments = ["--run", str(run.root), "--batch-size", "8", "--threads", "1", "--json", str(target)]
+    assert main([*arguments, "--sweep"]) == 0
+    out, err = capsys.readouterr()
+    assert "times as fast" in out
+    assert "no bundle was built" in err
+    found = json.loads(target.read_text())
+    assert set(found) == {
+        "run", "reused", "search", "batch_size", "engine", "threads", "full_metric", "full_ms", "points", "refused",
+    }  # fmt: skip
+    assert set(found["points"][0]) == {
+        "tolerance", "exits", "thresholds", "leaving_shares", "metric", "metric_ratio", "mean_ms", "batch_ms",
+        "speedup", "found_at", "searched_mean_ms", "efficient",
+    }  # fmt: skip
+    assert len(found["points"]) == len(sweep_levels(case_of(run, CONFIG).trace))
+    assert main([*arguments, "--sweep", "0.2,0.01"]) == 0
+    assert [one["tolerance"] for one in json.loads(target.read_text())["points"]] == [0.01, 0.2]
+
+
+def test_wrong_tolerances_exit_with_2(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run", str(run.root), "--sweep", "0.1,1.5"]) == 2
+    assert "--sweep 1.5: expected relative losses from 0 to below 1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["--run", str(run.root), "--sweep", "much"])
+    assert "expected tolerances with commas" in capsys.readouterr().err
