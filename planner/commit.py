@@ -26,6 +26,7 @@ from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_s
 from planner.config import MeasureConfig, PlanConfig
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.greedy import SearchResult
+from planner.reference import describe_reference
 from planner.timing import Clock, time_graphs
 
 Serve = Callable[[np.ndarray], np.ndarray]
@@ -177,6 +178,7 @@ def describe_plan(figures: PlanFigures, case: PlanningCase) -> ExitPlan:
         full_metric=case.trace.full_metric,
         predicted_metric=figures.outcome.metric,
         predicted=figures.predicted_latency(),
+        reference=describe_reference(case.trace, figures.chosen),
     )
 
 
@@ -198,7 +200,7 @@ def _assemble_all(
 def _open_serve(bundle: Path, opened: ExitStack) -> Serve:
     from runtime import Runtime
 
-    runtime = opened.enter_context(Runtime.load(bundle))
+    runtime = opened.enter_context(Runtime.load(bundle, drift=None))
     return lambda batch: runtime.run(batch).latency_ms
 
 
