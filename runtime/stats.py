@@ -220,7 +220,8 @@ def count_cells(exit_index: np.ndarray, confidence: np.ndarray, *, heads: int, b
     Returns:
         (heads, bins) int64.
     """
-    bin_index = np.clip(np.nan_to_num(confidence) * np.float32(bins), 0, bins - 1).astype(np.int64)
+    within = np.clip(np.nan_to_num(confidence), 0, 1)
+    bin_index = np.minimum((within * np.float32(bins)).astype(np.int64), bins - 1)
     return np.bincount(exit_index * bins + bin_index, minlength=heads * bins).reshape(heads, bins)
 
 
