@@ -83,7 +83,8 @@ class DriftAlarm:
         confidence_below: for ``confidence``: the event is to leave there with less than this.
         expected: the event's frequency among the calibration samples.
         allowed: the end of the allowed interval that was passed; calibration sample's uncertainty and margin included.
-        seen: its frequency among the ``rows`` rows since the change that fits best.
+        seen: its frequency among the ``rows`` rows since the change that fits best; for the disagreement over all
+            queries an estimate from the shadowed ones.
         rows: how many those are; for a disagreement at an exit the shadowed ones that left there.
         queries: how many had been answered when the alarm was raised.
         log10_capital: evidence, at least ``log10(2 / false_alarm_rate)``; of all events together.
@@ -212,7 +213,7 @@ class DriftTest:
             confidence_below=event.confidence_below,
             expected=event.expected,
             allowed=hypothesis.allowed,
-            seen=evidence.hits / evidence.rows / event.scale,
+            seen=min(1.0, evidence.hits / evidence.rows / event.scale),
             rows=evidence.rows,
             queries=self._queries,
             log10_capital=self._bets.log_capital / math.log(10),

@@ -208,7 +208,8 @@ class Runtime:
                     confidences.append(confidence.tobytes())
                     yield np.array(leavers.rows) + start, _as_outputs(answers)
                 if self._stats is not None:
-                    self._stats.add(left, b"".join(confidences), self._compare(chain, shadow))
+                    compared = () if shadow is None else self._compare(chain, shadow)
+                    self._stats.add(left, b"".join(confidences), compared)
         finally:
             self._pool.give_back(chain)
 
@@ -257,9 +258,9 @@ class Runtime:
         chosen = self._shadow.draw(count)
         return chain.shadow(chosen) if chosen else None
 
-    def _compare(self, chain: Chain, shadow: ShadowRows | None) -> ShadowCounts:
+    def _compare(self, chain: Chain, shadow: ShadowRows) -> ShadowCounts:
         """Returns exit and agreement of each row that was carried on."""
-        if shadow is None or not shadow.finished:
+        if not shadow.finished:
             return ()
         _, early = chain.answers([row.place for row in shadow.finished])
         _, final = chain.answers([row.final_place for row in shadow.finished])
@@ -280,7 +281,8 @@ class Runtime:
         if shadow is not None:
             engine_s += shadow.engine_s
         if self._stats is not None:
-            self._stats.add(left, confidence.tobytes(), self._compare(chain, shadow))
+            compared = () if shadow is None else self._compare(chain, shadow)
+            self._stats.add(left, confidence.tobytes(), compared)
         return Result(
             outputs=_as_outputs(answers),
             exit_index=np.array(left),

@@ -1,8 +1,8 @@
 """Running statistics of a runtime: where queries leave, with which confidence, and whether that has changed.
 
-Between two engines every array call costs tens of microseconds, so a call of the runtime only leaves a copy of its
-numbers behind, three cheap steps in Python. They are counted in bulk, after every ``FOLD_CALLS`` calls by the one that
-comes by, and whenever somebody asks for a snapshot. Calls are counted in the order in which they end; one that fails
+With the cold caches that an engine leaves behind every array call costs tens of microseconds, so a call of the runtime
+only leaves a copy of its numbers. They are counted in bulk, after every ``FOLD_CALLS`` calls by the one that comes by,
+and whenever somebody asks for a snapshot. Calls are counted in the order in which they end; one that fails
 and a stream that is dropped half-way count nothing.
 """
 
@@ -27,7 +27,7 @@ FOLD_CALLS = 256
 _log = logging.getLogger("pame.runtime")
 
 ShadowCounts = Sequence[tuple[int, bool]]
-_Call = tuple["array[int]", bytes, ShadowCounts]
+_Call = tuple[list[int], bytes, ShadowCounts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,15 +116,15 @@ class StatsCollector:
             None if self._drift is None else DriftTest(self._plan, self._drift, shadow_fraction=self._shadow_fraction)
         )
 
-    def add(self, exit_index: Sequence[int], confidence: bytes, shadow: ShadowCounts = ()) -> None:
-        """Takes the answers of a call.
+    def add(self, exit_index: list[int], confidence: bytes, shadow: ShadowCounts = ()) -> None:
+        """Takes the answers of a call; keeps what it is given.
 
         Args:
             exit_index: where each of its n rows left.
             confidence: with which, n float32.
             shadow: exit and agreement of each row that was carried on.
         """
-        self._pending.append((array("q", exit_index), confidence, shadow))
+        self._pending.append((exit_index, confidence, shadow))
         if len(self._pending) >= FOLD_CALLS and self._lock.acquire(blocking=False):
             try:
                 alarm = self._fold()
@@ -154,12 +154,14 @@ class StatsCollector:
         pending = self._take_pending()
         if not pending:
             return None
-        exit_index = np.frombuffer(b"".join([one[0] for one in pending]), np.int64)
+        exit_index = array("q")
+        for one in pending:
+            exit_index.fromlist(one[0])
         confidence = np.frombuffer(b"".join([one[1] for one in pending]), np.float32)
         shadow = np.array([pair for one in pending for pair in one[2]], np.int64).reshape(-1, 2)
         heads = len(self._cells)
         block = BlockCounts(
-            cells=count_cells(exit_index, confidence, heads=heads, bins=self._bins),
+            cells=count_cells(np.frombuffer(exit_index, np.int64), confidence, heads=heads, bins=self._bins),
             shadowed=np.bincount(shadow[:, 0], minlength=heads),
             disagreements=np.bincount(shadow[shadow[:, 1] == 0, 0], minlength=heads),
         )
