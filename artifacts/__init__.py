@@ -27,6 +27,7 @@ from artifacts.plans import (
     PlannedExit,
     PredictedLatency,
     StageSpec,
+    StreamReference,
 )
 from artifacts.runs import RunFolder, find_run
 from artifacts.store import (
@@ -49,7 +50,7 @@ from artifacts.traces import Trace
 __all__ = [
     # words
     "BundleSpec", "Cut", "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec",
-    "PlannedExit", "PredictedLatency", "StageSpec", "TensorSpec", "Trace",
+    "PlannedExit", "PredictedLatency", "StageSpec", "StreamReference", "TensorSpec", "Trace",
     # folders and files
     "BUNDLE_JSON", "EXIT_PLAN_JSON", "MANIFEST", "Artifact", "Manifest", "RunFolder", "array_digest", "canonical_json",
     "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "new_artifact", "open_artifact",

@@ -49,6 +49,22 @@ class PredictedLatency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamReference:
+    """What the calibration samples did under a plan; a live stream is compared with it.
+
+    Attributes:
+        samples: how many there were.
+        confidence_counts: per exit, and last the final head: how many left there, by their confidence, in bins of equal
+            width over [0, 1], the same number of bins for all.
+        agreements: per exit and for the final head: how many of those that left there have the final head's answer.
+    """
+
+    samples: int
+    confidence_counts: tuple[tuple[int, ...], ...]
+    agreements: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExitPlan:
     """Which exits, with which thresholds, and what that is expected to give.
 
@@ -66,6 +82,7 @@ class ExitPlan:
         predicted_metric: mean metric of the plan on the calibration data.
         predicted: expected times.
         certificate: what a certified search states; ``None`` otherwise.
+        reference: what a live stream is compared with; ``None`` in plans of 0.1.0, whose streams cannot be tested.
     """
 
     model_digest: str
@@ -81,6 +98,7 @@ class ExitPlan:
     predicted_metric: float
     predicted: PredictedLatency
     certificate: Mapping[str, Any] | None = None
+    reference: StreamReference | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_s
 from planner.config import MeasureConfig, PlanConfig
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.greedy import SearchResult
+from planner.reference import describe_reference
 from planner.timing import Clock, time_graphs
 
 Serve = Callable[[np.ndarray], np.ndarray]
@@ -193,6 +194,7 @@ def describe_plan(figures: PlanFigures, case: PlanningCase) -> ExitPlan:
         full_metric=case.trace.full_metric,
         predicted_metric=figures.outcome.metric,
         predicted=figures.predicted_latency(),
+        reference=describe_reference(case.trace, figures.chosen),
     )
 
 
@@ -218,7 +220,7 @@ def _open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
     found = open_bundle(bundle)
 
     def serve(spec: BundleSpec) -> Serve:
-        runtime = opened.enter_context(Runtime(spec, found.engine_sets, HostDevice()))
+        runtime = opened.enter_context(Runtime(spec, found.engine_sets, HostDevice(), drift=None))
         return lambda batch: runtime.run(batch).latency_ms
 
     return serve(found.spec), serve(without_leaving(found.spec))

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 from runtime.batches import Batch
+from runtime.drift import DriftAlarm, DriftConfig, DriftState
 from runtime.runtime import Outputs, Result, Runtime
+from runtime.stats import ExitStats, RuntimeStats
 
 __all__ = [
     # the whole of it
     "Result", "Runtime",
+    # watching it
+    "DriftAlarm", "DriftConfig", "DriftState", "ExitStats", "RuntimeStats",
     # for annotations
     "Batch", "Outputs",
 ]  # fmt: skip

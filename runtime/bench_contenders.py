@@ -87,7 +87,7 @@ class Contenders:
         self._no_exit = self._open(without_leaving(opened.spec))
 
     def _open(self, spec: BundleSpec) -> Runtime:
-        return self._stack.enter_context(Runtime(spec, self._opened.engine_sets, HostDevice()))
+        return self._stack.enter_context(Runtime(spec, self._opened.engine_sets, HostDevice(), drift=None))
 
     def record(self, make_batch: MakeBatch, batches: int, rounds: Sequence[int] | Iterator[int]) -> Recording:
         """Runs every batch through the contenders, next to each other, in alternating order.

@@ -20,7 +20,7 @@ small the array. So rows are counted in plain lists.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -29,6 +29,9 @@ import numpy as np
 from artifacts import BundleSpec, SchemaError, StageSpec, TensorSpec
 from engines import Buffer, Device, EngineSet, Execution, Run
 from runtime.loading import REMEDY
+from runtime.shadow import ShadowRows
+
+_CONFIDENCE = TensorSpec(name="confidence", dtype="float32", row_shape=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +65,8 @@ class Chain:
         check_stages(spec, engine_sets)
         self._device = device
         rows = max(engines.covers.buffer_rows for engines in engine_sets)
-        decision = TensorSpec(name="confidence", dtype="float32", row_shape=())
-        self._confidence = device.allocate(decision, rows * len(spec.stages))
+        self._confidence = device.allocate(_CONFIDENCE, rows * len(spec.stages))
+        self._decision: Buffer | None = None
         self._answers = tuple(device.allocate(tensor, rows * len(spec.stages)) for tensor in spec.outputs)
         newest = {tensor.name: device.allocate(tensor, rows) for tensor in spec.inputs}
         self._inputs = tuple(newest.values())
@@ -86,11 +89,18 @@ class Chain:
             read = {id(buffer): buffer for later in self._stages[index + 1 :] for buffer in later.inputs}
             bound.carried = tuple(buffer for key, buffer in read.items() if key in there)
 
-    def run(self, inputs: Sequence[np.ndarray]) -> Iterator[Leavers]:
+    def shadow(self, chosen: Collection[int]) -> ShadowRows:
+        """Returns what ``run`` needs to carry these rows of the next batch on to the end, whether they leave or not."""
+        if self._decision is None:
+            self._decision = self._device.allocate(_CONFIDENCE, len(self._inputs[0]))
+        return ShadowRows(chosen, self._device, self._decision)
+
+    def run(self, inputs: Sequence[np.ndarray], shadow: ShadowRows | None = None) -> Iterator[Leavers]:
         """Sends a batch through the stages.
 
         Args:
             inputs: one array (B, ...) per input of the network, 1 <= B <= ``max_batch_size``.
+            shadow: from ``shadow``; its rows have reached the end when this is exhausted.
 
         Yields:
             The rows that leave, stage by stage; together every row of the batch exactly once.
@@ -107,12 +117,22 @@ class Chain:
             engine_s += perf_counter() - started
             first = stage.first_place
             if stage.threshold is None:
-                places = list(range(first, first + len(rows)))
-                yield Leavers(exit_index=index, rows=rows, places=places, engine_s=engine_s)
+                last = range(len(rows)) if shadow is None else shadow.finish(rows, first_place=first)
+                if last:
+                    places = [first + row for row in last]
+                    yield Leavers(exit_index=index, rows=[rows[row] for row in last], places=places, engine_s=engine_s)
+                elif shadow is not None:
+                    shadow.engine_s = engine_s
                 return
-            departure = self._device.split_rows(
-                len(rows), confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried
-            )
+            if shadow is None:
+                departure = self._device.split_rows(
+                    len(rows), confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried
+                )
+            else:
+                departure = shadow.split_rows(
+                    rows, exit_index=index, first_place=first,
+                    confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried,
+                )  # fmt: skip
             if not departure.left:
                 continue
             yield Leavers(

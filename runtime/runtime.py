@@ -1,4 +1,4 @@
-"""``Runtime``: a bundle, opened, behind four verbs: load, run, stream, close."""
+"""``Runtime``: a bundle, opened, behind a few verbs: load, run, stream, close, and stats to look at."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from artifacts import BundleSpec, UsageError
 from engines import Device, EngineSet, HostDevice
 from runtime.batches import Batch, read_batch
 from runtime.chain import Chain
+from runtime.drift import DriftConfig
 from runtime.loading import open_bundle
 from runtime.pool import ChainPool
+from runtime.shadow import ShadowDraw, ShadowRows, find_agreement
+from runtime.stats import RuntimeStats, ShadowCounts, StatsCollector
 
 Outputs = np.ndarray | tuple[np.ndarray, ...]
+_DRIFT = DriftConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,7 +55,16 @@ class Runtime:
     """
 
     def __init__(
-        self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device, *, check_finite: bool = True
+        self,
+        spec: BundleSpec,
+        engine_sets: Sequence[EngineSet],
+        device: Device,
+        *,
+        check_finite: bool = True,
+        stats: bool = True,
+        drift: DriftConfig | None = _DRIFT,
+        shadow_fraction: float = 0.0,
+        shadow_seed: int | None = None,
     ) -> None:
         """Opens a runtime over engines that are open already; hosts' tests hand in ``engines.FakeEngine`` here.
 
@@ -60,9 +73,11 @@ class Runtime:
             engine_sets: one per stage. The runtime closes them.
             device: where their buffers live. The runtime closes it.
             check_finite: refuse rows with NaN or infinity.
+            stats, drift, shadow_fraction, shadow_seed: as for ``load``.
 
         Raises:
-            SchemaError: the stages do not fit together.
+            SchemaError: the stages do not fit together, or the reference of the exit plan is not of them.
+            UsageError: the shadowing cannot be done.
         """
         self._spec = spec
         self._check_finite = check_finite
@@ -74,18 +89,45 @@ class Runtime:
                     stack.callback(engines.close)
 
         self._pool = ChainPool(lambda: Chain(spec, engine_sets, device), free)
+        self._shadow = ShadowDraw(shadow_fraction, seed=shadow_seed) if shadow_fraction != 0 else None
+        if self._shadow is not None:
+            if not stats:
+                raise UsageError(f"shadow_fraction={shadow_fraction} is for the statistics: open without stats=False")
+            self._agree = find_agreement(spec.task)
+        self._stats = (
+            StatsCollector(spec.plan, len(spec.stages), drift=drift, shadow_fraction=shadow_fraction) if stats else None
+        )
 
     @classmethod
-    def load(cls, bundle: str | os.PathLike[str], *, threads: int | None = None, check_finite: bool = True) -> Self:
+    def load(
+        cls,
+        bundle: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        check_finite: bool = True,
+        stats: bool = True,
+        drift: DriftConfig | None = _DRIFT,
+        shadow_fraction: float = 0.0,
+        shadow_seed: int | None = None,
+    ) -> Self:
         """Verifies a bundle byte by byte, vets its engines for this machine, and opens them.
 
         Args:
             bundle: the bundle's folder.
             threads: of each engine; default: as many as the plan was timed with.
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
+            stats: keep the running statistics that ``stats()`` returns.
+            drift: when the statistics raise an alarm: it is logged once, as a warning on ``pame.runtime``, and stands
+                in ``stats().alarm``. ``None``: never. Needs the reference that exit plans carry since 0.2.0.
+            shadow_fraction: this share of the rows, drawn at random, is carried on to the end wherever it leaves, to
+                see how often the final head answers otherwise. Nobody's answer changes, and a shadowed row's answer
+                and latency remain those of its exit; but a batch with such rows takes longer: the later stages run
+                over them too, even when nobody else is left, and whoever stays waits for that.
+            shadow_seed: of the draw; ``None``: another one in every process.
 
         Raises:
-            UsageError: ``threads`` is no positive number.
+            UsageError: ``threads`` is no positive number, ``shadow_fraction`` is no share, or shadowing is asked for
+                without statistics or for a task whose agreement is not known.
             MissingArtifactError, CorruptArtifactError, SchemaError: no sound bundle of a known format there.
             StaleArtifactError: its engines were built for another backend version or another machine.
             MissingExtraError: the backend is not installed.
@@ -96,7 +138,10 @@ class Runtime:
         with ExitStack() as unless_it_works:
             for engines in opened.engine_sets:
                 unless_it_works.callback(engines.close)
-            runtime = cls(opened.spec, opened.engine_sets, HostDevice(), check_finite=check_finite)
+            runtime = cls(
+                opened.spec, opened.engine_sets, HostDevice(), check_finite=check_finite,
+                stats=stats, drift=drift, shadow_fraction=shadow_fraction, shadow_seed=shadow_seed,
+            )  # fmt: skip
             unless_it_works.pop_all()
         return runtime
 
@@ -127,7 +172,7 @@ class Runtime:
         arrays = self._accept(batch)
         chain = self._pool.take()
         try:
-            parts = [_answer_part(chain, part, started) for _, part in self._parts(arrays)]
+            parts = [self._answer_part(chain, part, started) for _, part in self._parts(arrays)]
         finally:
             self._pool.give_back(chain)
         return parts[0] if len(parts) == 1 else _join_parts(parts)
@@ -154,11 +199,37 @@ class Runtime:
         chain = self._pool.take()
         try:
             for start, part in self._parts(arrays):
-                for leavers in chain.run(part):
-                    _, answers = chain.answers(leavers.places)
+                shadow = self._draw_shadow(chain, len(part[0]))
+                left: list[int] = []
+                confidences: list[bytes] = []
+                for leavers in chain.run(part, shadow):
+                    confidence, answers = chain.answers(leavers.places)
+                    left += [leavers.exit_index] * len(leavers.rows)
+                    confidences.append(confidence.tobytes())
                     yield np.array(leavers.rows) + start, _as_outputs(answers)
+                if self._stats is not None:
+                    compared = () if shadow is None else self._compare(chain, shadow)
+                    self._stats.add(left, b"".join(confidences), compared)
         finally:
             self._pool.give_back(chain)
+
+    def stats(self) -> RuntimeStats:
+        """Returns a snapshot of the running statistics; may be called from any thread, and after ``close``.
+
+        Raises:
+            UsageError: they are switched off.
+        """
+        return self._collector().snapshot()
+
+    def reset_stats(self) -> None:
+        """Starts the statistics again from nothing, the test for drift and its alarm included.
+
+        Every reset gives the test a new chance of a false alarm.
+
+        Raises:
+            UsageError: they are switched off.
+        """
+        self._collector().reset()
 
     def close(self) -> None:
         """Frees the engines; may be called twice. Calls under way come to their end first and free them then."""
@@ -176,6 +247,50 @@ class Runtime:
         self._pool.check_open()
         return read_batch(batch, self._spec.inputs, check_finite=self._check_finite)
 
+    def _collector(self) -> StatsCollector:
+        if self._stats is None:
+            raise UsageError("this runtime keeps no statistics; open it without stats=False")
+        return self._stats
+
+    def _draw_shadow(self, chain: Chain, count: int) -> ShadowRows | None:
+        if self._shadow is None:
+            return None
+        chosen = self._shadow.draw(count)
+        return chain.shadow(chosen) if chosen else None
+
+    def _compare(self, chain: Chain, shadow: ShadowRows) -> ShadowCounts:
+        """Returns exit and agreement of each row that was carried on."""
+        if not shadow.finished:
+            return ()
+        _, early = chain.answers([row.place for row in shadow.finished])
+        _, final = chain.answers([row.final_place for row in shadow.finished])
+        agree = self._agree(early, final).tolist()
+        return [(row.exit_index, same) for row, same in zip(shadow.finished, agree, strict=True)]
+
+    def _answer_part(self, chain: Chain, arrays: Sequence[np.ndarray], started: float) -> Result:
+        count = len(arrays[0])
+        shadow = self._draw_shadow(chain, count)
+        places, left, latency_ms = [0] * count, [0] * count, [0.0] * count
+        engine_s = 0.0
+        for leavers in chain.run(arrays, shadow):
+            left_ms = (perf_counter() - started) * 1e3
+            engine_s += leavers.engine_s
+            for row, place in zip(leavers.rows, leavers.places, strict=True):
+                places[row], left[row], latency_ms[row] = place, leavers.exit_index, left_ms
+        confidence, answers = chain.answers(places)
+        if shadow is not None:
+            engine_s += shadow.engine_s
+        if self._stats is not None:
+            compared = () if shadow is None else self._compare(chain, shadow)
+            self._stats.add(left, confidence.tobytes(), compared)
+        return Result(
+            outputs=_as_outputs(answers),
+            exit_index=np.array(left),
+            confidence=confidence,
+            latency_ms=np.array(latency_ms),
+            engine_ms=engine_s * 1e3,
+        )
+
     def _parts(self, arrays: Sequence[np.ndarray]) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
         """Yields a batch in parts of at most ``max_batch_size`` rows, each with the position of its first row."""
         count, largest = len(arrays[0]), self._spec.max_batch_size
@@ -184,25 +299,6 @@ class Runtime:
             return
         for start in range(0, count, largest):
             yield start, [array[start : start + largest] for array in arrays]
-
-
-def _answer_part(chain: Chain, arrays: Sequence[np.ndarray], started: float) -> Result:
-    count = len(arrays[0])
-    places, exit_index, latency_ms = [0] * count, [0] * count, [0.0] * count
-    engine_s = 0.0
-    for leavers in chain.run(arrays):
-        left_ms = (perf_counter() - started) * 1e3
-        engine_s += leavers.engine_s
-        for row, place in zip(leavers.rows, leavers.places, strict=True):
-            places[row], exit_index[row], latency_ms[row] = place, leavers.exit_index, left_ms
-    confidence, answers = chain.answers(places)
-    return Result(
-        outputs=_as_outputs(answers),
-        exit_index=np.array(exit_index),
-        confidence=confidence,
-        latency_ms=np.array(latency_ms),
-        engine_ms=engine_s * 1e3,
-    )
 
 
 def _join_parts(parts: Sequence[Result]) -> Result:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import artifacts
 from artifacts import (
+    BundleSpec,
     Cut,
     ExitPlan,
     GraphSpec,
@@ -23,6 +24,7 @@ from artifacts import (
     PredictedLatency,
     RunFolder,
     SchemaError,
+    StreamReference,
     TensorSpec,
     Trace,
     UsageError,
@@ -34,10 +36,18 @@ from artifacts import (
     write_json,
 )
 
+FIXTURES = Path(__file__).parent / "fixtures"
 names = st.text(min_size=1, max_size=12)
 numbers = st.floats(0, 1e6)
 exits = st.builds(
     PlannedExit, cut=names, threshold=numbers, leaving_share=numbers, metric=st.none() | numbers, arrival_ms=numbers
+)
+counts = st.lists(st.integers(0, 99), max_size=3).map(tuple)
+references = st.builds(
+    StreamReference,
+    samples=st.integers(0),
+    confidence_counts=st.lists(counts, max_size=3).map(tuple),
+    agreements=counts,
 )
 plans = st.builds(
     ExitPlan, model_digest=names, trace_digest=names, search=names, tolerance=numbers, delta=st.none() | numbers,
@@ -46,6 +56,7 @@ plans = st.builds(
     full_metric=numbers, predicted_metric=numbers,
     predicted=st.builds(PredictedLatency, full_ms=numbers, mean_ms=numbers, batch_ms=numbers, oracle_mean_ms=numbers),
     certificate=st.none() | st.dictionaries(names, numbers | names, max_size=2),
+    reference=st.none() | references,
 )  # fmt: skip
 tensors = st.builds(TensorSpec, name=names, dtype=names, row_shape=st.lists(st.integers(1, 9), max_size=3).map(tuple))
 graphs = st.builds(
@@ -69,6 +80,12 @@ def test_values_survive_the_way_through_json(value: ExitPlan | ModelSpec) -> Non
     back = from_plain(type(value), json.loads(text))
     assert back == value
     assert canonical_json(back) == text
+
+
+def test_a_bundle_of_every_release_is_read() -> None:
+    spec = read_json(FIXTURES / "bundle_0.1.0.json", BundleSpec)
+    assert [planned.cut for planned in spec.plan.exits] == ["layer1.1", "layer2.0"]
+    assert spec.plan.reference is None
 
 
 @pytest.mark.parametrize(

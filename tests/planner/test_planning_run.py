@@ -135,6 +135,8 @@ def test_planning_from_nothing_to_a_bundle(
     assert any(not one["exits"] and one["measured_mean_ms"] for one in found["considered"])
     spec = read_json(run.bundle / BUNDLE_JSON, BundleSpec)
     assert len(spec.stages) == len(shipped["exits"]) + 1
+    left = [sum(row) / spec.plan.reference.samples for row in spec.plan.reference.confidence_counts]
+    assert left[:-1] == pytest.approx([planned.leaving_share for planned in spec.plan.exits])
     for name in ("exit_plan.json", "bpm.npz", "grid.npz", "considered.json"):
         open_artifact(run.plan, kind="plan", remedy="").path(name)
     assert not list(run.root.glob(".contenders*"))

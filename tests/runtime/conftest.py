@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from artifacts import (
     PlannedExit,
     PredictedLatency,
     StageSpec,
+    StreamReference,
     TensorSpec,
     new_artifact,
     open_model,
@@ -36,6 +38,7 @@ from calibration import Dataset, load_dataset
 from engines import EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
 from runtime import Runtime
 
+sys.path.append(str(Path(__file__).parent))  # tests are no package and are never shipped
 Values = Mapping[str, np.ndarray]
 
 
@@ -58,6 +61,7 @@ class FakeNet:
     faults: Mapping[int, Exception] = field(default_factory=dict)
     hook: Callable[[], None] | None = None
     check_finite: bool = True
+    reference: StreamReference | None = None
     fakes: list[FakeEngine] = field(default_factory=list)
 
     @property
@@ -127,6 +131,7 @@ class FakeNet:
                 batch_size=self.max_batch_size, backend="fake", threads=1, exits=exits, full_metric=1.0,
                 predicted_metric=1.0,
                 predicted=PredictedLatency(full_ms=2.0, mean_ms=1.0, batch_ms=2.0, oracle_mean_ms=1.0),
+                reference=self.reference,
             ),
         )  # fmt: skip
 
@@ -146,8 +151,8 @@ class FakeNet:
             made.append(EngineSet(fake, covers))
         return made
 
-    def open(self) -> Runtime:
-        return Runtime(self.spec(), self.engine_sets(), HostDevice(), check_finite=self.check_finite)
+    def open(self, **options: Any) -> Runtime:
+        return Runtime(self.spec(), self.engine_sets(), HostDevice(), check_finite=self.check_finite, **options)
 
     def batch(self, confidence: np.ndarray, *, mask: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Returns the inputs whose rows are 0, 1, 2 ... and have these confidences (B, depth) at the exits."""

@@ -1,0 +1,90 @@
+"""The running statistics of a runtime as Prometheus metrics; run it after ``make demo``.
+
+    pip install prometheus-client
+    python examples/prometheus.py runs/resnet/bundle 9464     # then look at http://localhost:9464/metrics
+
+Every scrape takes one snapshot. A host adds ``RuntimeMetrics(runtime)`` to the registry that it has.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from artifacts import PameError, RunFolder
+from runtime import Runtime, RuntimeStats
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+BATCH = 32
+
+
+class RuntimeMetrics:
+    """A collector, as ``prometheus_client`` calls what makes metrics when it is asked."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics of one snapshot."""
+        yield from describe_stats(self._runtime.stats())
+
+
+def describe_stats(stats: RuntimeStats) -> Iterator[Metric]:
+    """Yields the metrics of a snapshot."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    queries = CounterMetricFamily("pame_queries", "Queries answered, by exit.", labels=["exit"])
+    expected = GaugeMetricFamily("pame_expected_share", "Share of queries by the exit plan.", labels=["exit"])
+    shadowed = CounterMetricFamily("pame_shadowed", "Queries carried on to the end.", labels=["exit", "agrees"])
+    confidence = HistogramMetricFamily("pame_confidence", "Confidence with which queries left.", labels=["exit"])
+    for one in stats.exits:
+        queries.add_metric([one.name], one.count)
+        expected.add_metric([one.name], one.expected_share)
+        shadowed.add_metric([one.name, "yes"], one.agreements)
+        shadowed.add_metric([one.name, "no"], one.shadowed - one.agreements)
+        below, buckets = 0, []
+        for index, count in enumerate(one.confidence_counts):
+            below += count
+            buckets.append((str((index + 1) / len(one.confidence_counts)), below))
+        confidence.add_metric([one.name], [*buckets, ("+Inf", below)], sum_value=None)
+    yield from (queries, expected, shadowed, confidence)
+    if stats.disagreement is not None:
+        yield GaugeMetricFamily("pame_disagreement", "Share answered otherwise than at the end.", stats.disagreement)
+    if stats.drift is not None:
+        yield GaugeMetricFamily("pame_drift_log10_capital", "Evidence of drift.", stats.drift.log10_capital)
+    yield GaugeMetricFamily("pame_drift_alarm", "1 since the alarm.", float(stats.alarm is not None))
+
+
+def main(bundle: Path, port: int) -> None:
+    """Serves the run's test images in an endless loop and its metrics on a port."""
+    from prometheus_client import REGISTRY, start_http_server
+
+    from calibration import load_run_data
+
+    data = load_run_data(RunFolder(root=bundle.parent))
+    queries = data.inputs(data.split("test"))
+    with Runtime.load(bundle, shadow_fraction=0.02) as runtime:
+        REGISTRY.register(RuntimeMetrics(runtime))
+        start_http_server(port)
+        print(f"metrics at http://localhost:{port}/metrics; stop with Ctrl-C")
+        while True:
+            for start in range(0, len(queries), BATCH):
+                runtime.run(queries[start : start + BATCH])
+
+
+if __name__ == "__main__":
+    try:
+        main(
+            Path(sys.argv[1] if len(sys.argv) > 1 else "runs/resnet/bundle"),
+            int(sys.argv[2] if len(sys.argv) > 2 else 9464),
+        )
+    except PameError as error:
+        sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}. Install it with: pip install prometheus-client")
+    except KeyboardInterrupt:
+        pass

@@ -1,0 +1,27 @@
+"""What the calibration samples do under a plan, so that the runtime can tell when a live stream does something else."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from artifacts import StreamReference, Trace
+from planner.evaluate import ChosenExits, evaluate_exits, exit_rows
+from runtime.stats import CONFIDENCE_BINS, count_cells
+
+
+def describe_reference(trace: Trace, chosen: ChosenExits) -> StreamReference:
+    """Counts where the samples of a trace leave, with which confidence, and how many agree with the final head.
+
+    Args:
+        trace: the calibration samples.
+        chosen: the exits of the plan.
+    """
+    rows, heads = [*exit_rows(trace, chosen.cuts), -1], len(chosen.cuts) + 1
+    left, samples = evaluate_exits(trace, chosen).leaves_at, np.arange(trace.sample_count)
+    cells = count_cells(left, trace.confidence[rows][left, samples], heads=heads, bins=CONFIDENCE_BINS)
+    agreements = np.bincount(left[trace.agreement[rows][left, samples]], minlength=heads)
+    return StreamReference(
+        samples=trace.sample_count,
+        confidence_counts=tuple(tuple(row) for row in cells.tolist()),
+        agreements=tuple(agreements.tolist()),
+    )

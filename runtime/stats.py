@@ -1,0 +1,232 @@
+"""Running statistics of a runtime: where queries leave, with which confidence, and whether that has changed.
+
+With the cold caches that an engine leaves behind every array call costs tens of microseconds, so a call of the runtime
+only leaves a copy of its numbers. They are counted in bulk, after every ``FOLD_CALLS`` calls by the one that comes by,
+and whenever somebody asks for a snapshot. Calls are counted in the order in which they end; one that fails
+and a stream that is dropped half-way count nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from array import array
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from artifacts import ExitPlan, SchemaError
+from runtime.drift import FINAL_HEAD, DriftAlarm, DriftConfig, DriftState, DriftTest
+from runtime.drift_events import BlockCounts
+from runtime.loading import REMEDY
+
+CONFIDENCE_BINS = 20
+FOLD_CALLS = 256
+_log = logging.getLogger("pame.runtime")
+
+ShadowCounts = Sequence[tuple[int, bool]]
+_Call = tuple[list[int], bytes, ShadowCounts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStats:
+    """What happened at one exit, or at the final head; plain data.
+
+    Attributes:
+        name: its cut, or ``final head``.
+        count: queries that left here.
+        share: of all queries; 0 while there are none.
+        expected_share: by the exit plan.
+        confidence_counts: the ``count`` queries by confidence, in bins of equal width over [0, 1].
+        shadowed: how many of them were carried on to the end.
+        agreements: how many of those the final head answered alike.
+    """
+
+    name: str
+    count: int
+    share: float
+    expected_share: float
+    confidence_counts: tuple[int, ...]
+    shadowed: int
+    agreements: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeStats:
+    """A snapshot; plain data, for ``artifacts.to_plain`` and JSON.
+
+    Attributes:
+        queries: answered since the runtime was opened or its statistics were reset.
+        exits: in the order of the data flow, the final head last.
+        shadowed: queries that left early and were carried on to the end.
+        disagreement: estimated share of all queries that the final head would have answered otherwise; ``None`` while
+            that cannot be told: an exit where queries left has no shadowed one yet.
+        drift: where the test stands; ``None`` when it is switched off or the exit plan has no reference.
+        alarm: what the test has found; it stands until the statistics are reset.
+    """
+
+    queries: int
+    exits: tuple[ExitStats, ...]
+    shadowed: int
+    disagreement: float | None
+    drift: DriftState | None
+    alarm: DriftAlarm | None
+
+
+class StatsCollector:
+    """Counts what a runtime does; every method may be called from any thread."""
+
+    def __init__(
+        self, plan: ExitPlan, stage_count: int, *, drift: DriftConfig | None, shadow_fraction: float = 0.0
+    ) -> None:
+        """Starts from nothing.
+
+        Args:
+            plan: names of the exits, and what the stream is compared with.
+            stage_count: its exits and the final head.
+            drift: when to raise an alarm; ``None``: never.
+            shadow_fraction: of the rows that leave early.
+
+        Raises:
+            SchemaError: the plan has another number of exits, or its reference is not of them.
+        """
+        if len(plan.exits) != stage_count - 1:
+            raise SchemaError(
+                f"the exit plan has {len(plan.exits)} exits, but the bundle {stage_count} stages; expected one more "
+                f"than exits. Make it again with: {REMEDY}"
+            )
+        self._plan = plan
+        self._shadow_fraction = shadow_fraction
+        self._drift = drift if plan.reference is not None else None
+        self._bins = CONFIDENCE_BINS if plan.reference is None else len(plan.reference.confidence_counts[0])
+        if drift is not None and plan.reference is None and plan.exits:
+            _log.info("the exit plan has no reference (PAME 0.1.0): statistics are kept, drift is not tested")
+        self._pending: deque[_Call] = deque()
+        self._lock = threading.Lock()
+        self._start()
+
+    def _start(self) -> None:
+        heads = len(self._plan.exits) + 1
+        self._cells = np.zeros((heads, self._bins), np.int64)
+        self._shadowed = np.zeros(heads, np.int64)
+        self._disagreements = np.zeros(heads, np.int64)
+        self._test = (
+            None if self._drift is None else DriftTest(self._plan, self._drift, shadow_fraction=self._shadow_fraction)
+        )
+
+    def add(self, exit_index: list[int], confidence: bytes, shadow: ShadowCounts = ()) -> None:
+        """Takes the answers of a call; keeps what it is given.
+
+        Args:
+            exit_index: where each of its n rows left.
+            confidence: with which, n float32.
+            shadow: exit and agreement of each row that was carried on.
+        """
+        self._pending.append((exit_index, confidence, shadow))
+        if len(self._pending) >= FOLD_CALLS and self._lock.acquire(blocking=False):
+            try:
+                alarm = self._fold()
+            finally:
+                self._lock.release()
+            _report(alarm)
+
+    def snapshot(self) -> RuntimeStats:
+        """Returns what has been counted, all calls that have ended included."""
+        with self._lock:
+            alarm = self._fold()
+            stats = self._describe()
+        _report(alarm)
+        return stats
+
+    def reset(self) -> None:
+        """Starts again from nothing: counts, evidence and alarm. What is allowed stays what the plan says."""
+        with self._lock:
+            self._take_pending()
+            self._start()
+
+    def _take_pending(self) -> list[_Call]:
+        return [self._pending.popleft() for _ in range(len(self._pending))]
+
+    def _fold(self) -> DriftAlarm | None:
+        """Counts what is pending; returns the alarm if that raised it."""
+        pending = self._take_pending()
+        if not pending:
+            return None
+        exit_index = array("q")
+        for one in pending:
+            exit_index.fromlist(one[0])
+        confidence = np.frombuffer(b"".join([one[1] for one in pending]), np.float32)
+        shadow = np.array([pair for one in pending for pair in one[2]], np.int64).reshape(-1, 2)
+        heads = len(self._cells)
+        block = BlockCounts(
+            cells=count_cells(np.frombuffer(exit_index, np.int64), confidence, heads=heads, bins=self._bins),
+            shadowed=np.bincount(shadow[:, 0], minlength=heads),
+            disagreements=np.bincount(shadow[shadow[:, 1] == 0, 0], minlength=heads),
+        )
+        self._cells += block.cells
+        self._shadowed += block.shadowed
+        self._disagreements += block.disagreements
+        return None if self._test is None else self._test.update(block)
+
+    def _describe(self) -> RuntimeStats:
+        counts = self._cells.sum(axis=1)
+        queries = int(counts.sum())
+        names = [*(planned.cut for planned in self._plan.exits), FINAL_HEAD]
+        expected = [planned.leaving_share for planned in self._plan.exits]
+        expected.append(max(0.0, 1 - sum(expected)))
+        exits = tuple(
+            ExitStats(
+                name=name,
+                count=int(count),
+                share=int(count) / queries if queries else 0.0,
+                expected_share=share,
+                confidence_counts=tuple(cells.tolist()),
+                shadowed=int(shadowed),
+                agreements=int(shadowed - disagreements),
+            )
+            for name, count, share, cells, shadowed, disagreements in zip(
+                names, counts, expected, self._cells, self._shadowed, self._disagreements,
+                strict=True,
+            )
+        )  # fmt: skip
+        return RuntimeStats(
+            queries=queries,
+            exits=exits,
+            shadowed=int(self._shadowed.sum()),
+            disagreement=_estimate_disagreement(exits),
+            drift=None if self._test is None else self._test.state,
+            alarm=None if self._test is None else self._test.alarm,
+        )
+
+
+def _estimate_disagreement(exits: Sequence[ExitStats]) -> float | None:
+    """Weighs the disagreement at each exit with its share; that of the final head is none."""
+    early = [one for one in exits[:-1] if one.count]
+    if not any(one.count for one in exits) or any(not one.shadowed for one in early):
+        return None
+    return sum(one.share * (1 - one.agreements / one.shadowed) for one in early)
+
+
+def count_cells(exit_index: np.ndarray, confidence: np.ndarray, *, heads: int, bins: int) -> np.ndarray:
+    """Counts rows by exit and confidence.
+
+    Args:
+        exit_index: (n,) int, where each row left, below ``heads``.
+        confidence: (n,) float32, with which it left; what lies outside [0, 1] counts into the first or last bin, NaN
+            into the first.
+        heads: exits and final head.
+        bins: of equal width over [0, 1].
+
+    Returns:
+        (heads, bins) int64.
+    """
+    within = np.clip(np.nan_to_num(confidence), 0, 1)
+    bin_index = np.minimum((within * np.float32(bins)).astype(np.int64), bins - 1)
+    return np.bincount(exit_index * bins + bin_index, minlength=heads * bins).reshape(heads, bins)
+
+
+def _report(alarm: DriftAlarm | None) -> None:
+    if alarm is not None:
+        _log.warning("%s", alarm.message)
