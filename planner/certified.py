@@ -22,6 +22,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +39,14 @@ from calibration.certify import (
     split_halves,
 )
 from planner.config import CertifyConfig
-from planner.costs import NetworkCosts, expect_times
-from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits, exit_rows
+from planner.costs import NetworkCosts
+from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits, evaluate_plan, exit_rows
+from planner.greedy import Considered, SearchResult, TailRule, share_in_time
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
 AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
-Ladder = Callable[[Trace, Sequence[float]], Sequence[ChosenExits]]
+Ladder = Callable[[Trace, Sequence[float]], Sequence[ChosenExits]]  # one plan per tolerance, tuned on the trace
+Price = Callable[[Trace, ChosenExits], float]  # what the search makes small, expected on the trace, in milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,14 +162,14 @@ def _tolerances(rungs: Sequence[float], tolerance: float) -> tuple[float, ...]:
 
 
 def plan_certified(
-    trace: Trace, costs: NetworkCosts, ladder: Ladder, *, tolerance: float, settings: CertifyConfig
+    trace: Trace, ladder: Ladder, price: Price, *, tolerance: float, settings: CertifyConfig
 ) -> CertifiedPlans:
     """Splits a trace, tunes a ladder of plans on one half and tests it on the other.
 
     Args:
         trace: with the metric that the risk is about, see ``risk_trace``.
-        costs: decides which plans are worth testing.
         ladder: the search.
+        price: decides which plans are worth testing.
         tolerance: allowed relative loss, in [0, 1).
         settings: risk, delta and seed.
 
@@ -182,19 +185,19 @@ def plan_certified(
             "that a relative tolerance has no meaning there. Calibrate with more samples: python -m calibration --data"
         )
     plans = climb(tuning, ladder, tolerance=tolerance, risk=settings.risk)
-    test, ordered = rehearse(tuning, costs, plans, tolerance=tolerance, settings=settings)
+    test, ordered = rehearse(tuning, plans, price, tolerance=tolerance, settings=settings)
     return certify_plans(trace, ordered, test, halves=halves, tolerance=tolerance)
 
 
 def rehearse(
-    tuning: Trace, costs: NetworkCosts, plans: Sequence[ChosenExits], *, tolerance: float, settings: CertifyConfig
+    tuning: Trace, plans: Sequence[ChosenExits], price: Price, *, tolerance: float, settings: CertifyConfig
 ) -> tuple[RiskTest, tuple[ChosenExits, ...]]:
     """Chooses the test and puts the plans that are worth it in order from safe to bold, by the tuning half alone.
 
     Args:
         tuning: with the metric that the risk is about.
-        costs: the prices of the stages.
         plans: in any order.
+        price: of a plan.
         tolerance: allowed relative loss, in [0, 1).
         settings: risk and delta.
 
@@ -206,20 +209,15 @@ def rehearse(
         full, [metric_under(tuning, plan) for plan in plans],
         tolerance=tolerance, risk=settings.risk, delta=settings.delta,
     )  # fmt: skip
-    means = [expect_mean(tuning, costs, plan) for plan in plans]
-    order = sorted(range(len(plans)), key=lambda index: (p_values[index], -means[index]))
+    prices = [price(tuning, plan) for plan in plans]
+    order = sorted(range(len(plans)), key=lambda index: (p_values[index], -prices[index]))
     kept: list[ChosenExits] = []
-    best = expect_mean(tuning, costs, NO_EXITS)
+    best = price(tuning, NO_EXITS)
     for index in order:
-        if means[index] < best:
+        if prices[index] < best:
             kept.append(plans[index])
-            best = means[index]
+            best = prices[index]
     return test, tuple(kept)
-
-
-def expect_mean(trace: Trace, costs: NetworkCosts, plan: ChosenExits) -> float:
-    """Returns the expected mean latency of a plan on a trace, in milliseconds."""
-    return expect_times(costs.plan_costs(plan.cuts), evaluate_exits(trace, plan).survival).mean_ms
 
 
 def certify_plans(
@@ -282,3 +280,57 @@ def _explain(
         safest=safest[0],
         observed=relative_loss(full, early),
     )
+
+
+def merge_certified(
+    result: SearchResult, certified: CertifiedPlans, trace: Trace, costs: NetworkCosts, tail: TailRule
+) -> SearchResult:
+    """Returns a search's result in which only plans with a certificate are allowed, the certified ones added.
+
+    Args:
+        result: of the search on the whole trace, without a certificate.
+        certified: what was tested.
+        trace: the whole trace, which all plans are evaluated on.
+        costs: the prices of the stages.
+        tail: for the share of batches in time.
+    """
+    tried = {one.chosen: one for one in certified.sequence}
+    considered = []
+    for chosen in (NO_EXITS, *tried):
+        figures = evaluate_plan(trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms)
+        certificate = certified.certificates.get(chosen)
+        share = 1.0
+        if chosen.cuts:
+            share = share_in_time(costs, chosen.cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
+        considered.append(
+            Considered(
+                figures=figures, step=len(chosen.cuts), in_time_share=share, allowed=certificate is not None,
+                path=False, p_value=tried[chosen].p_value if chosen in tried else None, certificate=certificate,
+            )
+        )  # fmt: skip
+    known = {NO_EXITS, *tried}
+    considered += [replace(one, allowed=False) for one in result.considered if one.figures.chosen not in known]
+    considered.sort(key=lambda one: (not one.allowed, one.figures.times.mean_ms, one.step))
+    return replace(result, considered=tuple(considered))
+
+
+def describe_certified(certified: CertifiedPlans, *, tolerance: float) -> dict[str, Any]:
+    """Returns the tested sequence and the shortage as plain data, as in ``certification.json``."""
+    shortage, delta = certified.shortage, certified.no_exits.delta
+    return {
+        "tolerance": tolerance,
+        "delta": delta,
+        "risk": certified.no_exits.risk,
+        "sequence": [
+            {
+                "exits": list(one.chosen.cuts),
+                "thresholds": list(one.chosen.thresholds),
+                "p_value": one.p_value,
+                "certified": one.certificate is not None,
+            }
+            for one in certified.sequence
+        ],
+        "samples_needed": None if shortage is None else shortage.needed,
+        "tolerance_offered": None if shortage is None else shortage.offered,
+        "note": None if shortage is None else shortage.describe(tolerance=tolerance, delta=delta),
+    }

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import NoPlanError, Trace, UsageError
+from artifacts import Certificate, NoPlanError, Trace, UsageError
 from planner.costs import NetworkCosts
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.grids import KeptGrids, ThresholdGrid
@@ -75,6 +75,8 @@ class Considered:
         in_time_share: share of batches at or under the first exit's break-even; 1 without exits.
         allowed: whether the tail rule and the stay allowance let it win.
         path: whether it lies on the search's own way (a prefix of its result).
+        p_value: of "its risk is above the tolerance"; ``None`` where that was not tested.
+        certificate: what is guaranteed; ``None`` without.
     """
 
     figures: PlanFigures
@@ -82,6 +84,8 @@ class Considered:
     in_time_share: float
     allowed: bool
     path: bool
+    p_value: float | None = None
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,7 +11,17 @@ from planning_worlds import make_costs, make_trace
 
 from artifacts import InputError, NoPlanError, Trace, UsageError
 from calibration.certify import split_halves
-from planner import NO_EXITS, ChosenExits, KeptGrids, NetworkCosts, TailRule, plan_greedy, threshold_grid
+from planner import (
+    NO_EXITS,
+    ChosenExits,
+    KeptGrids,
+    NetworkCosts,
+    TailRule,
+    evaluate_exits,
+    expect_times,
+    plan_greedy,
+    threshold_grid,
+)
 from planner.certified import (
     CertifiedPlans,
     Ladder,
@@ -32,6 +42,10 @@ def greedy_ladder(costs: NetworkCosts) -> Ladder:
         return [plan_greedy(trace, costs, tolerance=t, kept=kept, tail=tail).best.chosen for t in tolerances]
 
     return climb
+
+
+def mean_ms(trace: Trace, plan: ChosenExits) -> float:
+    return expect_times(COSTS.plan_costs(plan.cuts), evaluate_exits(trace, plan).survival).mean_ms
 
 
 def one_exit_ladder(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
@@ -73,7 +87,7 @@ def test_certified_plans_exceed_the_tolerance_at_most_with_delta(risk: str, grad
     for seed in range(rounds):
         drawn = whole.select(random.integers(0, whole.sample_count, 800))
         settings = CertifyConfig(delta=delta, seed=seed, risk=risk)
-        found = plan_certified(drawn, COSTS, one_exit_ladder, tolerance=tolerance, settings=settings)
+        found = plan_certified(drawn, one_exit_ladder, mean_ms, tolerance=tolerance, settings=settings)
         risks = [true_risk(whole, plan) for plan in found.certificates]
         violations += max(risks) > tolerance
         with_exits += len(risks) > 1
@@ -94,13 +108,13 @@ def test_first_bad_plan_passes_with_delta_at_most_and_nearly_so() -> None:
     for seed in range(300):
         drawn = whole.select(random.integers(0, whole.sample_count, 2000))
         settings, halves = CertifyConfig(delta=delta, seed=seed), split_halves(2000, seed=seed)
-        test, order = rehearse(drawn.select(halves.tuning), COSTS, [plan], tolerance=tolerance, settings=settings)
+        test, order = rehearse(drawn.select(halves.tuning), [plan], mean_ms, tolerance=tolerance, settings=settings)
         passed += certify_plans(drawn, order, test, halves=halves, tolerance=tolerance).shortage is None
     assert 0.05 < passed / 300 <= delta + 3 * np.sqrt(delta * (1 - delta) / 300)
 
 
 def certified(trace: Trace, *, tolerance: float = 0.05, **settings: object) -> CertifiedPlans:
-    return plan_certified(trace, COSTS, greedy_ladder(COSTS), tolerance=tolerance, settings=CertifyConfig(**settings))
+    return plan_certified(trace, greedy_ladder(COSTS), mean_ms, tolerance=tolerance, settings=CertifyConfig(**settings))
 
 
 def test_search_never_sees_the_samples_of_the_test() -> None:
@@ -139,15 +153,13 @@ def test_certificate_says_what_was_done() -> None:
 
 
 def test_plans_are_faster_from_one_to_the_next() -> None:
-    from planner.certified import expect_mean
-
     trace = population(6)
     found = certified(trace)
     tuning = trace.select(found.halves.tuning)
-    means = [expect_mean(tuning, COSTS, one.chosen) for one in found.sequence]
+    means = [mean_ms(tuning, one.chosen) for one in found.sequence]
     assert means == sorted(means, reverse=True)
     assert len(means) > 2
-    assert means[0] < expect_mean(tuning, COSTS, NO_EXITS)
+    assert means[0] < mean_ms(tuning, NO_EXITS)
 
 
 def test_too_few_samples_are_counted_and_a_tolerance_is_offered() -> None:
@@ -224,7 +236,7 @@ def test_noise_in_the_times_does_not_touch_the_certificate() -> None:
         for name, row in COSTS.itm.median_ms.items()
     }
     costs = NetworkCosts(itm=replace(COSTS.itm, median_ms=noisy), cuts=COSTS.cuts, batch_size=8)
-    found = plan_certified(trace, costs, greedy_ladder(costs), tolerance=0.05, settings=CertifyConfig())
+    found = plan_certified(trace, greedy_ladder(costs), mean_ms, tolerance=0.05, settings=CertifyConfig())
     for plan in found.certificates:
         assert true_risk(trace, plan) <= 0.05
 
@@ -236,7 +248,7 @@ def test_holes_in_the_times_are_refused() -> None:
     spread = {name: COSTS.itm.spread_ms[name] for name in holes}
     costs = NetworkCosts(itm=replace(COSTS.itm, median_ms=holes, spread_ms=spread), cuts=COSTS.cuts, batch_size=8)
     with pytest.raises(UsageError, match="exit_cut1"):
-        plan_certified(population(1), costs, greedy_ladder(costs), tolerance=0.05, settings=CertifyConfig())
+        plan_certified(population(1), greedy_ladder(costs), mean_ms, tolerance=0.05, settings=CertifyConfig())
 
 
 @pytest.mark.parametrize("name", ["confidence", "metric"])
@@ -256,7 +268,7 @@ def test_exits_out_of_order_or_twice_are_refused() -> None:
     turned = replace(trace, exits=("cut1", "cut0"))
     plan = ChosenExits(cuts=("cut1", "cut0"), thresholds=(0.2, 0.2))
     with pytest.raises(UsageError, match="data flow"):
-        rehearse(turned, COSTS, [plan], tolerance=0.1, settings=CertifyConfig())
+        rehearse(turned, [plan], mean_ms, tolerance=0.1, settings=CertifyConfig())
 
 
 @pytest.mark.parametrize(
