@@ -28,7 +28,9 @@ from planner.greedy import TailRule
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
 
-COMMANDS: Mapping[str, str] = {}  # further commands: python -m planner NAME -> the module whose main(argv) it is
+COMMANDS: Mapping[str, str] = {
+    "validate": "planner.validate_cli"
+}  # further commands: python -m planner NAME -> the module whose main(argv) it is
 _SHOWN_PLANS = 6
 _PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
 
@@ -38,6 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m planner",
         description="Find the exits and thresholds that save the most time within a tolerance, and build the bundle.",
+        epilog=f"further commands: {', '.join(COMMANDS)}; each has its own --help",
     )
     add_common_arguments(parser)
     parser.add_argument(
