@@ -56,12 +56,14 @@ from planner.grids import KeptGrids, threshold_grid
 from planner.objectives import MEAN, P99, Prices, check_objective, objective_ms
 from planner.tables import LevelTable, RankedTrace, make_table, spread_levels
 
-_CELLS = 32_768  # combinations in one table
+_CELLS = 32_768  # combinations in a table of the survey
+_ZOOM_CELLS = 8_192  # and in one of the zoom
 _MOST_SUBSETS = 600  # of one size that are surveyed; beyond that a beam
 _ZOOMED = 10  # subsets that are looked at more closely, per tolerance and size
-_NEAR = 1.15  # of the best known price: what may still become the best when looked at more closely
+_NEAR = (1.0, 1.0, 1.02, 1.05, 1.08)  # by size: of the best known price, what zooming may still make the best
 _BEAM = 4
 _ROUNDS = 14
+_FALLEN_BEHIND = (4, 1.01)  # after so many rounds, a combination so far above the best known price is given up
 _PAYS = 1e-3  # relative gain for which another exit is worth asking for yet another
 _EXACT = 24  # combinations per table whose percentile is worked out exactly
 _KEPT = 12  # plans that are evaluated in full and reported
@@ -249,8 +251,8 @@ def _coarse_tables(case: _Case, subsets: Sequence[tuple[int, ...]], worthwhile: 
         yield beginnings[-1]
 
 
-def _level_count(size: int) -> int:
-    return max(3, int(_CELLS ** (1 / size) + 1e-9))
+def _level_count(size: int, cells: int = _CELLS) -> int:
+    return max(3, int(cells ** (1 / size) + 1e-9))
 
 
 def _pick_cells(case: _Case, table: LevelTable, budgets: Sequence[float]) -> list[Spot | None]:
@@ -295,22 +297,26 @@ def _pick_exactly(case: _Case, table: LevelTable, surrogate: np.ndarray) -> Spot
 def _zoom_best(case: _Case, spots: dict[tuple[int, ...], Spot], budget: float, surveyed: Sequence[Spot]) -> None:
     ranked = sorted(surveyed, key=lambda spot: spot.price_ms)[:_ZOOMED]
     for spot in ranked:
-        if spot.price_ms > _NEAR * min(_best_price(spots), ranked[0].price_ms):
+        best = _best_price(spots)
+        if spot.price_ms > _NEAR[min(len(spot.rows), len(_NEAR) - 1)] * min(best, ranked[0].price_ms):
             break
         _keep_better(spots, spot)
-        _keep_better(spots, _zoom(case, spot.rows, spot.ranks, budget))
+        if len(spot.rows) > 1 or case.ranked.most_ranks > _level_count(1):
+            _keep_better(spots, _zoom(case, spot.rows, spot.ranks, budget, best_ms=best))
 
 
-def _zoom(case: _Case, rows: tuple[int, ...], ranks: tuple[int, ...], budget: float) -> Spot | None:
-    """Searches around a combination, over windows that shrink to single ranks.
+def _zoom(
+    case: _Case, rows: tuple[int, ...], ranks: tuple[int, ...], budget: float, *, best_ms: float = np.inf
+) -> Spot | None:
+    """Searches around a combination, over windows that shrink to single ranks; gives up when it has fallen behind.
 
     Returns:
         The best allowed combination; ``None`` if the windows held none.
     """
-    count = _level_count(len(rows))
+    count = _level_count(len(rows), _ZOOM_CELLS)
     best: Spot | None = None
     widths: list[int] = []
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         choices = _arriving_ranks(case.ranked, rows, ranks)
         places = [int(np.searchsorted(choice, rank)) for choice, rank in zip(choices, ranks, strict=True)]
         widths = widths or [max(count // 2, len(choice) // 5) for choice in choices]
@@ -331,6 +337,8 @@ def _zoom(case: _Case, rows: tuple[int, ...], ranks: tuple[int, ...], budget: fl
         ]
         best = spot if best is None or spot.price_ms < best.price_ms else best
         ranks = best.ranks
+        if turn >= _FALLEN_BEHIND[0] and best.price_ms > _FALLEN_BEHIND[1] * best_ms:
+            break
     return best
 
 

@@ -64,6 +64,11 @@ class RankedTrace:
             losses=metric[-1] - metric[:-1],
         )
 
+    @property
+    def most_ranks(self) -> int:
+        """The number of distinct confidences of the candidate that has most."""
+        return max(map(len, self.values), default=0)
+
     def choose(self, rows: Sequence[int], levels: Sequence[int]) -> ChosenExits:
         """Returns the exits of some rows of the trace with the thresholds of the given ranks."""
         return ChosenExits(
@@ -140,9 +145,9 @@ class LevelTable:
             levels: its ranks to choose from, ascending.
         """
         shape, count = self.shape, len(levels)
-        codes = np.searchsorted(levels, np.arange(len(ranked.values[row])), side="right")[
-            ranked.ranks[row, self._samples]
-        ]
+        reached = np.zeros(len(ranked.values[row]), np.int64)
+        reached[levels] = 1
+        codes = reached.cumsum()[ranked.ranks[row, self._samples]]
         cell = self._cell * (count + 1) + codes
         size = int(np.prod(shape, dtype=np.int64)) * (count + 1)
         lost = _sum_up(np.bincount(cell, ranked.losses[row, self._samples], size).reshape(*shape, count + 1))
