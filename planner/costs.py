@@ -213,17 +213,27 @@ def expect_times(costs: Sequence[np.ndarray], survival: Sequence[float], load: L
         survival: per stage the share of all samples that enter it; starts with 1 and never rises.
         load: the batches that enter; when left out, all have B queries.
     """
-    table = np.stack(costs)
-    share = np.asarray(survival, np.float64)
-    load = load or Load.of(table.shape[1] - 1)
+    load = load or Load.of(len(costs[0]) - 1)
+    seen, whole = _expect_stages(costs, survival, load)
+    return ChainTimes(
+        mean_ms=float(np.dot(survival, seen)), batch_ms=whole, p99_ms=latency_quantile(costs, survival, load),
+        arrival_ms=tuple(np.cumsum(seen).tolist()),
+    )  # fmt: skip
+
+
+def expect_mean_ms(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load | None = None) -> float:
+    """Returns the mean latency alone; arguments as for ``expect_times``."""
+    return float(np.dot(survival, _expect_stages(costs, survival, load or Load.of(len(costs[0]) - 1))[0]))
+
+
+def _expect_stages(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load) -> tuple[np.ndarray, float]:
+    """Returns the time of each stage as its queries see it, and the time of a batch."""
+    table, share = np.stack(costs), np.asarray(survival, np.float64)
     whole, seen = 0.0, np.zeros(len(table))
     for size, batches, queries in zip(load.batch_sizes, load.shares, load.query_shares, strict=True):
         whole += batches * float((binomial_pmf(size, share) * table[:, : size + 1]).sum())
         seen += queries * (binomial_pmf(size - 1, share) * table[:, 1 : size + 1]).sum(axis=1)
-    return ChainTimes(
-        mean_ms=float(share @ seen), batch_ms=whole, p99_ms=latency_quantile(costs, survival, load),
-        arrival_ms=tuple(np.cumsum(seen).tolist()),
-    )  # fmt: skip
+    return seen, whole
 
 
 def record_times(costs: Sequence[np.ndarray], survivors: np.ndarray) -> ChainTimes:

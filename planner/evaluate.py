@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import InputError, PlannedExit, PredictedLatency, Trace, unknown_name
-from planner.costs import ChainTimes, expect_times, record_times
+from planner.costs import ChainTimes, expect_mean_ms, expect_times, record_times
 from planner.load import Load
 from planner.patterns import count_survivors
 
@@ -168,6 +168,6 @@ def evaluate_plan(
         outcome=outcome,
         times=expect_times(costs, outcome.survival, load),
         recorded=record_times(costs, survivors),
-        oracle_mean_ms=expect_times(costs, evaluate_oracle(trace, chosen).survival, load).mean_ms,
+        oracle_mean_ms=expect_mean_ms(costs, evaluate_oracle(trace, chosen).survival, load),
         full_ms=full_ms,
     )

@@ -1,100 +1,65 @@
 """The joint search: exits and all their thresholds at once. ``--search joint``, the default.
 
-Problem. Of all subsets of the exit candidates, with any thresholds, find the least expected cost (``planner.objectives``:
-the time that the runtime takes by the inference time matrix, covers, heads and gathers included) such that on the trace
+Problem. Of all subsets of the exit candidates, with any thresholds, find the least expected cost
+(``planner.objectives``: the time that the runtime takes by the inference time matrix, covers, heads and gathers
+included) such that on the trace
 
     metric >= (1 - tolerance) * metric of the full network,
 
-and such that the tail rule and the stay allowance hold (``planner.greedy.TailRule``, the same as for the greedy search).
-The plan without exits competes.
+and such that the tail rule and the stay allowance hold (``planner.greedy.TailRule``, the same as for the greedy
+search). The plan without exits competes.
 
-Where a sample leaves depends on all exits before, so a program over exits cannot be exact on a plain trace: the samples
-that arrive at an exit, not only their number, depend on the thresholds before it. But all thresholds of a few exits can
-be tried at once (``planner.tables``): one pass over the samples gives survivors and loss of tens of thousands of
-combinations, exactly.
+Where a sample leaves depends on all exits before, so a program over exits cannot be exact on a plain trace: the
+samples that arrive at an exit, not only their number, depend on the thresholds before it. Two methods complement each
+other.
 
-1. *Survey.* Every subset of the candidates that the stay allowance lets pass is surveyed, smaller ones first, over a
-   coarse table: all thresholds where there is one exit, about 180 levels each for two, 32 for three, 13 for four. Subsets that
-   begin alike share the tables of their beginnings. A subset whose first stage alone costs more than the best known plan
-   is left out (nothing that follows is free). One survey serves a whole ladder of tolerances, since a table knows the
-   loss of every combination.
-2. *Zoom.* The best subsets are looked at more closely: a table over a window of ranks around the best combination, windows
-   shrink round by round until they hold every single threshold that some arriving sample has, and move when the
-   best lies at an edge. All exits move together, so budget is traded between them, which a search that moves one threshold at a
-   time cannot do once the tolerance is used up.
-3. *Starts.* The greedy search's plan (``planner.greedy``) and the plan of the next smaller tolerance are zoomed into as
-   well: the answer is never worse than the greedy one, and never worse than that of a smaller tolerance.
-4. *More exits.* Where there are too many subsets of a size to survey them all, only the best plans with one exit less are
-   extended by every further candidate (a beam). Sizes grow until another exit pays at no tolerance.
+1. *Survey* (``planner.tables``). One pass over the samples gives survivors and loss of tens of thousands of
+   combinations of thresholds, exactly. Every subset of few candidates is surveyed: one exit with all its thresholds,
+   two with about 140 levels each, three with 27, where there are few candidates also four with 11. Subsets that begin
+   alike share the tables of their beginnings; one whose first stage alone costs more than the best known plan is left
+   out.
+2. *Descent* (``planner.descent``). The tolerance becomes a price of loss; exits come, go and move their thresholds
+   one at a time, all thresholds tried exactly, with any number of exits.
+3. *Zoom.* The best plans of both are looked at more closely: a table over a window of ranks around each, windows
+   shrink round by round until they hold every single threshold that some arriving sample has, and move when the best
+   lies at an edge. All exits move together, so the budget is traded between them and used up to the last sample.
+4. *Starts.* The greedy search's plan and the best plan of the next smaller tolerance are zoomed into as well: the
+   answer is never worse than the greedy one, and never worse than that of a smaller tolerance.
 
-It is exact where the tables hold every threshold: any subset of two exits with up to 181 distinct confidences each, three
-with 32, four with 13. Beyond that it is a search, and its quality a measurement (``benchmarks/planning_cost.py``).
+Survey and descent serve a whole ladder of tolerances: a table knows the loss of every combination, and a descent
+comes through all prices of loss.
+
+It is exact where the survey's tables hold every threshold (two exits with up to 141 distinct confidences each, three
+with 27, four with 11) and subsets of more exits are not better. Beyond that it is a search, and its quality a
+measurement (``benchmarks/planning_cost.py``). The 99th percentile is no sum over stages: descents follow the mean
+latency there, and the zoom decides by the percentile.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from artifacts import Trace, UsageError
 from planner.costs import NetworkCosts
+from planner.descent import Descent, Waypoint
 from planner.evaluate import NO_EXITS, ChosenExits, evaluate_plan
-from planner.greedy import (
-    ROUNDING,
-    Considered,
-    SearchResult,
-    TailRule,
-    check_tolerance,
-    plan_greedy,
-    share_in_time,
-    staying_allowed,
-)
+from planner.greedy import ROUNDING, Considered, SearchResult, TailRule, check_tolerance, plan_greedy, share_in_time
 from planner.grids import KeptGrids, threshold_grid
 from planner.objectives import MEAN, P99, Prices, check_objective, objective_ms
 from planner.tables import LevelTable, RankedTrace, make_table, spread_levels
+from planner.zoom import Case, Spot, level_count, pick_cells, zoom
 
-_CELLS = 32_768  # combinations in a table of the survey
-_ZOOM_CELLS = 8_192  # and in one of the zoom
-_MOST_SUBSETS = 600  # of one size that are surveyed; beyond that a beam
-_ZOOMED = 10  # subsets that are looked at more closely, per tolerance and size
-_NEAR = (1.0, 1.0, 1.02, 1.05, 1.08)  # by size: of the best known price, what zooming may still make the best
-_BEAM = 4
-_ROUNDS = 14
-_FALLEN_BEHIND = (4, 1.01)  # after so many rounds, a combination so far above the best known price is given up
-_PAYS = 1e-3  # relative gain for which another exit is worth asking for yet another
-_EXACT = 24  # combinations per table whose percentile is worked out exactly
-_KEPT = 12  # plans that are evaluated in full and reported
+_CELLS = 20_000  # combinations in a table of the survey
+_SURVEYED = (0, 1000, 1000, 400, 80)  # by number of exits: survey if there are no more subsets than that
+_NEAR = 1.06  # of the best known price: what zooming may still make the best; it gained up to that on four exits
+_ZOOMED = 4  # plans of each method that are zoomed into, per tolerance
+_KEPT = 12  # plans that are evaluated in full and reported, and the best of every number of exits
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spot:
-    """A combination: exits as rows of the trace, thresholds as ranks, and its price in milliseconds."""
-
-    rows: tuple[int, ...]
-    ranks: tuple[int, ...]
-    price_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Case:
-    """What is searched, with everything that does not depend on the tolerance."""
-
-    ranked: RankedTrace
-    costs: NetworkCosts
-    prices: Prices
-    tail: TailRule
-    most_survivors: tuple[int, ...]  # past each candidate as a first exit, by the tail rule; -1: none
-
-    @property
-    def exits(self) -> tuple[str, ...]:
-        return self.ranked.trace.exits
-
-    def allows(self, rows: Sequence[int]) -> bool:
-        names = [self.exits[row] for row in rows]
-        return self.most_survivors[rows[0]] >= 0 and staying_allowed(self.costs, names, self.tail)
+Spots = dict[tuple[int, ...], Spot]  # exits as rows -> the best of their plans
 
 
 def plan_joint(
@@ -102,9 +67,7 @@ def plan_joint(
     tail: TailRule | None = None, kept: KeptGrids | None = None,
 ) -> SearchResult:  # fmt: skip
     """Searches exits and thresholds jointly; ``plan_ladder`` for one tolerance."""
-    (result,) = plan_ladder(
-        trace, costs, (tolerance,), objective=objective, max_exits=max_exits, tail=tail, kept=kept
-    )
+    (result,) = plan_ladder(trace, costs, (tolerance,), objective=objective, max_exits=max_exits, tail=tail, kept=kept)
     return result
 
 
@@ -147,8 +110,8 @@ def _depth(trace: Trace, max_exits: int | None) -> int:
     return len(trace.exits) if max_exits is None else min(max_exits, len(trace.exits))
 
 
-def _make_case(trace: Trace, costs: NetworkCosts, objective: str, tail: TailRule) -> _Case:
-    return _Case(
+def _make_case(trace: Trace, costs: NetworkCosts, objective: str, tail: TailRule) -> Case:
+    return Case(
         ranked=RankedTrace.of(trace),
         costs=costs,
         prices=Prices(costs=costs, exits=trace.exits, samples=trace.sample_count, objective=objective),
@@ -167,78 +130,96 @@ def _most_survivors(costs: NetworkCosts, first: str, samples: int, tail: TailRul
     return low
 
 
-def _search(
-    case: _Case, tolerances: Sequence[float], starts: Sequence[ChosenExits], depth: int
-) -> list[dict[tuple[int, ...], Spot]]:
+def _search(case: Case, tolerances: Sequence[float], starts: Sequence[ChosenExits], depth: int) -> list[Spots]:
     """Returns per tolerance the best spot of every subset of exits that was looked at closely."""
     trace = case.ranked.trace
     budgets = [trace.full_metric * trace.sample_count * one + ROUNDING / 2 * trace.sample_count for one in tolerances]
-    found: list[dict[tuple[int, ...], Spot]] = [{} for _ in tolerances]
+    found: list[Spots] = [{} for _ in tolerances]
+    descent = _make_descent(case, depth)
+    ends = descent.walk()
+    for spots, budget in zip(found, budgets, strict=True):
+        _zoom_best(case, spots, budget, _allowed_ends(case, [*ends, *descent.approach(ends, budget)], budget))
+    for size in range(1, min(depth, len(_SURVEYED) - 1) + 1):
+        subsets = [rows for rows in itertools.combinations(range(len(trace.exits)), size) if case.allows(rows)]
+        if len(subsets) <= _SURVEYED[size]:
+            known = [_best_price(spots) for spots in found]
+            for spots, budget, near in zip(found, budgets, _survey(case, subsets, budgets, known), strict=True):
+                _zoom_best(case, spots, budget, near)
     for spots, budget, start in zip(found, budgets, starts, strict=True):
         _try_start(case, spots, budget, start, depth)
-    for size in range(1, depth + 1):
-        before = [_best_price(spots) for spots in found]
-        subsets = [rows for rows in itertools.combinations(range(len(trace.exits)), size) if case.allows(rows)]
-        if len(subsets) <= _MOST_SUBSETS:
-            for spots, budget, surveyed in zip(found, budgets, _survey(case, subsets, budgets, before), strict=True):
-                _zoom_best(case, spots, budget, surveyed)
-        else:
-            for spots, budget in zip(found, budgets, strict=True):
-                _zoom_best(case, spots, budget, _extend_best(case, spots, budget, set(subsets)))
-        gains = [1 - _best_price(spots) / price for spots, price in zip(found, before, strict=True)]
-        if size >= 3 and max(gains, default=0.0) < _PAYS:
-            break
     _pass_on(case, found, budgets)
     return found
 
 
-def _best_price(spots: dict[tuple[int, ...], Spot]) -> float:
+def _make_descent(case: Case, depth: int) -> Descent:
+    prices = case.prices if case.prices.objective != P99 else replace(case.prices, objective=MEAN)
+    return Descent(
+        ranked=case.ranked, prices=prices, allows=case.allows, most_survivors=case.most_survivors, most_exits=depth
+    )
+
+
+def _allowed_ends(case: Case, ends: Sequence[Waypoint], budget: float) -> list[Spot]:
+    """Returns the plans that keep the budget, each subset's best, priced by the objective."""
+    best: Spots = {}
+    for end in sorted(ends, key=lambda one: one.price_ms):
+        if end.rows and end.loss <= budget and end.rows not in best:
+            _keep_better(best, pick_cells(case, make_table(case.ranked, end.rows, _single(end.ranks)), [budget])[0])
+    return list(best.values())
+
+
+def _single(ranks: Sequence[int]) -> list[np.ndarray]:
+    return [np.array([rank]) for rank in ranks]
+
+
+def _best_price(spots: Spots) -> float:
     return min((spot.price_ms for spot in spots.values()), default=float(np.finfo(np.float64).max))
 
 
-def _keep_better(spots: dict[tuple[int, ...], Spot], spot: Spot | None) -> None:
+def _keep_better(spots: Spots, spot: Spot | None) -> None:
     if spot is not None and (spot.rows not in spots or spot.price_ms < spots[spot.rows].price_ms):
         spots[spot.rows] = spot
 
 
-def _try_start(
-    case: _Case, spots: dict[tuple[int, ...], Spot], budget: float, start: ChosenExits, depth: int
-) -> None:
+def _try_start(case: Case, spots: Spots, budget: float, start: ChosenExits, depth: int) -> None:
     rows = tuple(case.exits.index(cut) for cut in start.cuts)
     ranks = case.ranked.rank_levels(rows, start.thresholds)
     if rows and ranks is not None and len(rows) <= depth:
-        _keep_better(spots, _zoom(case, rows, ranks, budget))
+        _keep_better(spots, zoom(case, rows, ranks, budget, best_ms=_best_price(spots)))
 
 
-def _pass_on(case: _Case, found: Sequence[dict[tuple[int, ...], Spot]], budgets: Sequence[float]) -> None:
+def _pass_on(case: Case, found: Sequence[Spots], budgets: Sequence[float]) -> None:
     """Zooms into the best plan of every tolerance at the next larger one, where it is allowed all the more."""
     order = sorted(range(len(budgets)), key=budgets.__getitem__)
     for smaller, larger in itertools.pairwise(order):
         best = min(found[smaller].values(), key=lambda spot: spot.price_ms, default=None)
-        if best is not None and best.price_ms < _best_price(found[larger]) * (1 + _PAYS):
+        if best is not None:
             _keep_better(found[larger], best)
-            _keep_better(found[larger], _zoom(case, best.rows, best.ranks, budgets[larger]))
+            _keep_better(
+                found[larger], zoom(case, best.rows, best.ranks, budgets[larger], best_ms=_best_price(found[larger]))
+            )
 
 
 def _survey(
-    case: _Case, subsets: Sequence[tuple[int, ...]], budgets: Sequence[float], known: Sequence[float]
+    case: Case, subsets: Sequence[tuple[int, ...]], budgets: Sequence[float], known: Sequence[float]
 ) -> list[list[Spot]]:
     """Returns per budget the best combination of every subset by a coarse table."""
     surveyed: list[list[Spot]] = [[] for _ in budgets]
     best = list(known)
     for table in _coarse_tables(case, subsets, lambda row: case.prices.first_stage_ms(row) < max(best)):
-        for position, spot in enumerate(_pick_cells(case, table, budgets)):
+        for position, spot in enumerate(pick_cells(case, table, budgets)):
             if spot is not None:
                 surveyed[position].append(spot)
                 best[position] = min(best[position], spot.price_ms)
     return surveyed
 
 
-def _coarse_tables(case: _Case, subsets: Sequence[tuple[int, ...]], worthwhile: object) -> Iterator[LevelTable]:
+def _coarse_tables(
+    case: Case, subsets: Sequence[tuple[int, ...]], worthwhile: Callable[[int], bool]
+) -> Iterator[LevelTable]:
     """Makes the table of every subset (all of one size, sorted), beginnings shared."""
     if not subsets:
         return
-    count = _level_count(len(subsets[0]))
+    count = level_count(len(subsets[0]), _CELLS)
     levels = [spread_levels(ranks, count) for ranks in case.ranked.ranks]
     beginnings = [LevelTable.start(case.ranked)]
     for rows in subsets:
@@ -251,151 +232,20 @@ def _coarse_tables(case: _Case, subsets: Sequence[tuple[int, ...]], worthwhile: 
         yield beginnings[-1]
 
 
-def _level_count(size: int, cells: int = _CELLS) -> int:
-    return max(3, int(cells ** (1 / size) + 1e-9))
-
-
-def _pick_cells(case: _Case, table: LevelTable, budgets: Sequence[float]) -> list[Spot | None]:
-    """Returns the best allowed combination of a table for every budget."""
-    totals = case.prices.totals(table)
-    late = table.survivors[0] > case.most_survivors[table.rows[0]]
-    totals[late] = np.inf
-    picked: list[Spot | None] = []
-    for budget in budgets:
-        allowed = np.where(table.loss <= budget, totals, np.inf)
-        cell = np.unravel_index(int(allowed.argmin()), allowed.shape)
-        if not np.isfinite(allowed[cell]):
-            picked.append(None)
-        elif case.prices.objective == P99:
-            picked.append(_pick_exactly(case, table, allowed))
-        else:
-            picked.append(Spot(rows=table.rows, ranks=table.at([int(i) for i in cell]), price_ms=float(allowed[cell])))
-    return picked
-
-
-def _pick_exactly(case: _Case, table: LevelTable, surrogate: np.ndarray) -> Spot:
-    """Returns the combination with the least exact percentile among those that are best by the surrogate.
-
-    Of two combinations the one with lower thresholds has fewer survivors everywhere and is never slower, so only
-    those count that may not lower any single threshold by a level.
-    """
-    minimal = np.isfinite(surrogate)
-    for axis in range(surrogate.ndim):
-        lower = np.isfinite(np.delete(surrogate, -1, axis))
-        minimal &= ~np.insert(lower, 0, False, axis)  # noqa: FBT003
-    cells = np.argwhere(minimal)
-    cells = cells[np.argsort(surrogate[minimal], kind="stable")[:_EXACT]]
-    spots = []
-    for cell in cells.tolist():
-        survivors = [int(array[tuple(cell[: k + 1])]) for k, array in enumerate(table.survivors)]
-        spots.append(
-            Spot(rows=table.rows, ranks=table.at(cell), price_ms=case.prices.exact_p99_ms(table.rows, survivors))
-        )
-    return min(spots, key=lambda spot: spot.price_ms)
-
-
-def _zoom_best(case: _Case, spots: dict[tuple[int, ...], Spot], budget: float, surveyed: Sequence[Spot]) -> None:
-    ranked = sorted(surveyed, key=lambda spot: spot.price_ms)[:_ZOOMED]
-    for spot in ranked:
+def _zoom_best(case: Case, spots: Spots, budget: float, near: Sequence[Spot]) -> None:
+    """Keeps the best of some spots and zooms into those from which the best plan may come."""
+    for spot in sorted(near, key=lambda one: one.price_ms)[:_ZOOMED]:
         best = _best_price(spots)
-        if spot.price_ms > _NEAR[min(len(spot.rows), len(_NEAR) - 1)] * min(best, ranked[0].price_ms):
-            break
         _keep_better(spots, spot)
-        if len(spot.rows) > 1 or case.ranked.most_ranks > _level_count(1):
-            _keep_better(spots, _zoom(case, spot.rows, spot.ranks, budget, best_ms=best))
+        if spot.price_ms <= _NEAR * best:
+            _keep_better(spots, zoom(case, spot.rows, spot.ranks, budget, best_ms=best))
 
 
-def _zoom(
-    case: _Case, rows: tuple[int, ...], ranks: tuple[int, ...], budget: float, *, best_ms: float = np.inf
-) -> Spot | None:
-    """Searches around a combination, over windows that shrink to single ranks; gives up when it has fallen behind.
-
-    Returns:
-        The best allowed combination; ``None`` if the windows held none.
-    """
-    count = _level_count(len(rows), _ZOOM_CELLS)
-    best: Spot | None = None
-    widths: list[int] = []
-    for turn in range(_ROUNDS):
-        choices = _arriving_ranks(case.ranked, rows, ranks)
-        places = [int(np.searchsorted(choice, rank)) for choice, rank in zip(choices, ranks, strict=True)]
-        widths = widths or [max(count // 2, len(choice) // 5) for choice in choices]
-        levels = [_window(*one, count) for one in zip(choices, places, widths, strict=True)]
-        (spot,) = _pick_cells(case, make_table(case.ranked, rows, levels), [budget])
-        if spot is None:
-            return best
-        finest = all(2 * width < count for width in widths)
-        if best is not None and finest and spot.price_ms >= best.price_ms:
-            break
-        inside = [
-            level[0] < rank < level[-1] or len(level) == len(choice)
-            for level, rank, choice in zip(levels, spot.ranks, choices, strict=True)
-        ]
-        widths = [
-            max(min(4 * width // count, width // 2), count // 2 - 1) if within else width
-            for width, within in zip(widths, inside, strict=True)
-        ]
-        best = spot if best is None or spot.price_ms < best.price_ms else best
-        ranks = best.ranks
-        if turn >= _FALLEN_BEHIND[0] and best.price_ms > _FALLEN_BEHIND[1] * best_ms:
-            break
-    return best
-
-
-def _arriving_ranks(ranked: RankedTrace, rows: Sequence[int], ranks: Sequence[int]) -> list[np.ndarray]:
-    """Returns per exit the ranks of the samples that arrive there, and the threshold's own, ascending."""
-    going = np.arange(ranked.trace.sample_count)
-    found = []
-    for row, rank in zip(rows, ranks, strict=True):
-        arriving = ranked.ranks[row, going]
-        present = np.zeros(len(ranked.values[row]), bool)
-        present[arriving] = True
-        present[rank] = True
-        found.append(np.flatnonzero(present))
-        going = going[arriving < rank]
-    return found
-
-
-def _window(choices: np.ndarray, place: int, width: int, count: int) -> np.ndarray:
-    """Returns up to ``count`` of the choices within ``width`` of a place, evenly spaced, that place among them."""
-    low, high = max(0, place - width), min(len(choices) - 1, place + width)
-    if high - low < count:
-        return choices[low : high + 1]
-    places = np.append(np.linspace(low, high, count - 1).round().astype(np.int64), place)
-    return choices[np.unique(places)]
-
-
-def _extend_best(
-    case: _Case, spots: dict[tuple[int, ...], Spot], budget: float, allowed: set[tuple[int, ...]]
-) -> list[Spot]:
-    """Returns the best plans with one exit more: every further candidate at all levels, the others nearby."""
-    size = len(next(iter(allowed)))
-    parents = sorted((spot for spot in spots.values() if len(spot.rows) == size - 1), key=lambda spot: spot.price_ms)
-    count, found = _level_count(size), []
-    for parent in parents[:_BEAM]:
-        near = dict(zip(parent.rows, _nearby_levels(case.ranked, parent, count), strict=True))
-        for row in set(range(len(case.exits))) - set(parent.rows):
-            rows = tuple(sorted((*parent.rows, row)))
-            if rows in allowed:
-                levels = near | {row: spread_levels(case.ranked.ranks[row], count)}
-                table = make_table(case.ranked, rows, [levels[one] for one in rows])
-                found += [spot for spot in _pick_cells(case, table, [budget]) if spot is not None]
-    return found
-
-
-def _nearby_levels(ranked: RankedTrace, spot: Spot, count: int) -> list[np.ndarray]:
-    choices = _arriving_ranks(ranked, spot.rows, spot.ranks)
-    return [
-        _window(choice, int(np.searchsorted(choice, rank)), max(count // 2, len(choice) // 5), count)
-        for choice, rank in zip(choices, spot.ranks, strict=True)
-    ]
-
-
-def _conclude(
-    case: _Case, spots: dict[tuple[int, ...], Spot], greedy: SearchResult, max_exits: int | None
-) -> SearchResult:
+def _conclude(case: Case, spots: Spots, greedy: SearchResult, max_exits: int | None) -> SearchResult:
     """Evaluates the best plans in full and ranks them."""
-    ranked = sorted(spots.values(), key=lambda spot: spot.price_ms)[:_KEPT]
+    ranked = sorted(spots.values(), key=lambda spot: spot.price_ms)
+    by_size = {len(spot.rows): spot for spot in reversed(ranked)}
+    ranked = [spot for place, spot in enumerate(ranked) if place < _KEPT or by_size[len(spot.rows)] is spot]
     trace, costs, objective = case.ranked.trace, case.costs, case.prices.objective
     considered = []
     for spot in ranked:
@@ -406,9 +256,11 @@ def _conclude(
             Considered(figures=figures, step=len(chosen.cuts), in_time_share=share, allowed=True, path=False)
         )
     paper = greedy.best.chosen
-    for one in greedy.considered:
-        if one.figures.chosen in (paper, NO_EXITS) and (max_exits is None or one.step <= max_exits):
-            considered.append(replace(one, path=False))
+    considered += [
+        one
+        for one in greedy.considered
+        if one.figures.chosen in (paper, NO_EXITS) and (max_exits is None or one.step <= max_exits)
+    ]
     ordered = sorted(considered, key=lambda one: (objective_ms(one.figures.times, objective), one.step))
     return SearchResult(
         considered=tuple(replace(one, path=rank == 0) for rank, one in enumerate(ordered)),

@@ -1,9 +1,9 @@
 """The load: how many queries enter together.
 
 A host that collects queries for a few milliseconds serves batches of many sizes. A *load* gives every batch size its
-share of the batches. What a plan is expected to cost is then a mixture: a query meets a batch size in proportion to the
-queries that such batches hold, so a mean over queries weighs size ``b`` by ``share(b) * b``, and a mean over batches by
-``share(b)``.
+share of the batches. What a plan is expected to cost is then a mixture: a query meets a batch size in proportion to
+the queries that such batches hold, so a mean over queries weighs size ``b`` by ``share(b) * b``, and a mean over
+batches by ``share(b)``.
 """
 
 from __future__ import annotations

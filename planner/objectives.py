@@ -5,16 +5,16 @@ but the share ``s_(j-1)`` of the samples that enter it:
 
     E[mean] = sum_j g_j(s_(j-1)),   g_j(s) = sum_b q_b / b * sum_n P(Binomial(b, s) = n) n c_j(n),
 
-with ``q_b`` the share of the queries in batches of ``b``; the batch time likewise with ``p_b sum_n P(..) c_j(n)``, where
-``p_b`` is the share of the batches. On a trace of ``N`` samples ``s`` is one of ``0, 1/N .. 1``. So every ``g_j`` is
-tabulated once, a product of one matrix (survivor distributions by number of samples) with the stage's measured covers,
-and the price of a combination is a look-up per stage. Beyond ``_FINEST`` samples the tables have that many steps; the
-plans that a search ends with are priced exactly all the same.
+with ``q_b`` the share of the queries in batches of ``b``; the batch time likewise with ``p_b sum_n P(..) c_j(n)``,
+where ``p_b`` is the share of the batches. On a trace of ``N`` samples ``s`` is one of ``0, 1/N .. 1``. So every
+``g_j`` is tabulated once, a product of one matrix (survivor distributions by number of samples) with the stage's
+measured covers, and the price of a combination is a look-up per stage. Beyond ``_FINEST`` samples the tables have
+that many steps; the plans that a search ends with are priced exactly all the same.
 
 The 99th percentile of query latency is no such sum. Combinations are ranked by a surrogate: the exit ``k`` where the
 99th percentile of the queries leaves, and the time of stages ``1..k`` at survivor counts as far above their means as
-that percentile lies in the group of those who leave there (a logistic curve stands in for the normal one). The best by
-the surrogate are then evaluated exactly (``planner.tails``).
+that percentile lies in the group of those who leave there (a logistic curve stands in for the normal one). The best
+by the surrogate are then evaluated exactly (``planner.tails``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ MEAN, P99, BATCH = "mean", "p99", "batch"
 OBJECTIVES = (MEAN, P99, BATCH)
 _FINEST = 16_384
 _LOGISTIC = 1.702  # the logistic distribution that is nearest to the normal one
-_WIDEST = 3.0  # standard deviations
 _TIE = 1e-6  # of equal percentiles the smaller mean latency decides
 
 
@@ -77,16 +76,28 @@ class Prices:
         if self.objective == P99:
             return self._surrogate(table)
         first, *others = self._bounds(table.rows)
-        total = self._price(first, np.array(self.samples))
+        total = self.stage_ms(*first, self.samples)
         for bounds, survivors in zip(others, table.survivors, strict=True):
-            total = total[..., None] + self._price(bounds, survivors)
+            total = total[..., None] + self.stage_ms(*bounds, survivors)
         return total
+
+    def plan_ms(self, rows: Sequence[int], survivors: Sequence[int]) -> float:
+        """Returns the price of one combination; for the 99th percentile the mean latency.
+
+        Args:
+            rows: its exits.
+            survivors: how many samples go on past each of them.
+        """
+        entering = (self.samples, *survivors)
+        return sum(
+            float(self.stage_ms(*bounds, count)) for bounds, count in zip(self._bounds(rows), entering, strict=True)
+        )
 
     def first_stage_ms(self, row: int) -> float:
         """Returns what every plan with this first exit costs at least."""
         if self.objective == P99:
             return float(min(self.costs.stage_cost(None, self.exits[row])[list(self.costs.load.batch_sizes)]))
-        return float(self._price((-1, row), np.array(self.samples)))
+        return float(self.stage_ms(-1, row, self.samples))
 
     def exact_p99_ms(self, rows: Sequence[int], survivors: Sequence[int]) -> float:
         """Returns the 99th percentile for one combination, ties broken by the mean latency.
@@ -97,23 +108,23 @@ class Prices:
         """
         survival = [1.0, *(count / self.samples for count in survivors)]
         costs = self.costs.plan_costs([self.exits[row] for row in rows])
-        mean = sum(
-            float(self._price(bounds, np.array(count)))
-            for bounds, count in zip(self._bounds(rows), (self.samples, *survivors), strict=True)
-        )
-        return latency_quantile(costs, survival, self.costs.load) + _TIE * mean
+        return latency_quantile(costs, survival, self.costs.load) + _TIE * self.plan_ms(rows, survivors)
 
     def _bounds(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         return list(zip((-1, *rows), (*rows, -1), strict=True))
 
-    def _price(self, bounds: tuple[int, int], survivors: np.ndarray) -> np.ndarray:
-        """Prices a stage, given by the rows of the exits before and behind it (-1: none), by the samples entering."""
+    def stage_ms(self, after: int, until: int, samples: int | np.ndarray) -> np.ndarray:
+        """Returns what a stage adds to the price, in milliseconds.
+
+        Args:
+            after: the row of the exit behind which it starts; -1 for the network's input.
+            until: the row of the exit that ends it; -1 for the final head.
+            samples: how many of the trace's samples enter it; the result has its shape.
+        """
         steps = min(self.samples, _FINEST)
-        after, until = bounds
         if (after, until) not in self._stages:
-            cost = self.costs.stage_cost(*(self.exits[row] if row >= 0 else None for row in (after, until)))
-            self._stages[after, until] = self._shares(steps) @ cost
-        index = survivors if steps == self.samples else (survivors * steps + self.samples // 2) // self.samples
+            self._stages[after, until] = self._shares(steps) @ self._stage(after, until)
+        index = samples if steps == self.samples else (samples * steps + self.samples // 2) // self.samples
         priced: np.ndarray = self._stages[after, until][index]
         return priced
 
@@ -129,26 +140,27 @@ class Prices:
         return self._basis["shares"]
 
     def _surrogate(self, table: LevelTable) -> np.ndarray:
-        load, shape = self.costs.load, table.shape
-        going = [np.ones(shape)]
-        for position, survivors in enumerate(table.survivors):
-            going.append(np.broadcast_to(survivors.reshape(*shape[: position + 1], *[1] * (len(shape) - position - 1)),
-                                         shape) / self.samples)  # fmt: skip
-        total, done = np.zeros(shape), np.zeros(shape, bool)
-        shares = [*going[1:], np.zeros(shape)]
-        spread = np.zeros(shape)
-        for before, after in zip(going, shares, strict=True):
-            here = ~done & (after <= 1 - TAIL_QUANTILE)
-            within = (TAIL_QUANTILE - (1 - before)) / np.maximum(before - after, 1e-12)
-            odds = np.clip(within, 1e-3, 1 - 1e-3)
-            spread = np.where(here, np.log(odds / (1 - odds)) / _LOGISTIC, spread)
-            done |= here
-        past = np.zeros(shape, bool)
-        for bounds, before, after in zip(self._bounds(table.rows), going, shares, strict=True):
-            cost = self.costs.stage_cost(*(self.exits[row] if row >= 0 else None for row in bounds))
-            rows = 1 + (load.largest - 1) * before
-            rows += spread * np.sqrt((load.largest - 1) * before * (1 - before))
-            spent = np.interp(np.clip(rows, 1, load.largest), np.arange(load.largest + 1), cost)
-            total += np.where(past, 0.0, spent)
-            past |= after <= 1 - TAIL_QUANTILE
+        shares = [(grid / self.samples).reshape(grid.shape + (1,) * (len(table.shape) - grid.ndim))
+                  for grid in table.survivors]  # fmt: skip
+        entering = [np.ones((1,) * len(table.shape)), *shares]
+        late, costs = 1 - TAIL_QUANTILE, [self._stage(*bounds) for bounds in self._bounds(table.rows)]
+        total = np.zeros(table.shape)
+        for last, (before, after) in enumerate(zip(entering, [*shares, np.zeros(())], strict=True)):
+            odds = np.clip((before - late) / np.maximum(late - after, 1e-9), 1e-3, 1e3)
+            spread = np.log(odds) / _LOGISTIC
+            waited = sum(
+                self._spend(cost, share, spread)
+                for cost, share in zip(costs[: last + 1], entering[: last + 1], strict=True)
+            )
+            total = np.where((before > late) & (after <= late), waited, total)
         return total
+
+    def _spend(self, cost: np.ndarray, share: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        """Interpolates the cost of a stage at ``spread`` standard deviations above the mean count of its rows."""
+        others = self.costs.load.largest - 1
+        rows = 1 + others * share + spread * np.sqrt(others * share * (1 - share))
+        found: np.ndarray = np.interp(np.clip(rows, 1, others + 1), np.arange(others + 2), cost)
+        return found
+
+    def _stage(self, after: int, until: int) -> np.ndarray:
+        return self.costs.stage_cost(*(self.exits[row] if row >= 0 else None for row in (after, until)))

@@ -1,15 +1,15 @@
 """All thresholds of some exits at once: survivors and loss of every combination, from one pass over the trace.
 
-Theory. For chosen exits ``1..K`` let exit ``k`` have ``Q_k`` thresholds to choose from, ascending, its *levels*. Sample
-``i`` reaches ``code_k(i)`` of them, so it leaves at level ``j`` exactly if ``code_k(i) > j`` and stays if ``code_k(i) <=
-j``. The samples that stay at levels ``(j_1 .. j_k)`` of the first ``k`` exits are those whose codes are at most that in
-every coordinate: a cumulative distribution function. So with a histogram over the codes (one pass over the samples)
-and a cumulative sum along every axis,
+Theory. For chosen exits ``1..K`` let exit ``k`` have ``Q_k`` thresholds to choose from, ascending, its *levels*.
+Sample ``i`` reaches ``code_k(i)`` of them, so it leaves at level ``j`` exactly if ``code_k(i) > j`` and stays if
+``code_k(i) <= j``. The samples that stay at levels ``(j_1 .. j_k)`` of the first ``k`` exits are those whose codes
+are at most that in every coordinate: a cumulative distribution function. So with a histogram over the codes (one pass
+over the samples) and a cumulative sum along every axis,
 
     survivors past exit k:   n_k(j_1 .. j_k) = sum of 1 over code_1 <= j_1, .., code_k <= j_k
 
-for all ``Q_1 x .. x Q_k`` combinations together. Leaving at exit ``k`` loses ``d_k(i) = metric_final(i) - metric_k(i)``
-(which may be a gain), and with ``D_k`` the same cumulative sum of ``d_k`` instead of 1,
+for all ``Q_1 x .. x Q_k`` combinations together. Leaving at exit ``k`` loses ``d_k(i) = metric_final(i) -
+metric_k(i)`` (which may be a gain), and with ``D_k`` the same cumulative sum of ``d_k`` instead of 1,
 
     loss(j_1 .. j_K) = sum_k [ D_k(j_1 .. j_(k-1), all) - D_k(j_1 .. j_k) ]
 
@@ -17,8 +17,8 @@ is exact: the metric that a plan loses against the full network on this trace, f
 combination costs a few additions instead of a pass over the samples, and what belongs to the first exits is shared by
 all that begins with them.
 
-Levels are ranks: confidences are compared in float32 at run time, so only the distinct values of the trace matter, and
-a sample leaves exactly if its rank is at least the threshold's.
+Levels are ranks: confidences are compared in float32 at run time, so only the distinct values of the trace matter,
+and a sample leaves exactly if its rank is at least the threshold's.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ class RankedTrace:
         trace: the samples.
         values: per candidate the distinct confidences, ascending, float32.
         ranks: (E, N) int64: ``values[e][ranks[e, i]]`` is the confidence.
+        falling: (E, N) int64: the samples in the order of falling confidence.
         losses: (E, N) float64: what the metric loses when a sample leaves there and not at the end.
     """
 
     trace: Trace
     values: tuple[np.ndarray, ...]
     ranks: np.ndarray
+    falling: np.ndarray
     losses: np.ndarray
 
     @classmethod
@@ -57,10 +59,12 @@ class RankedTrace:
         """Ranks a trace."""
         found = [np.unique(row, return_inverse=True) for row in trace.confidence[:-1]]
         metric = trace.metric.astype(np.float64)
+        ranks = np.array([ranks for _, ranks in found], np.int64).reshape(len(found), trace.sample_count)
         return cls(
             trace=trace,
             values=tuple(values for values, _ in found),
-            ranks=np.array([ranks for _, ranks in found], np.int64).reshape(len(found), trace.sample_count),
+            ranks=ranks,
+            falling=np.argsort(-ranks, axis=1, kind="stable"),
             losses=metric[-1] - metric[:-1],
         )
 
@@ -128,9 +132,7 @@ class LevelTable:
     def start(cls, ranked: RankedTrace) -> LevelTable:
         """Returns the table of no exits."""
         samples = np.arange(ranked.trace.sample_count)
-        return cls(
-            rows=(), levels=(), survivors=(), loss=np.zeros(()), _samples=samples, _cell=np.zeros_like(samples)
-        )
+        return cls(rows=(), levels=(), survivors=(), loss=np.zeros(()), _samples=samples, _cell=np.zeros_like(samples))
 
     @property
     def shape(self) -> tuple[int, ...]:

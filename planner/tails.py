@@ -1,13 +1,13 @@
 """The latency of a query as a distribution, and its percentiles.
 
-Theory. In a batch of ``b`` queries drawn at random the survivors form a Markov chain, ``N_0 = b`` and
-``N_k | N_(k-1) ~ Binomial(N_(k-1), r_k)`` with ``r_k = s_k / s_(k-1)`` (``planner.patterns``). A query that leaves at
-exit ``k`` has waited
+Theory. In a batch of ``b`` queries drawn at random the survivors form a Markov chain, ``N_0 = b`` and ``N_k | N_(k-1)
+~ Binomial(N_(k-1), r_k)`` with ``r_k = s_k / s_(k-1)`` (``planner.patterns``). A query that leaves at exit ``k`` has
+waited
 
     T_k = c_1(N_0) + c_2(N_1) + .. + c_k(N_(k-1)),
 
-and given the path ``N_0 .. N_(k-1)`` the expected share of the batch's queries that leave there is
-``N_(k-1) (1 - r_k) / b``. So the latency of a query takes the value ``T_k`` of a path with the weight
+and given the path ``N_0 .. N_(k-1)`` the expected share of the batch's queries that leave there is ``N_(k-1) (1 -
+r_k) / b``. So the latency of a query takes the value ``T_k`` of a path with the weight
 
     P(N_1 .. N_(k-1)) * N_(k-1) (1 - r_k) / b,
 
@@ -17,8 +17,9 @@ A mixture of batch sizes (``planner.load``) mixes the lists by the share of the 
 The assumption: queries arrive in random order, and a stage takes its median time for its number of rows. The noise of
 the machine is not in it; a measured percentile has it on top.
 
-Steps of a path less likely than ``_NEGLIGIBLE`` are left out. Beyond ``_MOST_PATHS`` paths, those with as many survivors
-and nearly the same time (one part in ``_TICKS`` of the longest, rounded up) become one.
+Steps of a path less likely than ``_NEGLIGIBLE`` are left out, together less than a millionth of the queries. Beyond
+``_MOST_PATHS`` paths, those with as many survivors and nearly the same time (one part in ``_TICKS`` of the longest,
+rounded up) become one.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from planner.load import Load
 from planner.patterns import survivor_transition
 
 TAIL_QUANTILE = 0.99
-_NEGLIGIBLE = 1e-13
-_MOST_PATHS = 100_000
-_TICKS = 10_000
-_ROUNDING = 1e-10
+_NEGLIGIBLE = 1e-9
+_MOST_PATHS = 20_000
+_TICKS = 2_000
+_ROUNDING = 1e-9
 
 
 def latency_distribution(
@@ -47,7 +48,9 @@ def latency_distribution(
         survival: per stage the share of all samples that enter it; starts with 1 and never rises.
         load: the batches that enter; none above B.
     """
-    going = [after / before if before > 0 else 0.0 for before, after in zip(survival, [*survival[1:], 0.0], strict=True)]
+    going = [
+        after / before if before > 0 else 0.0 for before, after in zip(survival, [*survival[1:], 0.0], strict=True)
+    ]
     steps = [survivor_transition(load.largest, share) for share in going]
     rows = np.array(load.batch_sizes)
     entered, weight, waited = rows, np.array(load.query_shares), np.zeros(len(rows))
