@@ -297,7 +297,7 @@ def merge_certified(
     tried = {one.chosen: one for one in certified.sequence}
     considered = []
     for chosen in (NO_EXITS, *tried):
-        figures = evaluate_plan(trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms)
+        figures = evaluate_plan(trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load)
         certificate = certified.certificates.get(chosen)
         share = 1.0
         if chosen.cuts:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ from planner.bundle import publish_bundle
 from planner.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified, risk_trace
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
-from planner.costs import NetworkCosts, expect_times
-from planner.evaluate import ChosenExits, evaluate_exits
+from planner.costs import NetworkCosts
 from planner.greedy import SearchResult, plan_greedy
 from planner.grids import KeptGrids, threshold_grid
+from planner.ladders import make_ladder, make_price
 from planner.timing import ensure_itm
 
 BPM_NPZ = "bpm.npz"
@@ -137,14 +137,8 @@ def search_plans(
     if config.certify.method == "none":
         return result, None
 
-    def ladder(tuning: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
-        grids = KeptGrids(thresholds=kept.thresholds)
-        return [search(tuning, costs, replace(config, tolerance=one), grids).best.chosen for one in tolerances]
-
-    def price(tuning: Trace, plan: ChosenExits) -> float:
-        return expect_times(costs.plan_costs(plan.cuts), evaluate_exits(tuning, plan).survival).mean_ms
-
-    certified = plan_certified(trace, ladder, price, tolerance=config.tolerance, settings=config.certify)
+    ladder = make_ladder(config.search, costs, step=config.grid_step, tail=config.tail)
+    certified = plan_certified(trace, ladder, make_price(costs), tolerance=config.tolerance, settings=config.certify)
     tried = [one for one in certified.sequence if one.p_value is not None]
     say(
         f"certificate: {len(certified.certificates) - 1} of {len(certified.sequence)} plans passed, {len(tried)} tested"

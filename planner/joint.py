@@ -267,3 +267,30 @@ def _conclude(case: Case, spots: Spots, greedy: SearchResult, max_exits: int | N
         patterns=greedy.patterns,
         reference=paper,
     )
+
+
+def survey_ladder(
+    trace: Trace, costs: NetworkCosts, tolerances: Sequence[float], *, most_exits: int = 3, tail: TailRule | None = None
+) -> list[ChosenExits]:
+    """Searches by the survey alone: a tenth of the time, for simulations that plan thousands of times.
+
+    Args:
+        trace: the calibration data.
+        costs: the stages' prices; the mean latency is made small.
+        tolerances: allowed relative losses of the metric, each in [0, 1).
+        most_exits: of a plan; subsets are surveyed up to this size.
+        tail: the tail rule; ``TailRule()`` when left out.
+
+    Returns:
+        The best plan per tolerance: the best of all subsets of the candidates over coarse levels of thresholds.
+    """
+    case = _make_case(trace, costs, MEAN, tail or TailRule())
+    budgets = [trace.full_metric * trace.sample_count * one + ROUNDING / 2 * trace.sample_count for one in tolerances]
+    prices, plans = [costs.full_ms] * len(budgets), [NO_EXITS] * len(budgets)
+    for size in range(1, _depth(trace, most_exits) + 1):
+        subsets = [rows for rows in itertools.combinations(range(len(trace.exits)), size) if case.allows(rows)]
+        for position, spots in enumerate(_survey(case, subsets, budgets, prices)):
+            spot = min(spots, key=lambda one: one.price_ms, default=None)
+            if spot is not None and spot.price_ms < prices[position]:
+                prices[position], plans[position] = spot.price_ms, case.ranked.choose(spot.rows, spot.ranks)
+    return plans

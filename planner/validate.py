@@ -24,7 +24,7 @@ import numpy as np
 from artifacts import Trace, UsageError
 from calibration.pvalues import lower_share, upper_share
 from planner.certified import metric_under
-from planner.costs import NetworkCosts, expect_times
+from planner.costs import NetworkCosts, expect_mean_ms
 from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits
 from planner.greedy import configure_candidates
 from planner.grids import evaluate_grid, threshold_grid
@@ -109,7 +109,7 @@ def validate_methods(
     """
     random, size = np.random.default_rng(config.seed), config.samples or population.sample_count
     full, whole = population.metric[-1], population.full_metric
-    without = expect_times(costs.plan_costs(()), (1.0,)).mean_ms
+    without = expect_mean_ms(costs.plan_costs(()), (1.0,), costs.load)
     found: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in methods}
     for resplit in over(range(config.resplits)):
         drawn = random.integers(0, population.sample_count, size)
@@ -120,7 +120,7 @@ def validate_methods(
             plan = method(calibration, resplit)
             metric = metric_under(population, plan)
             survival = evaluate_exits(population, plan).survival
-            latency = expect_times(costs.plan_costs(plan.cuts), survival).mean_ms / without
+            latency = expect_mean_ms(costs.plan_costs(plan.cuts), survival, costs.load) / without
             loss = 1 - float(metric.mean(dtype=np.float64)) / whole
             apparent = 1 - float(metric[held_out].mean(dtype=np.float64)) / seen if seen else 0.0
             found[name].append((loss, apparent, latency, len(plan.cuts)))

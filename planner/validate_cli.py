@@ -14,15 +14,15 @@ from artifacts import Trace, environment_fingerprint, find_run
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from calibration.certify import RISKS
 from planner.certified import plan_certified, risk_trace
-from planner.config import SEARCHES, CertifyConfig, PlanConfig
-from planner.costs import NetworkCosts, expect_times
-from planner.evaluate import ChosenExits, evaluate_exits
-from planner.greedy import TailRule, check_tolerance, plan_greedy
-from planner.grids import KeptGrids, threshold_grid
+from planner.config import CertifyConfig, PlanConfig
+from planner.costs import NetworkCosts
+from planner.evaluate import ChosenExits
+from planner.greedy import TailRule, check_tolerance
+from planner.grids import threshold_grid
+from planner.ladders import make_ladder, make_price
 from planner.recorded import read_recorded
 from planner.validate import Method, MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
-LadderSearch = Callable[[Trace, Sequence[float]], Sequence[ChosenExits]]
 _BINS = 40
 _DEFAULT = ValidationConfig()
 
@@ -50,7 +50,12 @@ def make_parser() -> argparse.ArgumentParser:
         "--resplits", type=int, default=_DEFAULT.resplits, help="calibration sets to draw (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, help="samples of each (default: as many as the trace has)")
-    parser.add_argument("--search", choices=SEARCHES, default=plan.search, help="to certify (default: %(default)s)")
+    parser.add_argument("--search", choices=("joint", "greedy"), default="joint", help="default: %(default)s")
+    parser.add_argument(
+        "--thorough", action="store_true",
+        help="the whole joint search every time; without, its survey alone: up to three exits over coarse thresholds, "
+        "a tenth of the time",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=int, default=plan.batch_size, help="default: %(default)s")
     parser.add_argument("--grid-step", type=float, default=plan.grid_step, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=_DEFAULT.seed, help="of the draws (default: %(default)s)")
@@ -83,7 +88,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
         f"drawing {config.resplits} calibration sets of {config.samples or population.sample_count} samples from the "
         f"{population.sample_count} of {run.trace}"
     )
-    methods = make_methods(costs, config, certify, search=arguments.search, step=arguments.grid_step)
+    methods = make_methods(costs, config, certify, search=_name_search(arguments), step=arguments.grid_step)
     records = validate_methods(population, costs, methods, config, over=_progress(config.resplits))
     result = describe_validation(records, config, certify, samples=config.samples or population.sample_count)
     result |= {"run": str(run.root), "trace": recorded.trace_artifact.digest, "itm": recorded.itm_artifact.digest}
@@ -94,6 +99,10 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
         draw_validation(result, arguments.plot)
         say(f"drew {arguments.plot}")
     return result
+
+
+def _name_search(arguments: argparse.Namespace) -> str:
+    return "joint survey" if arguments.search == "joint" and not arguments.thorough else str(arguments.search)
 
 
 def _progress(total: int) -> Callable[[Any], Any]:
@@ -109,18 +118,16 @@ def make_methods(
         costs: the prices of the stages.
         config: the tolerance.
         certify: risk and delta.
-        search: one of ``SEARCHES``.
+        search: one of ``ladders.LADDERS``.
         step: distance of the thresholds of the grids.
     """
-    ladders: Mapping[str, LadderSearch] = {"greedy": _greedy_ladder(costs, step)}
-    ladder = ladders[search]
-
-    def price(tuning: Trace, plan: ChosenExits) -> float:
-        return expect_times(costs.plan_costs(plan.cuts), evaluate_exits(tuning, plan).survival).mean_ms
+    tail = TailRule()
+    ladders = {name: make_ladder(name, costs, step=step, tail=tail) for name in dict.fromkeys((search, "greedy"))}
+    price = make_price(costs)
 
     def certified(drawn: Trace, seed: int) -> ChosenExits:
         settings = CertifyConfig(risk=certify.risk, delta=certify.delta, seed=seed)
-        return plan_certified(drawn, ladder, price, tolerance=config.tolerance, settings=settings).boldest
+        return plan_certified(drawn, ladders[search], price, tolerance=config.tolerance, settings=settings).boldest
 
     def uncertified(name: str) -> Method:
         return lambda drawn, _: ladders[name](drawn, (config.tolerance,))[0]
@@ -131,16 +138,6 @@ def make_methods(
         "greedy (the paper's)": uncertified("greedy"),
         "per-exit grid": lambda drawn, _: plan_per_exit(drawn, tolerance=config.tolerance, step=step),
     }
-
-
-def _greedy_ladder(costs: NetworkCosts, step: float) -> LadderSearch:
-    thresholds, tail = threshold_grid(step), TailRule()
-
-    def climb(tuning: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
-        kept = KeptGrids(thresholds=thresholds)
-        return [plan_greedy(tuning, costs, tolerance=one, kept=kept, tail=tail).best.chosen for one in tolerances]
-
-    return climb
 
 
 def describe_validation(
