@@ -22,6 +22,7 @@ from artifacts.plans import (
     BUNDLE_JSON,
     EXIT_PLAN_JSON,
     BundleSpec,
+    Certificate,
     EngineKey,
     ExitPlan,
     PlannedExit,
@@ -49,8 +50,8 @@ from artifacts.traces import Trace
 
 __all__ = [
     # words
-    "BundleSpec", "Cut", "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec",
-    "PlannedExit", "PredictedLatency", "StageSpec", "StreamReference", "TensorSpec", "Trace",
+    "BundleSpec", "Certificate", "Cut", "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model",
+    "ModelSpec", "PlannedExit", "PredictedLatency", "StageSpec", "StreamReference", "TensorSpec", "Trace",
     # folders and files
     "BUNDLE_JSON", "EXIT_PLAN_JSON", "MANIFEST", "Artifact", "Manifest", "RunFolder", "array_digest", "canonical_json",
     "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "new_artifact", "open_artifact",

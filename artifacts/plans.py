@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from artifacts.graphs import GraphSpec, TensorSpec
 
@@ -65,6 +64,44 @@ class StreamReference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What is known about a plan's risk, from samples that it was not tuned on.
+
+    Attributes:
+        risk: ``metric`` (relative loss of the task metric), ``agreement`` (disagreement with the final head), or the
+            name of a set metric, e.g. ``f1``.
+        bound: the risk is at most this, except with probability ``delta``.
+        delta: see ``bound``.
+        finite_sample: True when the bound holds at this very number of samples, for any distribution; False for set
+            metrics, whose bootstrap is right in the limit only.
+        method: the test: ``paired-exact``, ``betting``, ``hoeffding-bentkus``, ``binomial``, ``bootstrap``, or
+            ``no exits`` for the plan that cannot lose anything.
+        p_value: of the hypothesis that the risk is above ``bound``.
+        observed: the risk on the samples of the test.
+        samples: how many there were.
+        tuning_samples: how many others exits and thresholds were tuned on.
+        position: where the plan stood in the tested sequence, from 1; 0 for the plan without exits.
+        seed: of the split into the two.
+        tuning_digest: of the indices of the samples that were tuned on.
+        certification_digest: of the indices of the samples that were tested on.
+    """
+
+    risk: str
+    bound: float
+    delta: float
+    finite_sample: bool
+    method: str
+    p_value: float
+    observed: float
+    samples: int
+    tuning_samples: int
+    position: int
+    seed: int
+    tuning_digest: str
+    certification_digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExitPlan:
     """Which exits, with which thresholds, and what that is expected to give.
 
@@ -81,7 +118,7 @@ class ExitPlan:
         full_metric: mean metric of the full network on the calibration data.
         predicted_metric: mean metric of the plan on the calibration data.
         predicted: expected times.
-        certificate: what a certified search states; ``None`` otherwise.
+        certificate: what is guaranteed of the tolerance; ``None`` without.
         reference: what a live stream is compared with; ``None`` in plans of 0.1.0, whose streams cannot be tested.
     """
 
@@ -97,7 +134,7 @@ class ExitPlan:
     full_metric: float
     predicted_metric: float
     predicted: PredictedLatency
-    certificate: Mapping[str, Any] | None = None
+    certificate: Certificate | None = None
     reference: StreamReference | None = None
 
 

@@ -31,6 +31,8 @@ class Trace:
     agreement: np.ndarray
 
     def __post_init__(self) -> None:
+        if len(set(self.exits)) != len(self.exits):
+            raise InputError(f"trace: exits {list(self.exits)} do not have names of their own")
         shape = (len(self.exits) + 1, self.confidence.shape[-1])
         for name in _ARRAYS:
             array = getattr(self, name)
@@ -51,6 +53,10 @@ class Trace:
     def full_metric(self) -> float:
         """The mean metric of the final head, the value that a tolerance refers to."""
         return float(self.metric[-1].mean(dtype=np.float64))
+
+    def select(self, samples: np.ndarray) -> Trace:
+        """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
+        return Trace(exits=self.exits, **{name: getattr(self, name)[:, samples] for name in _ARRAYS})
 
     def save(self, path: Path) -> None:
         save_arrays(path, {"exits": np.array(self.exits), **{name: getattr(self, name) for name in _ARRAYS}})

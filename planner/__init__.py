@@ -9,10 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from planner.config import MeasureConfig, PlanConfig, TimingConfig
-from planner.costs import ChainTimes, NetworkCosts, expect_times, price_stage, record_times
+from planner.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
 from planner.evaluate import NO_EXITS, ChosenExits, Outcome, PlanFigures, evaluate_exits, evaluate_oracle, evaluate_plan
 from planner.greedy import Considered, SearchResult, TailRule, plan_greedy
 from planner.grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
+from planner.joint import plan_joint, plan_ladder
+from planner.load import Load, read_load
+from planner.objectives import OBJECTIVES, objective_ms
 from planner.patterns import (
     BatchingPatternMatrix,
     binomial_pmf,
@@ -21,6 +24,7 @@ from planner.patterns import (
     survivor_transition,
 )
 from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
+from planner.tails import latency_distribution, latency_quantile
 
 if TYPE_CHECKING:
     from planner.bundle import MergedStage, assemble_bundle, merge_stages
@@ -38,14 +42,16 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     # the load
-    "BatchingPatternMatrix", "binomial_pmf", "count_survivors", "draw_patterns", "survivor_transition",
+    "BatchingPatternMatrix", "Load", "binomial_pmf", "count_survivors", "draw_patterns", "read_load",
+    "survivor_transition",
     # the cost
-    "ChainTimes", "NetworkCosts", "expect_times", "price_stage", "record_times",
+    "OBJECTIVES", "ChainTimes", "NetworkCosts", "expect_mean_ms", "expect_times", "latency_distribution",
+    "latency_quantile", "objective_ms", "price_stage", "record_times",
     # a choice of exits on a trace
     "NO_EXITS", "ChosenExits", "Outcome", "PlanFigures", "evaluate_exits", "evaluate_oracle", "evaluate_plan",
     # the search
     "Considered", "KeptGrids", "SearchResult", "TailRule", "ThresholdGrid", "evaluate_grid", "plan_greedy",
-    "threshold_grid",
+    "plan_joint", "plan_ladder", "threshold_grid",
     # tolerance against latency
     "OperatingPoint", "Sweep", "sweep_levels", "sweep_tolerances",
     # what is asked for

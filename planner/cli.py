@@ -12,15 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import ExitPlan, UsageError, find_run, to_plain, unknown_name
 from artifacts.console import add_common_arguments, print_table, run_command
+from calibration.certify import RISKS
 from engines import BACKENDS
-from planner.config import SEARCHES, MeasureConfig, PlanConfig, TimingConfig, batch_sizes_up_to
+from planner.config import (
+    CERTIFY_METHODS,
+    SEARCHES,
+    CertifyConfig,
+    MeasureConfig,
+    PlanConfig,
+    TimingConfig,
+    batch_sizes_up_to,
+)
 from planner.greedy import TailRule
 
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
 
 COMMANDS: Mapping[str, str] = {
-    "report": "planner.report_cli"
+    "report": "planner.report_cli",
+    "validate": "planner.validate_cli",
 }  # further commands: python -m planner NAME -> the module whose main(argv) it is
 _SHOWN_PLANS = 6
 _PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
@@ -49,9 +59,33 @@ def make_parser() -> argparse.ArgumentParser:
         "--sweep", type=read_tolerances, nargs="?", const=(), metavar="T,T,...",
         help="show the fastest plan at every tolerance of the whole range, or of a list, and build no bundle",
     )  # fmt: skip
+    _add_certify_arguments(parser)
     _add_search_arguments(parser)
     _add_timing_arguments(parser)
     return parser
+
+
+def _add_certify_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("certificate")
+    default = _PLAN.certify
+    group.add_argument(
+        "--certify", choices=CERTIFY_METHODS, default=default.method,
+        help="ltt: the tolerance holds on data that nobody tuned on, except with probability --delta; "
+        "none: the paper's way, no guarantee (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--delta", type=float, default=default.delta,
+        help="probability with which the guarantee may fail (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--risk", choices=RISKS, default=default.risk,
+        help="what --tolerance bounds: relative loss of the metric, or disagreement with the final head, which needs "
+        "no labels (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--certify-seed", type=int, default=default.seed, metavar="N",
+        help="decides which half of the samples is tuned on and which is tested on (default: %(default)s)",
+    )  # fmt: skip
 
 
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +165,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "run": str(run.root), "bundle": str(result.bundle), "plan_digest": result.plan_digest, "reused": result.reused,
         "plan": to_plain(result.plan), "considered": list(result.considered),
+        "certification": result.certification,
     }  # fmt: skip
 
 
@@ -156,6 +191,9 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
             allowance=arguments.tail_allowance,
             stay_allowance=arguments.stay_allowance,
         ),
+        certify=CertifyConfig(
+            method=arguments.certify, risk=arguments.risk, delta=arguments.delta, seed=arguments.certify_seed
+        ),
         timing=TimingConfig(
             batch_sizes=batch_sizes_up_to(batch_size, sizes), rounds=arguments.rounds, budget_s=arguments.time_budget
         ),
@@ -176,6 +214,7 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
     print(
         f"\nmetric {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
         f"asked for {1 - plan.tolerance:.2%}\n"
+        f"{describe_certificate(plan)}\n"
         f"mean latency {predicted.mean_ms:.3f} ms predicted, {committed['measured_mean_ms']:.3f} ms measured\n"
         f"full network {predicted.full_ms:.3f} ms timed, {full['measured_mean_ms']:.3f} ms measured: "
         f"{faster:.2f} times as fast in the mean\n"
@@ -184,6 +223,21 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
     )
     _print_considered(result, to_stderr=to_stderr)
     print(f"\nbundle: {result.bundle}", file=stream, flush=True)
+
+
+def describe_certificate(plan: ExitPlan) -> str:
+    """Returns the line that says what is guaranteed of a plan."""
+    certificate = plan.certificate
+    if certificate is None:
+        return "certificate: none (--certify none); the tolerance holds on the calibration data only"
+    if not plan.exits:
+        return "certificate: without exits nothing is lost"
+    what = "relative loss of the metric" if certificate.risk == "metric" else "disagreement with the final head"
+    return (
+        f"certificate: {what} at most {certificate.bound:g}, except with probability {certificate.delta:g}\n"
+        f"  {certificate.method} test on {certificate.samples} samples that were not tuned on: p = "
+        f"{certificate.p_value:.3g}, observed {certificate.observed:.4f}"
+    )
 
 
 def _print_exits(plan: ExitPlan, arrival_ms: Sequence[float], *, to_stderr: bool) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import ArtifactError, BundleSpec, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace
+from artifacts import ArtifactError, BundleSpec, Certificate, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace
 from artifacts.console import say, track
 from artifacts.store import recover_artifact
 from engines import HostDevice
@@ -133,7 +133,8 @@ def commit_plan(
             backend=config.backend, threads=config.threads, clock=clock,
         )  # fmt: skip
         figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size) for plan in plans]
-        bundles = _assemble_all(case, scratch, figures, stages, itm)
+        certificates = {one.figures.chosen: one.certificate for one in result.considered}
+        bundles = _assemble_all(case, scratch, figures, stages, itm, certificates)
         say(f"measuring {len(plans)} plans end to end")
         count = -(-config.measure.queries // config.batch_size)
         batches = draw_batches(queries, batch_size=config.batch_size, count=count)
@@ -178,15 +179,15 @@ def price_plan(trace: Trace, chosen: ChosenExits, itm: InferenceTimeMatrix, *, b
     return evaluate_plan(trace, chosen, costs, full_ms=float(full[batch_size]))
 
 
-def describe_plan(figures: PlanFigures, case: PlanningCase) -> ExitPlan:
-    """Returns the exit plan for a choice of exits."""
+def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certificate | None = None) -> ExitPlan:
+    """Returns the exit plan for a choice of exits; ``certificate``: what is guaranteed of it."""
     config = case.config
     return ExitPlan(
         model_digest=case.model.digest,
         trace_digest=case.trace_digest,
         search=config.search,
         tolerance=config.tolerance,
-        delta=None,
+        delta=None if certificate is None else certificate.delta,
         batch_size=config.batch_size,
         backend=config.backend,
         threads=config.threads,
@@ -195,17 +196,19 @@ def describe_plan(figures: PlanFigures, case: PlanningCase) -> ExitPlan:
         predicted_metric=figures.outcome.metric,
         predicted=figures.predicted_latency(),
         reference=describe_reference(case.trace, figures.chosen),
+        certificate=certificate,
     )
 
 
 def _assemble_all(
     case: PlanningCase, scratch: Path, priced: Sequence[PlanFigures], stages: Mapping[StageBounds, MergedStage],
-    itm: InferenceTimeMatrix,
+    itm: InferenceTimeMatrix, certificates: Mapping[ChosenExits, Certificate | None],
 ) -> list[tuple[ExitPlan, Path]]:  # fmt: skip
     inputs = {"model": case.model.digest, "trace": case.trace_digest}
     made = []
     for index, figures in enumerate(priced):
-        plan, bundle = describe_plan(figures, case), scratch / f"plan_{index:02d}"
+        plan = describe_plan(figures, case, certificates.get(figures.chosen))
+        bundle = scratch / f"plan_{index:02d}"
         assemble_bundle(
             bundle, model=case.model, plan=plan, stages=stages, itm=itm, cache=case.run.engines, inputs=inputs
         )

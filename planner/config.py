@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from artifacts import UsageError, unknown_name
+from calibration.certify import RISKS
 from planner.greedy import TailRule
 from planner.grids import DEFAULT_STEP, threshold_grid
 
@@ -70,6 +71,34 @@ class MeasureConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CertifyConfig:
+    """What is to be guaranteed of the tolerance.
+
+    Attributes:
+        method: ``ltt`` certifies it on samples that were not tuned on; ``none`` is the paper's way, no guarantee.
+        risk: ``metric``: relative loss of the task metric; ``agreement``: disagreement with the final head, which
+            needs no labels.
+        delta: probability with which the guarantee may fail.
+        seed: of the split into samples to tune on and samples to test on.
+    """
+
+    method: str = "ltt"
+    risk: str = "metric"
+    delta: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in CERTIFY_METHODS:
+            raise unknown_name("way to certify", self.method, CERTIFY_METHODS)
+        if self.risk not in RISKS:
+            raise unknown_name("risk", self.risk, RISKS)
+        if not 0 < self.delta < 1:
+            raise UsageError(f"--delta {self.delta}: expected a probability between 0 and 1, e.g. 0.05")
+        if self.seed < 0:
+            raise UsageError(f"--certify-seed {self.seed}: expected a number from 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanConfig:
     """What to plan for.
 
@@ -81,6 +110,7 @@ class PlanConfig:
         search: which search, one of ``SEARCHES``.
         grid_step: distance of the thresholds that are tried.
         tail: how many batches must not be slower than the full network.
+        certify: what is to be guaranteed of the tolerance.
         timing: how the engines are timed.
         measure: how the best plans are measured.
     """
@@ -92,6 +122,7 @@ class PlanConfig:
     search: str = "greedy"
     grid_step: float = DEFAULT_STEP
     tail: TailRule = field(default_factory=TailRule)
+    certify: CertifyConfig = field(default_factory=CertifyConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
 
@@ -114,3 +145,4 @@ class PlanConfig:
 
 
 SEARCHES = ("greedy",)
+CERTIFY_METHODS = ("ltt", "none")

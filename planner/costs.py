@@ -15,6 +15,9 @@ where ``t_j`` is the time of stage ``j`` as a query sees it that takes part in i
 waits ``t_1 + .. + t_k`` in the mean, its *arrival time*. All of this is exact: no Monte Carlo, no smoothing of
 ``c_j``.
 
+With batches of several sizes (``planner.load``) the mean latency is the query-weighted mixture of these, the batch
+time the mixture by the share of the batches. The 99th percentile comes from ``planner.tails``, as exact.
+
 ``c_j`` comes from the inference time matrix. Where the stage itself was timed, that row is it. Before that, a stage
 is the sum of its segments, its head and the gather behind it, less what merging saves: separate engines pay a start
 each and hand their tensors over through memory. The ``J = number of cuts`` joints of the whole network save
@@ -37,7 +40,9 @@ import numpy as np
 
 from artifacts import InferenceTimeMatrix, UsageError, unknown_name
 from engines import plan_covers
+from planner.load import Load
 from planner.patterns import binomial_pmf
+from planner.tails import TAIL_QUANTILE, latency_quantile
 
 FULL = "full"
 FINAL_HEAD = "final_head"
@@ -102,11 +107,13 @@ class NetworkCosts:
         itm: rows for all segments, exit heads and gathers, ``final_head`` and ``full``; ``serving`` where it was timed.
         cuts: every cut of the network in order, the last one too.
         batch_size: the largest batch that enters the network.
+        mixture: the batches that enter; ``None``: all have ``batch_size`` queries.
     """
 
     itm: InferenceTimeMatrix
     cuts: tuple[str, ...]
     batch_size: int
+    mixture: Load | None = None
     _priced: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,11 +122,26 @@ class NetworkCosts:
                 f"--batch-size {self.batch_size}: engines were timed for 1 to {self.itm.batch_sizes[-1]} rows; "
                 "time them again with --batch-sizes"
             )
+        if self.load.largest != self.batch_size:
+            raise UsageError(
+                f"--batch-distribution: its largest batch has {self.load.largest} queries, planned for is "
+                f"{self.batch_size}; leave --batch-size out"
+            )
+
+    @property
+    def load(self) -> Load:
+        """The batches that enter."""
+        return self.mixture or Load.of(self.batch_size)
 
     @property
     def full_ms(self) -> float:
-        """The whole network at the full batch."""
-        return float(self.stage_cost(None, None)[self.batch_size])
+        """The mean query of the whole network: its time at the full batch, or the mean over the load's batches."""
+        return self.stay_ms(())
+
+    def stay_ms(self, exits: Sequence[str]) -> float:
+        """The mean query of batches that nobody leaves before the end, with these exits, in milliseconds."""
+        whole = np.sum(self.plan_costs(exits), axis=0)
+        return float(np.dot(self.load.query_shares, whole[list(self.load.batch_sizes)]))
 
     def stage_cost(self, after: str | None, until: str | None) -> np.ndarray:
         """Returns the cost of a stage for 0..B rows: (B + 1,) float64 milliseconds, read-only.
@@ -173,29 +195,45 @@ class ChainTimes:
     Attributes:
         mean_ms: of the mean query.
         batch_ms: until the last answer.
+        p99_ms: what 99 % of the queries do not exceed.
         arrival_ms: per exit and last the final head: the mean of the queries that leave there.
     """
 
     mean_ms: float
     batch_ms: float
+    p99_ms: float
     arrival_ms: tuple[float, ...]
 
 
-def expect_times(costs: Sequence[np.ndarray], survival: Sequence[float]) -> ChainTimes:
+def expect_times(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load | None = None) -> ChainTimes:
     """Returns the expected times of batches drawn at random.
 
     Args:
         costs: per stage (B + 1,) milliseconds for 0..B rows.
         survival: per stage the share of all samples that enter it; starts with 1 and never rises.
+        load: the batches that enter; when left out, all have B queries.
     """
-    table = np.stack(costs)
-    share = np.asarray(survival, np.float64)
-    batch_size = table.shape[1] - 1
-    batch = (binomial_pmf(batch_size, share) * table).sum(axis=1)
-    seen = (binomial_pmf(batch_size - 1, share) * table[:, 1:]).sum(axis=1)
+    load = load or Load.of(len(costs[0]) - 1)
+    seen, whole = _expect_stages(costs, survival, load)
     return ChainTimes(
-        mean_ms=float(share @ seen), batch_ms=float(batch.sum()), arrival_ms=tuple(np.cumsum(seen).tolist())
-    )
+        mean_ms=float(np.dot(survival, seen)), batch_ms=whole, p99_ms=latency_quantile(costs, survival, load),
+        arrival_ms=tuple(np.cumsum(seen).tolist()),
+    )  # fmt: skip
+
+
+def expect_mean_ms(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load | None = None) -> float:
+    """Returns the mean latency alone; arguments as for ``expect_times``."""
+    return float(np.dot(survival, _expect_stages(costs, survival, load or Load.of(len(costs[0]) - 1))[0]))
+
+
+def _expect_stages(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load) -> tuple[np.ndarray, float]:
+    """Returns the time of each stage as its queries see it, and the time of a batch."""
+    table, share = np.stack(costs), np.asarray(survival, np.float64)
+    whole, seen = 0.0, np.zeros(len(table))
+    for size, batches, queries in zip(load.batch_sizes, load.shares, load.query_shares, strict=True):
+        whole += batches * float((binomial_pmf(size, share) * table[:, : size + 1]).sum())
+        seen += queries * (binomial_pmf(size - 1, share) * table[:, 1 : size + 1]).sum(axis=1)
+    return seen, whole
 
 
 def record_times(costs: Sequence[np.ndarray], survivors: np.ndarray) -> ChainTimes:
@@ -212,8 +250,10 @@ def record_times(costs: Sequence[np.ndarray], survivors: np.ndarray) -> ChainTim
     done, gone = np.cumsum(spent, axis=1), leaving.sum(axis=0)
     waited = (leaving * done).sum(axis=0)
     arrival = np.where(gone > 0, waited / np.maximum(gone, 1), done.mean(axis=0))
+    latencies = np.repeat(done.ravel(), leaving.ravel())
     return ChainTimes(
         mean_ms=float(waited.sum() / (batch_size * len(survivors))),
         batch_ms=float(spent.sum(axis=1).mean()),
+        p99_ms=float(np.quantile(latencies, TAIL_QUANTILE, method="inverted_cdf")),
         arrival_ms=tuple(arrival.tolist()),
     )

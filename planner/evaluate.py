@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import InputError, PlannedExit, PredictedLatency, Trace, unknown_name
-from planner.costs import ChainTimes, expect_times, record_times
+from planner.costs import ChainTimes, expect_mean_ms, expect_times, record_times
+from planner.load import Load
 from planner.patterns import count_survivors
 
 
@@ -118,9 +119,9 @@ class PlanFigures:
         chosen: the exits.
         outcome: on the trace.
         times: expected for batches drawn at random.
-        recorded: the same for the trace's own batches in order.
+        recorded: the same for the trace's own batches in order, all of the largest size.
         oracle_mean_ms: mean latency if every query left at the first chosen exit that agrees with the final head.
-        full_ms: the whole network at the full batch.
+        full_ms: the mean query of the whole network.
     """
 
     chosen: ChosenExits
@@ -148,22 +149,25 @@ class PlanFigures:
         )  # fmt: skip
 
 
-def evaluate_plan(trace: Trace, chosen: ChosenExits, costs: Sequence[np.ndarray], *, full_ms: float) -> PlanFigures:
+def evaluate_plan(
+    trace: Trace, chosen: ChosenExits, costs: Sequence[np.ndarray], *, full_ms: float, load: Load | None = None
+) -> PlanFigures:
     """Evaluates a choice of exits on a trace and prices it.
 
     Args:
         trace: the samples.
         chosen: K exits.
         costs: K + 1 arrays (B + 1,), the milliseconds of each stage for 0..B rows.
-        full_ms: the whole network at the full batch.
+        full_ms: the mean query of the whole network.
+        load: the batches that enter; when left out, all have B queries.
     """
     outcome = evaluate_exits(trace, chosen)
     survivors = count_survivors(outcome.leaves_at, exit_count=len(chosen.cuts), batch_size=len(costs[0]) - 1)
     return PlanFigures(
         chosen=chosen,
         outcome=outcome,
-        times=expect_times(costs, outcome.survival),
+        times=expect_times(costs, outcome.survival, load),
         recorded=record_times(costs, survivors),
-        oracle_mean_ms=expect_times(costs, evaluate_oracle(trace, chosen).survival).mean_ms,
+        oracle_mean_ms=expect_mean_ms(costs, evaluate_oracle(trace, chosen).survival, load),
         full_ms=full_ms,
     )

@@ -14,7 +14,6 @@ from artifacts import (
     Artifact,
     ArtifactError,
     ExitPlan,
-    InferenceTimeMatrix,
     Model,
     RunFolder,
     Trace,
@@ -28,11 +27,13 @@ from artifacts import (
 )
 from artifacts.console import say
 from planner.bundle import publish_bundle
+from planner.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified, risk_trace
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
 from planner.greedy import SearchResult, plan_greedy
 from planner.grids import KeptGrids, threshold_grid
+from planner.ladders import make_ladder, make_price
 from planner.timing import ensure_itm
 
 BPM_NPZ = "bpm.npz"
@@ -41,6 +42,7 @@ CONSIDERED_JSON = "considered.json"
 STAGES_JSON = "stage_itm.json"
 _REMEDY = "python -m planner --tolerance 0.01"
 
+CERTIFICATION_JSON = "certification.json"
 Search = Callable[[Trace, NetworkCosts, PlanConfig, KeptGrids], SearchResult]
 
 
@@ -67,6 +69,7 @@ class PlanningResult:
         plan_digest: of ``plan/``.
         bundle: the bundle's folder.
         reused: True when nothing had changed since the last time.
+        certification: how the tolerance was certified, as in ``certification.json``; ``None`` without.
     """
 
     plan: ExitPlan
@@ -74,6 +77,7 @@ class PlanningResult:
     plan_digest: str
     bundle: Path
     reused: bool
+    certification: Mapping[str, Any] | None
 
 
 def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None) -> PlanningResult:
@@ -100,27 +104,53 @@ def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None)
     if found is not None:
         say(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
+    trace = risk_trace(trace, config.certify.risk)
     case = PlanningCase(run=run, model=model, trace=trace, trace_digest=trace_artifact.digest, config=config)
     kept = kept_grids(run, trace_artifact, config)
-    result = _search(case, itm, kept)
+    costs = NetworkCosts(itm=itm, cuts=tuple(cut.name for cut in model.spec.cuts), batch_size=config.batch_size)
+    result, certified = search_plans(trace, costs, config, kept)
     with commit_plan(case, result, _queries(run, data)) as commitment:
-        _publish_plan(run, result, commitment, kept, inputs=inputs, parameters=parameters)
+        _publish_plan(run, result, certified, commitment, kept, inputs=inputs, parameters=parameters)
         plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
         publish_bundle(commitment.winner.bundle, run.bundle, inputs=origin.inputs(plan), parameters=origin.parameters())
     return _read_result(run, plan, reused=False)
 
 
-def _search(case: PlanningCase, itm: InferenceTimeMatrix, kept: KeptGrids) -> SearchResult:
-    config = case.config
-    cuts = tuple(cut.name for cut in case.model.spec.cuts)
-    costs = NetworkCosts(itm=itm, cuts=cuts, batch_size=config.batch_size)
-    known = len(kept.grids)
-    result = find_search(config)(case.trace, costs, config, kept)
+def search_plans(
+    trace: Trace, costs: NetworkCosts, config: PlanConfig, kept: KeptGrids
+) -> tuple[SearchResult, CertifiedPlans | None]:
+    """Searches, and certifies where that is asked for, telling a person what came of it.
+
+    Args:
+        trace: with the metric that the risk is about.
+        costs: the prices of the stages.
+        config: what to plan for.
+        kept: the grids of this trace.
+
+    Returns:
+        The plans; with a certificate only certified ones are allowed to win. And how they were certified.
+
+    Raises:
+        NoPlanError: the trace allows no relative tolerance.
+    """
+    search, known = find_search(config), len(kept.grids)
+    result = search(trace, costs, config, kept)
     say(
-        f"{config.search} search: {len(result.considered)} plans over {len(case.trace.exits)} candidates and "
-        f"{case.trace.sample_count} samples; {kept.evaluations} grids evaluated, {known} kept from before"
+        f"{config.search} search: {len(result.considered)} plans over {len(trace.exits)} candidates and "
+        f"{trace.sample_count} samples; {kept.evaluations} grids evaluated, {known} kept from before"
     )
-    return result
+    if config.certify.method == "none":
+        return result, None
+
+    ladder = make_ladder(config.search, costs, step=config.grid_step, tail=config.tail)
+    certified = plan_certified(trace, ladder, make_price(costs), tolerance=config.tolerance, settings=config.certify)
+    tried = [one for one in certified.sequence if one.p_value is not None]
+    say(
+        f"certificate: {len(certified.certificates) - 1} of {len(certified.sequence)} plans passed, {len(tried)} tested"
+    )
+    if certified.shortage is not None:
+        say(f"note: {certified.shortage.describe(tolerance=config.tolerance, delta=config.certify.delta)}")
+    return merge_certified(result, certified, trace, costs, config.tail), certified
 
 
 def _queries(run: RunFolder, data: Path | None) -> np.ndarray:
@@ -175,13 +205,16 @@ def kept_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptGrids
 
 
 def _publish_plan(
-    run: RunFolder, result: SearchResult, commitment: Commitment, kept: KeptGrids,
+    run: RunFolder, result: SearchResult, certified: CertifiedPlans | None, commitment: Commitment, kept: KeptGrids,
     *, inputs: Mapping[str, str], parameters: Mapping[str, Any],
 ) -> None:  # fmt: skip
     with new_artifact(run.plan, kind="plan", inputs=inputs, parameters=parameters) as staging:
         write_json(staging / EXIT_PLAN_JSON, commitment.winner.plan)
         write_json(staging / CONSIDERED_JSON, describe_considered(result, commitment))
         write_json(staging / STAGES_JSON, commitment.itm)
+        if certified is not None:
+            plan = commitment.winner.plan
+            write_json(staging / CERTIFICATION_JSON, describe_certified(certified, tolerance=plan.tolerance))
         result.patterns.save(staging / BPM_NPZ)
         kept.save(staging / GRID_NPZ)
 
@@ -215,16 +248,20 @@ def describe_considered(result: SearchResult, commitment: Commitment) -> list[di
                 "in_time_share": one.in_time_share,
                 "allowed": one.allowed and (contender is None or contender.allowed),
                 "path": one.path,
+                "p_value": one.p_value,
+                "certified": one.certificate is not None,
             }
         )
     return described
 
 
 def _read_result(run: RunFolder, plan: Artifact, *, reused: bool) -> PlanningResult:
+    certified = any(entry.path == CERTIFICATION_JSON for entry in plan.manifest.files)
     return PlanningResult(
         plan=read_json(plan.path(EXIT_PLAN_JSON), ExitPlan),
         considered=tuple(read_json(plan.path(CONSIDERED_JSON), list)),
         plan_digest=plan.digest,
         bundle=run.bundle,
         reused=reused,
+        certification=read_json(plan.path(CERTIFICATION_JSON), dict) if certified else None,
     )

@@ -28,17 +28,18 @@ baseline.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import NoPlanError, Trace, UsageError
+from artifacts import Certificate, NoPlanError, Trace, UsageError
 from planner.costs import NetworkCosts
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.grids import KeptGrids, ThresholdGrid
 from planner.patterns import BatchingPatternMatrix, binomial_pmf, draw_patterns
 
-_ROUNDING = 1e-9
+ROUNDING = 1e-9  # of a mean metric or a share that is compared with a bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,8 @@ class Considered:
         in_time_share: share of batches at or under the first exit's break-even; 1 without exits.
         allowed: whether the tail rule and the stay allowance let it win.
         path: whether it lies on the search's own way (a prefix of its result).
+        p_value: of "its risk is above the tolerance"; ``None`` where that was not tested.
+        certificate: what is guaranteed; ``None`` without.
     """
 
     figures: PlanFigures
@@ -82,6 +85,8 @@ class Considered:
     in_time_share: float
     allowed: bool
     path: bool
+    p_value: float | None = None
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -92,10 +97,12 @@ class SearchResult:
         considered: all plans that it looked at, allowed ones first, then by expected mean latency; the first is the
             answer.
         patterns: the BPM of the candidates as configured for the first exit.
+        reference: a plan to measure beside the best ones: the greedy search's, when another search was asked.
     """
 
     considered: tuple[Considered, ...]
     patterns: BatchingPatternMatrix
+    reference: ChosenExits | None = None
 
     @property
     def best(self) -> PlanFigures:
@@ -120,7 +127,7 @@ def plan_greedy(
     """
     tail = tail or TailRule()
     check_tolerance(tolerance, trace)
-    none = evaluate_plan(trace, NO_EXITS, costs.plan_costs(()), full_ms=costs.full_ms)
+    none = evaluate_plan(trace, NO_EXITS, costs.plan_costs(()), full_ms=costs.full_ms, load=costs.load)
     chosen, best = NO_EXITS, none
     considered = [Considered(figures=none, step=0, in_time_share=1.0, allowed=True, path=True)]
     while True:
@@ -153,7 +160,7 @@ def configure_candidates(grid: ThresholdGrid, required: float) -> list[int]:
         grid: candidate x threshold over the samples that come this far.
         required: the mean metric that these samples must keep.
     """
-    allowed = (grid.overall_metric >= required - _ROUNDING) & (grid.leaving > 0)
+    allowed = (grid.overall_metric >= required - ROUNDING) & (grid.leaving > 0)
     move_on = np.where(allowed, grid.move_on, np.inf)
     lowest = grid.thresholds.size - 1 - move_on[:, ::-1].argmin(axis=1)
     return [int(t) if allowed[row, t] else -1 for row, t in enumerate(lowest)]
@@ -197,23 +204,28 @@ def _consider_next(
         if column < 0:
             continue
         plan = chosen.extended(cut, float(grid.thresholds[column]))
-        prices = costs.plan_costs(plan.cuts)
-        figures = evaluate_plan(trace, plan, prices, full_ms=costs.full_ms)
+        figures = evaluate_plan(trace, plan, costs.plan_costs(plan.cuts), full_ms=costs.full_ms, load=costs.load)
         share = share_in_time(costs, plan.cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
-        stays_ms = sum(float(price[-1]) for price in prices)
-        allowed = share >= tail.share - _ROUNDING and (
-            tail.stay_allowance is None or stays_ms <= (1 + tail.stay_allowance) * costs.full_ms
-        )
+        allowed = share >= tail.share - ROUNDING and staying_allowed(costs, plan.cuts, tail)
         found.append(Considered(figures=figures, step=len(plan.cuts), in_time_share=share, allowed=allowed, path=False))
     return found
+
+
+def staying_allowed(costs: NetworkCosts, exits: Sequence[str], tail: TailRule) -> bool:
+    """Tells whether batches that nobody leaves cost no more than the stay allowance lets them."""
+    return tail.stay_allowance is None or costs.stay_ms(exits) <= (1 + tail.stay_allowance) * costs.full_ms
 
 
 def share_in_time(costs: NetworkCosts, first: str, survival: float, *, allowance: float) -> float:
     """Returns the share of batches whose survivor count does not exceed the break-even of their first exit."""
     head, rest = costs.plan_costs((first,))
-    late = head[-1] + rest > (1 + allowance) * costs.full_ms
-    within = int(late.argmax()) if late.any() else len(late)
-    return float(binomial_pmf(costs.batch_size, survival)[:within].sum())
+    full = costs.stage_cost(None, None)
+    total = 0.0
+    for size, share in zip(costs.load.batch_sizes, costs.load.shares, strict=True):
+        late = head[size] + rest[: size + 1] > (1 + allowance) * full[size]
+        within = int(late.argmax()) if late.any() else len(late)
+        total += share * float(binomial_pmf(size, survival)[:within].sum())
+    return total
 
 
 def _candidate_patterns(trace: Trace, costs: NetworkCosts, tolerance: float, kept: KeptGrids) -> BatchingPatternMatrix:

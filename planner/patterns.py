@@ -16,6 +16,7 @@ Probabilities come from logarithms of factorials, so that nothing overflows at a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,21 @@ def survivor_transition(batch_size: int, share: float) -> np.ndarray:
         batch_size: B.
         share: the share of the rows that arrive which go on, ``s_k / s_(k-1)``.
     """
-    step = np.zeros((batch_size + 1, batch_size + 1))
-    for count in range(batch_size + 1):
-        step[count, : count + 1] = binomial_pmf(count, share)
+    rows, choose = np.arange(batch_size + 1), _log_choose(batch_size)
+    with np.errstate(divide="ignore"):
+        log_on, log_off = np.log(share), np.log1p(-share)
+    going = np.where(rows == 0, 0.0, rows * log_on if share > 0 else -np.inf)
+    leaving = np.where(rows == 0, 0.0, rows * log_off if share < 1 else -np.inf)
+    step: np.ndarray = np.exp(choose + going + leaving[np.maximum(rows[:, None] - rows, 0)])
     return step
+
+
+@functools.lru_cache(maxsize=8)
+def _log_choose(trials: int) -> np.ndarray:
+    """Logarithms of the binomial coefficients (n, k) for n, k = 0..trials; -inf where k is above n."""
+    factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1, dtype=np.float64)))])
+    n = np.arange(trials + 1)
+    return np.where(n[:, None] >= n, factorial[:, None] - factorial - factorial[np.maximum(n[:, None] - n, 0)], -np.inf)
 
 
 def count_survivors(leaves_at: np.ndarray, *, exit_count: int, batch_size: int) -> np.ndarray:

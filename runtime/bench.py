@@ -29,6 +29,7 @@ from artifacts import (
     find_run,
     open_model,
     read_manifest,
+    to_plain,
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from calibration import Dataset, find_task, load_run_data
@@ -251,6 +252,7 @@ def describe_recording(
     return {
         "tolerance": plan.tolerance,
         "delta": plan.delta,
+        "certificate": to_plain(plan.certificate),
         "exits": names,
         "thresholds": thresholds,
         "full": full,

@@ -99,8 +99,8 @@ def check_reference(plan: ExitPlan) -> StreamReference:
 
 def certified_disagreement(plan: ExitPlan) -> float | None:
     """Returns the disagreement that the plan's certificate bounds; ``None`` where it bounds something else."""
-    certificate = plan.certificate or {}
-    return plan.tolerance if certificate.get("risk") == "agreement" else None
+    certificate = plan.certificate
+    return certificate.bound if certificate is not None and certificate.risk == "agreement" else None
 
 
 def list_events(

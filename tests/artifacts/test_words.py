@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import artifacts
 from artifacts import (
     BundleSpec,
+    Certificate,
     Cut,
     ExitPlan,
     GraphSpec,
@@ -49,13 +50,18 @@ references = st.builds(
     confidence_counts=st.lists(counts, max_size=3).map(tuple),
     agreements=counts,
 )
+certificates = st.builds(
+    Certificate, risk=names, bound=numbers, delta=numbers, finite_sample=st.booleans(), method=names, p_value=numbers,
+    observed=numbers, samples=st.integers(1, 99), tuning_samples=st.integers(1, 99), position=st.integers(0, 9),
+    seed=st.integers(0, 9), tuning_digest=names, certification_digest=names,
+)  # fmt: skip
 plans = st.builds(
     ExitPlan, model_digest=names, trace_digest=names, search=names, tolerance=numbers, delta=st.none() | numbers,
     batch_size=st.integers(1, 99), backend=names, threads=st.integers(1, 9),
     exits=st.lists(exits, max_size=3).map(tuple),
     full_metric=numbers, predicted_metric=numbers,
     predicted=st.builds(PredictedLatency, full_ms=numbers, mean_ms=numbers, batch_ms=numbers, oracle_mean_ms=numbers),
-    certificate=st.none() | st.dictionaries(names, numbers | names, max_size=2),
+    certificate=st.none() | certificates,
     reference=st.none() | references,
 )  # fmt: skip
 tensors = st.builds(TensorSpec, name=names, dtype=names, row_shape=st.lists(st.integers(1, 9), max_size=3).map(tuple))

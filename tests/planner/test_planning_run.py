@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from planner.cli import main
 pytestmark = pytest.mark.slow
 QUICK = (
     "--batch-size", "4", "--threads", "1", "--rounds", "3", "--contenders", "1",
-    "--tail-share", "0", "--stay-allowance", "9",
+    "--tail-share", "0", "--stay-allowance", "9", "--certify", "none",
 )  # fmt: skip
 WIDTH, CLASSES = 12, 3
 
@@ -181,6 +182,78 @@ def test_a_sweep_from_nothing_builds_no_bundle(run: RunFolder, tmp_path: Path) -
     assert (run.itm / "itm.json").stat().st_mtime_ns == times
 
 
+CERTIFIED = ("--certify", "ltt", "--delta", "0.4", "--grid-step", "0.02")
+
+
+@pytest.fixture
+def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the last segment took nearly all of the time, in the matrix and in the measurement of the plans."""
+    import planner.flow
+
+    ensure = planner.flow.ensure_itm
+
+    def timed(*args: object, **options: object):
+        artifact, itm = ensure(*args, **options)
+        rows = {
+            name: (1.0 if name in ("segment_03", "full") else 0.01,) * len(row) for name, row in itm.median_ms.items()
+        }
+        return artifact, replace(itm, median_ms=rows)
+
+    def measured(serves: list, *_: object, **__: object):
+        in_order = np.arange(1.0, len(serves) + 1)
+        return np.column_stack([in_order, in_order, np.ones(len(serves))]), 1
+
+    monkeypatch.setattr("planner.flow.ensure_itm", timed)
+    monkeypatch.setattr("planner.commit.measure_plans", measured)
+
+
+@pytest.mark.usefixtures("heavy_end")
+def test_a_certified_plan_carries_its_certificate(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(run, tmp_path, "--tolerance", "0.9", *CERTIFIED)
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "certificate: relative loss of the metric at most 0.9, except with probability 0.4" in out
+    shipped = found["plan"]
+    certificate = shipped["certificate"]
+    assert (shipped["delta"], certificate["delta"], certificate["bound"]) == (0.4, 0.4, 0.9)
+    assert certificate["p_value"] <= 0.4
+    assert certificate["tuning_digest"] != certificate["certification_digest"]
+    spec = read_json(run.bundle / BUNDLE_JSON, BundleSpec)
+    assert spec.plan.certificate is not None
+    assert shipped["exits"]
+    passed = [one for one in found["certification"]["sequence"] if one["certified"]]
+    assert [one["cut"] for one in shipped["exits"]] in [one["exits"] for one in passed]
+    for one in found["considered"]:
+        assert one["certified"] is one["allowed"]
+    code, again = plan(run, tmp_path, "--tolerance", "0.9", *CERTIFIED)
+    assert (code, again["reused"], again["certification"]) == (0, True, found["certification"])
+
+
+@pytest.mark.usefixtures("heavy_end")
+def test_too_few_samples_ship_the_network_without_exits_and_say_so(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(run, tmp_path, "--tolerance", "0.01", "--certify", "ltt")
+    assert code == 0
+    assert found["plan"]["exits"] == []
+    assert found["plan"]["certificate"]["method"] == "no exits"
+    captured = capsys.readouterr()
+    assert "certificate: without exits nothing is lost" in captured.out
+    assert "can be certified" in found["certification"]["note"]
+    assert found["certification"]["note"] in captured.err
+
+
+@pytest.mark.usefixtures("heavy_end")
+def test_agreement_certifies_without_the_labels(run: RunFolder, tmp_path: Path) -> None:
+    code, found = plan(run, tmp_path, "--tolerance", "0.9", "--risk", "agreement", *CERTIFIED)
+    assert code == 0
+    assert found["plan"]["exits"]
+    assert found["plan"]["full_metric"] == 1
+    assert found["plan"]["certificate"]["risk"] == "agreement"
+
+
 def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path) -> None:
     """The plan is made from the trace, the answers come from merged stages: row by row they are the same."""
     from calibration import ensure_trace, load_run_data
@@ -252,8 +325,6 @@ def test_a_failed_measurement_leaves_no_trace(
 def test_a_metric_of_zero_exits_with_3(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dataclasses import replace
-
     import calibration.flow
 
     ensure = calibration.flow.ensure_trace
@@ -283,6 +354,9 @@ def test_a_metric_of_zero_exits_with_3(
         (("--threads", "0"), "--threads"),
         (("--contenders", "0"), "--contenders"),
         (("--tail-share", "2"), "--tail-share"),
+        (("--delta", "0"), "--delta"),
+        (("--delta", "nan"), "--delta"),
+        (("--certify-seed", "-1"), "--certify-seed"),
     ],
 )
 def test_usage_errors_exit_with_2(

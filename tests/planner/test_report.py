@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from report_worlds import NASTY, bundle_digest, make_bench, make_report, write_run
 
-from artifacts import RunFolder, digest_of, new_artifact, open_model, write_model_spec
+from artifacts import Certificate, RunFolder, digest_of, new_artifact, open_model, write_model_spec
 from planner.captions import caption_of, faster, summarise
 from planner.cli import main
 from planner.evaluate import evaluate_exits
@@ -122,14 +122,17 @@ def test_no_certificate_is_the_papers_way_and_a_certificate_is_stated() -> None:
         return "".join(Page(render_report(replace(data, plan=plan), pictures)).text)
 
     assert "None: the paper's way" in read(data.plan)
-    told = {"risk": "metric", "bound": 0.05, "delta": 0.1, "finite_sample": True, "method": "betting", "samples": 200}
+    told = Certificate(
+        risk="metric", bound=0.05, delta=0.1, finite_sample=True, method="betting", p_value=0.04, observed=0.01,
+        samples=200, tuning_samples=100, position=1, seed=0, tuning_digest="a", certification_digest="b",
+    )  # fmt: skip
     certified = read(replace(data.plan, certificate=told))
     assert "Except with a probability of 0.1" in certified
     assert "loses at most 0.05 of the full network's accuracy" in certified
     assert "no guarantee" not in certified
     for word in ("finite sample", "betting", "200"):
         assert word in certified
-    empirical = read(replace(data.plan, certificate={**told, "finite_sample": False}))
+    empirical = read(replace(data.plan, certificate=replace(told, finite_sample=False)))
     assert "no guarantee at a finite number" in empirical
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from drift_worlds import CELLS, DISAGREEMENT, draw_block, draw_reference, make_plan
 
-from artifacts import SchemaError, StreamReference, UsageError, to_plain
+from artifacts import Certificate, SchemaError, StreamReference, UsageError, to_plain
 from runtime import DriftAlarm, DriftConfig
 from runtime.drift import DriftTest
 from runtime.drift_events import bound_probability, list_events, list_hypotheses
@@ -132,7 +132,11 @@ def test_what_a_certificate_allows_comes_before_what_was_seen() -> None:
     random = np.random.default_rng(0)
     reference = draw_reference(random, 2000)
     for risk, allowed in (("agreement", 0.05), ("metric", None)):
-        plan = make_plan(reference, certificate={"risk": risk})
+        certificate = Certificate(
+            risk=risk, bound=0.05, delta=0.1, finite_sample=True, method="betting", p_value=0.04, observed=0.01,
+            samples=200, tuning_samples=100, position=1, seed=0, tuning_digest="a", certification_digest="b",
+        )  # fmt: skip
+        plan = make_plan(reference, certificate=certificate)
         alarm = None
         test = DriftTest(plan, DriftConfig(), shadow_fraction=0.5)
         while alarm is None:

@@ -1,0 +1,271 @@
+"""Certified tolerances: Learn then Test for exit plans. Pure.
+
+Theory. A plan that was tuned on some samples looks better on them than it is. *Learn then Test* (Angelopoulos, Bates,
+Candes, Jordan, Lei 2021, arXiv:2110.01052) takes a family of plans that was fixed beforehand, tests for each, on
+samples that played no part in fixing it, the hypothesis "its risk is above the tolerance", and keeps those for which
+the hypothesis is rejected with the family-wise error controlled. Then, with probability at least ``1 - delta`` over
+the samples, *every* plan that is kept meets the tolerance, so that any of them may be taken, for whatever reason: the
+fastest by measurement, for instance.
+
+*Fixed sequence.* The plans are put in order from safe to bold by the tuning samples alone, and tested one after the
+other at the full level ``delta`` until the first that fails. The family-wise error is at most ``delta``: an error
+needs the first plan in the sequence whose hypothesis is true to be rejected, which happens with probability at most
+``delta``. No correction for the number of plans is paid.
+
+*The risk is paired and relative.* A plan may lose the share ``tolerance`` of the full network's metric. Both metrics
+are estimated from the same samples, so the hypothesis is put as one mean of one bounded variable per sample,
+
+    H: E[L] >= 0,        L = (1 - tolerance) m_full - m_early        in [-1, 1 - tolerance],
+
+which accounts for the uncertainty of the full network's metric by itself. Most samples are answered alike by both, so
+L has little variance, which a test must use to be of any power: scaled to [0, 1], ``Z = (1 + L) / (2 - tolerance)``
+against the level ``1 / (2 - tolerance)``, Hoeffding-Bentkus would need a hundred times the samples of the betting or
+the exact paired test. For 0/1 metrics the exact paired test is the tightest of the three near the boundary.
+
+*Without labels* the risk is disagreement with the final head: a 0/1 loss against the level ``tolerance``, for which
+the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus.
+
+*Which test?* The smaller of two p-values from the same samples is not a p-value. Here the tuning samples decide: every
+test that fits the risk is rehearsed on them, the one that passes the most plans is applied to the other samples (of
+equals the first listed), and its p-values in the rehearsal put the plans in order. Given the tuning samples this is
+one fixed valid test in one fixed sequence, so nothing is paid for the choice. The rehearsal is too rosy, but for all
+tests alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from artifacts import InputError, array_digest, unknown_name
+from calibration.pvalues import betting, binomial_tail, hoeffding_bentkus, paired_exact, paired_exact_counts
+
+RISKS = ("metric", "agreement")
+_ETA = 1 / 20  # share of delta that each nuisance of the exact paired test may take
+_TESTS = {
+    "metric": ("paired-exact", "betting", "hoeffding-bentkus"),
+    "agreement": ("binomial", "betting"),  # the binomial test is never less tight than Hoeffding-Bentkus
+}
+_SHORTEST = 1e-4  # precision of an offered tolerance
+_MOST_SAMPLES = 2**24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Halves:
+    """Samples to tune on and samples to test on: disjoint, together all.
+
+    Attributes:
+        tuning: (n,) int64 indices.
+        certification: (m,) int64 indices, in random order.
+        seed: what decided.
+    """
+
+    tuning: np.ndarray
+    certification: np.ndarray
+    seed: int
+
+    @property
+    def tuning_digest(self) -> str:
+        """SHA-256 of the sorted indices."""
+        return array_digest(np.sort(self.tuning))
+
+    @property
+    def certification_digest(self) -> str:
+        """SHA-256 of the sorted indices."""
+        return array_digest(np.sort(self.certification))
+
+
+def split_halves(samples: int, *, seed: int) -> Halves:
+    """Splits samples at random into two halves; of an odd number the tests get the one more.
+
+    Raises:
+        InputError: there are fewer than two samples.
+    """
+    if samples < 2:
+        raise InputError(f"{samples} samples cannot be split into one half to tune on and one to test on")
+    order = np.random.default_rng(seed).permutation(samples)
+    return Halves(tuning=order[: samples // 2], certification=order[samples // 2 :], seed=seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskTest:
+    """One test of "this plan's risk is above the tolerance".
+
+    Attributes:
+        name: ``paired-exact``, ``betting``, ``hoeffding-bentkus`` or ``binomial``.
+        risk: ``metric`` or ``agreement``.
+        delta: the level that the sequence is tested at.
+    """
+
+    name: str
+    risk: str
+    delta: float
+
+    def __post_init__(self) -> None:
+        if self.name not in tests_for(self.risk):
+            raise unknown_name(f"test of the risk '{self.risk}'", self.name, tests_for(self.risk))
+        if not 0 < self.delta < 1:
+            raise InputError(f"delta {self.delta}: expected a probability between 0 and 1")
+
+    def p_value(self, full: np.ndarray, early: np.ndarray, *, tolerance: float) -> float:
+        """Returns the p-value of the hypothesis that the plan's risk is above the tolerance.
+
+        Args:
+            full: (n,) metric of the full network per sample, in [0, 1]; for ``agreement`` all 1.
+            early: (n,) metric of the plan on the same samples; for ``agreement`` whether it says the same.
+            tolerance: in [0, 1).
+
+        Raises:
+            InputError: values or shapes are not those of metrics.
+        """
+        if full.shape != early.shape:
+            raise InputError(f"paired metrics: shapes {full.shape} and {early.shape} differ")
+        if not 0 <= tolerance < 1:
+            raise InputError(f"tolerance {tolerance}: expected from 0 to below 1")
+        if self.name == "paired-exact":
+            return paired_exact(full, early, tolerance=tolerance, eta=_ETA * self.delta)
+        losses, level = bounded_losses(full, early, tolerance=tolerance, risk=self.risk)
+        if self.name == "binomial":
+            return binomial_tail(losses, level)
+        if self.name == "betting":
+            return betting(losses, level, delta=self.delta)
+        return hoeffding_bentkus(losses, level)
+
+
+def tests_for(risk: str) -> tuple[str, ...]:
+    """Returns the names of the tests that fit a risk; an unknown risk is a ``UsageError``."""
+    if risk not in _TESTS:
+        raise unknown_name("risk", risk, RISKS)
+    return _TESTS[risk]
+
+
+def bounded_losses(full: np.ndarray, early: np.ndarray, *, tolerance: float, risk: str) -> tuple[np.ndarray, float]:
+    """Returns losses (n,) in [0, 1] and the level that their mean reaches when the risk is above the tolerance."""
+    full, early = np.asarray(full, np.float64), np.asarray(early, np.float64)
+    if risk == "agreement":
+        return 1 - early, tolerance
+    return (1 + (1 - tolerance) * full - early) / (2 - tolerance), 1 / (2 - tolerance)
+
+
+def relative_loss(full: np.ndarray, early: np.ndarray) -> float:
+    """Returns the share of the full network's metric that is lost on these samples; negative when the plan is better.
+
+    Raises:
+        InputError: the full network's metric is 0.
+    """
+    whole = float(full.mean(dtype=np.float64))
+    if whole == 0:
+        raise InputError("the full network's metric is 0 on these samples: a relative loss has no meaning")
+    return 1 - float(early.mean(dtype=np.float64)) / whole
+
+
+def choose_test(
+    full: np.ndarray, plans: Sequence[np.ndarray], *, tolerance: float, risk: str, delta: float
+) -> tuple[RiskTest, tuple[float, ...]]:
+    """Rehearses the tests on the tuning samples.
+
+    Args:
+        full: (n,) metric of the full network on the tuning samples.
+        plans: (n,) metric of each plan on them.
+        tolerance: in [0, 1).
+        risk: ``metric`` or ``agreement``.
+        delta: in (0, 1).
+
+    Returns:
+        The test that passes the most plans, and its p-value for each: the smaller, the safer the plan looks.
+    """
+    rehearsed = []
+    for name in tests_for(risk):
+        test = RiskTest(name=name, risk=risk, delta=delta)
+        rehearsed.append((test, tuple(test.p_value(full, early, tolerance=tolerance) for early in plans)))
+    return max(rehearsed, key=lambda pair: sum(p_value <= delta for p_value in pair[1]))
+
+
+def run_sequence(
+    test: RiskTest, full: np.ndarray, plans: Iterable[np.ndarray], *, tolerance: float
+) -> tuple[float, ...]:
+    """Tests plans one after the other until the first that fails.
+
+    Args:
+        test: settled without these samples.
+        full: (n,) metric of the full network.
+        plans: (n,) metric of each plan, from safe to bold; the order was settled without these samples.
+        tolerance: in [0, 1).
+
+    Returns:
+        The p-values up to the first above ``test.delta``, that one included; plans behind it are not tested.
+    """
+    p_values = []
+    for early in plans:
+        p_values.append(test.p_value(full, early, tolerance=tolerance))
+        if not p_values[-1] <= test.delta:
+            break
+    return tuple(p_values)
+
+
+def find_tolerance(test: RiskTest, full: np.ndarray, early: np.ndarray, *, above: float) -> float | None:
+    """Returns the smallest tolerance that a plan passes at, up to 0.0001; ``None`` when it passes at none below 1.
+
+    For the first plan of a sequence that fails, this is an upper confidence limit of its risk at the same ``delta``
+    (the stepwise intervals of Hsu and Berger 1999).
+
+    Args:
+        test: the test that it failed.
+        full: (n,) metric of the full network.
+        early: (n,) metric of the plan.
+        above: a tolerance at which it failed.
+    """
+    low, high = above, 1 - _SHORTEST
+    if test.p_value(full, early, tolerance=high) > test.delta:
+        return None
+    while high - low > _SHORTEST:
+        middle = (low + high) / 2
+        if test.p_value(full, early, tolerance=middle) <= test.delta:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def count_needed(test: RiskTest, full: np.ndarray, early: np.ndarray, *, tolerance: float) -> int | None:
+    """Estimates how many samples a plan needs to pass, if further ones are like these; ``None`` when none suffice.
+
+    Args:
+        test: the test that it failed.
+        full: (n,) metric of the full network.
+        early: (n,) metric of the plan.
+        tolerance: what was asked for.
+    """
+    p_value = _extrapolate(test, full, early, tolerance)
+    low = high = len(full)
+    while p_value(high) > test.delta:
+        low, high = high, 2 * high
+        if high > max(_MOST_SAMPLES, len(full)):
+            return None
+    while high - low > max(1, low // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if p_value(middle) <= test.delta else (middle, high)
+    return high
+
+
+def _extrapolate(test: RiskTest, full: np.ndarray, early: np.ndarray, tolerance: float) -> Callable[[int], float]:
+    if relative_loss(full, early) >= tolerance:
+        return lambda _: 1.0
+    if test.name != "paired-exact":
+        return lambda n: test.p_value(np.resize(full, n), np.resize(early, n), tolerance=tolerance)
+    right, kept = full > 0, early >= 1
+    counts = np.array([right.sum(), (right & ~kept).sum(), (kept & ~right).sum()]) / len(full)
+
+    def scaled(n: int) -> float:
+        some, lost, won = round(counts[0] * n), math.ceil(counts[1] * n - 1e-9), int(counts[2] * n)
+        return paired_exact_counts(n, some, lost, won, tolerance=tolerance, eta=_ETA * test.delta)
+
+    return scaled
+
+
+def least_samples(*, tolerance: float, delta: float) -> int:
+    """Returns the samples below which no test can pass, not even a plan that never errs: log(delta) / log(1 - tol)."""
+    return int(np.ceil(np.log(delta) / np.log1p(-tolerance))) if tolerance > 0 else 0

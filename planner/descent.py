@@ -1,0 +1,222 @@
+"""Descent along a price of loss: exits come, go and move their thresholds one at a time.
+
+Theory. Everett's generalised Lagrange multipliers (Operations Research 11, 1963): whatever minimises
+
+    cost + weight * loss
+
+for some ``weight >= 0`` has the least cost among all plans with at most that loss. So the budget, which ties all
+thresholds together, becomes a price, and then one exit can be improved at a time (coordinate descent) without
+spending what another one needs. For one exit, all else fixed, *every* threshold and the choice to leave the exit out
+are tried exactly. The samples that arrive there, in the order of falling confidence, leave one after the other; each
+changes the loss by ``d_exit - d_fate``, its loss here less its loss where it would leave otherwise, and lowers by one
+the count of every later stage that it would have entered. So three sorts of cumulative sums price all thresholds in
+one go.
+
+An exit that may not be added, because there may be no more of them or because a batch that nobody leaves would cost
+too much, is tried in the place of its neighbours. The weight falls step by step from where nothing may be lost to
+where time is everything, and rises again, each time from where the last descent ended; along the way lie good plans
+for every tolerance. For one tolerance the weight is then bisected between the last plan that keeps it and the first
+that does not. What a coordinate descent cannot do, to move several thresholds against each other at a fixed budget,
+is left to the zoom of ``planner.joint``.
+
+Only for costs that are a sum over stages (``planner.objectives``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.objectives import Prices
+from planner.tables import RankedTrace
+
+State = dict[int, int]  # a plan: row -> rank
+OFF = -1
+_SWEEPS = 6
+_BISECTIONS = 6
+_WEIGHTS = np.geomspace(3000.0, 0.03, 32)  # times the full network's time per sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waypoint:
+    """A plan where a descent ended.
+
+    Attributes:
+        rows: its exits, as rows of the trace, ascending.
+        ranks: their thresholds.
+        price_ms: milliseconds.
+        loss: sum of the metric lost.
+        weight: milliseconds per unit of loss with which the descent was made.
+    """
+
+    rows: tuple[int, ...]
+    ranks: tuple[int, ...]
+    price_ms: float
+    loss: float
+    weight: float
+
+    @property
+    def state(self) -> State:
+        return dict(zip(self.rows, self.ranks, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Descent:
+    """Coordinate descent over one trace.
+
+    Attributes:
+        ranked: the trace.
+        prices: of the stages.
+        allows: tells whether a set of exits may be chosen.
+        most_survivors: per candidate, how many samples may go on past it when it is the first exit.
+        most_exits: how many a plan may have.
+    """
+
+    ranked: RankedTrace
+    prices: Prices
+    allows: Callable[[tuple[int, ...]], bool]
+    most_survivors: Sequence[int]
+    most_exits: int
+
+    def walk(self) -> list[Waypoint]:
+        """Returns the plans at which the descents end, for falling and then for rising weights."""
+        weights = self.prices.costs.full_ms / self.ranked.trace.sample_count * _WEIGHTS
+        state: State = {}
+        ends = []
+        for weight in [*weights, *weights[-2::-1]]:
+            state = self.settle(state, float(weight))
+            ends.append(self.measure(state, float(weight)))
+        return ends
+
+    def approach(self, ends: Sequence[Waypoint], budget: float) -> list[Waypoint]:
+        """Returns plans between the cheapest of some plans that keep a budget and what lies just beyond it.
+
+        Args:
+            ends: from ``walk``.
+            budget: the most summed loss.
+        """
+        within = min((one for one in ends if one.loss <= budget), key=lambda one: one.price_ms, default=None)
+        beyond = max((one for one in ends if one.loss > budget), key=lambda one: one.price_ms, default=None)
+        if within is None or beyond is None:
+            return []
+        found = []
+        for _ in range(_BISECTIONS):
+            weight = float(np.sqrt(within.weight * beyond.weight))
+            for start in (within, beyond):
+                end = self.measure(self.settle(start.state, weight), weight)
+                found.append(end)
+                if end.loss > budget:
+                    beyond = end
+                elif end.price_ms <= within.price_ms:
+                    within = end
+        return found
+
+    def settle(self, state: State, weight: float) -> State:
+        """Returns a plan that no change of a single exit improves, from another plan.
+
+        Args:
+            state: where to start; left as it is.
+            weight: milliseconds per unit of summed loss.
+        """
+        state = dict(state)
+        rows = range(len(self.ranked.values))
+        for sweep in range(_SWEEPS):
+            before = dict(state)
+            for row in rows if sweep % 2 == 0 else reversed(rows):
+                state = self._improve(state, row, weight)
+            if state == before:
+                break
+        return dict(sorted(state.items()))
+
+    def _improve(self, state: State, row: int, weight: float) -> State:
+        """Returns a plan with the best threshold of one exit, or without it."""
+        others = {other: rank for other, rank in state.items() if other != row}
+        if row in state or self._may_have(others, row):
+            rank = self._best_rank(others, row, weight)
+            return others if rank == OFF else {**others, row: rank}
+        behind, before = [o for o in others if o > row], [o for o in others if o < row]
+        best, least = state, self._value(state, weight)
+        for neighbour in (max(before, default=OFF), min(behind, default=OFF)):
+            rest = {other: rank for other, rank in others.items() if other != neighbour}
+            if neighbour != OFF and self._may_have(rest, row):
+                rank = self._best_rank(rest, row, weight)
+                moved = {**rest, row: rank}
+                if rank != OFF and (value := self._value(moved, weight)) < least:
+                    best, least = moved, value
+        return best
+
+    def _may_have(self, others: State, row: int) -> bool:
+        return len(others) < self.most_exits and self.allows(tuple(sorted((*others, row))))
+
+    def _value(self, state: State, weight: float) -> float:
+        found = self.measure(state, weight)
+        return found.price_ms + weight * found.loss
+
+    def measure(self, state: State, weight: float) -> Waypoint:
+        """Prices a plan as the tables do."""
+        going = np.arange(self.ranked.trace.sample_count)
+        rows, counts, loss = tuple(sorted(state)), [], 0.0
+        for row in rows:
+            leaves = self.ranked.ranks[row, going] >= state[row]
+            loss += float(self.ranked.losses[row, going[leaves]].sum())
+            going = going[~leaves]
+            counts.append(len(going))
+        price = self.prices.plan_ms(rows, counts)
+        ranks = tuple(state[row] for row in rows)
+        return Waypoint(rows=rows, ranks=ranks, price_ms=price, loss=loss, weight=weight)
+
+    def _best_rank(self, state: State, row: int, weight: float) -> int:
+        """Returns the best threshold of an exit beside others, or ``OFF`` where it is better not to have it."""
+        others = tuple(sorted(state))
+        ordered = self._arriving(state, others, row)
+        ranks = self.ranked.ranks[row, ordered]
+        ends = np.flatnonzero(np.diff(ranks, append=OFF)) + 1  # equal confidences leave together
+        without_ms, with_ms, gained = self._try_all(state, others, row, ordered)
+        value = with_ms[ends] + weight * gained[ends]
+        if not others or row < others[0]:
+            value = np.where(len(ordered) - ends <= self.most_survivors[row], value, np.inf)
+        if not len(ends) or not value.min() < np.inf:
+            return OFF
+        best = int(value.argmin())
+        if without_ms <= value[best] and (not others or self._is_allowed(state, others)):
+            return OFF
+        return int(ranks[ends[best] - 1])
+
+    def _arriving(self, state: State, others: Sequence[int], row: int) -> np.ndarray:
+        """Returns the samples that come as far as an exit, in the order of falling confidence there."""
+        arriving = np.ones(self.ranked.trace.sample_count, bool)
+        for other in others:
+            if other < row:
+                arriving &= self.ranked.ranks[other] < state[other]
+        falling = self.ranked.falling[row]
+        ordered: np.ndarray = falling[arriving[falling]]
+        return ordered
+
+    def _try_all(
+        self, state: State, others: Sequence[int], row: int, ordered: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray]:
+        """Prices a plan without an exit, and with it when the first 0, 1, .. of the samples ordered leave there.
+
+        Returns:
+            Milliseconds without; milliseconds with, and the loss above that without, each (len(ordered) + 1,).
+        """
+        last = max((other for other in others if other < row), default=OFF)
+        without_ms, with_ms = 0.0, np.full(len(ordered) + 1, self.prices.stage_ms(last, row, len(ordered)))
+        alive, fate, here = np.ones(len(ordered), bool), np.zeros(len(ordered)), row
+        for other in [*(other for other in others if other > row), OFF]:
+            gone = np.concatenate([[0], alive.cumsum()])
+            without_ms += float(self.prices.stage_ms(last, other, gone[-1]))
+            with_ms += self.prices.stage_ms(here, other, gone[-1] - gone)
+            last = here = other
+            if other != OFF:
+                leaves = alive & (self.ranked.ranks[other, ordered] >= state[other])
+                fate[leaves] = self.ranked.losses[other, ordered[leaves]]
+                alive &= ~leaves
+        gained = np.concatenate([[0.0], (self.ranked.losses[row, ordered] - fate).cumsum()])
+        return without_ms, with_ms, gained
+
+    def _is_allowed(self, state: State, rows: tuple[int, ...]) -> bool:
+        going = int((self.ranked.ranks[rows[0]] < state[rows[0]]).sum())
+        return self.allows(rows) and going <= self.most_survivors[rows[0]]

@@ -1,0 +1,69 @@
+"""The picture of a validation: the distribution of the true loss per method. Drawn from the JSON object alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts import PameError
+
+GOOD, BAD, INK, FAINT = "#0b6e99", "#c2410c", "#1f2933", "#d9dee5"
+
+
+def draw_validation(result: Mapping[str, Any], path: Path) -> None:
+    """Writes the picture of ``python -m planner validate --json`` as a PNG.
+
+    Raises:
+        PameError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    methods = result["methods"]
+    figure = Figure(figsize=(9, 1.1 + 0.85 * len(methods)), dpi=200, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, latency = figure.subplots(1, 2, width_ratios=(2.2, 1), sharey=True)
+    _draw_losses(losses, result)
+    _draw_latency(latency, methods)
+    figure.suptitle(
+        f"{result['resplits']} calibration sets of {result['samples']} samples: which plans keep the tolerance?",
+        x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK,
+    )  # fmt: skip
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise PameError(f"cannot write --plot {path}: {error.strerror or error}") from error
+
+
+def _draw_losses(axes: Any, result: Mapping[str, Any]) -> None:
+    tolerance, methods = 100 * result["tolerance"], result["methods"]
+    edges = [100 * edge for edge in result["loss_edges"]]
+    for row, one in enumerate(reversed(methods)):
+        counts, largest = one["loss_histogram"], max(one["loss_histogram"])
+        for left, right, count in zip(edges, edges[1:], counts, strict=False):
+            colour = BAD if left >= tolerance - 1e-9 else GOOD
+            axes.bar(
+                (left + right) / 2, 0.8 * count / largest, width=0.9 * (right - left), bottom=row, color=colour, lw=0
+            )
+        axes.text(
+            edges[-1], row + 0.55, f"{one['violation_frequency']:.1%} exceed it", ha="right", fontsize=8.5, color=INK
+        )
+    axes.axvline(tolerance, color=INK, lw=1, ls="--")
+    axes.set_yticks([row + 0.3 for row in range(len(methods))], [one["method"] for one in reversed(methods)])
+    axes.set_xlabel("true relative loss of the metric, % (dashed: the tolerance)", fontsize=9)
+    _tidy(axes)
+
+
+def _draw_latency(axes: Any, methods: Any) -> None:
+    for row, one in enumerate(reversed(methods)):
+        axes.barh(row + 0.3, one["mean_latency_ratio"], height=0.45, color=FAINT)
+        axes.text(one["mean_latency_ratio"], row + 0.3, f" {one['mean_latency_ratio']:.3f}", va="center", fontsize=8.5)
+    axes.set_xlim(0, 1.25 * max(one["mean_latency_ratio"] for one in methods))
+    axes.set_xlabel("mean latency over the full network's", fontsize=9)
+    _tidy(axes)
+
+
+def _tidy(axes: Any) -> None:
+    axes.tick_params(length=0, labelsize=9, colors=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
