@@ -74,8 +74,8 @@ def _add_certify_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--risk", choices=RISKS, default=default.risk,
-        help="what --tolerance bounds: relative loss of the metric, or disagreement with the final head, which needs "
-        "no labels (default: %(default)s)",
+        help="what --tolerance bounds: relative loss of the metric; disagreement with the final head, which needs no "
+        "labels; relative loss of F1 or of the Matthews correlation, by bootstrap (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--certify-seed", type=int, default=default.seed, metavar="N",
@@ -215,9 +215,12 @@ def describe_certificate(plan: ExitPlan) -> str:
         return "certificate: none (--certify none); the tolerance holds on the calibration data only"
     if not plan.exits:
         return "certificate: without exits nothing is lost"
-    what = "relative loss of the metric" if certificate.risk == "metric" else "disagreement with the final head"
+    what = {"metric": "relative loss of the metric", "agreement": "disagreement with the final head"}.get(
+        certificate.risk, f"relative loss of {certificate.risk}"
+    )
+    sure = "" if certificate.finite_sample else " (asymptotically: a bootstrap, no finite-sample guarantee)"
     return (
-        f"certificate: {what} at most {certificate.bound:g}, except with probability {certificate.delta:g}\n"
+        f"certificate: {what} at most {certificate.bound:g}, except with probability {certificate.delta:g}{sure}\n"
         f"  {certificate.method} test on {certificate.samples} samples that were not tuned on: p = "
         f"{certificate.p_value:.3g}, observed {certificate.observed:.4f}"
     )
