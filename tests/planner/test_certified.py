@@ -49,7 +49,7 @@ def mean_ms(trace: Trace, plan: ChosenExits) -> float:
 
 def one_exit_ladder(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
     """The lowest threshold of the first exit that keeps each tolerance on this trace."""
-    plans = [ChosenExits(cuts=trace.exits[:1], thresholds=(float(t),)) for t in np.linspace(1, 0.3, 12)]
+    plans = [ChosenExits(cuts=trace.exits[:1], thresholds=(float(t),)) for t in np.linspace(1, 0.3, 24)]
     kept = [metric_under(trace, plan).mean(dtype=float) for plan in plans]
     found = []
     for tolerance in tolerances:
