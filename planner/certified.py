@@ -39,10 +39,11 @@ from calibration.certify import (
     split_halves,
 )
 from calibration.set_metrics import SET_METRICS
-from planner.config import CertifyConfig
+from planner.config import CertifyConfig, PlanConfig
 from planner.costs import NetworkCosts
 from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits, evaluate_plan, exit_rows
-from planner.greedy import Considered, SearchResult, TailRule, share_in_time
+from planner.greedy import Considered, SearchResult, share_in_time
+from planner.objectives import objective_ms
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
 AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
@@ -303,7 +304,7 @@ def _explain(
 
 
 def merge_certified(
-    result: SearchResult, certified: CertifiedPlans, trace: Trace, costs: NetworkCosts, tail: TailRule
+    result: SearchResult, certified: CertifiedPlans, trace: Trace, costs: NetworkCosts, config: PlanConfig
 ) -> SearchResult:
     """Returns a search's result in which only plans with a certificate are allowed, the certified ones added.
 
@@ -312,25 +313,26 @@ def merge_certified(
         certified: what was tested.
         trace: the whole trace, which all plans are evaluated on.
         costs: the prices of the stages.
-        tail: for the share of batches in time.
+        config: its tail rule and objective.
     """
     tried = {one.chosen: one for one in certified.sequence}
     considered = []
-    for chosen in (NO_EXITS, *tried):
+    reference = NO_EXITS if result.reference is None else result.reference
+    for chosen in dict.fromkeys((NO_EXITS, *tried, reference)):
         figures = evaluate_plan(trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load)
         certificate = certified.certificates.get(chosen)
         share = 1.0
         if chosen.cuts:
-            share = share_in_time(costs, chosen.cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
+            share = share_in_time(costs, chosen.cuts[0], figures.outcome.survival[1], allowance=config.tail.allowance)
         considered.append(
             Considered(
                 figures=figures, step=len(chosen.cuts), in_time_share=share, allowed=certificate is not None,
                 path=False, p_value=tried[chosen].p_value if chosen in tried else None, certificate=certificate,
             )
         )  # fmt: skip
-    known = {NO_EXITS, *tried}
+    known = {one.figures.chosen for one in considered}
     considered += [replace(one, allowed=False) for one in result.considered if one.figures.chosen not in known]
-    considered.sort(key=lambda one: (not one.allowed, one.figures.times.mean_ms, one.step))
+    considered.sort(key=lambda one: (not one.allowed, objective_ms(one.figures.times, config.objective), one.step))
     return replace(result, considered=tuple(considered))
 
 

@@ -2,8 +2,10 @@
 
 A search prices a stage by its parts. Before anything ships, the few best plans and the plan without exits are merged,
 compiled and timed as the stages that they are, their predictions are worked out again from those times, and complete
-bundles of them answer the same batches in turns. The least measured mean latency wins; the prediction of the winner
-goes into its exit plan, and the measurements of all of them into the record.
+bundles of them answer the same batches in turns. The least measured time wins, but plans that are within ``NOISE`` of
+it are twins as far as anybody can measure: of those the one with the fewest exits wins, then the one that costs least
+when nobody leaves, so that the choice does not flip with the noise of the timings. The prediction of the winner goes
+into its exit plan, and the measurements of all of them into the record.
 """
 
 from __future__ import annotations
@@ -24,10 +26,15 @@ from artifacts.console import say, track
 from artifacts.store import recover_artifact
 from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.config import MeasureConfig, PlanConfig
+from planner.costs import price_staying
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.greedy import SearchResult
+from planner.load import Load
+from planner.objectives import BATCH, MEAN, P99, objective_ms
+from planner.tails import TAIL_QUANTILE
 from planner.timing import Clock, time_graphs
 
+NOISE = 0.02  # two measurements of the same plan differ by that much
 Serve = Callable[[np.ndarray], np.ndarray]
 
 
@@ -60,6 +67,9 @@ class Contender:
         bundle: the assembled bundle, in a temporary folder.
         measured_mean_ms: mean latency of a query, end to end.
         measured_batch_ms: until the last answer of a batch, in the mean.
+        measured_p99_ms: what 99 % of the queries did not exceed.
+        stay_ms: the mean query of batches that nobody leaves, from the times of its stages.
+        allowed: False for a plan that was measured for comparison only.
     """
 
     figures: PlanFigures
@@ -67,14 +77,21 @@ class Contender:
     bundle: Path
     measured_mean_ms: float
     measured_batch_ms: float
+    measured_p99_ms: float
+    stay_ms: float
+    allowed: bool
+
+    def measured_ms(self, objective: str) -> float:
+        """Returns what an objective of ``planner.objectives`` looks at."""
+        return {MEAN: self.measured_mean_ms, BATCH: self.measured_batch_ms, P99: self.measured_p99_ms}[objective]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Commitment:
-    """The contenders, the fastest first: that one is committed.
+    """The contenders; the first is committed.
 
     Attributes:
-        contenders: in the order of their measured mean latency.
+        contenders: the winner, then the others, the fastest first.
         rounds: how often every batch went through every plan.
         itm: the times of all their stages.
     """
@@ -88,11 +105,41 @@ class Commitment:
         return self.contenders[0]
 
 
-def pick_contenders(result: SearchResult, count: int) -> tuple[ChosenExits, ...]:
-    """Returns the ``count`` best allowed plans and the plan without exits, each once, best first."""
-    allowed = [one.figures.chosen for one in result.considered if one.allowed]
-    with_exits = [chosen for chosen in allowed if chosen.cuts][:count]
-    return tuple(sorted({*with_exits, NO_EXITS}, key=allowed.index))
+def pick_contenders(result: SearchResult, count: int, objective: str = MEAN) -> tuple[ChosenExits, ...]:
+    """Returns plans to measure, each once, in the order of the result.
+
+    The best of the allowed ones first; then those expected within ``NOISE`` of it, the best of every number of exits,
+    fewest first; then the others by what is expected. To these ``count`` come the plan without exits and the
+    reference.
+    """
+    allowed = [one for one in result.considered if one.allowed and one.figures.chosen.cuts]
+    best = min((objective_ms(one.figures.times, objective) for one in allowed), default=0.0)
+    heads = {one.step: one for one in reversed(allowed)}
+
+    def order(place: int) -> tuple[int, int]:
+        one = allowed[place]
+        twin = objective_ms(one.figures.times, objective) <= (1 + NOISE) * best and heads[one.step] is one
+        return (1, one.step) if twin and place else (2 if place else 0, place)
+
+    places = sorted(range(len(allowed)), key=order)[:count]
+    picked = {NO_EXITS, *(allowed[place].figures.chosen for place in places)}
+    if result.reference is not None:
+        picked.add(result.reference)
+    known = [one.figures.chosen for one in result.considered]
+    return tuple(sorted(picked, key=known.index))
+
+
+def rank_contenders(contenders: Sequence[Contender], objective: str) -> tuple[Contender, ...]:
+    """Returns the winner, then the others by what was measured.
+
+    The winner has the fewest exits of those allowed plans that are within ``NOISE`` of the fastest allowed one, then
+    the lowest cost when nobody leaves, then the best measurement.
+    """
+    ordered = sorted(contenders, key=lambda one: one.measured_ms(objective))
+    fastest = next(one for one in ordered if one.allowed).measured_ms(objective)
+    twins = [one for one in ordered if one.allowed and one.measured_ms(objective) <= (1 + NOISE) * fastest]
+    winner = min(twins, key=lambda one: (len(one.plan.exits), one.stay_ms))
+    return (winner, *(one for one in ordered if one is not winner))
 
 
 @contextmanager
@@ -111,7 +158,8 @@ def commit_plan(
         ArtifactError: the run's folder cannot be written; nothing is left behind.
     """
     config = case.config
-    plans = pick_contenders(result, config.measure.contenders)
+    plans = pick_contenders(result, config.measure.contenders, config.objective)
+    allowed = {one.figures.chosen for one in result.considered if one.allowed}
     with _scratch_folder(case.run.root) as scratch:
         say(f"merging and timing the stages of {len(plans)} plans")
         stages = merge_stages(case.model, plans, scratch / "stages")
@@ -119,23 +167,22 @@ def commit_plan(
             stage_graphs(case.model, stages), case.model.spec, case.run.engines, config.timing,
             backend=config.backend, threads=config.threads, clock=clock,
         )  # fmt: skip
-        figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size) for plan in plans]
+        figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size, load=config.load) for plan in plans]
         certificates = {one.figures.chosen: one.certificate for one in result.considered}
         bundles = _assemble_all(case, scratch, figures, stages, itm, certificates)
         say(f"measuring {len(plans)} plans end to end")
-        count = -(-config.measure.queries // config.batch_size)
-        batches = draw_batches(queries, batch_size=config.batch_size, count=count)
+        batches = draw_batches(queries, load=config.load or Load.of(config.batch_size), count=config.measure.queries)
         with ExitStack() as opened:
             serves = [_open_serve(bundle, opened) for _, bundle in bundles]
             measured, rounds = measure_plans(serves, batches, config.measure, clock=clock)
         contenders = [
             Contender(
-                figures=one, plan=plan, bundle=bundle, measured_mean_ms=float(mean), measured_batch_ms=float(whole)
+                figures=one, plan=plan, bundle=bundle, measured_mean_ms=mean, measured_batch_ms=whole,
+                measured_p99_ms=p99, stay_ms=_price_staying(one.chosen, itm, config), allowed=one.chosen in allowed,
             )
-            for one, (plan, bundle), (mean, whole) in zip(figures, bundles, measured, strict=True)
-        ]
-        ranked = tuple(sorted(contenders, key=lambda one: one.measured_mean_ms))
-        yield Commitment(contenders=ranked, rounds=rounds, itm=itm)
+            for one, (plan, bundle), (mean, whole, p99) in zip(figures, bundles, measured.tolist(), strict=True)
+        ]  # fmt: skip
+        yield Commitment(contenders=rank_contenders(contenders, config.objective), rounds=rounds, itm=itm)
 
 
 @contextmanager
@@ -155,11 +202,19 @@ def _scratch_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def price_plan(trace: Trace, chosen: ChosenExits, itm: InferenceTimeMatrix, *, batch_size: int) -> PlanFigures:
+def price_plan(
+    trace: Trace, chosen: ChosenExits, itm: InferenceTimeMatrix, *, batch_size: int, load: Load | None = None
+) -> PlanFigures:
     """Evaluates a plan with the measured times of its own stages; ``itm`` holds those of the plan without exits too."""
+    load = load or Load.of(batch_size)
     full = measured_stage_costs(itm, (), batch_size=batch_size)[0]
     costs = measured_stage_costs(itm, chosen.cuts, batch_size=batch_size)
-    return evaluate_plan(trace, chosen, costs, full_ms=float(full[batch_size]))
+    return evaluate_plan(trace, chosen, costs, full_ms=price_staying((full,), load), load=load)
+
+
+def _price_staying(chosen: ChosenExits, itm: InferenceTimeMatrix, config: PlanConfig) -> float:
+    costs = measured_stage_costs(itm, chosen.cuts, batch_size=config.batch_size)
+    return price_staying(costs, config.load or Load.of(config.batch_size))
 
 
 def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certificate | None = None) -> ExitPlan:
@@ -179,6 +234,8 @@ def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certifi
         predicted_metric=figures.outcome.metric,
         predicted=figures.predicted_latency(),
         certificate=certificate,
+        objective=config.objective,
+        load={} if config.load is None else config.load.to_plain(),
     )
 
 
@@ -205,11 +262,20 @@ def _open_serve(bundle: Path, opened: ExitStack) -> Serve:
     return lambda batch: runtime.run(batch).latency_ms
 
 
-def draw_batches(queries: np.ndarray, *, batch_size: int, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Returns up to ``count`` whole batches of queries in random order; a single one is filled up by repetition."""
+def draw_batches(queries: np.ndarray, *, load: Load, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Returns batches of about ``count`` queries in all, in random order, sizes in proportion to the load.
+
+    Every query comes once at most, so that fewer queries make fewer batches; where they do not fill a single one of
+    each size, they are repeated.
+    """
     order = np.random.default_rng(seed).permutation(len(queries))
-    whole = max(1, min(count, len(order) // batch_size))
-    return [queries[rows] for rows in np.resize(order, (whole, batch_size))]
+    mean_size = float(np.dot(load.batch_sizes, load.shares))
+    batches = min(-(-count // mean_size), len(queries) // mean_size)
+    sizes = [size for size, share in zip(load.batch_sizes, load.shares, strict=True)
+             for _ in range(max(1, int(batches * share + 1e-9)))]  # fmt: skip
+    ends = np.cumsum(sizes)
+    rows = np.resize(order, ends[-1])
+    return [queries[rows[end - size : end]] for end, size in zip(ends, sizes, strict=True)]
 
 
 def measure_plans(
@@ -224,21 +290,22 @@ def measure_plans(
         clock: seconds, for the budget.
 
     Returns:
-        (plans, 2) float64: mean latency of a query and time of the whole batch, of every batch the median over the
-        rounds, in the mean over the batches; and how many rounds there were.
+        (plans, 3) float64: mean latency of a query, time of the whole batch in the mean over the batches, and 99th
+        percentile of the latency, each of the medians over the rounds; and how many rounds there were.
     """
     for serve in serves:
         serve(batches[0])
     rounds: list[np.ndarray] = []
+    sizes: list[int] = []
     began = clock()
     for _ in track(range(config.rounds), description="measuring plans", total=config.rounds):
         if rounds and clock() - began > config.budget_s:
             break
-        times = np.empty((len(serves), len(batches), 2))
-        for column, batch in enumerate(batches):
-            for row, serve in enumerate(serves):
-                latency = serve(batch)
-                times[row, column] = latency.mean(), latency.max()
-        rounds.append(times)
-    measured: np.ndarray = np.median(np.stack(rounds), axis=0).mean(axis=1)
-    return measured, len(rounds)
+        latencies = [[serve(batch) for serve in serves] for batch in batches]
+        sizes = [len(by_plan[0]) for by_plan in latencies]
+        rounds.append(np.concatenate(latencies, axis=1))
+    starts = np.cumsum([0, *sizes[:-1]])
+    whole = np.median([np.maximum.reduceat(one, starts, axis=1) for one in rounds], axis=0).mean(axis=1)
+    means = np.median([np.add.reduceat(one, starts, axis=1) for one in rounds], axis=0).sum(axis=1) / sum(sizes)
+    p99 = np.quantile(np.median(rounds, axis=0), TAIL_QUANTILE, axis=1, method="inverted_cdf")
+    return np.stack([means, whole, p99], axis=1), len(rounds)

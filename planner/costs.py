@@ -140,8 +140,7 @@ class NetworkCosts:
 
     def stay_ms(self, exits: Sequence[str]) -> float:
         """The mean query of batches that nobody leaves before the end, with these exits, in milliseconds."""
-        whole = np.sum(self.plan_costs(exits), axis=0)
-        return float(np.dot(self.load.query_shares, whole[list(self.load.batch_sizes)]))
+        return price_staying(self.plan_costs(exits), self.load)
 
     def stage_cost(self, after: str | None, until: str | None) -> np.ndarray:
         """Returns the cost of a stage for 0..B rows: (B + 1,) float64 milliseconds, read-only.
@@ -219,6 +218,11 @@ def expect_times(costs: Sequence[np.ndarray], survival: Sequence[float], load: L
         mean_ms=float(np.dot(survival, seen)), batch_ms=whole, p99_ms=latency_quantile(costs, survival, load),
         arrival_ms=tuple(np.cumsum(seen).tolist()),
     )  # fmt: skip
+
+
+def price_staying(costs: Sequence[np.ndarray], load: Load) -> float:
+    """Returns the mean query's latency in batches that nobody leaves before the end; arguments as there."""
+    return float(np.dot(load.query_shares, np.sum(costs, axis=0)[list(load.batch_sizes)]))
 
 
 def expect_mean_ms(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load | None = None) -> float:

@@ -186,7 +186,7 @@ def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return artifact, replace(itm, median_ms=rows)
 
     def measured(serves: list, *_: object, **__: object):
-        return np.repeat(np.arange(1.0, len(serves) + 1)[:, None], 2, axis=1), 1
+        return np.repeat(np.arange(1.0, len(serves) + 1)[:, None], 3, axis=1), 1
 
     monkeypatch.setattr("planner.flow.ensure_itm", timed)
     monkeypatch.setattr("planner.commit.measure_plans", measured)
