@@ -32,19 +32,21 @@ class PlannedExit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictedLatency:
-    """Times of a batch of ``ExitPlan.batch_size`` queries, in milliseconds.
+    """Times of a batch of ``ExitPlan.batch_size`` queries, or of the mixture in ``ExitPlan.load``, in milliseconds.
 
     Attributes:
         full_ms: the whole network without exits.
         mean_ms: the mean query: a query's latency runs from the start of its batch to its own answer.
         batch_ms: until the last answer of the batch, in the mean.
         oracle_mean_ms: ``mean_ms`` if every query left at the first planned exit that agrees with the final head.
+        p99_ms: what 99 % of the queries do not exceed, the noise of the machine left out; ``None`` where unknown.
     """
 
     full_ms: float
     mean_ms: float
     batch_ms: float
     oracle_mean_ms: float
+    p99_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +122,8 @@ class ExitPlan:
         predicted: expected times.
         certificate: what is guaranteed of the tolerance; ``None`` without.
         reference: what a live stream is compared with; ``None`` in plans of 0.1.0, whose streams cannot be tested.
+        objective: what the search made small: ``mean``, ``p99`` or ``batch``.
+        load: batch size -> share of the batches that was planned for; empty: all have ``batch_size`` queries.
     """
 
     model_digest: str
@@ -136,6 +140,8 @@ class ExitPlan:
     predicted: PredictedLatency
     certificate: Certificate | None = None
     reference: StreamReference | None = None
+    objective: str = "mean"
+    load: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

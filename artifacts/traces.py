@@ -12,6 +12,7 @@ from artifacts.store import load_arrays, save_arrays
 
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
+_OPTIONAL = ("predictions", "labels")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,12 +24,17 @@ class Trace:
         confidence: (E + 1, N) float32 in [0, 1].
         metric: (E + 1, N) float32 in [0, 1]; 1 is a fully correct answer.
         agreement: (E + 1, N) bool; the exit answers what the final head answers. Its last row is all true.
+        predictions: (E + 1, N) int32, the class that each exit answers, where the task has classes; for metrics that
+            are no mean over samples.
+        labels: (N,) int32, the true classes.
     """
 
     exits: tuple[str, ...]
     confidence: np.ndarray
     metric: np.ndarray
     agreement: np.ndarray
+    predictions: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.exits)) != len(self.exits):
@@ -44,6 +50,11 @@ class Trace:
                 raise InputError(f"trace: {name} must be finite and within [0, 1]; collect the trace again")
         if shape[1] == 0:
             raise InputError("trace: no samples")
+        if not self.agreement[-1].all():
+            raise InputError("trace: the final head must agree with itself: the last row of agreement is all true")
+        for name, array, expected in (("predictions", self.predictions, shape), ("labels", self.labels, shape[1:])):
+            if array is not None and array.shape != expected:
+                raise InputError(f"trace: {name} has shape {array.shape}, expected {expected}")
 
     @property
     def sample_count(self) -> int:
@@ -56,10 +67,14 @@ class Trace:
 
     def select(self, samples: np.ndarray) -> Trace:
         """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
-        return Trace(exits=self.exits, **{name: getattr(self, name)[:, samples] for name in _ARRAYS})
+        return Trace(exits=self.exits, **{name: array[..., samples] for name, array in self._arrays().items()})
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        found = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL)}
+        return {name: array for name, array in found.items() if array is not None}
 
     def save(self, path: Path) -> None:
-        save_arrays(path, {"exits": np.array(self.exits), **{name: getattr(self, name) for name in _ARRAYS}})
+        save_arrays(path, {"exits": np.array(self.exits, np.str_), **self._arrays()})
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -73,4 +88,5 @@ class Trace:
         missing = sorted({"exits", *_ARRAYS} - set(arrays))
         if missing:
             raise CorruptArtifactError(f"{path} lacks the arrays {missing}; collect the trace again")
-        return cls(exits=tuple(map(str, arrays["exits"])), **{name: arrays[name] for name in _ARRAYS})
+        known = (*_ARRAYS, *_OPTIONAL)
+        return cls(exits=tuple(map(str, arrays["exits"])), **{name: arrays[name] for name in known if name in arrays})

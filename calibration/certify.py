@@ -23,7 +23,8 @@ against the level ``1 / (2 - tolerance)``, Hoeffding-Bentkus would need a hundre
 the exact paired test. For 0/1 metrics the exact paired test is the tightest of the three near the boundary.
 
 *Without labels* the risk is disagreement with the final head: a 0/1 loss against the level ``tolerance``, for which
-the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus.
+the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus. *Set metrics* (F1, Matthews) are no means
+and have a bootstrap instead of a guarantee, see ``calibration.set_metrics``.
 
 *Which test?* The smaller of two p-values from the same samples is not a p-value. Here the tuning samples decide: every
 test that fits the risk is rehearsed on them, the one that passes the most plans is applied to the other samples (of
@@ -42,15 +43,17 @@ import numpy as np
 
 from artifacts import InputError, array_digest, unknown_name
 from calibration.pvalues import betting, binomial_tail, hoeffding_bentkus, paired_exact, paired_exact_counts
+from calibration.set_metrics import SET_METRICS, bootstrap_p_value, check_evidence, set_metric
 
-RISKS = ("metric", "agreement")
+RISKS = ("metric", "agreement", *SET_METRICS)
 _ETA = 1 / 20  # share of delta that each nuisance of the exact paired test may take
 _TESTS = {
     "metric": ("paired-exact", "betting", "hoeffding-bentkus"),
     "agreement": ("binomial", "betting"),  # the binomial test is never less tight than Hoeffding-Bentkus
+    **dict.fromkeys(SET_METRICS, ("bootstrap",)),
 }
 _SHORTEST = 1e-4  # precision of an offered tolerance
-_MOST_SAMPLES = 2**24
+_MOST_SAMPLES = 2**20  # beyond that, "more samples" is no advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -95,9 +98,13 @@ class RiskTest:
     """One test of "this plan's risk is above the tolerance".
 
     Attributes:
-        name: ``paired-exact``, ``betting``, ``hoeffding-bentkus`` or ``binomial``.
-        risk: ``metric`` or ``agreement``.
+        name: ``paired-exact``, ``betting``, ``hoeffding-bentkus``, ``binomial`` or ``bootstrap``.
+        risk: ``metric``, ``agreement``, or a set metric.
         delta: the level that the sequence is tested at.
+
+    What is known of the samples is their *evidence*: for ``metric`` (n,) values in [0, 1]; for ``agreement`` (n,)
+    whether the plan says what the full network says, for the full network all 1; for a set metric (n, 2) labels and
+    predictions.
     """
 
     name: str
@@ -110,12 +117,31 @@ class RiskTest:
         if not 0 < self.delta < 1:
             raise InputError(f"delta {self.delta}: expected a probability between 0 and 1")
 
+    @property
+    def finite_sample(self) -> bool:
+        """Whether the p-value is valid at any number of samples, or in the limit only."""
+        return self.name != "bootstrap"
+
+    def observe(self, full: np.ndarray, early: np.ndarray) -> float:
+        """Returns the risk on these samples, the share of the metric that is lost; negative when the plan is better.
+
+        Raises:
+            InputError: the full network's metric is 0.
+        """
+        if self.risk not in SET_METRICS:
+            return relative_loss(full, early)
+        check_evidence(full, early)
+        whole, kept = (set_metric(self.risk, *one.T) for one in (full, early))
+        if whole <= 0:
+            raise InputError(f"the full network's {self.risk} is {whole:g} on these samples: no relative loss of it")
+        return 1 - kept / whole
+
     def p_value(self, full: np.ndarray, early: np.ndarray, *, tolerance: float) -> float:
         """Returns the p-value of the hypothesis that the plan's risk is above the tolerance.
 
         Args:
-            full: (n,) metric of the full network per sample, in [0, 1]; for ``agreement`` all 1.
-            early: (n,) metric of the plan on the same samples; for ``agreement`` whether it says the same.
+            full: evidence of the full network.
+            early: evidence of the plan on the same samples.
             tolerance: in [0, 1).
 
         Raises:
@@ -125,6 +151,8 @@ class RiskTest:
             raise InputError(f"paired metrics: shapes {full.shape} and {early.shape} differ")
         if not 0 <= tolerance < 1:
             raise InputError(f"tolerance {tolerance}: expected from 0 to below 1")
+        if self.name == "bootstrap":
+            return bootstrap_p_value(self.risk, full, early, tolerance=tolerance)
         if self.name == "paired-exact":
             return paired_exact(full, early, tolerance=tolerance, eta=_ETA * self.delta)
         losses, level = bounded_losses(full, early, tolerance=tolerance, risk=self.risk)
@@ -168,10 +196,10 @@ def choose_test(
     """Rehearses the tests on the tuning samples.
 
     Args:
-        full: (n,) metric of the full network on the tuning samples.
-        plans: (n,) metric of each plan on them.
+        full: evidence of the full network on the tuning samples.
+        plans: evidence of each plan on them.
         tolerance: in [0, 1).
-        risk: ``metric`` or ``agreement``.
+        risk: one of ``RISKS``.
         delta: in (0, 1).
 
     Returns:
@@ -191,8 +219,8 @@ def run_sequence(
 
     Args:
         test: settled without these samples.
-        full: (n,) metric of the full network.
-        plans: (n,) metric of each plan, from safe to bold; the order was settled without these samples.
+        full: evidence of the full network.
+        plans: evidence of each plan, from safe to bold; the order was settled without these samples.
         tolerance: in [0, 1).
 
     Returns:
@@ -214,8 +242,8 @@ def find_tolerance(test: RiskTest, full: np.ndarray, early: np.ndarray, *, above
 
     Args:
         test: the test that it failed.
-        full: (n,) metric of the full network.
-        early: (n,) metric of the plan.
+        full: evidence of the full network.
+        early: evidence of the plan.
         above: a tolerance at which it failed.
     """
     low, high = above, 1 - _SHORTEST
@@ -231,19 +259,19 @@ def find_tolerance(test: RiskTest, full: np.ndarray, early: np.ndarray, *, above
 
 
 def count_needed(test: RiskTest, full: np.ndarray, early: np.ndarray, *, tolerance: float) -> int | None:
-    """Estimates how many samples a plan needs to pass, if further ones are like these; ``None`` when none suffice.
+    """Estimates how many samples a plan needs to pass, if further ones are like these; ``None``: a million do not do.
 
     Args:
         test: the test that it failed.
-        full: (n,) metric of the full network.
-        early: (n,) metric of the plan.
+        full: evidence of the full network.
+        early: evidence of the plan.
         tolerance: what was asked for.
     """
     p_value = _extrapolate(test, full, early, tolerance)
     low = high = len(full)
     while p_value(high) > test.delta:
         low, high = high, 2 * high
-        if high > max(_MOST_SAMPLES, len(full)):
+        if high > _MOST_SAMPLES:
             return None
     while high - low > max(1, low // 100):
         middle = (low + high) // 2
@@ -252,10 +280,12 @@ def count_needed(test: RiskTest, full: np.ndarray, early: np.ndarray, *, toleran
 
 
 def _extrapolate(test: RiskTest, full: np.ndarray, early: np.ndarray, tolerance: float) -> Callable[[int], float]:
-    if relative_loss(full, early) >= tolerance:
+    if test.observe(full, early) >= tolerance:
         return lambda _: 1.0
     if test.name != "paired-exact":
-        return lambda n: test.p_value(np.resize(full, n), np.resize(early, n), tolerance=tolerance)
+        return lambda n: test.p_value(
+            np.resize(full, (n, *full.shape[1:])), np.resize(early, (n, *full.shape[1:])), tolerance=tolerance
+        )
     right, kept = full > 0, early >= 1
     counts = np.array([right.sum(), (right & ~kept).sum(), (kept & ~right).sum()]) / len(full)
 

@@ -22,6 +22,9 @@ class Task(Protocol):
     def agreement(self, answers: Sequence[np.ndarray], final: Sequence[np.ndarray]) -> np.ndarray:
         """Returns (n,) bool: does the exit answer what the final head answers?"""
 
+    def predictions(self, answers: Sequence[np.ndarray]) -> np.ndarray | None:
+        """Returns (n,) int32, the class of each sample; ``None`` where answers are no classes."""
+
 
 class Classification:
     """Top-1 accuracy over logits or probabilities (n, classes) as the first output."""
@@ -35,6 +38,10 @@ class Classification:
     def agreement(self, answers: Sequence[np.ndarray], final: Sequence[np.ndarray]) -> np.ndarray:
         same: np.ndarray = answers[0].argmax(axis=1) == final[0].argmax(axis=1)
         return same
+
+    def predictions(self, answers: Sequence[np.ndarray]) -> np.ndarray | None:
+        classes: np.ndarray = answers[0].argmax(axis=1).astype(np.int32)
+        return classes
 
 
 def find_task(name: str) -> Task:

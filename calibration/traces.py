@@ -27,7 +27,7 @@ def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, 
     task = find_task(model.spec.task)
     input_name = model.spec.full.inputs[0].name
     indices = data.split(part)
-    confidence, metric, agreement = [], [], []
+    confidence, metric, agreement, predictions = [], [], [], []
     starts = range(0, len(indices), rows)
     for start in track(starts, description=f"tracing the {part} part", total=len(starts)):
         chunk = indices[start : start + rows]
@@ -37,9 +37,14 @@ def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, 
         confidence.append([certain for _, certain in found])
         metric.append([task.metric(answers, labels) for answers, _ in found])
         agreement.append([task.agreement(answers, final) for answers, _ in found])
+        classes = [task.predictions(answers) for answers, _ in found]
+        predictions.append(np.array([one for one in classes if one is not None], np.int32))
+    classified = len(predictions[0]) > 0
     return Trace(
         exits=tuple(cut.name for cut in model.spec.candidates),
         confidence=np.concatenate(confidence, axis=1),
         metric=np.concatenate(metric, axis=1),
         agreement=np.concatenate(agreement, axis=1),
+        predictions=np.concatenate(predictions, axis=1) if classified else None,
+        labels=data.labels[indices].astype(np.int32) if classified else None,
     )

@@ -5,7 +5,8 @@
    plan that is tuned to lose 1 % on these samples loses more on others, so it is usually a plan from the middle of
    the ladder that really keeps 1 %. A second ladder bounds the disagreement with the final head instead of the
    metric: a plan that wins as many samples as it loses keeps the metric by luck of the draw, one that agrees with the
-   full network keeps it for sure. On the demo network these plans are the ones that pass first.
+   full network keeps it for sure. On the demo network these plans are the ones that pass first. For a set metric,
+   which no search can add up, these two ladders stand in.
 3. The plans are put in order from safe to bold by their p-values on the first half; what is not expected to be faster
    than a safer plan is dropped.
 4. On the second half the plans are tested in this order until the first that fails (``calibration.certify`` has the
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import Certificate, NoPlanError, Trace
+from artifacts import Certificate, InputError, NoPlanError, Trace
 from calibration.certify import (
     Halves,
     RiskTest,
@@ -34,14 +35,15 @@ from calibration.certify import (
     count_needed,
     find_tolerance,
     least_samples,
-    relative_loss,
     run_sequence,
     split_halves,
 )
-from planner.config import CertifyConfig
+from calibration.set_metrics import SET_METRICS
+from planner.config import CertifyConfig, PlanConfig
 from planner.costs import NetworkCosts
 from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits, evaluate_plan, exit_rows
-from planner.greedy import Considered, SearchResult, TailRule, share_in_time
+from planner.greedy import Considered, SearchResult, share_in_time
+from planner.objectives import objective_ms
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
 AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
@@ -97,7 +99,7 @@ class Shortage:
 
     Attributes:
         samples: in the trace, both halves.
-        needed: about how many it takes, both halves; ``None`` when the safest plan loses too much by any number.
+        needed: about how many it takes, both halves; ``None`` when the safest plan loses too much for any number.
         least: no plan can be certified with fewer.
         offered: the smallest tolerance that the safest plan passes at; ``None`` when there is none.
         safest: the plan that this is about; ``None`` when the search found no exits worth having.
@@ -124,7 +126,7 @@ class Shortage:
         if self.needed is not None:
             said.append(f"about {self.needed} samples would be needed (never fewer than {self.least})")
         else:
-            said.append("more samples alone would not help")
+            said.append("more samples alone would hardly help")
         if self.offered is not None:
             said.append(f"these samples certify --tolerance {_round_up(self.offered)}")
         said.append("or take the plan as the paper does, without a guarantee: --certify none")
@@ -147,6 +149,24 @@ def metric_under(trace: Trace, chosen: ChosenExits) -> np.ndarray:
     leaves_at = evaluate_exits(trace, chosen).leaves_at
     answered: np.ndarray = trace.metric[np.array(rows)[leaves_at], np.arange(trace.sample_count)]
     return answered
+
+
+def evidence_under(trace: Trace, chosen: ChosenExits, risk: str) -> np.ndarray:
+    """Returns what a test of the risk is told of each sample under a plan, see ``calibration.certify.RiskTest``.
+
+    Raises:
+        InputError: the trace has no predictions and labels, which a set metric needs.
+    """
+    if risk not in SET_METRICS:
+        return metric_under(trace, chosen)
+    if trace.predictions is None or trace.labels is None:
+        raise InputError(
+            f"--risk {risk} needs the class that every exit answers, and the trace holds none: collect it again "
+            "(remove its folder first), or import one with predictions and labels"
+        )
+    rows = np.array([*exit_rows(trace, chosen.cuts), len(trace.exits)])
+    answered = trace.predictions[rows[evaluate_exits(trace, chosen).leaves_at], np.arange(trace.sample_count)]
+    return np.stack([trace.labels, answered], axis=1)
 
 
 def climb(tuning: Trace, ladder: Ladder, *, tolerance: float, risk: str) -> tuple[ChosenExits, ...]:
@@ -204,9 +224,9 @@ def rehearse(
     Returns:
         The test, and those plans of which each is expected to be faster than all before it and than no exits.
     """
-    full = tuning.metric[-1]
     test, p_values = choose_test(
-        full, [metric_under(tuning, plan) for plan in plans],
+        evidence_under(tuning, NO_EXITS, settings.risk),
+        [evidence_under(tuning, plan, settings.risk) for plan in plans],
         tolerance=tolerance, risk=settings.risk, delta=settings.delta,
     )  # fmt: skip
     prices = [price(tuning, plan) for plan in plans]
@@ -233,13 +253,14 @@ def certify_plans(
         tolerance: allowed relative loss, in [0, 1).
     """
     held_out = trace.select(halves.certification)
-    full = held_out.metric[-1]
-    p_values = run_sequence(test, full, (metric_under(held_out, plan) for plan in plans), tolerance=tolerance)
+    full = evidence_under(held_out, NO_EXITS, test.risk)
+    found = (evidence_under(held_out, plan, test.risk) for plan in plans)
+    p_values = run_sequence(test, full, found, tolerance=tolerance)
     sequence = []
     for position, (plan, p_value) in enumerate(itertools.zip_longest(plans, p_values), start=1):
         certificate = None
         if p_value is not None and p_value <= test.delta:
-            observed = relative_loss(full, metric_under(held_out, plan))
+            observed = test.observe(full, evidence_under(held_out, plan, test.risk))
             certificate = _certificate(
                 test, halves, bound=tolerance, p_value=p_value, observed=observed, position=position
             )
@@ -257,7 +278,7 @@ def _certificate(
     test: RiskTest, halves: Halves, *, bound: float, p_value: float, observed: float, position: int
 ) -> Certificate:
     return Certificate(
-        risk=test.risk, bound=bound, delta=test.delta, finite_sample=True,
+        risk=test.risk, bound=bound, delta=test.delta, finite_sample=test.finite_sample,
         method=test.name if position else "no exits", p_value=p_value, observed=observed,
         samples=len(halves.certification), tuning_samples=len(halves.tuning), position=position, seed=halves.seed,
         tuning_digest=halves.tuning_digest, certification_digest=halves.certification_digest,
@@ -270,7 +291,7 @@ def _explain(
     least = 2 * least_samples(tolerance=tolerance, delta=test.delta)
     if not safest:
         return Shortage(samples=samples, needed=None, least=least, offered=None, safest=None, observed=None)
-    full, early = held_out.metric[-1], metric_under(held_out, safest[0])
+    full, early = (evidence_under(held_out, plan, test.risk) for plan in (NO_EXITS, safest[0]))
     needed = count_needed(test, full, early, tolerance=tolerance)
     return Shortage(
         samples=samples,
@@ -278,12 +299,12 @@ def _explain(
         least=least,
         offered=find_tolerance(test, full, early, above=tolerance),
         safest=safest[0],
-        observed=relative_loss(full, early),
+        observed=test.observe(full, early),
     )
 
 
 def merge_certified(
-    result: SearchResult, certified: CertifiedPlans, trace: Trace, costs: NetworkCosts, tail: TailRule
+    result: SearchResult, certified: CertifiedPlans, trace: Trace, costs: NetworkCosts, config: PlanConfig
 ) -> SearchResult:
     """Returns a search's result in which only plans with a certificate are allowed, the certified ones added.
 
@@ -292,25 +313,26 @@ def merge_certified(
         certified: what was tested.
         trace: the whole trace, which all plans are evaluated on.
         costs: the prices of the stages.
-        tail: for the share of batches in time.
+        config: its tail rule and objective.
     """
     tried = {one.chosen: one for one in certified.sequence}
     considered = []
-    for chosen in (NO_EXITS, *tried):
+    reference = NO_EXITS if result.reference is None else result.reference
+    for chosen in dict.fromkeys((NO_EXITS, *tried, reference)):
         figures = evaluate_plan(trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load)
         certificate = certified.certificates.get(chosen)
         share = 1.0
         if chosen.cuts:
-            share = share_in_time(costs, chosen.cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
+            share = share_in_time(costs, chosen.cuts[0], figures.outcome.survival[1], allowance=config.tail.allowance)
         considered.append(
             Considered(
                 figures=figures, step=len(chosen.cuts), in_time_share=share, allowed=certificate is not None,
                 path=False, p_value=tried[chosen].p_value if chosen in tried else None, certificate=certificate,
             )
         )  # fmt: skip
-    known = {NO_EXITS, *tried}
+    known = {one.figures.chosen for one in considered}
     considered += [replace(one, allowed=False) for one in result.considered if one.figures.chosen not in known]
-    considered.sort(key=lambda one: (not one.allowed, one.figures.times.mean_ms, one.step))
+    considered.sort(key=lambda one: (not one.allowed, objective_ms(one.figures.times, config.objective), one.step))
     return replace(result, considered=tuple(considered))
 
 

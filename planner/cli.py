@@ -24,6 +24,8 @@ from planner.config import (
     batch_sizes_up_to,
 )
 from planner.greedy import TailRule
+from planner.load import read_load
+from planner.objectives import BATCH, MEAN, OBJECTIVES, P99
 
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
@@ -48,9 +50,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, default=_PLAN.tolerance,
         help="allowed relative loss of the metric: 0.01 keeps 99 %% (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument("--batch-size", type=int, help=f"queries per batch (default: {_PLAN.batch_size})")
     parser.add_argument(
-        "--batch-size", type=int, default=_PLAN.batch_size, help="queries per batch (default: %(default)s)"
-    )
+        "--batch-distribution", type=Path, metavar="FILE",
+        help="instead of --batch-size: JSON or CSV, batch size -> share or count of the batches that enter",
+    )  # fmt: skip
     parser.add_argument("--engine", default=_PLAN.backend, help="engine backend (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of each engine (default: all cores)")
     parser.add_argument("--search", choices=SEARCHES, default=_PLAN.search, help="how to search (default: %(default)s)")
@@ -79,8 +83,8 @@ def _add_certify_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--risk", choices=RISKS, default=default.risk,
-        help="what --tolerance bounds: relative loss of the metric, or disagreement with the final head, which needs "
-        "no labels (default: %(default)s)",
+        help="what --tolerance bounds: relative loss of the metric; disagreement with the final head, which needs no "
+        "labels; relative loss of F1 or of the Matthews correlation, by bootstrap (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
         "--certify-seed", type=int, default=default.seed, metavar="N",
@@ -91,8 +95,15 @@ def _add_certify_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("search")
     group.add_argument(
-        "--grid-step", type=float, default=_PLAN.grid_step, help="distance of the thresholds (default: %(default)s)"
-    )
+        "--objective", choices=OBJECTIVES, default=_PLAN.objective,
+        help="what to make small: latency of the mean query, its 99th percentile, or the time until a whole batch is "
+        "done (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--max-exits", type=int, metavar="N", help="the most exits of a plan (default: as many as pay)")
+    group.add_argument(
+        "--grid-step", type=float, default=_PLAN.grid_step,
+        help="distance of the greedy search's thresholds (default: %(default)s)",
+    )  # fmt: skip
     group.add_argument(
         "--tail-share", type=float, default=_TAIL.share,
         help="share of batches that must not be slower than the full network (default: %(default)s)",
@@ -171,7 +182,10 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def read_config(arguments: argparse.Namespace) -> PlanConfig:
     """Turns the flags into a validated config; errors are ``UsageError``."""
+    load = None if arguments.batch_distribution is None else read_load(arguments.batch_distribution)
     batch_size = arguments.batch_size
+    if batch_size is None:
+        batch_size = _PLAN.batch_size if load is None else load.largest
     if batch_size < 1:
         raise UsageError(f"--batch-size {batch_size}: expected at least 1")
     threads = os.cpu_count() or 1 if arguments.threads is None else arguments.threads
@@ -184,7 +198,10 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
         batch_size=batch_size,
         backend=arguments.engine,
         threads=threads,
+        load=load,
         search=arguments.search,
+        objective=arguments.objective,
+        max_exits=arguments.max_exits,
         grid_step=arguments.grid_step,
         tail=TailRule(
             share=arguments.tail_share,
@@ -218,11 +235,27 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
         f"mean latency {predicted.mean_ms:.3f} ms predicted, {committed['measured_mean_ms']:.3f} ms measured\n"
         f"full network {predicted.full_ms:.3f} ms timed, {full['measured_mean_ms']:.3f} ms measured: "
         f"{faster:.2f} times as fast in the mean\n"
-        f"whole batch {predicted.batch_ms:.3f} ms predicted; mean if each query knew when to leave: {perfect:.3f} ms\n",
+        f"whole batch {predicted.batch_ms:.3f} ms predicted; mean if each query knew when to leave: {perfect:.3f} ms\n"
+        f"{describe_reference(result)}",
         file=stream,
     )
     _print_considered(result, to_stderr=to_stderr)
     print(f"\nbundle: {result.bundle}", file=stream, flush=True)
+
+
+def describe_reference(result: PlanningResult) -> str:
+    """Returns the line that compares the committed plan with the greedy search's; empty where that was the search."""
+    found = next((one for one in result.considered if one["reference"]), None)
+    if found is None:
+        return ""
+    said = []
+    for title, key in (("expected", "searched"), ("measured", "measured")):
+        for objective in (MEAN, BATCH, P99):
+            name = f"{key}_{objective}_ms"
+            mine = result.considered[0][name]
+            if objective == result.plan.objective and mine is not None and found[name] is not None:
+                said.append(f"{title} {mine:.3f} ms against {found[name]:.3f} ms, a factor of {found[name] / mine:.3f}")
+    return f"beside the greedy search's plan ({_name_exits(found)}): {'; '.join(said)}\n"
 
 
 def describe_certificate(plan: ExitPlan) -> str:
@@ -232,9 +265,12 @@ def describe_certificate(plan: ExitPlan) -> str:
         return "certificate: none (--certify none); the tolerance holds on the calibration data only"
     if not plan.exits:
         return "certificate: without exits nothing is lost"
-    what = "relative loss of the metric" if certificate.risk == "metric" else "disagreement with the final head"
+    what = {"metric": "relative loss of the metric", "agreement": "disagreement with the final head"}.get(
+        certificate.risk, f"relative loss of {certificate.risk}"
+    )
+    sure = "" if certificate.finite_sample else " (asymptotically: a bootstrap, no finite-sample guarantee)"
     return (
-        f"certificate: {what} at most {certificate.bound:g}, except with probability {certificate.delta:g}\n"
+        f"certificate: {what} at most {certificate.bound:g}, except with probability {certificate.delta:g}{sure}\n"
         f"  {certificate.method} test on {certificate.samples} samples that were not tuned on: p = "
         f"{certificate.p_value:.3g}, observed {certificate.observed:.4f}"
     )

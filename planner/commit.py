@@ -2,10 +2,12 @@
 
 A search prices a stage by its parts. Before anything ships, the few best plans and the plan without exits are merged,
 compiled and timed as the stages that they are, their predictions are worked out again from those times, and complete
-bundles of them answer the same batches in turns. The least measured mean latency wins among those whose batches cost
-at most ``1 + stay_allowance`` times the plan without exits when nobody leaves: that is measured as well, since a sum of
-engine times does not know what a cut costs. The prediction of the winner goes into its exit plan, and the measurements
-of all of them into the record.
+bundles of them answer the same batches in turns. The least measured time wins among those whose batches cost at most
+``1 + stay_allowance`` times the plan without exits when nobody leaves: that is measured as well, since a sum of engine
+times does not know what a cut costs. But plans that are within ``NOISE`` of the fastest are twins as far as anybody can
+measure: of those the one with the fewest exits wins, then the one that costs least when nobody leaves, so that the
+choice does not flip with the noise of the timings. The prediction of the winner goes into its exit plan, and the
+measurements of all of them into the record.
 """
 
 from __future__ import annotations
@@ -27,11 +29,16 @@ from artifacts.store import recover_artifact
 from engines import HostDevice
 from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.config import MeasureConfig, PlanConfig
+from planner.costs import price_staying
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.greedy import SearchResult
+from planner.load import Load
+from planner.objectives import BATCH, MEAN, P99, objective_ms
 from planner.reference import describe_reference
+from planner.tails import TAIL_QUANTILE
 from planner.timing import Clock, time_graphs
 
+NOISE = 0.02  # two measurements of the same plan differ by that much
 Serve = Callable[[np.ndarray], np.ndarray]
 _STAY_BATCHES = 4  # per round; such a batch takes as long as the whole network
 
@@ -65,8 +72,9 @@ class Contender:
         bundle: the assembled bundle, in a temporary folder.
         measured_mean_ms: mean latency of a query, end to end.
         measured_batch_ms: until the last answer of a batch, in the mean.
-        stay_ratio: time of a batch that nobody leaves, of that of the plan without exits.
-        allowed: whether ``stay_ratio`` is within the allowance.
+        measured_p99_ms: what 99 % of the queries did not exceed.
+        stay_ratio: time of a batch that nobody leaves, of that of the plan without exits; measured.
+        allowed: False for a plan that was measured for comparison only, or whose ``stay_ratio`` is above the allowance.
     """
 
     figures: PlanFigures
@@ -74,16 +82,21 @@ class Contender:
     bundle: Path
     measured_mean_ms: float
     measured_batch_ms: float
+    measured_p99_ms: float
     stay_ratio: float
     allowed: bool
+
+    def measured_ms(self, objective: str) -> float:
+        """Returns what an objective of ``planner.objectives`` looks at."""
+        return {MEAN: self.measured_mean_ms, BATCH: self.measured_batch_ms, P99: self.measured_p99_ms}[objective]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Commitment:
-    """The contenders, the best first: that one is committed.
+    """The contenders; the first is committed.
 
     Attributes:
-        contenders: those that are allowed first, in the order of their measured mean latency.
+        contenders: the winner, then the others, the fastest first.
         rounds: how often every batch went through every plan.
         itm: the times of all their stages.
     """
@@ -97,15 +110,43 @@ class Commitment:
         return self.contenders[0]
 
 
-def pick_contenders(result: SearchResult, count: int) -> tuple[ChosenExits, ...]:
-    """Returns the ``count`` best allowed plans, the best with fewer exits for each smaller number of them, and the plan
-    without exits: each once, best first."""
-    allowed = [one.figures.chosen for one in result.considered if one.allowed]
-    with_exits = [chosen for chosen in allowed if chosen.cuts]
-    best = with_exits[:count]
-    fewest = min((len(chosen.cuts) for chosen in best), default=1)
-    fewer = [next((one for one in with_exits if len(one.cuts) == exits), NO_EXITS) for exits in range(1, fewest)]
-    return tuple(sorted({*best, *fewer, NO_EXITS}, key=allowed.index))
+def pick_contenders(result: SearchResult, count: int, objective: str = MEAN) -> tuple[ChosenExits, ...]:
+    """Returns plans to measure, each once, in the order of the result.
+
+    The best of the allowed ones first; then those expected within ``NOISE`` of it, the best of every number of exits,
+    fewest first; then the others by what is expected. To these ``count`` come the best plan of every smaller number of
+    exits, the plan without exits, and the reference.
+    """
+    allowed = [one for one in result.considered if one.allowed and one.figures.chosen.cuts]
+    best = min((objective_ms(one.figures.times, objective) for one in allowed), default=0.0)
+    heads = {one.step: one for one in reversed(allowed)}
+
+    def order(place: int) -> tuple[int, int]:
+        one = allowed[place]
+        twin = objective_ms(one.figures.times, objective) <= (1 + NOISE) * best and heads[one.step] is one
+        return (1, one.step) if twin and place else (2 if place else 0, place)
+
+    places = sorted(range(len(allowed)), key=order)[:count]
+    fewest = min((allowed[place].step for place in places), default=1)
+    fewer = [heads[step].figures.chosen for step in range(1, fewest) if step in heads]
+    picked = {NO_EXITS, *fewer, *(allowed[place].figures.chosen for place in places)}
+    if result.reference is not None:
+        picked.add(result.reference)
+    known = [one.figures.chosen for one in result.considered]
+    return tuple(sorted(picked, key=known.index))
+
+
+def rank_contenders(contenders: Sequence[Contender], objective: str) -> tuple[Contender, ...]:
+    """Returns the winner, then the others by what was measured.
+
+    The winner has the fewest exits of those allowed plans that are within ``NOISE`` of the fastest allowed one, then
+    the lowest cost when nobody leaves, then the best measurement.
+    """
+    ordered = sorted(contenders, key=lambda one: one.measured_ms(objective))
+    fastest = next(one for one in ordered if one.allowed).measured_ms(objective)
+    twins = [one for one in ordered if one.allowed and one.measured_ms(objective) <= (1 + NOISE) * fastest]
+    winner = min(twins, key=lambda one: (len(one.plan.exits), one.stay_ratio))
+    return (winner, *(one for one in ordered if one is not winner))
 
 
 @contextmanager
@@ -124,7 +165,8 @@ def commit_plan(
         ArtifactError: the run's folder cannot be written; nothing is left behind.
     """
     config = case.config
-    plans = pick_contenders(result, config.measure.contenders)
+    plans = pick_contenders(result, config.measure.contenders, config.objective)
+    allowed = {one.figures.chosen for one in result.considered if one.allowed}
     with _scratch_folder(case.run.root) as scratch:
         say(f"merging and timing the stages of {len(plans)} plans")
         stages = merge_stages(case.model, plans, scratch / "stages")
@@ -132,12 +174,11 @@ def commit_plan(
             stage_graphs(case.model, stages), case.model.spec, case.run.engines, config.timing,
             backend=config.backend, threads=config.threads, clock=clock,
         )  # fmt: skip
-        figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size) for plan in plans]
+        figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size, load=config.load) for plan in plans]
         certificates = {one.figures.chosen: one.certificate for one in result.considered}
         bundles = _assemble_all(case, scratch, figures, stages, itm, certificates)
         say(f"measuring {len(plans)} plans end to end")
-        count = -(-config.measure.queries // config.batch_size)
-        batches = draw_batches(queries, batch_size=config.batch_size, count=count)
+        batches = draw_batches(queries, load=config.load or Load.of(config.batch_size), count=config.measure.queries)
         with ExitStack() as opened:
             serves = [_open_serve(bundle, opened) for _, bundle in bundles]
             measured, rounds = measure_plans(
@@ -146,13 +187,13 @@ def commit_plan(
         allowance = config.tail.stay_allowance
         contenders = [
             Contender(
-                figures=one, plan=plan, bundle=bundle, measured_mean_ms=mean, measured_batch_ms=whole, stay_ratio=stay,
-                allowed=allowance is None or stay <= 1 + allowance,
+                figures=one, plan=plan, bundle=bundle, measured_mean_ms=mean, measured_batch_ms=whole,
+                measured_p99_ms=p99, stay_ratio=stay,
+                allowed=one.chosen in allowed and (allowance is None or stay <= 1 + allowance),
             )
-            for one, (plan, bundle), (mean, whole, stay) in zip(figures, bundles, measured.tolist(), strict=True)
+            for one, (plan, bundle), (mean, whole, p99, stay) in zip(figures, bundles, measured.tolist(), strict=True)
         ]  # fmt: skip
-        ranked = tuple(sorted(contenders, key=lambda one: (not one.allowed, one.measured_mean_ms)))
-        yield Commitment(contenders=ranked, rounds=rounds, itm=itm)
+        yield Commitment(contenders=rank_contenders(contenders, config.objective), rounds=rounds, itm=itm)
 
 
 @contextmanager
@@ -172,11 +213,14 @@ def _scratch_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def price_plan(trace: Trace, chosen: ChosenExits, itm: InferenceTimeMatrix, *, batch_size: int) -> PlanFigures:
+def price_plan(
+    trace: Trace, chosen: ChosenExits, itm: InferenceTimeMatrix, *, batch_size: int, load: Load | None = None
+) -> PlanFigures:
     """Evaluates a plan with the measured times of its own stages; ``itm`` holds those of the plan without exits too."""
+    load = load or Load.of(batch_size)
     full = measured_stage_costs(itm, (), batch_size=batch_size)[0]
     costs = measured_stage_costs(itm, chosen.cuts, batch_size=batch_size)
-    return evaluate_plan(trace, chosen, costs, full_ms=float(full[batch_size]))
+    return evaluate_plan(trace, chosen, costs, full_ms=price_staying((full,), load), load=load)
 
 
 def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certificate | None = None) -> ExitPlan:
@@ -197,6 +241,8 @@ def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certifi
         predicted=figures.predicted_latency(),
         reference=describe_reference(case.trace, figures.chosen),
         certificate=certificate,
+        objective=config.objective,
+        load={} if config.load is None else config.load.to_plain(),
     )
 
 
@@ -229,11 +275,20 @@ def _open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
     return serve(found.spec), serve(without_leaving(found.spec))
 
 
-def draw_batches(queries: np.ndarray, *, batch_size: int, count: int, seed: int = 0) -> list[np.ndarray]:
-    """Returns up to ``count`` whole batches of queries in random order; a single one is filled up by repetition."""
+def draw_batches(queries: np.ndarray, *, load: Load, count: int, seed: int = 0) -> list[np.ndarray]:
+    """Returns batches of about ``count`` queries in all, in random order, sizes in proportion to the load.
+
+    Every query comes once at most, so that fewer queries make fewer batches; where they do not fill a single one of
+    each size, they are repeated.
+    """
     order = np.random.default_rng(seed).permutation(len(queries))
-    whole = max(1, min(count, len(order) // batch_size))
-    return [queries[rows] for rows in np.resize(order, (whole, batch_size))]
+    mean_size = float(np.dot(load.batch_sizes, load.shares))
+    batches = min(-(-count // mean_size), len(queries) // mean_size)
+    sizes = [size for size, share in zip(load.batch_sizes, load.shares, strict=True)
+             for _ in range(max(1, int(batches * share + 1e-9)))]  # fmt: skip
+    ends = np.cumsum(sizes)
+    rows = np.resize(order, ends[-1])
+    return [queries[rows[end - size : end]] for end, size in zip(ends, sizes, strict=True)]
 
 
 def measure_plans(
@@ -251,27 +306,28 @@ def measure_plans(
         clock: seconds, for the budget.
 
     Returns:
-        (plans, 3) float64: mean latency of a query and time of the whole batch, of every batch the median over the
-        rounds, in the mean over the batches; and the median time of a batch that nobody leaves, of the reference's on
-        the same batch in the same round. And how many rounds there were.
+        (plans, 4) float64, from the medians over the rounds: mean latency of a query, time of the whole batch in the
+        mean over the batches, the latency that 99 % of the queries do not exceed; and the time of a batch that nobody
+        leaves, of the reference's on the same batch in the same round. And how many rounds there were.
     """
     for serve, stay in serves:
         serve(batches[0])
         stay(batches[0])
     rounds: list[np.ndarray] = []
     stays: list[np.ndarray] = []
+    sizes: list[int] = []
     began = clock()
     for _ in track(range(config.rounds), description="measuring plans", total=config.rounds):
         if rounds and clock() - began > config.budget_s:
             break
-        times = np.empty((len(serves), len(batches), 2))
-        for column, batch in enumerate(batches):
-            for row, (serve, _) in enumerate(serves):
-                latency = serve(batch)
-                times[row, column] = latency.mean(), latency.max()
-        rounds.append(times)
+        latencies = [[serve(batch) for serve, _ in serves] for batch in batches]
+        sizes = [len(by_plan[0]) for by_plan in latencies]
+        rounds.append(np.concatenate(latencies, axis=1))
         for batch in batches[:_STAY_BATCHES]:
-            whole = np.array([stay(batch).max() for _, stay in serves])
-            stays.append(whole / whole[reference])
-    measured = np.median(np.stack(rounds), axis=0).mean(axis=1)
-    return np.column_stack([measured, np.median(stays, axis=0)]), len(rounds)
+            hard = np.array([stay(batch).max() for _, stay in serves])
+            stays.append(hard / hard[reference])
+    starts = np.cumsum([0, *sizes[:-1]])
+    whole = np.median([np.maximum.reduceat(one, starts, axis=1) for one in rounds], axis=0).mean(axis=1)
+    means = np.median([np.add.reduceat(one, starts, axis=1) for one in rounds], axis=0).sum(axis=1) / sum(sizes)
+    p99 = np.quantile(np.median(rounds, axis=0), TAIL_QUANTILE, axis=1, method="inverted_cdf")
+    return np.stack([means, whole, p99, np.median(stays, axis=0)], axis=1), len(rounds)

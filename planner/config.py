@@ -8,6 +8,8 @@ from artifacts import UsageError, unknown_name
 from calibration.certify import RISKS
 from planner.greedy import TailRule
 from planner.grids import DEFAULT_STEP, threshold_grid
+from planner.load import Load
+from planner.objectives import MEAN, check_objective
 
 DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
 
@@ -107,8 +109,11 @@ class PlanConfig:
         batch_size: the largest batch that enters the network.
         backend: the engine backend, e.g. ``onnxruntime``.
         threads: of each engine.
+        load: the batches that enter; ``None``: all have ``batch_size`` queries.
         search: which search, one of ``SEARCHES``.
-        grid_step: distance of the thresholds that are tried.
+        objective: what the plan is to be good at, one of ``objectives.OBJECTIVES``.
+        max_exits: the most exits that a plan may have; ``None``: as many as pay.
+        grid_step: distance of the greedy search's thresholds.
         tail: how many batches must not be slower than the full network.
         certify: what is to be guaranteed of the tolerance.
         timing: how the engines are timed.
@@ -119,7 +124,10 @@ class PlanConfig:
     batch_size: int = 32
     backend: str = "onnxruntime"
     threads: int = 1
-    search: str = "greedy"
+    load: Load | None = None
+    search: str = "joint"
+    objective: str = MEAN
+    max_exits: int | None = None
     grid_step: float = DEFAULT_STEP
     tail: TailRule = field(default_factory=TailRule)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
@@ -138,11 +146,22 @@ class PlanConfig:
         threshold_grid(self.grid_step)
         if self.search not in SEARCHES:
             raise unknown_name("search", self.search, SEARCHES)
+        check_objective(self.objective)
+        if self.search == "greedy" and (self.objective != MEAN or self.max_exits is not None):
+            raise UsageError("--search greedy makes the mean latency small with any number of exits, as in the paper; "
+                             "leave out --objective and --max-exits, or take --search joint")  # fmt: skip
+        if self.max_exits is not None and self.max_exits < 0:
+            raise UsageError(f"--max-exits {self.max_exits}: expected a number from 0")
+        if self.load is not None and self.load.largest != self.batch_size:
+            raise UsageError(
+                f"--batch-distribution: its largest batch has {self.load.largest} queries, --batch-size says "
+                f"{self.batch_size}; leave --batch-size out"
+            )
         if self.timing.batch_sizes[-1] != self.batch_size:
             raise UsageError(
                 f"--batch-sizes must end with --batch-size {self.batch_size}, got {self.timing.batch_sizes[-1]}"
             )
 
 
-SEARCHES = ("greedy",)
+SEARCHES = ("joint", "greedy")
 CERTIFY_METHODS = ("ltt", "none")

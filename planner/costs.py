@@ -25,7 +25,8 @@ each and hand their tensors over through memory. The ``J = number of cuts`` join
     sum of all segments + final head - full
 
 together, and each joint is credited with an equal part, so that the stage without exits costs exactly what the full
-network was measured to take. A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
+network was measured to take. At an exit half of a joint stays: the cut's tensors are read by the head where they are,
+but still written for the next stage, which reads them. A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
 stage comes on top, and on top of the first stage what serving a batch takes besides its engines (``planner.serving``).
 """
@@ -140,8 +141,7 @@ class NetworkCosts:
 
     def stay_ms(self, exits: Sequence[str]) -> float:
         """The mean query of batches that nobody leaves before the end, with these exits, in milliseconds."""
-        whole = np.sum(self.plan_costs(exits), axis=0)
-        return float(np.dot(self.load.query_shares, whole[list(self.load.batch_sizes)]))
+        return price_staying(self.plan_costs(exits), self.load)
 
     def stage_cost(self, after: str | None, until: str | None) -> np.ndarray:
         """Returns the cost of a stage for 0..B rows: (B + 1,) float64 milliseconds, read-only.
@@ -175,7 +175,8 @@ class NetworkCosts:
             return self._row(FULL)
         total = sum((self._row(segment_row(i)) for i in range(start, stop)), np.zeros(len(self.itm.batch_sizes)))
         total = total + self._row(FINAL_HEAD if until is None else head_row(until))
-        total = total - (stop - start) * self._joint_ms()
+        joints = stop - start - (0 if until is None else 0.5)  # the tensors of an exit's cut are still written
+        total = total - joints * self._joint_ms()
         row: np.ndarray = np.maximum(total, 0.0)
         return row
 
@@ -219,6 +220,11 @@ def expect_times(costs: Sequence[np.ndarray], survival: Sequence[float], load: L
         mean_ms=float(np.dot(survival, seen)), batch_ms=whole, p99_ms=latency_quantile(costs, survival, load),
         arrival_ms=tuple(np.cumsum(seen).tolist()),
     )  # fmt: skip
+
+
+def price_staying(costs: Sequence[np.ndarray], load: Load) -> float:
+    """Returns the mean query's latency in batches that nobody leaves before the end; arguments as there."""
+    return float(np.dot(load.query_shares, np.sum(costs, axis=0)[list(load.batch_sizes)]))
 
 
 def expect_mean_ms(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load | None = None) -> float:

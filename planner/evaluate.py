@@ -145,7 +145,7 @@ class PlanFigures:
         """Returns the times as an exit plan lists them."""
         return PredictedLatency(
             full_ms=self.full_ms, mean_ms=self.times.mean_ms, batch_ms=self.times.batch_ms,
-            oracle_mean_ms=self.oracle_mean_ms,
+            oracle_mean_ms=self.oracle_mean_ms, p99_ms=self.times.p99_ms,
         )  # fmt: skip
 
 

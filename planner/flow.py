@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ from planner.config import PlanConfig
 from planner.costs import NetworkCosts
 from planner.greedy import SearchResult, plan_greedy
 from planner.grids import KeptGrids, threshold_grid
+from planner.joint import plan_joint
 from planner.ladders import make_ladder, make_price
+from planner.objectives import objective_ms
 from planner.timing import ensure_itm
 
 BPM_NPZ = "bpm.npz"
@@ -50,7 +52,14 @@ def _search_greedily(trace: Trace, costs: NetworkCosts, config: PlanConfig, kept
     return plan_greedy(trace, costs, tolerance=config.tolerance, kept=kept, tail=config.tail)
 
 
-_SEARCHES: Mapping[str, Search] = {"greedy": _search_greedily}
+def _search_jointly(trace: Trace, costs: NetworkCosts, config: PlanConfig, kept: KeptGrids) -> SearchResult:
+    return plan_joint(
+        trace, costs, tolerance=config.tolerance, objective=config.objective, max_exits=config.max_exits,
+        tail=config.tail, kept=kept,
+    )  # fmt: skip
+
+
+_SEARCHES: Mapping[str, Search] = {"joint": _search_jointly, "greedy": _search_greedily}
 
 
 def find_search(config: PlanConfig) -> Search:
@@ -107,7 +116,8 @@ def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None)
     trace = risk_trace(trace, config.certify.risk)
     case = PlanningCase(run=run, model=model, trace=trace, trace_digest=trace_artifact.digest, config=config)
     kept = kept_grids(run, trace_artifact, config)
-    costs = NetworkCosts(itm=itm, cuts=tuple(cut.name for cut in model.spec.cuts), batch_size=config.batch_size)
+    cuts = tuple(cut.name for cut in model.spec.cuts)
+    costs = NetworkCosts(itm=itm, cuts=cuts, batch_size=config.batch_size, mixture=config.load)
     result, certified = search_plans(trace, costs, config, kept)
     with commit_plan(case, result, _queries(run, data)) as commitment:
         _publish_plan(run, result, certified, commitment, kept, inputs=inputs, parameters=parameters)
@@ -139,18 +149,38 @@ def search_plans(
         f"{config.search} search: {len(result.considered)} plans over {len(trace.exits)} candidates and "
         f"{trace.sample_count} samples; {kept.evaluations} grids evaluated, {known} kept from before"
     )
+    if result.reference is not None:
+        found, paper = (
+            next(
+                objective_ms(one.figures.times, config.objective)
+                for one in result.considered
+                if one.figures.chosen == plan
+            )
+            for plan in (result.best.chosen, result.reference)
+        )
+        say(f"{config.objective} latency expected: {found:.3f} ms, by the greedy search {paper:.3f} ms")
     if config.certify.method == "none":
         return result, None
 
-    ladder = make_ladder(config.search, costs, step=config.grid_step, tail=config.tail)
-    certified = plan_certified(trace, ladder, make_price(costs), tolerance=config.tolerance, settings=config.certify)
+    certified = _certify(config.search, trace, costs, config)
     tried = [one for one in certified.sequence if one.p_value is not None]
     say(
         f"certificate: {len(certified.certificates) - 1} of {len(certified.sequence)} plans passed, {len(tried)} tested"
     )
     if certified.shortage is not None:
         say(f"note: {certified.shortage.describe(tolerance=config.tolerance, delta=config.certify.delta)}")
-    return merge_certified(result, certified, trace, costs, config.tail), certified
+    if config.search != "greedy":
+        result = replace(result, reference=_certify("greedy", trace, costs, config).boldest)
+    return merge_certified(result, certified, trace, costs, config), certified
+
+
+def _certify(search: str, trace: Trace, costs: NetworkCosts, config: PlanConfig) -> CertifiedPlans:
+    objective = config.objective
+    ladder = make_ladder(
+        search, costs, step=config.grid_step, tail=config.tail, objective=objective, max_exits=config.max_exits
+    )
+    price = make_price(costs, objective=objective)
+    return plan_certified(trace, ladder, price, tolerance=config.tolerance, settings=config.certify)
 
 
 def _queries(run: RunFolder, data: Path | None) -> np.ndarray:
@@ -238,16 +268,21 @@ def describe_considered(result: SearchResult, commitment: Commitment) -> list[di
                 "predicted_full_ms": figures.full_ms,
                 "predicted_mean_ms": figures.times.mean_ms,
                 "predicted_batch_ms": figures.times.batch_ms,
+                "predicted_p99_ms": figures.times.p99_ms,
                 "recorded_mean_ms": figures.recorded.mean_ms,
                 "recorded_batch_ms": figures.recorded.batch_ms,
                 "oracle_mean_ms": figures.oracle_mean_ms,
                 "searched_mean_ms": one.figures.times.mean_ms,
+                "searched_batch_ms": one.figures.times.batch_ms,
+                "searched_p99_ms": one.figures.times.p99_ms,
                 "measured_mean_ms": None if contender is None else contender.measured_mean_ms,
                 "measured_batch_ms": None if contender is None else contender.measured_batch_ms,
                 "stay_ratio": None if contender is None else contender.stay_ratio,
+                "measured_p99_ms": None if contender is None else contender.measured_p99_ms,
                 "in_time_share": one.in_time_share,
                 "allowed": one.allowed and (contender is None or contender.allowed),
                 "path": one.path,
+                "reference": one.figures.chosen == result.reference,
                 "p_value": one.p_value,
                 "certified": one.certificate is not None,
             }

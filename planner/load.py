@@ -50,6 +50,10 @@ class Load:
     def largest(self) -> int:
         return self.batch_sizes[-1]
 
+    def to_plain(self) -> dict[str, float]:
+        """Returns batch size -> share, as in a file of the JSON form."""
+        return {str(size): share for size, share in zip(self.batch_sizes, self.shares, strict=True)}
+
     @property
     def query_shares(self) -> tuple[float, ...]:
         """Of the queries, the share that enters in a batch of each size."""

@@ -12,7 +12,6 @@ import numpy as np
 
 from artifacts import Trace, environment_fingerprint, find_run
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
-from calibration.certify import RISKS
 from planner.certified import plan_certified, risk_trace
 from planner.config import CertifyConfig, PlanConfig
 from planner.costs import NetworkCosts
@@ -44,7 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="probability with which a certificate may fail (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--risk", choices=RISKS, default=plan.certify.risk, help="as in planning (default: %(default)s)"
+        "--risk",
+        choices=("metric", "agreement"),
+        default=plan.certify.risk,
+        help="as in planning (default: %(default)s)",
     )
     parser.add_argument(
         "--resplits", type=int, default=_DEFAULT.resplits, help="calibration sets to draw (default: %(default)s)"

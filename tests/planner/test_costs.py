@@ -97,7 +97,7 @@ def test_stage_is_priced_by_its_parts_less_what_merging_saves() -> None:
     costs = make_costs(3, joint=joint)
     itm = costs.itm
     parts = [segment_row(1), segment_row(2), head_row("cut2"), gather_row("cut2")]
-    at_4 = sum(itm.row_ms(row)[2] for row in parts) - 2 * joint
+    at_4 = sum(itm.row_ms(row)[2] for row in parts) - 1.5 * joint
     assert costs.stage_cost("cut0", "cut2")[4] == pytest.approx(at_4)
     rest = itm.row_ms(segment_row(3))[2] + itm.row_ms("final_head")[2] - joint
     assert costs.stage_cost("cut2", None)[4] == pytest.approx(rest)

@@ -201,7 +201,7 @@ def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def measured(serves: list, *_: object, **__: object):
         in_order = np.arange(1.0, len(serves) + 1)
-        return np.column_stack([in_order, in_order, np.ones(len(serves))]), 1
+        return np.column_stack([in_order, in_order, in_order, np.ones(len(serves))]), 1
 
     monkeypatch.setattr("planner.flow.ensure_itm", timed)
     monkeypatch.setattr("planner.commit.measure_plans", measured)
@@ -398,8 +398,8 @@ def test_a_plan_that_hard_batches_pay_for_is_not_committed(
 
     def dear(serves: list, *args: object, reference: int, **options: object):
         measured, rounds = measure(serves, *args, reference=reference, **options)
-        measured[:, 0], measured[:, 2] = 1.0, 1.2
-        measured[reference, 0], measured[reference, 2] = 2.0, 1.0
+        measured[:, 0], measured[:, 3] = 1.0, 1.2
+        measured[reference, 0], measured[reference, 3] = 2.0, 1.0
         return measured, rounds
 
     monkeypatch.setattr("planner.commit.measure_plans", dear)

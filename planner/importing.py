@@ -1,0 +1,269 @@
+"""Traces and times of systems that are not ours, from documented files (docs/import-trace.md).
+
+A trace is an ``.npz`` or a CSV. Last in order is always the final head. Known are, per exit and sample,
+
+- ``logits`` (confidence is the largest softmax share, the prediction its class), with or without ``labels``; or
+- ``confidence`` in [0, 1] with ``predictions``, with or without ``labels``; or
+- ``confidence`` in [0, 1] with ``correct``, the metric in [0, 1].
+
+Without labels only the agreement with the final head can be bounded. Where nothing tells the answers themselves, two
+exits are taken to agree only where both are fully right: disagreement is never underrated.
+
+Times are a CSV: a row per part of the network, a column per batch size, milliseconds.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from artifacts import InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
+from planner.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
+
+FINAL, END = "final", "end"
+_NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ImportedTrace:
+    """A trace from elsewhere; ``labelled``: its metric is the task's, not the agreement in its place."""
+
+    trace: Trace
+    labelled: bool
+
+
+def read_trace(path: Path) -> ImportedTrace:
+    """Reads a trace; the ending of the name decides about the form.
+
+    Raises:
+        UsageError: the ending is neither ``.npz`` nor ``.csv``, or the file cannot be read.
+        InputError: arrays or columns are missing, or hold what cannot be.
+    """
+    if not path.is_file():
+        raise UsageError(f"--trace {path}: there is no such file")
+    if path.suffix == ".npz":
+        arrays = load_arrays(path)
+    elif path.suffix == ".csv":
+        arrays = _read_columns(path)
+    else:
+        raise UsageError(f"--trace {path}: expected an .npz or a .csv, see docs/import-trace.md")
+    unknown = sorted(set(arrays) - set(_NPZ))
+    if unknown:
+        raise InputError(f"{path}: unknown arrays {unknown}; known are {', '.join(_NPZ)}")
+    try:
+        return build_trace(arrays)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def build_trace(arrays: Mapping[str, np.ndarray]) -> ImportedTrace:
+    """Makes a trace of E exits, the final head and N samples.
+
+    Args:
+        arrays: ``logits`` (E + 1, N, C), or ``confidence`` (E + 1, N) with ``predictions`` (E + 1, N) or ``correct``
+            (E + 1, N); optionally ``labels`` (N,), ``agreement`` (E + 1, N) and ``exits``, E names.
+
+    Raises:
+        InputError: something is missing, has another shape, or holds what cannot be.
+    """
+    predictions = arrays.get("predictions")
+    if "logits" in arrays:
+        confidence, predictions = _decide(arrays["logits"])
+    elif "confidence" in arrays:
+        confidence = np.asarray(arrays["confidence"], np.float64)
+    else:
+        raise InputError("neither logits nor confidence; see docs/import-trace.md")
+    if confidence.ndim != 2 or confidence.shape[0] < 2 or confidence.shape[1] == 0:
+        raise InputError(f"expected one row per exit, the final head last, and samples; got shape {confidence.shape}")
+    for name, array in (("predictions", predictions), ("correct", arrays.get("correct"))):
+        if array is not None and array.shape != confidence.shape:
+            raise InputError(f"{name} has shape {array.shape}, confidence {confidence.shape}")
+    exits = tuple(map(str, arrays.get("exits", [f"exit_{i + 1}" for i in range(len(confidence) - 1)])))
+    if len(exits) != len(confidence) - 1 or {FINAL, END} & set(exits):
+        raise InputError(
+            f"exits {list(exits)}: expected {len(confidence) - 1} names, none of them '{FINAL}' or '{END}'"
+        )
+    metric = _find_metric(arrays, predictions)
+    agreement = _find_agreement(arrays, predictions, metric)
+    labels = arrays.get("labels")
+    trace = Trace(
+        exits=exits,
+        confidence=_narrow("confidence", confidence),
+        metric=agreement.astype(np.float32) if metric is None else _narrow("correct", metric),
+        agreement=agreement,
+        predictions=None if predictions is None else predictions.astype(np.int32),
+        labels=None if labels is None else labels.astype(np.int32),
+    )
+    return ImportedTrace(trace=trace, labelled=metric is not None)
+
+
+def _decide(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if logits.ndim != 3 or logits.shape[2] < 2 or not np.isfinite(logits).all():
+        raise InputError(f"logits: expected finite numbers (exits + 1, samples, classes), got shape {logits.shape}")
+    shifted = logits.astype(np.float64) - logits.max(axis=2, keepdims=True)
+    confidence: np.ndarray = 1 / np.exp(shifted).sum(axis=2)
+    return confidence, logits.argmax(axis=2)
+
+
+def _narrow(name: str, values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+        raise InputError(
+            f"{name} must be finite and within [0, 1], found {values.min():g} to {values.max():g}. Scale a confidence "
+            "by any rising function; thresholds are found in the same scale"
+        )
+    return values.astype(np.float32)
+
+
+def _find_metric(arrays: Mapping[str, np.ndarray], predictions: np.ndarray | None) -> np.ndarray | None:
+    labels = arrays.get("labels")
+    if "correct" in arrays:
+        return arrays["correct"]
+    if predictions is None:
+        raise InputError("confidence alone does not tell what an exit answers: add correct, predictions or logits")
+    if labels is None:
+        return None
+    if labels.shape != predictions.shape[1:]:
+        raise InputError(f"labels have shape {labels.shape}, expected {predictions.shape[1:]}")
+    right: np.ndarray = predictions == labels
+    return right
+
+
+def _find_agreement(
+    arrays: Mapping[str, np.ndarray], predictions: np.ndarray | None, metric: np.ndarray | None
+) -> np.ndarray:
+    if predictions is not None:
+        found: np.ndarray = predictions == predictions[-1]
+    elif "agreement" in arrays:
+        found = np.asarray(arrays["agreement"]) > 0
+    else:
+        right = np.asarray(metric) >= 1
+        found = right & right[-1]
+    found = found.copy()
+    found[-1] = True
+    return found
+
+
+def _read_columns(path: Path) -> dict[str, np.ndarray]:
+    """Reads ``<what> <exit>`` columns, exits in the order of their first column, ``final`` for the final head."""
+    header, rows = _read_csv(path)
+    table = np.array([[_number(path, line, cell) for cell in row] for line, row in enumerate(rows, start=2)])
+    columns: dict[str, dict[str, np.ndarray]] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for position, title in enumerate(header):
+        what, _, name = title.partition(" ")
+        if title == "label":
+            arrays["labels"] = table[:, position]
+        elif what in ("confidence", "correct", "prediction") and name:
+            columns.setdefault(what, {})[name] = table[:, position]
+        elif title != "sample":
+            raise InputError(
+                f"{path}: column '{title}' is none of 'confidence EXIT', 'correct EXIT', 'prediction EXIT', 'label', "
+                "'sample'"
+            )
+    names = list(columns.get("confidence", {}))
+    if FINAL not in names:
+        raise InputError(f"{path}: there is no column 'confidence {FINAL}' for the final head")
+    exits = [name for name in names if name != FINAL]
+    for what, found in columns.items():
+        if set(found) != set(names):
+            raise InputError(
+                f"{path}: columns of '{what}' are for {sorted(found)}, of 'confidence' for {sorted(names)}"
+            )
+        array = np.stack([found[name] for name in (*exits, FINAL)])
+        arrays["predictions" if what == "prediction" else what] = array
+    return {**arrays, "exits": np.array(exits, np.str_)}
+
+
+def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads: int = 1) -> InferenceTimeMatrix:
+    """Reads the times of a network whose candidate exits are ``exits``.
+
+    Rows: ``segment EXIT`` (from the exit before to this one), ``segment end`` (from the last exit to the answer),
+    ``head EXIT``; optionally ``gather EXIT`` (0 without), ``full`` (the whole network in one piece; the sum of the
+    segments without) and ``serving`` (what a batch costs besides; 0 without).
+
+    Args:
+        path: the CSV; its first line holds the batch sizes from the second column on.
+        exits: in the order of the data flow.
+        fixed: True where an engine runs at these batch sizes only.
+        threads: for the record.
+
+    Raises:
+        UsageError: there is no such file.
+        InputError: a row is missing, unknown, has a hole, or an entry is no time.
+    """
+    if not path.is_file():
+        raise UsageError(f"--itm {path}: there is no such file")
+    header, rows = _read_csv(path)
+    sizes = tuple(_batch_size(path, cell) for cell in header[1:])
+    found = {row[0].strip(): _times(path, row, sizes) for row in rows}
+    if len(found) != len(rows):
+        raise InputError(f"{path}: a row comes twice")
+    segments = [f"segment {name}" for name in (*exits, END)]
+    needed, optional = [*segments, *(f"head {name}" for name in exits)], [f"gather {name}" for name in exits]
+    unknown = sorted(set(found) - {*needed, *optional, FULL, SERVING})
+    missing = [name for name in needed if name not in found]
+    if missing or unknown:
+        raise InputError(f"{path}: rows {missing} are missing, rows {unknown} are unknown; exits are {list(exits)}")
+    nothing = (0.0,) * len(sizes)
+    whole = tuple(np.sum([found[name] for name in segments], axis=0).tolist())
+    medians = {segment_row(index): found[name] for index, name in enumerate(segments)}
+    medians |= {FINAL_HEAD: nothing, FULL: found.get(FULL, whole), SERVING: found.get(SERVING, nothing)}
+    for name in exits:
+        medians[head_row(name)] = found[f"head {name}"]
+        medians[gather_row(name)] = found.get(f"gather {name}", nothing)
+    return InferenceTimeMatrix(
+        backend="imported", threads=threads, batch_sizes=sizes, median_ms=medians, fixed=fixed,
+        spread_ms=dict.fromkeys(medians, nothing), environment={"source": path.name},
+    )  # fmt: skip
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            lines = [[cell.strip() for cell in row] for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read as CSV ({error})") from error
+    if len(lines) < 2:
+        raise InputError(f"{path}: expected a line of headings and at least one more")
+    header, *rows = lines
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise InputError(f"{path}, line {number}: {len(row)} cells, the headings are {len(header)}")
+    if len(set(header)) != len(header):
+        raise InputError(f"{path}: a heading comes twice: {header}")
+    return header, rows
+
+
+def _number(path: Path, line: int, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"{path}, line {line}: '{cell}' is no number")
+    return value
+
+
+def _batch_size(path: Path, cell: str) -> int:
+    if not cell.isdigit():
+        raise InputError(f"{path}: heading '{cell}' is no batch size; expected e.g. part,1,8,32")
+    return int(cell)
+
+
+def _times(path: Path, row: Sequence[str], sizes: Sequence[int]) -> tuple[float, ...]:
+    times = []
+    for size, cell in zip(sizes, row[1:], strict=True):
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < 0:
+            raise InputError(f"{path}: row '{row[0]}' at batch size {size} holds '{cell}', which is no time in ms")
+        times.append(value)
+    return tuple(times)
