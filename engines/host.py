@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,6 +23,9 @@ class HostDevice:
     It holds nothing: a buffer lives as long as somebody refers to it. All methods may be called from any thread, for
     different buffers at the same time.
     """
+
+    bind_early = False
+    mark = staticmethod(perf_counter)
 
     @property
     def name(self) -> str:
@@ -39,6 +44,22 @@ class HostDevice:
         block = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
         offset = -block.ctypes.data % _ALIGNMENT
         return block[offset : offset + size].view(dtype).reshape(rows, *spec.row_shape)
+
+    def adopt(self, value: Any, *, stream: Any = None) -> NoReturn:
+        """Refuses: what lies on a GPU has no business on the host.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"this runtime works on the processor, got a {type(value).__name__} on a GPU; copy it to the host (.cpu(), "
+            ".get()) or load a bundle that was planned for a GPU"
+        )
+
+    def find_nonfinite(self, array: np.ndarray) -> list[int]:
+        """Returns the rows that hold NaN or infinity, ascending."""
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        return [int(row) for row in np.flatnonzero(~finite)]
 
     def upload(self, array: np.ndarray, buffer: Buffer) -> None:
         """Copies a host array into the first rows of a buffer.
@@ -87,17 +108,27 @@ class HostDevice:
                 stayed[hole] = mover
         return Departure(left=left, stayed=stayed)
 
-    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
-        """Returns a fresh array (len(rows), *row_shape) with the given rows of a buffer, in that order.
+    def download(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Returns per buffer a fresh array (len(rows), *row_shape) with the given rows, in that order.
 
         Raises:
-            InputError: the buffer has no such row.
+            InputError: a buffer has no such row.
         """
         try:
-            taken: np.ndarray = np.take(buffer, rows, axis=0)
+            return tuple([np.take(buffer, rows, axis=0) for buffer in buffers])
         except IndexError as error:
-            raise InputError(f"cannot download rows {list(rows)} of a buffer with {len(buffer)}") from error
-        return taken
+            shortest = min(len(buffer) for buffer in buffers)
+            raise InputError(f"cannot download rows {list(rows)} of a buffer with {shortest}") from error
+
+    take = download
+
+    def synchronize(self) -> None:
+        """Does nothing: the processor has done what it was told."""
+
+    @staticmethod
+    def seconds_between(start: float, end: float) -> float:
+        """Returns the seconds from one mark to another."""
+        return end - start
 
     def close(self) -> None:
         """Does nothing: numpy frees a buffer with its last reference."""

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 
@@ -65,6 +64,7 @@ class Chain:
         decision = TensorSpec(name="confidence", dtype="float32", row_shape=())
         self._confidence = device.allocate(decision, rows * len(spec.stages))
         self._answers = tuple(device.allocate(tensor, rows * len(spec.stages)) for tensor in spec.outputs)
+        self._answered = (self._confidence, *self._answers)
         newest = {tensor.name: device.allocate(tensor, rows) for tensor in spec.inputs}
         self._inputs = tuple(newest.values())
         self._stages: list[_BoundStage] = []
@@ -85,34 +85,40 @@ class Chain:
             there.update(id(buffer) for earlier in self._stages[: index + 1] for buffer in earlier.outputs)
             read = {id(buffer): buffer for later in self._stages[index + 1 :] for buffer in later.inputs}
             bound.carried = tuple(buffer for key, buffer in read.items() if key in there)
+            if device.bind_early:
+                bound.bind_all()
 
-    def run(self, inputs: Sequence[np.ndarray]) -> Iterator[Leavers]:
+    def run(self, inputs: Sequence[np.ndarray | Buffer]) -> Iterator[Leavers]:
         """Sends a batch through the stages.
 
         Args:
-            inputs: one array (B, ...) per input of the network, 1 <= B <= ``max_batch_size``.
+            inputs: one array (B, ...) per input of the network, 1 <= B <= ``max_batch_size``, of the host or adopted
+                by the device.
 
         Yields:
             The rows that leave, stage by stage; together every row of the batch exactly once.
         """
+        device = self._device
         for array, buffer in zip(inputs, self._inputs, strict=True):
-            self._device.upload(array, buffer)
+            device.upload(array, buffer)
         rows = list(range(len(inputs[0])))
         engine_s = 0.0
         for index, stage in enumerate(self._stages):
             executions = stage.executions(len(rows))
-            started = perf_counter()
+            started = device.mark()
             for execute in executions:
                 execute()
-            engine_s += perf_counter() - started
+            ended = device.mark()
             first = stage.first_place
             if stage.threshold is None:
+                engine_s += device.seconds_between(started, ended)
                 places = list(range(first, first + len(rows)))
                 yield Leavers(exit_index=index, rows=rows, places=places, engine_s=engine_s)
                 return
-            departure = self._device.split_rows(
+            departure = device.split_rows(
                 len(rows), confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried
             )
+            engine_s += device.seconds_between(started, ended)
             if not departure.left:
                 continue
             yield Leavers(
@@ -134,8 +140,14 @@ class Chain:
         Returns:
             The confidences (len(places),) float32, and one array (len(places), ...) per answer. The caller owns them.
         """
-        read = self._device.download
-        return read(self._confidence, places), tuple(read(answers, places) for answers in self._answers)
+        confidence, *answers = self._device.download(self._answered, places)
+        return confidence, tuple(answers)
+
+    def answers_on_device(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[Buffer, ...]]:
+        """As ``answers``, but the answers stay on the device; they are complete, and the caller owns them."""
+        taken = self._device.take(self._answers, places)
+        (confidence,) = self._device.download((self._confidence,), places)  # waits, for what was taken as well
+        return confidence, taken
 
 
 class _BoundStage:
@@ -168,6 +180,11 @@ class _BoundStage:
         if found is None:
             found = self._executions[count] = tuple(self._bind(run) for run in self._engines.cover(count))
         return found
+
+    def bind_all(self) -> None:
+        """Binds the runs of every number of rows that may come."""
+        for count in range(1, self._engines.covers.largest + 1):
+            self.executions(count)
 
     def _bind(self, run: Run) -> Execution:
         if run not in self._bound:
