@@ -6,6 +6,8 @@ The only room that knows a backend. Importing it loads none: a backend is loaded
 from engines.building import build_engine, builder
 from engines.cache import CachedEngine, ensure_engine, list_engines
 from engines.covers import Covers, Run, plan_covers
+from engines.cuda_arrays import DeviceArray, is_device_array
+from engines.devices import open_device
 from engines.engine_set import EngineSet
 from engines.fake import FakeEngine
 from engines.host import HostDevice
@@ -19,11 +21,13 @@ __all__ = [
     # seams
     "Buffer", "Departure", "Device", "Engine", "EngineBuilder", "Execution",
     # backends
-    "BACKENDS", "DEFAULT_BACKEND", "build_engine", "builder", "open_engine",
+    "BACKENDS", "DEFAULT_BACKEND", "build_engine", "builder", "open_device", "open_engine",
     # cache
     "CachedEngine", "ensure_engine", "list_engines",
     # covers
     "Covers", "EngineSet", "Run", "plan_covers",
+    # arrays on a GPU
+    "DeviceArray", "is_device_array",
     # host and fake
     "FakeEngine", "HostDevice",
     # any ONNX graph

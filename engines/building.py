@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from artifacts import EngineKey, new_artifact, to_plain, unknown_name, write_json
-from engines.keys import BACKENDS, ENGINE_JSON, KIND, ONNXRUNTIME
+from engines.keys import BACKENDS, ENGINE_JSON, KIND, ONNXRUNTIME, ONNXRUNTIME_CUDA
 from engines.protocols import EngineBuilder
 
 
@@ -19,6 +19,10 @@ def builder(backend: str) -> EngineBuilder:
         from engines.ort_build import OrtBuilder
 
         return OrtBuilder()
+    if backend == ONNXRUNTIME_CUDA:
+        from engines.ort_cuda_build import OrtCudaBuilder
+
+        return OrtCudaBuilder()
     raise unknown_name("engine backend", backend, BACKENDS)
 
 

@@ -32,7 +32,9 @@ class DeviceArray:
 
     __slots__ = ("__weakref__", "device", "dtype", "key", "owner", "pointer", "row_bytes", "shape")
 
-    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], *, owner: object, device: int) -> None:
+    def __init__(
+        self, pointer: int, shape: tuple[int, ...], dtype: np.dtype[Any], *, owner: object, device: int
+    ) -> None:
         self.pointer = pointer
         self.shape = shape
         self.dtype = dtype
@@ -97,7 +99,7 @@ class DeviceArray:
         return StridedMemoryView.from_buffer(buffer, self.shape, dtype=self.dtype).__dlpack__(**options)
 
 
-def is_device_array(value: object) -> bool:
+def is_device_array(value: Any) -> bool:
     """Tells whether a value says of itself that it lies on a GPU; asks no library and copies nothing."""
     if isinstance(value, DeviceArray) or hasattr(value, "__cuda_array_interface__"):
         return True
@@ -138,7 +140,9 @@ def _view_dlpack(value: Any, stream: int) -> DeviceArray:
     try:
         view = StridedMemoryView.from_dlpack(value, stream_ptr=stream)
     except (BufferError, NotImplementedError) as error:
-        raise InputError(f"cannot read a {type(value).__name__} on the GPU: {error}. Detach or cast it first") from error
+        raise InputError(
+            f"cannot read a {type(value).__name__} on the GPU: {error}. Detach or cast it first"
+        ) from error
     if view.dtype is None:
         raise InputError(f"cannot read a {type(value).__name__} on the GPU: numpy has no such dtype; cast it first")
     shape = tuple(view.shape)

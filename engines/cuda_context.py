@@ -13,9 +13,10 @@ import threading
 import weakref
 from typing import Any
 
-from artifacts import EngineError
-from engines.cuda_driver import GpuFacts, call, describe_gpu, load_driver
+from artifacts import EngineError, UsageError
+from engines.cuda_driver import call, load_driver
 from engines.cuda_kernels import KERNELS, compile_kernels
+from engines.gpus import Gpu, find_gpu
 
 _log = logging.getLogger("pame.engines")
 
@@ -24,6 +25,7 @@ class CudaContext:
     """The primary context of one GPU with one non-blocking stream; lives until the last thing made of it is gone.
 
     Attributes:
+        index: the ordinal of the GPU.
         gpu: what GPU it is.
         stream: the driver's stream object; all work of one ``CudaDevice`` goes there.
         stream_handle: the same as an integer, for ``cuLaunchKernel`` and for other libraries.
@@ -35,11 +37,19 @@ class CudaContext:
         """Retains the primary context, loads the kernels.
 
         Raises:
-            MissingExtraError, EngineError, UsageError: as ``describe_gpu`` and ``compile_kernels``.
+            MissingExtraError: cuda-bindings is not installed.
+            EngineError: there is no driver, or the kernels cannot be compiled for this GPU.
+            UsageError: there is no such GPU.
         """
-        self.gpu: GpuFacts = describe_gpu(index)
         driver = load_driver()
-        cubin = compile_kernels(self.gpu.architecture)
+        call("cuInit", 0)
+        count = call("cuDeviceGetCount")
+        gpu = find_gpu(index) if 0 <= index < count else None
+        if gpu is None:
+            raise UsageError(f"there is no GPU {index}: this process sees {count}, counted from 0")
+        self.index = index
+        self.gpu: Gpu = gpu
+        cubin = compile_kernels("sm_{}{}".format(*gpu.capability))
         self._device = call("cuDeviceGet", index)
         self._context = call("cuDevicePrimaryCtxRetain", self._device)
         self._address = int(self._context)
@@ -71,7 +81,7 @@ class CudaContext:
             return
         if current:
             raise EngineError(
-                f"this thread has another CUDA context than the primary one of GPU {self.gpu.index}; memory of the one "
+                f"this thread has another CUDA context than the primary one of GPU {self.index}; memory of the one "
                 "means nothing in the other. With PyCUDA import pycuda.autoprimaryctx instead of pycuda.autoinit, or "
                 "pop the context before the call"
             )
@@ -92,7 +102,7 @@ class CudaContext:
             pointer = int(call("cuMemAlloc", max(size, 1)))
         except EngineError as error:
             raise EngineError(
-                f"GPU {self.gpu.index} has no {size / 2**20:.1f} MiB left ({error}); close other runtimes, or plan for a "
+                f"GPU {self.index} has no {size / 2**20:.1f} MiB left ({error}); close other runtimes, or plan for a "
                 "smaller batch"
             ) from error
         allocation = Allocation(self, pointer, size)
@@ -132,7 +142,7 @@ class CudaContext:
         properties = driver.CUmemPoolProps()
         properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
         properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
-        properties.location.id = self.gpu.index
+        properties.location.id = self.index
         pool = call("cuMemPoolCreate", properties)
         self._undo.append(("cuMemPoolDestroy", pool))
         threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD

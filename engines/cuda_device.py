@@ -3,13 +3,13 @@
 All work of one device goes to one stream, so its order is the order of the calls, and nothing in the loop of stages
 allocates or waits for the whole GPU:
 
-    upload       host rows -> page-locked block -> buffer          copies without waiting
-    (engine)     enqueued by ``Engine.bind``'s call
-    split_rows   one kernel                                        waits for that kernel: the host must know how many stay
+    upload         host rows -> page-locked block -> buffer; waits for nothing
+    (engine)       enqueued by what ``Engine.bind`` returned
+    split_rows     one kernel; waits for it, since the host must know how many rows go on
     (engine) ...
-    download     one kernel for all answers, into a page-locked block; waits for it
+    download_all   one kernel for all answers, into a page-locked block; waits for it
 
-Kernels and their argument are in ``engines/cuda_kernels.py``. *Not yet run on a GPU*: the tests run this module and
+The kernels, and why they are right, are in ``engines/cuda_kernels.py``. *Not yet run on a GPU*: the tests run this module and
 the source of its kernels against a driver that pretends, see ``tests/engines/fake_cuda``.
 """
 
@@ -63,7 +63,7 @@ class CudaDevice:
 
     @property
     def name(self) -> str:
-        return f"cuda:{self.context.gpu.index}"
+        return f"cuda:{self.context.index}"
 
     def allocate(self, spec: TensorSpec, rows: int) -> DeviceArray:
         """Returns a zeroed (rows, *row_shape) array on the GPU.
@@ -78,7 +78,7 @@ class CudaDevice:
         dtype, shape = np.dtype(spec.dtype), (rows, *spec.row_shape)
         allocation = self.context.allocate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         self._owned.add(allocation)
-        return DeviceArray(allocation.pointer, shape, dtype, owner=allocation, device=self.context.gpu.index)
+        return DeviceArray(allocation.pointer, shape, dtype, owner=allocation, device=self.context.index)
 
     def upload(self, array: np.ndarray | DeviceArray, buffer: Buffer) -> None:
         """Copies an array of the host or of this GPU into the first rows of a buffer; does not wait for the copy.
@@ -128,7 +128,12 @@ class CudaDevice:
         left = launch.run(count, threshold)
         return Departure(left=left, stayed=close_ranks(count, left))
 
-    def download(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+        """As ``download_all`` of one buffer."""
+        (taken,) = self.download_all((buffer,), rows)
+        return taken
+
+    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Returns fresh host arrays (len(rows), *row_shape) with the given rows of each buffer, in that order.
 
         One kernel gathers the rows of all buffers into a page-locked block; waits for it.
@@ -152,7 +157,7 @@ class CudaDevice:
             self._pinned.give_back(block)
 
     def take(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[DeviceArray, ...]:
-        """As ``download``, into fresh arrays on the GPU that belong to the caller; does not wait.
+        """As ``download_all``, into fresh arrays on the GPU that belong to the caller; does not wait.
 
         Their memory comes from a pool in stream order. It outlives the device.
         """
@@ -164,7 +169,7 @@ class CudaDevice:
         return tuple(
             DeviceArray(
                 allocation.pointer + offset, (len(rows), *buffer.shape[1:]), buffer.dtype, owner=allocation,
-                device=self.context.gpu.index,
+                device=self.context.index,
             )
             for buffer, offset in zip(buffers, offsets, strict=True)
         )  # fmt: skip
@@ -200,8 +205,10 @@ class CudaDevice:
         call("cuStreamWaitEvent", self.context.stream, event, 0)
         self._events.append(event)
 
-    def copy(self, array: DeviceArray) -> DeviceArray:
-        """Returns a copy on the GPU that the caller owns; in stream order, does not wait."""
+    def copy(self, array: np.ndarray | DeviceArray) -> np.ndarray | DeviceArray:
+        """Returns a copy where the array is; on the GPU it is made in stream order, and nobody waits."""
+        if isinstance(array, np.ndarray):
+            return array.copy()
         self._enter()
         allocation = self.context.allocate_in_stream(array.nbytes)
         if array.nbytes:
@@ -300,9 +307,9 @@ class CudaDevice:
             raise InputError(f"an input is at an address that no CUDA context here knows ({error})") from error
         if int(kind) == int(driver.CUmemorytype.CU_MEMORYTYPE_HOST):
             raise InputError("an input lies in page-locked memory of the host; pass it as a numpy array")
-        if ordinal != self.context.gpu.index:
+        if ordinal != self.context.index:
             raise InputError(
-                f"an input lies on GPU {ordinal}, this runtime works on GPU {self.context.gpu.index}; copy it there, or "
+                f"an input lies on GPU {ordinal}, this runtime works on GPU {self.context.index}; copy it there, or "
                 f"load the runtime with device={ordinal}"
             )
         try:
@@ -323,5 +330,3 @@ def _lay_out(buffers: Sequence[Buffer], count: int) -> tuple[list[int], int]:
         offsets.append(size)
         size += -(-count * buffer.row_bytes // _ALIGNMENT) * _ALIGNMENT
     return offsets, size
-
-

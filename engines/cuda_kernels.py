@@ -1,9 +1,9 @@
-"""The CUDA kernels: rows leave, the others close ranks, answers are gathered; compiled at run time for the GPU at hand.
+"""The CUDA kernels: rows leave, the others close ranks, answers are gathered. Compiled at run time for the GPU at hand.
 
-**Closing ranks** (``split_rows``, one launch per cut). Of ``n`` rows ``L`` leave and ``S = n - L`` stay. As on the host,
-the survivors that lie behind the border ``S`` fill the places of those who left before it. Their numbers agree: the
-``S`` places before the border hold all survivors but the movers, so there are as many *holes* (leavers before ``S``)
-as *movers* (survivors from ``S`` on), and move ``k`` copies the ``k``-th mover over the ``k``-th hole.
+**Closing ranks** (``split_rows``, one launch per cut). Of ``n`` rows ``L`` leave and ``S = n - L`` stay. As on the
+host, the survivors that lie behind the border ``S`` fill the places of those who left before it. Their numbers agree:
+the ``S`` places before the border hold all survivors but the movers, so there are as many *holes* (leavers before
+``S``) as *movers* (survivors from ``S`` on), and move ``k`` copies the ``k``-th mover over the ``k``-th hole.
 
 It is race-free, although rows move in place and the blocks run in any order: every source lies behind the border and
 every target before it, so no row that some block reads is written by any other, and no two blocks write the same row.
@@ -222,4 +222,4 @@ def compile_kernels(architecture: str) -> bytes:
     cubin = b" " * size
     nvrtc.nvrtcGetCUBIN(program, cubin)
     nvrtc.nvrtcDestroyProgram(program)
-    return cubin
+    return bytes(cubin)

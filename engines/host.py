@@ -51,10 +51,14 @@ class HostDevice:
         Raises:
             InputError: always.
         """
+        del stream
         raise InputError(
             f"this runtime works on the processor, got a {type(value).__name__} on a GPU; copy it to the host (.cpu(), "
             ".get()) or load a bundle that was planned for a GPU"
         )
+
+    def copy(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
 
     def find_nonfinite(self, array: np.ndarray) -> list[int]:
         """Returns the rows that hold NaN or infinity, ascending."""
@@ -108,19 +112,23 @@ class HostDevice:
                 stayed[hole] = mover
         return Departure(left=left, stayed=stayed)
 
-    def download(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
-        """Returns per buffer a fresh array (len(rows), *row_shape) with the given rows, in that order.
+    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+        """Returns a fresh array (len(rows), *row_shape) with the given rows of a buffer, in that order.
 
         Raises:
-            InputError: a buffer has no such row.
+            InputError: the buffer has no such row.
         """
         try:
-            return tuple([np.take(buffer, rows, axis=0) for buffer in buffers])
+            taken: np.ndarray = np.take(buffer, rows, axis=0)
         except IndexError as error:
-            shortest = min(len(buffer) for buffer in buffers)
-            raise InputError(f"cannot download rows {list(rows)} of a buffer with {shortest}") from error
+            raise InputError(f"cannot download rows {list(rows)} of a buffer with {len(buffer)}") from error
+        return taken
 
-    take = download
+    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """As ``download`` of each buffer."""
+        return tuple([self.download(buffer, rows) for buffer in buffers])
+
+    take = download_all
 
     def synchronize(self) -> None:
         """Does nothing: the processor has done what it was told."""

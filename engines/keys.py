@@ -10,7 +10,12 @@ from artifacts import BUNDLE_JSON, Artifact, EngineKey, StaleArtifactError, dige
 ENGINE_JSON = "engine.json"
 KIND = "engine"
 ONNXRUNTIME = "onnxruntime"
-BACKENDS = (ONNXRUNTIME,)
+ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+TENSORRT = "tensorrt"
+TENSORRT_RTX = "tensorrt-rtx"
+TENSORRT_FLAVOURS = (TENSORRT, TENSORRT_RTX)
+CUDA_BACKENDS = (ONNXRUNTIME_CUDA, *TENSORRT_FLAVOURS)
+BACKENDS = (ONNXRUNTIME, *CUDA_BACKENDS)
 DEFAULT_BACKEND = ONNXRUNTIME
 
 

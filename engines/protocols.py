@@ -79,7 +79,7 @@ class Device(Protocol):
     """Where buffers live, and the one operation that multi-exit serving adds: rows leave, the others close ranks.
 
     What a device is told it does in that order, but not always at once: a GPU works while the host goes on. Only
-    ``split_rows``, ``download``, ``find_nonfinite``, ``seconds_between`` and ``synchronize`` wait.
+    ``split_rows``, the downloads, ``find_nonfinite``, ``seconds_between`` and ``synchronize`` wait.
     """
 
     @property
@@ -104,8 +104,11 @@ class Device(Protocol):
             InputError: it is not on this device.
         """
 
-    def find_nonfinite(self, array: Buffer) -> list[int]:
-        """Returns the rows of an adopted array that hold NaN or infinity."""
+    def copy(self, array: np.ndarray | Buffer) -> np.ndarray | Buffer:
+        """Returns a copy of an array of the host, or of one that was adopted, where that one is."""
+
+    def find_nonfinite(self, array: np.ndarray | Buffer) -> list[int]:
+        """Returns the rows of an array of floating numbers that hold NaN or infinity."""
 
     def upload(self, array: np.ndarray | Buffer, buffer: Buffer) -> None:
         """Copies an array of the host, or one that was adopted, into the first rows of a buffer."""
@@ -120,11 +123,14 @@ class Device(Protocol):
             carried: every buffer that a later stage reads.
         """
 
-    def download(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
-        """Returns per buffer a fresh host array (len(rows), *row_shape) with the given rows, in that order."""
+    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+        """Returns a fresh host array (len(rows), *row_shape) with the given rows of a buffer, in that order."""
+
+    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """As ``download`` of each buffer, but all of them at once: a GPU is waited for a single time."""
 
     def take(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[Buffer, ...]:
-        """As ``download``, but the fresh arrays stay on the device."""
+        """As ``download_all``, but the fresh arrays stay on the device and nobody waits."""
 
     def synchronize(self) -> None:
         """Waits until everything that the device was told so far is done."""

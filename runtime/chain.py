@@ -140,14 +140,13 @@ class Chain:
         Returns:
             The confidences (len(places),) float32, and one array (len(places), ...) per answer. The caller owns them.
         """
-        confidence, *answers = self._device.download(self._answered, places)
+        confidence, *answers = self._device.download_all(self._answered, places)
         return confidence, tuple(answers)
 
     def answers_on_device(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[Buffer, ...]]:
         """As ``answers``, but the answers stay on the device; they are complete, and the caller owns them."""
         taken = self._device.take(self._answers, places)
-        (confidence,) = self._device.download((self._confidence,), places)  # waits, for what was taken as well
-        return confidence, taken
+        return self._device.download(self._confidence, places), taken  # the download waits, for what was taken as well
 
 
 class _BoundStage:
