@@ -27,6 +27,7 @@ class CudaContext:
     Attributes:
         index: the ordinal of the GPU.
         gpu: what GPU it is.
+        primary: the driver's context object.
         stream: the driver's stream object; all work of one ``CudaDevice`` goes there.
         stream_handle: the same as an integer, for ``cuLaunchKernel`` and for other libraries.
         kernels: name -> the driver's function object.
@@ -51,11 +52,11 @@ class CudaContext:
         self.gpu: Gpu = gpu
         cubin = compile_kernels("sm_{}{}".format(*gpu.capability))
         self._device = call("cuDeviceGet", index)
-        self._context = call("cuDevicePrimaryCtxRetain", self._device)
-        self._address = int(self._context)
+        self.primary = call("cuDevicePrimaryCtxRetain", self._device)
+        self._address = int(self.primary)
         self._pool: Any = None
         undo: list[tuple[Any, ...]] = [("cuDevicePrimaryCtxRelease", self._device)]
-        self._finalizer = weakref.finalize(self, _undo, self._context, undo)
+        self._finalizer = weakref.finalize(self, undo_calls, self.primary, undo)
         self._finalizer.atexit = False  # at exit the driver frees everything by itself, and may be gone already
         self.enter()
         flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
@@ -85,7 +86,7 @@ class CudaContext:
                 "means nothing in the other. With PyCUDA import pycuda.autoprimaryctx instead of pycuda.autoinit, or "
                 "pop the context before the call"
             )
-        call("cuCtxSetCurrent", self._context)
+        call("cuCtxSetCurrent", self.primary)
 
     def owns(self, context: Any) -> bool:
         """Tells whether a context of the driver is this one."""
@@ -174,10 +175,10 @@ class Allocation:
 
 def _free(context: CudaContext, free: tuple[Any, ...]) -> None:
     """Frees memory; the context is an argument so that it outlives its memory."""
-    _undo(context._context, [free])
+    undo_calls(context.primary, [free])
 
 
-def _undo(context: Any, calls: list[tuple[Any, ...]]) -> None:
+def undo_calls(context: Any, calls: list[tuple[Any, ...]]) -> None:
     """Runs calls of the driver, the last first, under a context of ours, since a finaliser may run in any thread."""
     try:
         call("cuCtxPushCurrent", context)

@@ -9,16 +9,17 @@ allocates or waits for the whole GPU:
     (engine) ...
     download_all   one kernel for all answers, into a page-locked block; waits for it
 
-The kernels, and why they are right, are in ``engines/cuda_kernels.py``. *Not yet run on a GPU*: the tests run this module and
-the source of its kernels against a driver that pretends, see ``tests/engines/fake_cuda``.
+The kernels, and why they are right, are in ``engines/cuda_kernels.py``. *Not yet run on a GPU*: the tests run this
+module and the source of its kernels against a driver that pretends, see ``tests/engines/fake_cuda``.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,9 +30,11 @@ from engines.cuda_driver import call, load_driver
 from engines.cuda_launches import NonfiniteLaunch, SplitLaunch, gather
 from engines.cuda_staging import PinnedPool
 from engines.departures import close_ranks
+from engines.host import find_nonfinite
 from engines.protocols import Buffer, Departure, Mark
 
 _ALIGNMENT = 256  # bytes: what TensorRT wants of addresses
+T = TypeVar("T")
 
 
 class CudaDevice:
@@ -39,6 +42,8 @@ class CudaDevice:
 
     Args:
         index: the ordinal of the GPU.
+        cuda_graphs: whether engines replay their work as CUDA graphs where they can.
+        kernel_folder: where engines may keep kernels that they compiled for this GPU; ``None``: nowhere.
 
     Attributes:
         context: the primary context and the stream, for engines that enqueue their own work.
@@ -51,8 +56,11 @@ class CudaDevice:
 
     bind_early = True
 
-    def __init__(self, index: int = 0) -> None:
+    def __init__(self, index: int = 0, *, cuda_graphs: bool = True, kernel_folder: Path | None = None) -> None:
         self.context = CudaContext(index)
+        self.cuda_graphs = cuda_graphs
+        self.kernel_folder = kernel_folder
+        self._attached: dict[str, Any] = {}
         self._pinned = PinnedPool(self.context)
         self._owned: weakref.WeakSet[Allocation] = weakref.WeakSet()
         self._splits: dict[tuple[Any, ...], SplitLaunch] = {}
@@ -60,6 +68,11 @@ class CudaDevice:
         self._scratch: list[Allocation] = []
         self._scratch_bytes = 0
         self._closed = False
+
+    @property
+    def index(self) -> int:
+        """The ordinal of the GPU."""
+        return self.context.index
 
     @property
     def name(self) -> str:
@@ -217,8 +230,13 @@ class CudaDevice:
             allocation.pointer, array.shape, array.dtype, owner=(allocation, array.owner), device=array.device
         )
 
-    def find_nonfinite(self, array: DeviceArray) -> list[int]:
-        """Returns the rows of an array that hold NaN or infinity, ascending; waits for the kernel that looks."""
+    def find_nonfinite(self, array: np.ndarray | DeviceArray) -> list[int]:
+        """Returns the rows of an array that hold NaN or infinity, ascending.
+
+        For an array on the GPU it waits for the kernel that looks.
+        """
+        if isinstance(array, np.ndarray):
+            return find_nonfinite(array)
         if array.dtype.kind != "f" or not array.nbytes:
             return []
         self._enter()
@@ -236,8 +254,8 @@ class CudaDevice:
         """Announces that some engine needs ``size`` bytes while it runs; the largest announcement counts."""
         self._scratch_bytes = max(self._scratch_bytes, size)
 
-    def scratch(self, size: int) -> int:
-        """Returns the address of the block that all engines of this device run in, one after the other on its stream.
+    def scratch(self, size: int) -> tuple[int, int]:
+        """Returns address and size of the block that all engines of this device run in, one after the other.
 
         The first call allocates what was announced. A later engine that needs more gets a larger block; the earlier
         ones keep theirs, since captured graphs hold its address.
@@ -246,7 +264,15 @@ class CudaDevice:
         self.reserve_scratch(size)
         if not self._scratch or self._scratch[-1].size < size:
             self._scratch.append(self.context.allocate(self._scratch_bytes))
-        return self._scratch[-1].pointer
+        return self._scratch[-1].pointer, self._scratch[-1].size
+
+    def attached(self, name: str, make: Callable[[], T]) -> T:
+        """Returns what engines of this device share under a name; made when first asked for, closed with the device."""
+        with self.context.capture_lock:
+            if name not in self._attached:
+                self._attached[name] = make()
+            shared: T = self._attached[name]
+        return shared
 
     def synchronize(self) -> None:
         """Waits for everything that the device was told so far; other streams of the GPU go on."""
@@ -271,6 +297,8 @@ class CudaDevice:
         if self._closed:
             return
         self.context.synchronize()
+        for shared in self._attached.values():
+            shared.close()
         self._closed = True
         self._splits.clear()
         for allocation in [*self._owned, *self._scratch]:

@@ -62,8 +62,7 @@ class HostDevice:
 
     def find_nonfinite(self, array: np.ndarray) -> list[int]:
         """Returns the rows that hold NaN or infinity, ascending."""
-        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        return [int(row) for row in np.flatnonzero(~finite)]
+        return find_nonfinite(array)
 
     def upload(self, array: np.ndarray, buffer: Buffer) -> None:
         """Copies a host array into the first rows of a buffer.
@@ -118,6 +117,9 @@ class HostDevice:
         Raises:
             InputError: the buffer has no such row.
         """
+        if isinstance(rows, range) and rows.step == 1 and 0 <= rows.start <= rows.stop <= len(buffer):
+            neighbours: np.ndarray = buffer[rows.start : rows.stop].copy()
+            return neighbours
         try:
             taken: np.ndarray = np.take(buffer, rows, axis=0)
         except IndexError as error:
@@ -140,6 +142,12 @@ class HostDevice:
 
     def close(self) -> None:
         """Does nothing: numpy frees a buffer with its last reference."""
+
+
+def find_nonfinite(array: np.ndarray) -> list[int]:
+    """Returns the rows of a host array that hold NaN or infinity, ascending."""
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return [int(row) for row in np.flatnonzero(~finite)]
 
 
 def _move_rows(buffer: np.ndarray, sources: list[int], targets: list[int]) -> None:

@@ -6,16 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts import EngineKey, GraphSpec, UsageError, unknown_name
-from engines.keys import (
-    BACKENDS,
-    CUDA_BACKENDS,
-    ONNXRUNTIME,
-    ONNXRUNTIME_CUDA,
-    TENSORRT_FLAVOURS,
-    BackendIdentity,
-    open_key,
-    vet_key,
-)
+from engines.keys import BACKENDS, ONNXRUNTIME, ONNXRUNTIME_CUDA, TENSORRT_FLAVOURS, BackendIdentity, open_key, vet_key
 from engines.onnx_facts import read_onnx_facts
 from engines.protocols import Device, Engine
 
@@ -37,27 +28,29 @@ def open_engine(
 
     Raises:
         MissingArtifactError, CorruptArtifactError, SchemaError: the folder is not what its manifest says.
-        StaleArtifactError: it was built for another graph, backend version or machine; the message says which.
+        StaleArtifactError: it was built for another graph, backend version or machine, or with other options; the
+            message says which.
         UsageError: its backend is unknown here, ``threads`` is below 1, or ``device`` is none that it runs on.
         EngineError: the backend refuses it, or its interface is not that of ``graph``.
         MissingExtraError: its backend is not installed.
     """
     artifact, key = open_key(folder)
-    gpu = _find_cuda_device(key, device) if key.backend in CUDA_BACKENDS else None
-    identity = identify_backend(key.backend) if gpu is None else identify_backend(key.backend, gpu.context.index)
-    vet_key(folder, key, identity, onnx_digest=None if onnx is None else read_onnx_facts(onnx).digest)
+    identity = identify_backend(key.backend, getattr(device, "index", 0))
+    vet_key(folder, key, identity, onnx=None if onnx is None else read_onnx_facts(onnx))
     if key.backend == ONNXRUNTIME:
         from engines.ort_run import open_ort_engine
 
         return open_ort_engine(artifact.folder, key, graph, threads=threads)
-    if key.backend == ONNXRUNTIME_CUDA and gpu is not None:
+    if key.backend == ONNXRUNTIME_CUDA:
         from engines.ort_cuda_run import open_ort_cuda_engine
 
-        return open_ort_cuda_engine(artifact.folder, key, graph, device=gpu)
-    if key.backend in TENSORRT_FLAVOURS and gpu is not None:
+        return open_ort_cuda_engine(artifact.folder, key, graph, device=_find_cuda_device(key, device))
+    if key.backend in TENSORRT_FLAVOURS:
         from engines.trt_run import open_trt_engine
+        from engines.trt_vetting import vet_trt_engine
 
-        return open_trt_engine(artifact.folder, key, graph, device=gpu)
+        files = vet_trt_engine(artifact, key, graph)
+        return open_trt_engine(artifact.folder, key, graph, files, device=_find_cuda_device(key, device))
     raise unknown_name("engine backend", key.backend, BACKENDS)
 
 
@@ -67,8 +60,7 @@ def _find_cuda_device(key: EngineKey, device: Device | None) -> CudaDevice:
     if not isinstance(device, CudaDevice):
         where = "none" if device is None else device.name
         raise UsageError(
-            f"an engine of {key.backend} is opened on a GPU, got device {where}; "
-            f"pass device=open_device('{key.backend}')"
+            f"an engine of {key.backend} runs on a GPU, got device {where}; pass device=open_device('{key.backend}')"
         )
     return device
 
@@ -79,6 +71,7 @@ def identify_backend(backend: str, index: int = 0) -> BackendIdentity:
     Raises:
         UsageError: no such backend.
         MissingExtraError: it is not installed.
+        EngineError: it is, but cannot be loaded.
     """
     if backend == ONNXRUNTIME:
         from engines.ort_common import identify_onnxruntime
@@ -88,4 +81,8 @@ def identify_backend(backend: str, index: int = 0) -> BackendIdentity:
         from engines.ort_cuda_common import identify_onnxruntime_cuda
 
         return identify_onnxruntime_cuda(index)
+    if backend in TENSORRT_FLAVOURS:
+        from engines.trt_common import identify_tensorrt
+
+        return identify_tensorrt(backend, index)
     raise unknown_name("engine backend", backend, BACKENDS)

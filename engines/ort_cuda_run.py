@@ -14,6 +14,7 @@ from typing import Any
 
 from artifacts import EngineError, EngineKey, GraphSpec
 from engines.bindings import check_device_buffers
+from engines.cuda_alignment import AlignedBuffers
 from engines.cuda_arrays import DeviceArray
 from engines.cuda_device import CudaDevice
 from engines.ort_common import load_onnxruntime, ort_errors, translate_error
@@ -70,6 +71,9 @@ class OrtCudaEngine:
         return bound
 
     def close(self) -> None:
+        """Waits for the device's work, then frees bindings and session."""
+        if self._session is not None:
+            self._device.synchronize()
         for bound in list(self._bound):
             bound.release()
         self._session = None
@@ -78,11 +82,11 @@ class OrtCudaEngine:
 class _BoundRun:
     """A session with its inputs and outputs bound to addresses on the GPU, which it keeps alive."""
 
-    __slots__ = ("__weakref__", "_arrays", "_binding", "_device", "_name", "_options", "_session")
+    __slots__ = ("__weakref__", "_aligned", "_binding", "_device", "_name", "_options", "_session")
 
     def __init__(self, session: Any, graph: GraphSpec, buffers: Mapping[str, DeviceArray], device: CudaDevice) -> None:
         self._name = graph.name
-        self._arrays = dict(buffers)
+        self._aligned: AlignedBuffers | None = AlignedBuffers(graph, buffers, device)
         self._session = session
         self._device = device
         self._options = load_onnxruntime().RunOptions()
@@ -92,22 +96,24 @@ class _BoundRun:
             self._binding = session.io_binding()
             for bind, specs in ((self._binding.bind_input, graph.inputs), (self._binding.bind_output, graph.outputs)):
                 for spec in specs:
-                    array = self._arrays[spec.name]
+                    array = self._aligned.arrays[spec.name]
                     bind(spec.name, "cuda", index, array.dtype.type, array.shape, array.pointer)
         except ort_errors() as error:
             raise translate_error(error, f"bind {graph.name}") from error
 
     def __call__(self) -> None:
-        session = self._session
-        if session is None:
+        session, aligned, context = self._session, self._aligned, self._device.context
+        if session is None or aligned is None:
             raise EngineError(f"{self._name}: the engine is closed; open it again")
-        self._device.context.enter()
+        context.enter()
+        aligned.copy_in(context.stream_handle)
         try:
             session.run_with_iobinding(self._binding, self._options)
         except ort_errors() as error:
             raise translate_error(error, f"run {self._name}") from error
+        aligned.copy_out(context.stream_handle)
 
     def release(self) -> None:
         self._binding = None
         self._session = None
-        self._arrays = {}
+        self._aligned = None

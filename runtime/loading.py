@@ -29,10 +29,17 @@ class OpenBundle:
     device: Device
 
 
-def open_bundle(folder: Path, *, threads: int | None = None, device: int = 0) -> OpenBundle:
+def open_bundle(
+    folder: Path,
+    *,
+    threads: int | None = None,
+    device: int = 0,
+    cuda_graphs: bool = True,
+    kernel_folder: Path | None = None,
+) -> OpenBundle:
     """Opens the bundle in ``folder`` with ``threads`` per engine, by default as many as its plan was timed with.
 
-    ``device`` is the ordinal of the GPU for a bundle that runs on one.
+    ``device``, ``cuda_graphs`` and ``kernel_folder`` are for a bundle that runs on a GPU.
 
     Raises:
         As ``Runtime.load``.
@@ -41,7 +48,7 @@ def open_bundle(folder: Path, *, threads: int | None = None, device: int = 0) ->
     spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)
     engine_sets = []
     with ExitStack() as opened:
-        place = open_device(spec.backend, device)
+        place = open_device(spec.backend, device, cuda_graphs=cuda_graphs, kernel_folder=kernel_folder)
         opened.callback(place.close)
         for stage in spec.stages:
             engine_folder = artifact.path(f"{stage.engine}/{MANIFEST}").parent

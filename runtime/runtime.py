@@ -80,14 +80,18 @@ class Runtime:
 
     @classmethod
     def load(
-        cls, bundle: str | os.PathLike[str], *, threads: int | None = None, device: int = 0, check_finite: bool = True
-    ) -> Self:
+        cls, bundle: str | os.PathLike[str], *, threads: int | None = None, device: int = 0, cuda_graphs: bool = True,
+        kernel_folder: str | os.PathLike[str] | None = None, check_finite: bool = True,
+    ) -> Self:  # fmt: skip
         """Verifies a bundle byte by byte, vets its engines for this machine, and opens them.
 
         Args:
             bundle: the bundle's folder.
             threads: of each engine on the processor; default: as many as the plan was timed with.
             device: the ordinal of the GPU, for a bundle that was planned for one.
+            cuda_graphs: whether engines on a GPU replay their work as CUDA graphs where they can.
+            kernel_folder: where TensorRT-RTX keeps the kernels that it compiles for this GPU, so that the next process
+                starts faster; default: nowhere.
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
 
         Raises:
@@ -98,7 +102,10 @@ class Runtime:
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
-        opened = open_bundle(Path(bundle), threads=threads, device=device)
+        opened = open_bundle(
+            Path(bundle), threads=threads, device=device, cuda_graphs=cuda_graphs,
+            kernel_folder=None if kernel_folder is None else Path(kernel_folder),
+        )  # fmt: skip
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.device.close)
             for engines in opened.engine_sets:
