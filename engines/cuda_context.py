@@ -8,6 +8,7 @@ context means nothing in another. The device is never reset and its flags stay a
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 import weakref
@@ -129,9 +130,9 @@ class CudaContext:
         flags = driver.CU_MEMHOSTALLOC_PORTABLE | driver.CU_MEMHOSTALLOC_DEVICEMAP
         return Allocation(self, int(call("cuMemHostAlloc", max(size, 1), flags)), size, pinned=True)
 
-    def launch(self, kernel: str, grid: tuple[int, int, int], block: int, parameters: int) -> None:
-        """Launches a kernel on ``stream``; ``parameters`` is the address of an array of pointers to them."""
-        call("cuLaunchKernel", self.kernels[kernel], *grid, block, 1, 1, 0, self.stream, parameters, 0)
+    def launch(self, kernel: str, grid: tuple[int, int, int], block: int, parameters: Parameters) -> None:
+        """Launches a kernel on ``stream``; the driver copies the parameters before this returns."""
+        call("cuLaunchKernel", self.kernels[kernel], *grid, block, 1, 1, 0, self.stream, parameters.address, 0)
 
     def synchronize(self) -> None:
         """Waits for all work on ``stream``."""
@@ -149,6 +150,22 @@ class CudaContext:
         threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
         call("cuMemPoolSetAttribute", pool, threshold, driver.cuuint64_t(2**64 - 1))
         return pool
+
+
+class Parameters:
+    """The parameters of one kernel in memory of our own, and the pointers to them that ``cuLaunchKernel`` takes.
+
+    Attributes:
+        address: of the pointers; good as long as this object lives.
+    """
+
+    __slots__ = ("_pointers", "_values", "address")
+
+    def __init__(self, *values: Any) -> None:
+        """Takes ctypes objects, one per parameter."""
+        self._values = values
+        self._pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        self.address = ctypes.addressof(self._pointers)
 
 
 class Allocation:

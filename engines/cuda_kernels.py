@@ -39,14 +39,15 @@ KERNELS = ("split_rows", "gather_rows", "find_nonfinite")
 _SLICE_BYTES = 32 * 1024  # of a row, per block: eight passes of 16 bytes a thread
 _MAX_SLICES = 256
 
-SOURCE = """
+_LIMITS = {
+    "BLOCK": BLOCK, "MAX_CARRIED": MAX_CARRIED, "MAX_GATHERED": MAX_GATHERED, "MAX_GATHER_ROWS": MAX_GATHER_ROWS,
+}  # fmt: skip
+SOURCE = (
+    "\n".join(f"#define {name} {value}" for name, value in _LIMITS.items())
+    + """
+
 typedef unsigned long long u64;
 typedef unsigned char u8;
-
-#define BLOCK 256
-#define MAX_CARRIED 32
-#define MAX_GATHERED 16
-#define MAX_GATHER_ROWS 512
 
 struct Carried {
     u8* base[MAX_CARRIED];
@@ -159,6 +160,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) find_nonfinite(
     if (threadIdx.x == 0) found[blockIdx.x] = any;
 }
 """
+)
 
 
 class Carried(ctypes.Structure):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any
 
 from engines.cuda_arrays import DeviceArray
-from engines.cuda_context import CudaContext
+from engines.cuda_context import CudaContext, Parameters
 from engines.cuda_driver import call, load_driver
 from engines.cuda_kernels import (
     BLOCK,
@@ -19,17 +18,6 @@ from engines.cuda_kernels import (
     slice_count,
     split_grid,
 )
-
-
-class Parameters:
-    """The parameters of one kernel, in memory of our own; ``address`` is what ``cuLaunchKernel`` takes."""
-
-    __slots__ = ("_pointers", "address", "values")
-
-    def __init__(self, *values: Any) -> None:
-        self.values = values
-        self._pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        self.address = ctypes.addressof(self._pointers)
 
 
 class SplitLaunch:
@@ -66,7 +54,7 @@ class SplitLaunch:
         """Splits ``count`` rows, at least 1; waits for the report and returns who leaves, ascending."""
         self._count.value, self._threshold.value = count, threshold
         for row_bytes, parameters in self._launches:
-            self._context.launch("split_rows", split_grid(count, row_bytes), BLOCK, parameters.address)
+            self._context.launch("split_rows", split_grid(count, row_bytes), BLOCK, parameters)
         call("cuEventRecord", self._event, self._context.stream)
         call("cuEventSynchronize", self._event)
         return list(self._numbers[1 : 1 + self._numbers[0]])
@@ -97,7 +85,7 @@ def _gather_some(
         table.target[place] = target + start * buffer.row_bytes
     table.rows[: len(rows)] = rows
     grid = (len(rows), len(wanted), slice_count([buffer.row_bytes for buffer, _ in wanted]))
-    context.launch("gather_rows", grid, BLOCK, Parameters(table).address)
+    context.launch("gather_rows", grid, BLOCK, Parameters(table))
 
 
 class NonfiniteLaunch:
@@ -113,4 +101,4 @@ class NonfiniteLaunch:
         )  # fmt: skip
 
     def run(self) -> None:
-        self._context.launch("find_nonfinite", (self._rows, 1, 1), BLOCK, self._parameters.address)
+        self._context.launch("find_nonfinite", (self._rows, 1, 1), BLOCK, self._parameters)
