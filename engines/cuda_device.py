@@ -26,7 +26,7 @@ import numpy as np
 from artifacts import EngineError, InputError, TensorSpec
 from engines.cuda_arrays import DeviceArray, read_stream, view_foreign
 from engines.cuda_context import Allocation, CudaContext
-from engines.cuda_driver import call, load_driver
+from engines.cuda_driver import call, call_unless_pending, load_driver
 from engines.cuda_launches import NonfiniteLaunch, SplitLaunch, gather
 from engines.cuda_staging import PinnedPool
 from engines.departures import close_ranks
@@ -287,10 +287,12 @@ class CudaDevice:
 
     def seconds_between(self, start: Mark, end: Mark) -> float:
         """Returns the device's seconds from one mark to a later one, and spends both; waits for the later one."""
-        call("cuEventSynchronize", end)
-        seconds = float(call("cuEventElapsedTime", start, end)) / 1e3
+        elapsed_ms = call_unless_pending("cuEventElapsedTime", start, end)
+        if elapsed_ms is None:
+            call("cuEventSynchronize", end)
+            elapsed_ms = call("cuEventElapsedTime", start, end)
         self._events.extend((start, end))
-        return seconds
+        return float(elapsed_ms) / 1e3
 
     def close(self) -> None:
         """Waits for its work and frees all buffers; may be called twice. What ``take`` returned stays."""

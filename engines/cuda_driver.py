@@ -37,6 +37,25 @@ def call(name: str, *arguments: Any) -> Any:
         MissingExtraError: cuda-bindings is not installed.
         EngineError: there is no NVIDIA driver, or the call failed; the message has the driver's own words.
     """
+    status, results = _try_call(name, arguments)
+    if status != 0:
+        raise EngineError(f"CUDA: {name} failed with {_describe(status)}")
+    if not results:
+        return None
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def call_unless_pending(name: str, *arguments: Any) -> Any:
+    """As ``call``, but returns ``None`` where the driver says that the work in question is not done yet."""
+    status, results = _try_call(name, arguments)
+    if status == load_driver().CUresult.CUDA_ERROR_NOT_READY:
+        return None
+    if status != 0:
+        raise EngineError(f"CUDA: {name} failed with {_describe(status)}")
+    return results[0]
+
+
+def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     for watch in _watchers:
         watch(name)
     try:
@@ -45,11 +64,7 @@ def call(name: str, *arguments: Any) -> Any:
         raise EngineError(
             f"there is no NVIDIA driver on this machine ({error}); install one, or plan for a CPU"
         ) from error
-    if status != 0:
-        raise EngineError(f"CUDA: {name} failed with {_describe(status)}")
-    if not results:
-        return None
-    return results[0] if len(results) == 1 else tuple(results)
+    return status, results
 
 
 def watch_calls(watcher: Watcher) -> Callable[[], None]:

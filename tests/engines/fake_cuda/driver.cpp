@@ -349,6 +349,12 @@ API cuCtxPopCurrent_v2(void** context) {
     contexts.pop_back();
     return OK;
 }
+API cuCtxCreate_v4(void** context, void*, unsigned, int) { *context = malloc(1); contexts.push_back(*context); return OK; }
+API cuCtxDestroy_v2(void* context) {
+    contexts.erase(std::remove(contexts.begin(), contexts.end(), context), contexts.end());
+    free(context);
+    return OK;
+}
 API cuModuleLoadData(void** module, const void* image) { *module = malloc(1); return memcmp(image, "\x7f" "ELF", 4) ? INVALID_VALUE : OK; }
 API cuModuleUnload(void* module) { free(module); return OK; }
 static const char* names[] = {"split_rows", "gather_rows", "find_nonfinite"};
@@ -392,7 +398,7 @@ static int missing() { return NOT_FOUND; }
 API cuGetProcAddress_v2(const char* symbol, void** function, int, uint64_t, int* status) {
     static void* self = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
     *function = nullptr;
-    for (const char* suffix : {"_v2", ""})
+    for (const char* suffix : {"_v4", "_v2", ""})
         if (!*function) *function = dlsym(self, (std::string(symbol) + suffix).c_str());
     if (!*function) *function = (void*)missing;
     if (status) *status = 0;
