@@ -46,13 +46,13 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def call_unless_pending(name: str, *arguments: Any) -> Any:
-    """As ``call``, but returns ``None`` where the driver says that the work in question is not done yet."""
+    """As ``call``, but ``None`` where the work in question is not done yet, and True where there is nothing to return."""
     status, results = _try_call(name, arguments)
     if status == load_driver().CUresult.CUDA_ERROR_NOT_READY:
         return None
     if status != 0:
         raise EngineError(f"CUDA: {name} failed with {_describe(status)}")
-    return results[0]
+    return results[0] if results else True
 
 
 def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from engines.cuda_context import CudaContext
-from engines.cuda_driver import call, load_driver
+from engines.cuda_driver import call, call_unless_pending, load_driver
 
 _SMALLEST = 4096
 
@@ -38,7 +38,8 @@ class PinnedBlock:
     def wait(self) -> None:
         """Waits until that work is done."""
         if self._recorded:
-            call("cuEventSynchronize", self._event)
+            if call_unless_pending("cuEventQuery", self._event) is None:
+                call("cuEventSynchronize", self._event)
             self._recorded = False
 
     def free(self) -> None:

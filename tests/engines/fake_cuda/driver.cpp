@@ -189,6 +189,11 @@ API cuEventSynchronize(void* which) {
     if (event->stream) drain(event->stream, event->seq);
     return OK;
 }
+API cuEventQuery(void* which) {
+    LOCKED;
+    Event* event = (Event*)which;
+    return !event->stream || event->stream->done >= event->seq ? OK : NOT_READY;
+}
 API cuEventElapsedTime_v2(float* ms, void* a, void* b) {
     LOCKED;
     Event *start = (Event*)a, *end = (Event*)b;
