@@ -46,7 +46,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def call_unless_pending(name: str, *arguments: Any) -> Any:
-    """As ``call``, but ``None`` where the work in question is not done yet, and True where there is nothing to return."""
+    """As ``call``, but ``None`` where the work in question is not done yet, and True where nothing else is told."""
     status, results = _try_call(name, arguments)
     if status == load_driver().CUresult.CUDA_ERROR_NOT_READY:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from engines.cuda_context import CudaContext
 from engines.cuda_driver import call, call_unless_pending, load_driver
 
 _SMALLEST = 4096
+_MOST_PENDING = 16  # blocks of one size; from here on the host waits for the GPU to catch up
 
 
 class PinnedBlock:
@@ -35,11 +37,17 @@ class PinnedBlock:
         call("cuEventRecord", self._event, stream)
         self._recorded = True
 
+    @property
+    def pending(self) -> bool:
+        """Whether that work is still under way."""
+        if self._recorded and call_unless_pending("cuEventQuery", self._event):
+            self._recorded = False
+        return self._recorded
+
     def wait(self) -> None:
         """Waits until that work is done."""
-        if self._recorded:
-            if call_unless_pending("cuEventQuery", self._event) is None:
-                call("cuEventSynchronize", self._event)
+        if self.pending:
+            call("cuEventSynchronize", self._event)
             self._recorded = False
 
     def free(self) -> None:
@@ -49,19 +57,23 @@ class PinnedBlock:
 
 
 class PinnedPool:
-    """Blocks by size. A few calls after the start it allocates no more: sizes are powers of two and come back."""
+    """Blocks by size, the longest idle first. After the first few calls it allocates no more: sizes are powers of two
+    and come back, and a block is added only while the work of all others is under way."""
 
     def __init__(self, context: CudaContext) -> None:
         self._context = context
-        self._idle: dict[int, list[PinnedBlock]] = {}
+        self._idle: dict[int, deque[PinnedBlock]] = {}
 
     def take(self, size: int) -> PinnedBlock:
         """Lends a block of at least ``size`` bytes that no work uses any more."""
         rounded = max(_SMALLEST, 1 << max(size - 1, 0).bit_length())
-        idle = self._idle.setdefault(rounded, [])
+        idle = self._idle.setdefault(rounded, deque())
         try:
-            block = idle.pop()
+            block = idle.popleft()
         except IndexError:  # also when another thread was faster
+            return PinnedBlock(self._context, rounded)
+        if block.pending and len(idle) < _MOST_PENDING:
+            idle.appendleft(block)
             return PinnedBlock(self._context, rounded)
         block.wait()
         return block
