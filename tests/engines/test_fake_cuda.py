@@ -23,6 +23,7 @@ SUITES = (
     "tests/engines/test_cuda_device.py",
     "tests/engines/test_cuda_interop.py",
     "tests/engines/test_trt_run.py",
+    "tests/runtime/test_cuda_provider.py",
     "tests/runtime/test_on_gpu.py",
 )
 

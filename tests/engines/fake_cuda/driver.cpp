@@ -360,6 +360,7 @@ API cuCtxDestroy_v2(void* context) {
     free(context);
     return OK;
 }
+API cuCtxSynchronize() { LOCKED; drain_all(); return OK; }
 API cuModuleLoadData(void** module, const void* image) { *module = malloc(1); return memcmp(image, "\x7f" "ELF", 4) ? INVALID_VALUE : OK; }
 API cuModuleUnload(void* module) { free(module); return OK; }
 static const char* names[] = {"split_rows", "gather_rows", "find_nonfinite"};
