@@ -20,7 +20,6 @@ import numpy as np
 
 from artifacts import (
     MANIFEST,
-    BundleSpec,
     Model,
     RunFolder,
     StaleArtifactError,
@@ -32,7 +31,7 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from calibration import Dataset, find_task, load_run_data
-from engines import Engine, ensure_engine, open_engine
+from engines import Engine, ensure_engine, open_engine, profiles_of
 from runtime.bench_contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench_plot import check_plot, draw_result
 from runtime.bench_stats import (
@@ -147,7 +146,7 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
         dataset = load_run_data(run, data)
         held_out = check_held_out(calibration_digests(opened, run), dataset.digests(), where=str(bundle))
         queries = Queries(dataset, batch_size=batch_size, samples=config.samples, seed=config.seed)
-        full = open_full(run, model, opened.spec, threads=config.threads)
+        full = open_full(run, model, opened, threads=config.threads)
         stack.callback(full.close)
         contenders = stack.enter_context(Contenders(opened, full, batch_size=batch_size))
         rounds = track(range(config.rounds), description="measuring", total=config.rounds)
@@ -158,17 +157,20 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
     return {
         "model": opened.spec.name, "engine": opened.spec.backend, "batch_size": batch_size,
         "samples": len(queries.rows), "rounds": config.rounds, "threads": config.threads or opened.spec.threads,
+        "precision": model.spec.precision,
         "data": dataset.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
         **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
 
 
-def open_full(run: RunFolder, model: Model, spec: BundleSpec, *, threads: int | None) -> Engine:
-    """Opens the whole network on the backend of the bundle with the same threads; builds its engine if need be."""
-    graph = model.spec.full
+def open_full(run: RunFolder, model: Model, opened: OpenBundle, *, threads: int | None) -> Engine:
+    """Opens the whole network on the backend of the bundle, built like its stages, with the same threads; builds its
+    engine if need be."""
+    graph, spec, key = model.spec.full, opened.spec, opened.engine_sets[0].key
     folder = ensure_engine(
-        model.path(graph), graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size
-    )
+        model.path(graph), graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size,
+        batch_sizes=key.batch_sizes, profiles=profiles_of(key),
+    )  # fmt: skip
     return open_engine(folder, graph, threads=threads or spec.threads)
 
 
