@@ -188,12 +188,12 @@ def _product(parsed: ParsedNetwork) -> str:
     return f"{PRODUCTS[parsed.flavour]} {parsed.trt.__version__}"
 
 
-def _describe_parser_error(error: Any) -> str:
-    reason = f"{clean_message(error.desc())} ({error.code().name})"
-    if not error.node_operator():
+def _describe_parser_error(parser_error: Any) -> str:
+    reason = f"{clean_message(parser_error.desc())} ({parser_error.code().name})"
+    if not parser_error.node_operator():
         return reason
-    name = error.node_name() or f"number {error.node()}"
-    return f"node '{name}', operator {error.node_operator()}: {reason}"
+    name = parser_error.node_name() or f"number {parser_error.node()}"
+    return f"node '{name}', operator {parser_error.node_operator()}: {reason}"
 
 
 def _read_interface(

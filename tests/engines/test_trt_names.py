@@ -31,7 +31,7 @@ LIBRARIES = {
 }
 OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
-    "shapes": "IOptimizationProfile", "tensor": "ITensor", "error": "ParserError", "runtime": "Runtime",
+    "shapes": "IOptimizationProfile", "tensor": "ITensor", "parser_error": "ParserError", "runtime": "Runtime",
     "engine": "ICudaEngine", "inspector": "EngineInspector", "context": "IExecutionContext", "cache": "ITimingCache",
     "ours": "ITimingCache", "serialised": "IHostMemory",
 }  # fmt: skip
