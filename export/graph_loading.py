@@ -31,6 +31,7 @@ class LoadedGraph:
         outputs: names of its outputs.
         fixed_batch: the batch size that the file insisted on, before it was rewritten; ``None``: it was open.
         notes: what was rewritten, for the report.
+        precision: what an export pass made of it (``export.precision``).
     """
 
     model: ir.Model
@@ -38,6 +39,7 @@ class LoadedGraph:
     outputs: tuple[str, ...]
     fixed_batch: int | None = None
     notes: tuple[str, ...] = ()
+    precision: str = "fp32"
 
 
 def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:
