@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -81,8 +82,7 @@ def _measure_loss(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarr
         if not loss <= LOST_LIMIT:
             raise GraphError(
                 f"the network cannot be had in {precision}: on random rows its output '{name}' differs by {loss:.1e} "
-                f"of its magnitude from the network in fp32, where {LOST_LIMIT:g} is allowed. Values beyond "
-                f"{_FLOAT16_MAX:.0f} are the usual cause; export it in fp32"
+                f"of its magnitude from the network in fp32, where {LOST_LIMIT:g} is allowed. Export it in fp32"
             )
         worst = max(worst, loss)
     return worst
@@ -108,6 +108,7 @@ def _to_fp16(loaded: LoadedGraph, half: Collection[str]) -> LoadedGraph:
     ir.external_data.load_to_model(model)
     passes.ShapeInferencePass()(model)
     limit_masks(model.graph)
+    check_range(loaded)
     masks = [name for name in find_mask_inputs(model.graph) if name not in half]
     tail = _take_off(model.graph, half)
     converted = _convert(model)
@@ -132,13 +133,44 @@ def _convert(model: ir.Model) -> ir.Model:
     """Converts everything, inputs and outputs included, to float16."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    proto = convert_float_to_float16(ir.to_proto(model), keep_io_types=False, disable_shape_infer=True)
+    proto: onnx.ModelProto = convert_float_to_float16(ir.to_proto(model), keep_io_types=False, disable_shape_infer=True)
     seen: set[str] = set()
     for node in list(proto.graph.node):  # it adds a cast once per reader
         if node.op_type == "Cast" and node.output[0] in seen:
             proto.graph.node.remove(node)
         seen.update(node.output)
     return ir.from_proto(proto)
+
+
+def check_range(loaded: LoadedGraph) -> None:
+    """Refuses a network whose intermediate tensors do not fit into float16.
+
+    They are measured in float32: where ONNX Runtime has no float16 kernel on the processor it computes a chain of nodes
+    in float32 and would not overflow where a GPU does.
+
+    Raises:
+        GraphError: a tensor reaches too far on random rows; the message names the worst.
+    """
+    measured = loaded.model.clone()
+    graph, peaks = measured.graph, dict[str, str]()
+    for node in list(graph):
+        for value in node.outputs:
+            if value.name and value.dtype == ir.DataType.FLOAT:
+                size = _node("Abs", [value], f"{value.name}/size")
+                peak = _node("ReduceMax", [size.outputs[0]], f"{value.name}/peak", keepdims=0)
+                graph.extend([size, peak])
+                peaks[f"{value.name}/peak"] = value.name
+    if not peaks:
+        return
+    graph.outputs[:] = [value for node in graph for value in node.outputs if value.name in peaks]
+    with open_graph(measured) as runner:
+        found = runner.run(sample_rows(loaded.inputs, 2))
+    worst = max(found, key=lambda name: float(found[name]))
+    if float(found[worst]) > _FLOAT16_MAX:
+        raise GraphError(
+            f"the network cannot be had in fp16: on random rows its tensor '{peaks[worst]}' reaches "
+            f"{float(found[worst]):.3g}, and a float16 ends at {_FLOAT16_MAX:.0f}. Export it in fp32"
+        )
 
 
 def limit_masks(graph: ir.Graph) -> int:
@@ -155,8 +187,9 @@ def limit_masks(graph: ir.Graph) -> int:
             changed += 1
         for node in inner:
             fill = node.attributes.get("value") if node.op_type == "ConstantOfShape" else None
-            if fill is not None and (array := fill.as_tensor().numpy()).dtype == np.float32 and array < -_FLOAT16_MAX:
-                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_limit(array)))
+            filling = None if fill is None else fill.as_tensor().numpy()
+            if filling is not None and filling.dtype == np.float32 and (filling < -_FLOAT16_MAX).any():
+                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(_limit(filling)))
                 changed += 1
     return changed
 
@@ -246,9 +279,7 @@ def _put_back(graph: ir.Graph, tail: _Tail, half: Collection[str], outputs: Coll
         name = name_of(value)
         final[name] = read[name] = value
         if value.dtype is None:
-            raise GraphError(
-                f"the type of '{name}' cannot be inferred, so the network stays in fp32; export it in that"
-            )
+            raise GraphError(f"the type of '{name}' cannot be inferred, so it cannot be converted; export it in fp32")
         if value.dtype != ir.DataType.FLOAT16:
             continue
         if name not in half:
@@ -275,7 +306,7 @@ def _put_back(graph: ir.Graph, tail: _Tail, half: Collection[str], outputs: Coll
     graph.outputs[:] = [final[name] for name in outputs]
 
 
-def _node(op: str, inputs: list[ir.Value], output: str, **attributes: ir.DataType) -> ir.Node:
+def _node(op: str, inputs: list[ir.Value], output: str, **attributes: ir.DataType | int) -> ir.Node:
     node = ir.node(op, inputs, attributes)
     node.outputs[0].name = output
     return node

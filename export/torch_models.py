@@ -227,7 +227,8 @@ def _export_heads(
     still = [DecidingHead(copy.deepcopy(head), probabilities=probabilities) for head in heads.values()]
     joint = _Heads(still).eval()
     half = {cuts[name].main.name for name in heads if cuts[name].main.dtype == "float16"}
-    examples = tuple(torch.zeros(2, *cuts[name].main.row_shape) for name in heads)
+    types = {name: "float32" if cuts[name].main.name in half else cuts[name].main.dtype for name in heads}
+    examples = tuple(torch.zeros(2, *cuts[name].main.row_shape, dtype=getattr(torch, types[name])) for name in heads)
     outputs = {name: (f"{name}/{answer.name}", f"{name}/{CONFIDENCE}") for name in heads}
     say(f"exporting {len(heads)} exit heads")
     with torch.no_grad():
