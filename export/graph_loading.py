@@ -117,15 +117,18 @@ def convert_opset(model: ir.Model, target: int) -> ir.Model:
 
 
 def _name_values(graph: ir.Graph) -> None:
-    taken = {value.name for node in graph for value in node.outputs}
+    """Gives every value a name of its own: some have none, and torch calls a value like an input that it was told."""
+    seen = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    taken = seen | {value.name for node in graph for value in node.outputs}
     number = 0
     for node in graph:
         for value in node.outputs:
-            if value.name is None:
+            if value.name is None or value.name in seen:
                 while f"value_{number}" in taken:
                     number += 1
                 value.name = f"value_{number}"
                 taken.add(value.name)
+            seen.add(value.name)
 
 
 def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadedGraph:

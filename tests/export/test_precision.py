@@ -215,3 +215,20 @@ def test_two_readers_of_a_tensor_that_stays_in_float32(graph: Callable[..., Grap
     rows = sample_rows(half.inputs, 3)
     with open_graph(half.model) as runner:
         np.testing.assert_allclose(runner.run(rows)["y"], run_graph(path, rows)["y"], rtol=2e-2, atol=2e-2)
+
+
+def test_a_value_called_like_an_input_gets_another_name() -> None:
+    """torch numbers its values without looking at the names that inputs are given."""
+    import torch
+
+    from export.torch_graphs import export_module
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x[:, 0])
+
+    loaded = export_module(Net(), (torch.zeros(2, 3, 4),), input_names=["select"], output_names=["y"])
+    names = [value.name for value in loaded.model.graph.inputs]
+    names += [value.name for node in loaded.model.graph for value in node.outputs]
+    assert len(set(names)) == len(names)
+    apply_precision(loaded, "fp16")
