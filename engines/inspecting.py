@@ -17,7 +17,7 @@ class EngineDescription:
     """What is known of one engine.
 
     Attributes:
-        folder, key: which one.
+        engine, key: which one: its folder, and what it was built for.
         inputs, outputs: name, dtype and row shape of each tensor; the batch comes on top.
         profiles: the batch sizes that it was compiled for, in words, in the order of the backend's own numbering.
         activation_bytes: scratch memory of a run, per profile or per file; empty where nobody says.
@@ -25,7 +25,7 @@ class EngineDescription:
         untold: what could not be found out on this machine; ``None`` where everything was.
     """
 
-    folder: Path
+    engine: str
     key: EngineKey
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -76,12 +76,12 @@ def describe_engine(folder: Path) -> EngineDescription:
         memory = tuple(size for insight in insights for size in insight.activation_bytes)
         layers = tuple(layer for insight in insights for layer in insight.layers)
     return EngineDescription(
-        folder=folder, key=key, inputs=_show(files.inputs), outputs=_show(files.outputs),
+        engine=folder.as_posix(), key=key, inputs=_show(files.inputs), outputs=_show(files.outputs),
         profiles=tuple(
             f"{one.file} profile {one.index}: {one.least} to {one.most} rows, tuned for {one.best}"
             for one in files.profiles
         ),
-        activation_bytes=memory, layers=layers, untold=missing and f"{missing}; nor its layers",
+        activation_bytes=memory, layers=layers, untold=missing and f"{missing}; nor can its layers",
     )  # fmt: skip
 
 
@@ -103,6 +103,6 @@ def _describe_ort(folder: Path, key: EngineKey) -> EngineDescription:
 
     profiles = [f"any batch of 1 to {key.max_batch_size} rows" if size is None else f"{size} rows" for size in sizes]
     return EngineDescription(
-        folder=folder, key=key, inputs=show(session.get_inputs()), outputs=show(session.get_outputs()),
+        engine=folder.as_posix(), key=key, inputs=show(session.get_inputs()), outputs=show(session.get_outputs()),
         profiles=tuple(profiles),
     )  # fmt: skip
