@@ -72,8 +72,11 @@ class ModelChain:
         return count
 
     def features(self, count: int) -> dict[str, np.ndarray]:
-        """Returns copies of the cuts' main tensors after ``run``: cut name -> (count, ...)."""
-        return {cut.name: self._read(cut.main.name, count) for cut in self._spec.cuts}
+        """Returns copies of the cuts' main tensors after ``run``: cut name -> (count, ...); float16 as float32,
+        since exit heads are trained in that.
+        """
+        copies = {cut.name: self._read(cut.main.name, count) for cut in self._spec.cuts}
+        return {name: one.astype(np.float32) if one.dtype == np.float16 else one for name, one in copies.items()}
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """Returns (answers, confidence (count,) float32) after ``run``, per opened exit head and last the final head.

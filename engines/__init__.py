@@ -3,7 +3,8 @@
 The only room that knows a backend. Importing it loads none: a backend is loaded by the call that needs it.
 """
 
-from engines.building import build_engine, builder
+from engines.build_watch import BuildWatch
+from engines.building import build_engine, builder, fixed_batch_sizes, profiles_of
 from engines.cache import CachedEngine, ensure_engine, list_engines
 from engines.covers import Covers, Run, plan_covers
 from engines.cuda_arrays import DeviceArray, is_device_array
@@ -16,12 +17,14 @@ from engines.onnx_facts import read_onnx_facts
 from engines.opening import open_engine
 from engines.probe import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
+from engines.trt_options import PROFILE_WAYS
 
 __all__ = [
     # seams
     "Buffer", "Departure", "Device", "Engine", "EngineBuilder", "Execution",
     # backends
-    "BACKENDS", "DEFAULT_BACKEND", "build_engine", "builder", "open_device", "open_engine",
+    "BACKENDS", "DEFAULT_BACKEND", "PROFILE_WAYS", "BuildWatch", "build_engine", "builder", "fixed_batch_sizes",
+    "open_device", "open_engine", "profiles_of",
     # cache
     "CachedEngine", "ensure_engine", "list_engines",
     # covers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import EngineKey, UsageError, new_artifact, to_plain, unknown_name, write_json
@@ -45,6 +46,20 @@ def builder(
 def profiles_of(key: EngineKey) -> str | None:
     """Returns the profile way that an engine was built with, to build another one like it; ``None`` without one."""
     return key.options.get("profiles")
+
+
+def fixed_batch_sizes(backend: str, profiles: str | None, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Returns the batch sizes to build for, of those that will be run: all of them where engines take no others, none
+    where one engine takes any.
+
+    Raises:
+        UsageError: no such profile way.
+    """
+    if backend not in TENSORRT_FLAVOURS:
+        return ()
+    from engines.trt_options import RANGE, choose_profiles
+
+    return () if choose_profiles(backend, profiles) == RANGE else tuple(sizes)
 
 
 def build_engine(

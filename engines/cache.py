@@ -146,10 +146,12 @@ def _vet(artifact: Artifact, key: EngineKey) -> str | None:
     if key.backend not in TENSORRT_FLAVOURS:
         vet_key(artifact.folder, key, identity)
         return None
+    from engines.trt_common import NO_GPU
     from engines.trt_vetting import untold, vet_trt_engine
 
     missing = untold(key)
-    here = identity if missing is None else dataclasses.replace(identity, device=key.device)
-    vet_key(artifact.folder, key, here)
+    if identity.device == NO_GPU:
+        identity = dataclasses.replace(identity, device=key.device)
+    vet_key(artifact.folder, key, identity)
     vet_trt_engine(artifact, key, None)
     return missing

@@ -70,7 +70,8 @@ def update_blob(path: Path, merge: Callable[[bytes | None], bytes]) -> bool:
         _log.warning("cannot keep %s: %s", path, error.strerror or error)
         return False
     finally:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staging.unlink()
     return True
 
 

@@ -188,12 +188,12 @@ def _product(parsed: ParsedNetwork) -> str:
     return f"{PRODUCTS[parsed.flavour]} {parsed.trt.__version__}"
 
 
-def _describe_parser_error(error: Any) -> str:
-    reason = f"{clean_message(error.desc())} ({error.code().name})"
-    if not error.node_operator():
+def _describe_parser_error(parser_error: Any) -> str:
+    reason = f"{clean_message(parser_error.desc())} ({parser_error.code().name})"
+    if not parser_error.node_operator():
         return reason
-    name = error.node_name() or f"number {error.node()}"
-    return f"node '{name}', operator {error.node_operator()}: {reason}"
+    name = parser_error.node_name() or f"number {parser_error.node()}"
+    return f"node '{name}', operator {parser_error.node_operator()}: {reason}"
 
 
 def _read_interface(
@@ -251,11 +251,11 @@ def _make_config(parsed: ParsedNetwork, job: _Job) -> Any:
     if parsed.flavour != TENSORRT:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     for expected in job.profiles:
-        profile = parsed.builder.create_optimization_profile()
+        shapes = parsed.builder.create_optimization_profile()
         for spec in job.inputs:
-            shapes = [(rows, *spec.row_shape) for rows in (expected.least, expected.best, expected.most)]
-            profile.set_shape(spec.name, *shapes)
-        if config.add_optimization_profile(profile) != expected.index:
+            least, best, most = ((rows, *spec.row_shape) for rows in (expected.least, expected.best, expected.most))
+            shapes.set_shape(spec.name, least, best, most)
+        if config.add_optimization_profile(shapes) != expected.index:
             raise EngineError(
                 f"{_product(parsed)} refuses the profile of {expected.least} to {expected.most} rows for {parsed.onnx}"
             )

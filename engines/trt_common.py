@@ -28,6 +28,7 @@ PRODUCTS = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
 PORTABLE_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
 PORTABLE_FROM = (12, 0)
 PORTABLE_DEVICE = "GPUs of compute capability 8.0, 8.6, 8.9 and from 12.0"
+NO_GPU = "no GPU"
 _RTX_BINDINGS, _RTX_LIBRARIES = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
 _SOURCE = re.compile(r"\s?\bIn \S+ at /[^\s)]+")
 _log = logging.getLogger("pame.engines")
@@ -99,7 +100,7 @@ def identify_tensorrt(flavour: str, index: int = 0) -> BackendIdentity:
     if flavour == TENSORRT_RTX:
         device = PORTABLE_DEVICE if gpu is None or is_portable_target(gpu) else gpu.description
         return BackendIdentity(version=version, device=device)
-    return BackendIdentity(version=version, device="no GPU" if gpu is None else gpu.description)
+    return BackendIdentity(version=version, device=NO_GPU if gpu is None else gpu.description)
 
 
 def is_portable_target(gpu: Gpu) -> bool:

@@ -117,7 +117,7 @@ def commit_plan(
         stages = merge_stages(case.model, plans, scratch / "stages")
         itm = time_graphs(
             stage_graphs(case.model, stages), case.model.spec, case.run.engines, config.timing,
-            backend=config.backend, threads=config.threads, clock=clock,
+            backend=config.backend, threads=config.threads, profiles=config.profiles, clock=clock,
         )  # fmt: skip
         figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size) for plan in plans]
         bundles = _assemble_all(case, scratch, figures, stages, itm)
@@ -189,8 +189,9 @@ def _assemble_all(
     for index, figures in enumerate(priced):
         plan, bundle = describe_plan(figures, case), scratch / f"plan_{index:02d}"
         assemble_bundle(
-            bundle, model=case.model, plan=plan, stages=stages, itm=itm, cache=case.run.engines, inputs=inputs
-        )
+            bundle, model=case.model, plan=plan, stages=stages, itm=itm, cache=case.run.engines, inputs=inputs,
+            profiles=case.config.profiles,
+        )  # fmt: skip
         made.append((plan, bundle))
     return made
 

@@ -77,6 +77,7 @@ class PlanConfig:
         tolerance: allowed relative loss of the metric, in [0, 1).
         batch_size: the largest batch that enters the network.
         backend: the engine backend, e.g. ``onnxruntime``.
+        profiles: how TensorRT's shape profiles are laid out, of ``engines.PROFILE_WAYS``; ``None``: as usual there.
         threads: of each engine.
         search: which search, one of ``SEARCHES``.
         grid_step: distance of the thresholds that are tried.
@@ -88,6 +89,7 @@ class PlanConfig:
     tolerance: float = 0.01
     batch_size: int = 32
     backend: str = "onnxruntime"
+    profiles: str | None = None
     threads: int = 1
     search: str = "greedy"
     grid_step: float = DEFAULT_STEP

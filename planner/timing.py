@@ -39,7 +39,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
-from engines import Device, Engine, builder, ensure_engine, open_device, open_engine
+from engines import Device, Engine, builder, ensure_engine, fixed_batch_sizes, open_device, open_engine
 from planner.config import TimingConfig
 from planner.costs import SERVING, gather_row
 from planner.serving import serving_calls
@@ -140,7 +140,7 @@ def model_graphs(model: Model) -> tuple[TimedGraph, ...]:
 
 def time_graphs(
     graphs: Sequence[TimedGraph], spec: ModelSpec, cache: Path, config: TimingConfig,
-    *, backend: str, threads: int, device: int = 0, clock: Clock = time.perf_counter,
+    *, backend: str, threads: int, profiles: str | None = None, device: int = 0, clock: Clock = time.perf_counter,
 ) -> InferenceTimeMatrix:  # fmt: skip
     """Builds the engines of some graphs where the cache lacks them, and times them together.
 
@@ -151,20 +151,24 @@ def time_graphs(
         config: how to time.
         backend: e.g. ``onnxruntime``.
         threads: of each engine.
+        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
         device: the ordinal of the GPU, for a backend that runs on one.
         clock: seconds.
 
     Returns:
         One row per graph and gather, and ``serving``; the environment also holds ``timing_rounds``, their number.
     """
-    largest = config.batch_sizes[-1]
+    largest, fixed = config.batch_sizes[-1], fixed_batch_sizes(backend, profiles, config.batch_sizes)
     with ExitStack() as stack:
         place = open_device(backend, device, kernel_folder=cache)
         stack.callback(place.close)
         bench = _Bench(place, largest)
         engines = []
         for timed in track(graphs, description="opening engines", total=len(graphs)):
-            folder = ensure_engine(timed.onnx, timed.graph, cache, backend=backend, max_batch_size=largest)
+            folder = ensure_engine(
+                timed.onnx, timed.graph, cache, backend=backend, max_batch_size=largest, batch_sizes=fixed,
+                profiles=profiles,
+            )  # fmt: skip
             engine = open_engine(folder, timed.graph, threads=threads, device=place)
             stack.callback(engine.close)
             engines.append(engine)
@@ -243,7 +247,7 @@ def _matrix(
 
 
 def ensure_itm(
-    run: RunFolder, model: Model, config: TimingConfig, *, backend: str, threads: int,
+    run: RunFolder, model: Model, config: TimingConfig, *, backend: str, threads: int, profiles: str | None = None,
     clock: Clock = time.perf_counter,
 ) -> tuple[Artifact, InferenceTimeMatrix]:  # fmt: skip
     """Returns the run's matrix; times the engines first unless model, settings and machine are those of the last time.
@@ -254,10 +258,12 @@ def ensure_itm(
         config: how.
         backend: e.g. ``onnxruntime``.
         threads: of each engine.
+        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
         clock: seconds.
     """
     inputs = {"model": model.digest}
-    key = builder(backend).key(model.path(model.spec.full), batch_sizes=(), max_batch_size=config.batch_sizes[-1])
+    made_by = builder(backend, profiles=profiles)
+    key = made_by.key(model.path(model.spec.full), batch_sizes=(), max_batch_size=config.batch_sizes[-1])
     parameters = {
         "backend": backend, "engine_options": dict(key.options), "threads": threads, "timing": to_plain(config),
         "environment": environment_fingerprint(),
@@ -266,7 +272,9 @@ def ensure_itm(
     if not is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters):
         graphs = model_graphs(model)
         say(f"timing {len(graphs)} engines of {model.spec.name} at {len(config.batch_sizes)} batch sizes")
-        itm = time_graphs(graphs, model.spec, run.engines, config, backend=backend, threads=threads, clock=clock)
+        itm = time_graphs(
+            graphs, model.spec, run.engines, config, backend=backend, threads=threads, profiles=profiles, clock=clock
+        )
         say(f"timed in {itm.environment['timing_rounds']} rounds")
         with new_artifact(run.itm, kind="itm", inputs=inputs, parameters=parameters) as staging:
             write_json(staging / ITM_JSON, itm)

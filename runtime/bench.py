@@ -31,7 +31,7 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from calibration import Dataset, find_task, load_run_data
-from engines import Engine, ensure_engine, open_engine
+from engines import Engine, ensure_engine, open_engine, profiles_of
 from runtime.bench_contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench_plot import check_plot, draw_result
 from runtime.bench_stats import (
@@ -165,17 +165,20 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
     return {
         "model": opened.spec.name, "engine": opened.spec.backend, "batch_size": batch_size,
         "samples": len(queries.rows), "rounds": config.rounds, "threads": config.threads or opened.spec.threads,
+        "precision": model.spec.precision,
         "data": dataset.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
         **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
 
 
 def open_full(run: RunFolder, model: Model, opened: OpenBundle, *, threads: int | None) -> Engine:
-    """Opens the whole network on the bundle's backend and device with the same threads; builds it if need be."""
-    graph, spec = model.spec.full, opened.spec
+    """Opens the whole network on backend and device of the bundle, built like its stages, with the same threads; builds
+    its engine if need be."""
+    graph, spec, key = model.spec.full, opened.spec, opened.engine_sets[0].key
     folder = ensure_engine(
-        model.path(graph), graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size
-    )
+        model.path(graph), graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size,
+        batch_sizes=key.batch_sizes, profiles=profiles_of(key),
+    )  # fmt: skip
     return open_engine(folder, graph, threads=threads or spec.threads, device=opened.device)
 
 
