@@ -40,9 +40,10 @@ $(VENV)/dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# TensorRT-RTX, which builds without a GPU, and the bindings of TensorRT, which tests ask for their names: 150 MB
+# TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, which tests ask
+# for their names: 300 MB
 $(VENV)/engines: $(VENV)/dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,tensorrt-rtx]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,cuda,tensorrt-rtx]'
 	for version in $(BINDINGS); do \
 		$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 			--dest $(VENV)/bindings tensorrt_cu13_bindings==$$version || exit 1; \
