@@ -46,7 +46,7 @@ class CudaDevice:
         kernel_folder: where engines may keep kernels that they compiled for this GPU; ``None``: nowhere.
 
     Attributes:
-        context: the primary context and the stream, for engines that enqueue their own work.
+        cuda: the primary context and the stream, for engines that enqueue their own work.
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
@@ -57,11 +57,11 @@ class CudaDevice:
     bind_early = True
 
     def __init__(self, index: int = 0, *, cuda_graphs: bool = True, kernel_folder: Path | None = None) -> None:
-        self.context = CudaContext(index)
+        self.cuda = CudaContext(index)
         self.cuda_graphs = cuda_graphs
         self.kernel_folder = kernel_folder
         self._attached: dict[str, Any] = {}
-        self._pinned = PinnedPool(self.context)
+        self._pinned = PinnedPool(self.cuda)
         self._owned: weakref.WeakSet[Allocation] = weakref.WeakSet()
         self._splits: dict[tuple[Any, ...], SplitLaunch] = {}
         self._events: deque[Any] = deque()
@@ -72,11 +72,11 @@ class CudaDevice:
     @property
     def index(self) -> int:
         """The ordinal of the GPU."""
-        return self.context.index
+        return self.cuda.index
 
     @property
     def name(self) -> str:
-        return f"cuda:{self.context.index}"
+        return f"cuda:{self.cuda.index}"
 
     def allocate(self, spec: TensorSpec, rows: int) -> DeviceArray:
         """Returns a zeroed (rows, *row_shape) array on the GPU.
@@ -89,9 +89,9 @@ class CudaDevice:
             raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected a number from 0")
         self._enter()
         dtype, shape = np.dtype(spec.dtype), (rows, *spec.row_shape)
-        allocation = self.context.allocate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        allocation = self.cuda.allocate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
         self._owned.add(allocation)
-        return DeviceArray(allocation.pointer, shape, dtype, owner=allocation, device=self.context.index)
+        return DeviceArray(allocation.pointer, shape, dtype, owner=allocation, device=self.cuda.index)
 
     def upload(self, array: np.ndarray | DeviceArray, buffer: Buffer) -> None:
         """Copies an array of the host or of this GPU into the first rows of a buffer; does not wait for the copy.
@@ -109,7 +109,7 @@ class CudaDevice:
         self._enter()
         if not array.nbytes:
             return
-        stream = self.context.stream
+        stream = self.cuda.stream
         if isinstance(array, DeviceArray):
             call("cuMemcpyDtoDAsync", buffer.pointer, array.pointer, array.nbytes, stream)
             return
@@ -137,7 +137,7 @@ class CudaDevice:
         key = (confidence.pointer, len(confidence), *[buffer.key for buffer in carried])
         launch = self._splits.get(key)
         if launch is None:
-            launch = self._splits[key] = SplitLaunch(self.context, confidence, carried)
+            launch = self._splits[key] = SplitLaunch(self.cuda, confidence, carried)
         left = launch.run(count, threshold)
         return Departure(left=left, stayed=close_ranks(count, left))
 
@@ -159,8 +159,8 @@ class CudaDevice:
         offsets, size = _lay_out(buffers, len(rows))
         block = self._pinned.take(size)
         try:
-            gather(self.context, buffers, rows, [block.pointer + offset for offset in offsets])
-            block.record(self.context.stream)
+            gather(self.cuda, buffers, rows, [block.pointer + offset for offset in offsets])
+            block.record(self.cuda.stream)
             block.wait()
             return tuple(
                 block.array((len(rows), *buffer.shape[1:]), buffer.dtype, offset).copy()
@@ -177,12 +177,12 @@ class CudaDevice:
         self._check_rows(buffers, rows)
         self._enter()
         offsets, size = _lay_out(buffers, len(rows))
-        allocation = self.context.allocate_in_stream(size)
-        gather(self.context, buffers, rows, [allocation.pointer + offset for offset in offsets])
+        allocation = self.cuda.allocate_in_stream(size)
+        gather(self.cuda, buffers, rows, [allocation.pointer + offset for offset in offsets])
         return tuple(
             DeviceArray(
                 allocation.pointer + offset, (len(rows), *buffer.shape[1:]), buffer.dtype, owner=allocation,
-                device=self.context.index,
+                device=self.cuda.index,
             )
             for buffer, offset in zip(buffers, offsets, strict=True)
         )  # fmt: skip
@@ -201,7 +201,7 @@ class CudaDevice:
         if isinstance(value, DeviceArray):
             view, producer = value, None
         else:
-            view, producer = view_foreign(value, stream=self.context.stream_handle)
+            view, producer = view_foreign(value, stream=self.cuda.stream_handle)
         if view.nbytes:
             self._check_place(view)
         if stream is not None:
@@ -215,7 +215,7 @@ class CudaDevice:
         self._enter()
         event = self._take_event()
         call("cuEventRecord", event, load_driver().CUstream(stream))
-        call("cuStreamWaitEvent", self.context.stream, event, 0)
+        call("cuStreamWaitEvent", self.cuda.stream, event, 0)
         self._events.append(event)
 
     def copy(self, array: np.ndarray | DeviceArray) -> np.ndarray | DeviceArray:
@@ -223,9 +223,9 @@ class CudaDevice:
         if isinstance(array, np.ndarray):
             return array.copy()
         self._enter()
-        allocation = self.context.allocate_in_stream(array.nbytes)
+        allocation = self.cuda.allocate_in_stream(array.nbytes)
         if array.nbytes:
-            call("cuMemcpyDtoDAsync", allocation.pointer, array.pointer, array.nbytes, self.context.stream)
+            call("cuMemcpyDtoDAsync", allocation.pointer, array.pointer, array.nbytes, self.cuda.stream)
         return DeviceArray(
             allocation.pointer, array.shape, array.dtype, owner=(allocation, array.owner), device=array.device
         )
@@ -242,8 +242,8 @@ class CudaDevice:
         self._enter()
         block = self._pinned.take(4 * len(array))
         try:
-            NonfiniteLaunch(self.context, array, block.pointer).run()
-            block.record(self.context.stream)
+            NonfiniteLaunch(self.cuda, array, block.pointer).run()
+            block.record(self.cuda.stream)
             block.wait()
             flags = block.array((len(array),), np.dtype(np.int32))
             return [int(row) for row in np.flatnonzero(flags)]
@@ -263,12 +263,12 @@ class CudaDevice:
         self._enter()
         self.reserve_scratch(size)
         if not self._scratch or self._scratch[-1].size < size:
-            self._scratch.append(self.context.allocate(self._scratch_bytes))
+            self._scratch.append(self.cuda.allocate(self._scratch_bytes))
         return self._scratch[-1].pointer, self._scratch[-1].size
 
     def attached(self, name: str, make: Callable[[], T]) -> T:
         """Returns what engines of this device share under a name; made when first asked for, closed with the device."""
-        with self.context.capture_lock:
+        with self.cuda.capture_lock:
             if name not in self._attached:
                 self._attached[name] = make()
             shared: T = self._attached[name]
@@ -277,12 +277,12 @@ class CudaDevice:
     def synchronize(self) -> None:
         """Waits for everything that the device was told so far; other streams of the GPU go on."""
         if not self._closed:
-            self.context.synchronize()
+            self.cuda.synchronize()
 
     def mark(self) -> Mark:
         """Marks this moment in the device's own time."""
         event = self._take_event()
-        call("cuEventRecord", event, self.context.stream)
+        call("cuEventRecord", event, self.cuda.stream)
         return event
 
     def seconds_between(self, start: Mark, end: Mark) -> float:
@@ -298,7 +298,7 @@ class CudaDevice:
         """Waits for its work and frees all buffers; may be called twice. What ``take`` returned stays."""
         if self._closed:
             return
-        self.context.synchronize()
+        self.cuda.synchronize()
         for shared in self._attached.values():
             shared.close()
         self._closed = True
@@ -313,7 +313,7 @@ class CudaDevice:
     def _enter(self) -> None:
         if self._closed:
             raise EngineError(f"{self.name}: the device is closed; open the runtime again")
-        self.context.enter()
+        self.cuda.enter()
 
     def _take_event(self) -> Any:
         try:
@@ -337,16 +337,16 @@ class CudaDevice:
             raise InputError(f"an input is at an address that no CUDA context here knows ({error})") from error
         if int(kind) == int(driver.CUmemorytype.CU_MEMORYTYPE_HOST):
             raise InputError("an input lies in page-locked memory of the host; pass it as a numpy array")
-        if ordinal != self.context.index:
+        if ordinal != self.cuda.index:
             raise InputError(
-                f"an input lies on GPU {ordinal}, this runtime works on GPU {self.context.index}; copy it there, or "
+                f"an input lies on GPU {ordinal}, this runtime works on GPU {self.cuda.index}; copy it there, or "
                 f"load the runtime with device={ordinal}"
             )
         try:
             context = call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_CONTEXT, view.pointer)
         except EngineError:  # memory from a pool belongs to no context
             return
-        if int(context) and not self.context.owns(context):
+        if int(context) and not self.cuda.owns(context):
             raise InputError(
                 "an input was allocated in another CUDA context than the primary one; with PyCUDA import "
                 "pycuda.autoprimaryctx instead of pycuda.autoinit"

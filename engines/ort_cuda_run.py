@@ -35,10 +35,10 @@ def open_ort_cuda_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, devi
     Raises:
         EngineError: onnxruntime refuses it or would leave the GPU, or its interface is not that of ``graph``.
     """
-    context = device.context
-    context.enter()
+    cuda = device.cuda
+    cuda.enter()
     what = f"open {graph.name} at {folder}"
-    session = open_cuda_session(str(folder / GRAPH_FILE), index=context.index, stream=context.stream_handle, what=what)
+    session = open_cuda_session(str(folder / GRAPH_FILE), index=cuda.index, stream=cuda.stream_handle, what=what)
     check_session_interface(session, graph, folder)
     return OrtCudaEngine(key=key, graph=graph, session=session, device=device)
 
@@ -65,7 +65,7 @@ class OrtCudaEngine:
         """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``."""
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
-        check_device_buffers(self._graph, self._key, buffers, device=self._device.context.index)
+        check_device_buffers(self._graph, self._key, buffers, device=self._device.cuda.index)
         bound = _BoundRun(self._session, self._graph, buffers, self._device)
         self._bound.add(bound)
         return bound
@@ -91,7 +91,7 @@ class _BoundRun:
         self._device = device
         self._options = load_onnxruntime().RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        index = device.context.index
+        index = device.cuda.index
         try:
             self._binding = session.io_binding()
             for bind, specs in ((self._binding.bind_input, graph.inputs), (self._binding.bind_output, graph.outputs)):
@@ -102,16 +102,16 @@ class _BoundRun:
             raise translate_error(error, f"bind {graph.name}") from error
 
     def __call__(self) -> None:
-        session, aligned, context = self._session, self._aligned, self._device.context
+        session, aligned, cuda = self._session, self._aligned, self._device.cuda
         if session is None or aligned is None:
             raise EngineError(f"{self._name}: the engine is closed; open it again")
-        context.enter()
-        aligned.copy_in(context.stream_handle)
+        cuda.enter()
+        aligned.copy_in(cuda.stream_handle)
         try:
             session.run_with_iobinding(self._binding, self._options)
         except ort_errors() as error:
             raise translate_error(error, f"run {self._name}") from error
-        aligned.copy_out(context.stream_handle)
+        aligned.copy_out(cuda.stream_handle)
 
     def release(self) -> None:
         self._binding = None

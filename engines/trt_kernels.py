@@ -21,25 +21,26 @@ class KernelCache:
 
     def __init__(self, device: CudaDevice, version: str) -> None:
         self._device = device
-        gpu = device.context.gpu
+        gpu = device.cuda.gpu
         self._path = None
         if device.kernel_folder is not None:
             self._path = blob_path(device.kernel_folder, "runtime", version=version, device=gpu.description)
         self._cache: Any = None
 
-    def attach(self, config: Any) -> None:
+    def attach(self, run_config: Any) -> None:
         """Makes an ``IRuntimeConfig`` use the cache; the GPU's context must be current."""
         if self._cache is None:
-            self._cache = config.create_runtime_cache()
+            kernels = self._cache = run_config.create_runtime_cache()
             kept = None if self._path is None else read_blob(self._path)
-            if kept is not None and not self._cache.deserialize(kept):
+            if kept is not None and not kernels.deserialize(kept):
                 _log.info("TensorRT-RTX does not take the kernels in %s; starting an empty cache", self._path)
-        config.set_runtime_cache(self._cache)
+        run_config.set_runtime_cache(self._cache)
 
     def close(self) -> None:
         """Keeps what was compiled; the last writer wins."""
-        if self._path is not None and self._cache is not None:
-            data = bytes(memoryview(self._cache.serialize()))
+        kernels = self._cache
+        if self._path is not None and kernels is not None:
+            data = bytes(memoryview(kernels.serialize()))
             update_blob(self._path, lambda _: data)
         self._cache = None
 

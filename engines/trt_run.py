@@ -46,7 +46,7 @@ def open_trt_engine(
     Raises:
         EngineError: TensorRT refuses it, or its interface is not that of ``graph``.
     """
-    device.context.enter()
+    device.cuda.enter()
     trt, (logger, records) = load_tensorrt(key.backend), trt_logger(key.backend)
     runtime = trt.Runtime(logger)
     engines = {}
@@ -109,7 +109,7 @@ class TrtEngine:
         if not self._engines:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
         rows = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
-        self._device.context.enter()
+        self._device.cuda.enter()
         profile = self._files.profile_of(rows)
         aligned = AlignedBuffers(self._graph, buffers, self._device)
         what = f"{self._graph.name} with {rows} rows"
@@ -130,16 +130,16 @@ class TrtEngine:
 
     def _make_context(self, engine: Any, profile: Profile, aligned: AlignedBuffers, *, what: str) -> Any:
         trt, (_, records) = load_tensorrt(self._key.backend), trt_logger(self._key.backend)
-        device, stream = self._device, self._device.context.stream_handle
+        device, stream = self._device, self._device.cuda.stream_handle
         with records.keep() as logged:
-            config = engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            run_config = engine.create_runtime_config()
+            run_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if self._key.backend == TENSORRT_RTX:
-                config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # we capture ourselves
+                run_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # we capture ourselves
                 eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-                config.dynamic_shapes_kernel_specialization_strategy = eager
-                kernel_cache(device, self._key.backend_version).attach(config)
-            context = engine.create_execution_context(config)
+                run_config.dynamic_shapes_kernel_specialization_strategy = eager
+                kernel_cache(device, self._key.backend_version).attach(run_config)
+            context = engine.create_execution_context(run_config)
             done = context is not None and context.set_optimization_profile_async(profile.index, stream)
             for spec in self._graph.inputs:
                 done = done and context.set_input_shape(spec.name, aligned.arrays[spec.name].shape)
@@ -171,16 +171,16 @@ class _BoundRun:
         self._what = what
         self._graph: CapturedGraph | None = None
         if device.cuda_graphs and self._can_capture():
-            self._graph = run_and_capture(device.context, self._enqueue, what=what)
+            self._graph = run_and_capture(device.cuda, self._enqueue, what=what)
         self.captured = self._graph is not None
 
     def __call__(self) -> None:
-        context = self._device.context
-        context.enter()
+        cuda = self._device.cuda
+        cuda.enter()
         if self._graph is not None:
             self._graph.launch()
         else:
-            self._enqueue(context.stream_handle)
+            self._enqueue(cuda.stream_handle)
 
     def release(self) -> None:
         """Frees everything; nothing of it may run any more."""
@@ -193,15 +193,16 @@ class _BoundRun:
     def _can_capture(self) -> bool:
         if self._backend != TENSORRT_RTX:
             return True
-        return bool(self._context.is_stream_capturable(int(self._device.context.capture_stream)))
+        context = self._context
+        return bool(context.is_stream_capturable(int(self._device.cuda.capture_stream)))
 
     def _enqueue(self, stream: int) -> None:
-        aligned, (_, records) = self._aligned, trt_logger(self._backend)
+        context, aligned, (_, records) = self._context, self._aligned, trt_logger(self._backend)
         if aligned is None:
             raise EngineError(f"{self._what}: the engine is closed; open it again")
         aligned.copy_in(stream)
         with records.keep() as logged:
-            done = self._context.execute_async_v3(stream)
+            done = context.execute_async_v3(stream)
         if not done:
             raise EngineError(f"{PRODUCTS[self._backend]} failed to run {self._what}: {error_text(logged)}")
         aligned.copy_out(stream)

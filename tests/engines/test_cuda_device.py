@@ -68,7 +68,7 @@ def test_captured_work_reads_what_is_there_when_it_is_launched(device: CudaDevic
         where = load_driver().CUstream(stream)
         call("cuMemcpyDtoDAsync", target.pointer, source.pointer, source.nbytes, where)
 
-    graph = run_and_capture(device.context, enqueue, what="a copy")
+    graph = run_and_capture(device.cuda, enqueue, what="a copy")
     assert graph is not None
     assert read(device, target) == 1.0
     for value in (2.0, 3.0):
@@ -88,15 +88,15 @@ def test_work_that_fails_while_it_is_captured_leaves_the_stream_usable(
         raise ValueError("not my day")
 
     with pytest.raises(ValueError, match="not my day"):
-        CapturedGraph(device.context, fail)
+        CapturedGraph(device.cuda, fail)
 
     def synchronise(stream: int) -> None:  # fine when run plainly, forbidden in a capture
         call("cuStreamSynchronize", load_driver().CUstream(stream))
 
     with caplog.at_level("WARNING", logger="pame.engines"):
-        assert run_and_capture(device.context, synchronise, what="stage_00 with 8 rows") is None
+        assert run_and_capture(device.cuda, synchronise, what="stage_00 with 8 rows") is None
     assert "stage_00 with 8 rows runs without a CUDA graph" in caplog.text
-    assert run_and_capture(device.context, lambda stream: None, what="nothing") is not None
+    assert run_and_capture(device.cuda, lambda stream: None, what="nothing") is not None
 
 
 def test_engines_share_one_block_and_keep_the_one_they_have(device: CudaDevice) -> None:

@@ -229,7 +229,7 @@ def test_memory_of_elsewhere_is_refused(device: Any) -> None:
 
     with pytest.raises(InputError, match="no CUDA context here knows|host"):
         device.adopt(FakeCudaArray((1, 2), pointer=4096))
-    pinned = device.context.allocate_pinned(64)
+    pinned = device.cuda.allocate_pinned(64)
     with pytest.raises(InputError, match="page-locked memory of the host"):
         device.adopt(FakeCudaArray((1, 2), pointer=pinned.pointer))
     other = call("cuCtxCreate", None, 0, call("cuDeviceGet", 0))

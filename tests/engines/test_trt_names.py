@@ -33,11 +33,15 @@ OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "shapes": "IOptimizationProfile", "tensor": "ITensor", "parser_error": "ParserError", "runtime": "Runtime",
     "engine": "ICudaEngine", "inspector": "EngineInspector", "context": "IExecutionContext", "cache": "ITimingCache",
-    "ours": "ITimingCache", "serialised": "IHostMemory",
+    "ours": "ITimingCache", "serialised": "IHostMemory", "run_config": "IRuntimeConfig", "kernels": "IRuntimeCache",
 }  # fmt: skip
 RTX_ONLY = {
     "BuilderFlag.REQUIRE_USER_ALLOCATION", "EngineValidity", "EngineValidity.INVALID", "EngineInvalidityDiagnostics",
-    "Runtime.engine_header_size", "Runtime.get_engine_validity",
+    "Runtime.engine_header_size", "Runtime.get_engine_validity", "CudaGraphStrategy", "CudaGraphStrategy.DISABLED",
+    "DynamicShapesKernelSpecializationStrategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IRuntimeConfig.cuda_graph_strategy", "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize", "IExecutionContext.is_stream_capturable",
 }  # fmt: skip
 OVERRIDDEN = {
     "IProgressMonitor.phase_start", "IProgressMonitor.phase_finish", "IProgressMonitor.step_complete", "ILogger.log",

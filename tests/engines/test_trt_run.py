@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import EngineError, EngineKey, GraphSpec, MissingExtraError, TensorSpec
-from engines.trt_common import load_tensorrt
+from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.trt_files import EngineFiles, plan_profiles
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
@@ -33,34 +32,6 @@ GRAPH = GraphSpec(
     outputs=(Y, C),
     confidence="c", answers=("y",),
 )  # fmt: skip
-# every name of TensorRT's that trt_run uses: (class, attribute); the last ones are TensorRT-RTX's alone
-USED = [
-    ("Runtime", "deserialize_cuda_engine"), ("TensorIOMode", "INPUT"), ("TensorIOMode", "OUTPUT"),
-    ("ExecutionContextAllocationStrategy", "USER_MANAGED"),
-    *(("ICudaEngine", name) for name in (
-        "num_io_tensors", "get_tensor_name", "get_tensor_mode", "device_memory_size_v2", "create_runtime_config",
-        "create_execution_context",
-    )),
-    ("IRuntimeConfig", "set_execution_context_allocation_strategy"),
-    *(("IExecutionContext", name) for name in (
-        "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "infer_shapes", "set_device_memory",
-        "execute_async_v3",
-    )),
-]  # fmt: skip
-USED_OF_RTX = [
-    ("CudaGraphStrategy", "DISABLED"), ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
-    ("IRuntimeConfig", "cuda_graph_strategy"), ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
-    ("IRuntimeConfig", "create_runtime_cache"), ("IRuntimeConfig", "set_runtime_cache"),
-    ("IRuntimeCache", "deserialize"), ("IRuntimeCache", "serialize"), ("IExecutionContext", "is_stream_capturable"),
-]  # fmt: skip
-
-
-def test_the_names_exist_in_tensorrt_rtx() -> None:
-    try:
-        trt = load_tensorrt("tensorrt-rtx")
-    except MissingExtraError as error:
-        pytest.skip(f"reads names of the real bindings: {error}")
-    assert [pair for pair in USED + USED_OF_RTX if not hasattr(getattr(trt, pair[0], None), pair[1])] == []
 
 
 class FakeContext:

@@ -55,7 +55,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of engines that vetting let through to the runner."""
     passed: list[Path] = []
     runner = types.ModuleType("engines.trt_run")
-    runner.open_trt_engine = lambda folder, key, graph: passed.append(folder)  # type: ignore[attr-defined]
+    runner.open_trt_engine = lambda folder, key, graph, files, device: passed.append(folder)  # type: ignore[attr-defined]
+    monkeypatch.setattr("engines.opening._find_cuda_device", lambda key, device: device)
     monkeypatch.setitem(sys.modules, "engines.trt_run", runner)
     return passed
 
@@ -64,7 +65,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def put_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
     def put(gpu: Gpu | None) -> None:
         for module in (common_module, vetting_module):
-            monkeypatch.setattr(module, "find_gpu", lambda: gpu)
+            monkeypatch.setattr(module, "find_gpu", lambda index=0: gpu)
 
     return put
 

@@ -123,7 +123,7 @@ def test_inputs_on_the_gpu_never_touch_the_host(fake_net: Any, elsewhere: CudaDe
         np.testing.assert_array_equal(gpu.run(theirs).outputs, wanted.outputs)
         np.testing.assert_array_equal(gpu.run((theirs[0], batch[1])).outputs, wanted.outputs)
         answers = {}
-        for rows, outputs in gpu.stream(theirs, stream=elsewhere.context.stream_handle):
+        for rows, outputs in gpu.stream(theirs, stream=elsewhere.cuda.stream_handle):
             answers.update(zip(rows.tolist(), outputs, strict=True))
         np.testing.assert_array_equal(np.stack([answers[row] for row in range(7)]), wanted.outputs)
 
@@ -174,7 +174,7 @@ class EnqueuedEngine:
 
         def execute() -> None:
             for target, source, size in outputs:
-                call("cuMemcpyDtoDAsync", target, source, size, self._device.context.stream)
+                call("cuMemcpyDtoDAsync", target, source, size, self._device.cuda.stream)
 
         return execute
 
@@ -216,7 +216,7 @@ def test_memory_does_not_grow_over_ten_thousand_batches(fake_net: Any) -> None:
     net = fake_net(thresholds=(0.5, 0.5))
     batch = net.batch(np.zeros((8, 3)))
     device = CudaDevice(0)
-    pretended = device.context.gpu.name == "Pretended GPU"  # a thousand times as slow, so for a while only
+    pretended = device.cuda.gpu.name == "Pretended GPU"  # a thousand times as slow, so for a while only
     with open_enqueued(net, device) as gpu:
         for _ in range(50):
             gpu.run(batch)
