@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 ROOMS := artifacts calibration engines export planner runtime
 
-.PHONY: demo test check format clean
+BINDINGS := 10.16.1.11 11.4.0.106
+
+.PHONY: demo test test-engines check format clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure
 	$(BIN)/python -m export resnet --segments
@@ -13,8 +15,11 @@ demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibr
 	$(BIN)/python -m planner --run runs/resnet --tolerance 0.01
 	$(BIN)/python -m runtime.bench --run runs/resnet --plot runs/resnet/bench.png --json runs/resnet/bench.json
 
-test: $(VENV)/dev      ## all tests
+test: $(VENV)/engines  ## all tests but those of test-engines
 	$(BIN)/python -m pytest
+
+test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, in every way
+	$(BIN)/python -m pytest -m engines
 
 check: $(VENV)/dev     ## linters, types, architecture
 	$(BIN)/ruff check .
@@ -33,4 +38,14 @@ $(VENV)/dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, which tests ask
+# for their names: 300 MB
+$(VENV)/engines: $(VENV)/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,cuda,tensorrt-rtx]'
+	for version in $(BINDINGS); do \
+		$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+			--dest $(VENV)/bindings tensorrt_cu13_bindings==$$version || exit 1; \
+	done
 	touch $@

@@ -17,7 +17,17 @@ from artifacts.errors import (
     UsageError,
     unknown_name,
 )
-from artifacts.graphs import Cut, GraphSpec, Model, ModelSpec, TensorSpec, open_model, write_model_spec
+from artifacts.graphs import (
+    PRECISIONS,
+    Cut,
+    GraphSpec,
+    Model,
+    ModelSpec,
+    TensorSpec,
+    check_precision,
+    open_model,
+    write_model_spec,
+)
 from artifacts.plans import (
     BUNDLE_JSON,
     EXIT_PLAN_JSON,
@@ -51,7 +61,8 @@ from artifacts.traces import Trace
 __all__ = [
     # words
     "BundleSpec", "Certificate", "Cut", "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model",
-    "ModelSpec", "PlannedExit", "PredictedLatency", "StageSpec", "StreamReference", "TensorSpec", "Trace",
+    "ModelSpec", "PRECISIONS", "PlannedExit", "PredictedLatency", "StageSpec", "StreamReference", "TensorSpec",
+    "Trace", "check_precision",
     # folders and files
     "BUNDLE_JSON", "EXIT_PLAN_JSON", "MANIFEST", "Artifact", "Manifest", "RunFolder", "array_digest", "canonical_json",
     "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "new_artifact", "open_artifact",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,6 +72,26 @@ def track(items: Iterable[T], *, description: str, total: int | None = None) -> 
     from rich.progress import track as rich_track
 
     yield from rich_track(items, description=description, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextlib.contextmanager
+def show_progress(description: str) -> Iterator[Callable[[str, float], None]]:
+    """Shows a progress bar on a terminal, nothing elsewhere.
+
+    Yields:
+        What to call with a few words and the fraction done, 0 to 1; from any thread.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _words, _fraction: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=1.0)
+        yield lambda words, fraction: bar.update(
+            task, completed=fraction, description=f"{description}: {words}" if words else description
+        )
 
 
 def print_table(

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts.codec import read_json, write_json
-from artifacts.errors import SchemaError, unknown_name
+from artifacts.errors import SchemaError, UsageError, unknown_name
 from artifacts.store import Artifact, open_artifact
 
 MODEL_JSON = "model.json"
+PRECISIONS = ("fp32", "fp16")  # of the export; it is part of the graph, so of its digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,11 @@ class ModelSpec:
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
     @property
+    def precision(self) -> str:
+        """What the network computes in: ``fp32``, or what an export pass made of it."""
+        return str(self.settings.get("precision", PRECISIONS[0]))
+
+    @property
     def candidates(self) -> tuple[Cut, ...]:
         """The cuts where a sample may leave: those with an exit head."""
         return tuple(cut for cut in self.cuts if cut.name in self.heads)
@@ -141,3 +147,20 @@ def open_model(folder: Path, *, remedy: str) -> Model:
 def write_model_spec(folder: Path, spec: ModelSpec) -> None:
     """Writes ``model.json`` into a staging folder."""
     write_json(folder / MODEL_JSON, spec)
+
+
+def check_precision(spec: ModelSpec, wanted: str | None, *, run: Path) -> None:
+    """Refuses a model of another precision than was asked for; engines take it from the graph.
+
+    Raises:
+        UsageError: it has another one, or there is no such; with the command that exports it.
+    """
+    if wanted is None or wanted == spec.precision:
+        return
+    if wanted not in PRECISIONS:
+        raise unknown_name("precision", wanted, PRECISIONS)
+    source = spec.family if spec.family != "onnx" else "path/to/model.onnx"
+    raise UsageError(
+        f"--precision {wanted}: the network in {run / 'model'} is {spec.precision}, and that is part of its graph. "
+        f"Export it anew, e.g. with: python -m export {source} --segments --precision {wanted} --run {run}-{wanted}"
+    )

@@ -101,7 +101,12 @@ def array_digest(array: np.ndarray) -> str:
 
 @contextlib.contextmanager
 def new_artifact(
-    folder: Path, *, kind: str, inputs: Mapping[str, str] | None = None, parameters: Mapping[str, Any] | None = None
+    folder: Path,
+    *,
+    kind: str,
+    inputs: Mapping[str, str] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """Opens a staging folder and publishes it as ``folder`` when the block ends without an error.
 
@@ -110,6 +115,8 @@ def new_artifact(
         kind: ``model``, ``trace``, ``plan``, ``bundle``, ``engine`` ...
         inputs: name -> digest of everything that the content was made from.
         parameters: the settings that, with the inputs, decide the content.
+        notes: what else the environment shall record, e.g. how long it took; read when the block ends, and like all of
+            the environment no part of the digest.
 
     Raises:
         ArtifactError: the folder cannot be written (disk full, no permission); nothing is left behind.
@@ -120,7 +127,7 @@ def new_artifact(
         recover_artifact(folder)
         staging.mkdir()
         yield staging
-        _seal(staging, kind=kind, inputs=dict(inputs or {}), parameters=dict(parameters or {}))
+        _seal(staging, kind=kind, inputs=dict(inputs or {}), parameters=dict(parameters or {}), notes=dict(notes or {}))
         _swap_in(staging, folder)
     except OSError as error:
         raise ArtifactError(
@@ -131,7 +138,9 @@ def new_artifact(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _seal(staging: Path, *, kind: str, inputs: dict[str, str], parameters: dict[str, Any]) -> None:
+def _seal(
+    staging: Path, *, kind: str, inputs: dict[str, str], parameters: dict[str, Any], notes: dict[str, str]
+) -> None:
     paths = sorted(path for path in staging.rglob("*") if path.is_file())
     for path in paths:
         _sync(path)
@@ -145,7 +154,7 @@ def _seal(staging: Path, *, kind: str, inputs: dict[str, str], parameters: dict[
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
         inputs=inputs,
         parameters=parameters,
-        environment=environment_fingerprint(),
+        environment={**environment_fingerprint(), **notes},
     )
     write_json(staging / MANIFEST, manifest)
     _sync(staging / MANIFEST)

@@ -23,7 +23,7 @@ import numpy as np
 from artifacts import Model, RunFolder, Trace, UsageError, environment_fingerprint, find_run, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, track
 from calibration import ensure_trace, find_task, load_run_data
-from engines import ensure_engine, open_engine
+from engines import ensure_engine, open_device, open_engine
 from export import merge_stage
 from runtime import Runtime
 from runtime.bench_contenders import WholeNetwork
@@ -40,11 +40,13 @@ def open_networks(run: RunFolder, model: Model, runtime: Runtime, stack: ExitSta
         path = folder / f"{cut.name}.onnx"
         graphs[cut.name] = (merge_stage(model, after=None, until=cut.name, path=path), path)
     serves: dict[str, Serve] = {}
+    device = open_device(spec.backend)
+    stack.callback(device.close)
     for name, (graph, path) in graphs.items():
         built = ensure_engine(path, graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size)
-        engine = open_engine(built, graph, threads=spec.threads)
+        engine = open_engine(built, graph, threads=spec.threads, device=device)
         stack.callback(engine.close)
-        serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size))
+        serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size, device))
 
     def serve_bundle(batch: np.ndarray) -> tuple[np.ndarray, float]:
         result = runtime.run(batch)

@@ -15,13 +15,13 @@ from typing import Self
 import numpy as np
 
 from artifacts import GraphSpec, Model
-from engines import HostDevice, ensure_engine, open_engine
+from engines import Buffer, ensure_engine, open_device, open_engine
 
 Execution = Callable[[], None]
 
 
 class ModelChain:
-    """Segments, final head and (on demand) exit heads of one model over host buffers of a fixed number of rows.
+    """Segments, final head and (on demand) exit heads of one model over buffers of a fixed number of rows.
 
     Not thread-safe; close it, or use it as a context manager.
     """
@@ -41,8 +41,9 @@ class ModelChain:
         self._spec = spec
         self._rows = rows
         self._stack = ExitStack()
-        self._device = HostDevice()
-        self._buffers: dict[str, np.ndarray] = {}
+        self._device = open_device(backend, kernel_folder=cache)
+        self._stack.callback(self._device.close)
+        self._buffers: dict[str, Buffer] = {}
         for tensor in spec.full.inputs:
             self._buffers[tensor.name] = self._device.allocate(tensor, rows)
         heads = tuple(spec.heads[cut.name] for cut in spec.candidates) if with_heads else ()
@@ -51,12 +52,12 @@ class ModelChain:
         self._runs: list[Execution] = []
         for graph in (*spec.segments, *heads, *final):
             folder = ensure_engine(model.path(graph), graph, cache, backend=backend, max_batch_size=rows)
-            engine = open_engine(folder, graph, threads=threads)
+            engine = open_engine(folder, graph, threads=threads, device=self._device)
             self._stack.callback(engine.close)
             self._runs.append(engine.bind(self._buffers_of(graph)))
         self._final: GraphSpec = final[0]
 
-    def _buffers_of(self, graph: GraphSpec) -> dict[str, np.ndarray]:
+    def _buffers_of(self, graph: GraphSpec) -> dict[str, Buffer]:
         for tensor in graph.outputs:
             self._buffers.setdefault(tensor.name, self._device.allocate(tensor, self._rows))
         return {tensor.name: self._buffers[tensor.name] for tensor in (*graph.inputs, *graph.outputs)}
@@ -71,8 +72,11 @@ class ModelChain:
         return count
 
     def features(self, count: int) -> dict[str, np.ndarray]:
-        """Returns copies of the cuts' main tensors after ``run``: cut name -> (count, ...)."""
-        return {cut.name: self._buffers[cut.main.name][:count].copy() for cut in self._spec.cuts}
+        """Returns copies of the cuts' main tensors after ``run``: cut name -> (count, ...); float16 as float32,
+        since exit heads are trained in that.
+        """
+        copies = {cut.name: self._read(cut.main.name, count) for cut in self._spec.cuts}
+        return {name: one.astype(np.float32) if one.dtype == np.float16 else one for name, one in copies.items()}
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """Returns (answers, confidence (count,) float32) after ``run``, per opened exit head and last the final head.
@@ -81,12 +85,15 @@ class ModelChain:
         """
         found = []
         for graph in (*self._heads, self._final):
-            answers = tuple(self._buffers[name][:count].copy() for name in graph.answers)
+            answers = tuple(self._read(name, count) for name in graph.answers)
             confidence = np.ones(count, np.float32)
             if graph.confidence is not None:
-                confidence = self._buffers[graph.confidence][:count].copy()
+                confidence = self._read(graph.confidence, count)
             found.append((answers, confidence))
         return found
+
+    def _read(self, name: str, count: int) -> np.ndarray:
+        return self._device.download(self._buffers[name], range(count))
 
     def close(self) -> None:
         """Closes the engines; may be called twice."""

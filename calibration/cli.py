@@ -10,8 +10,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import MissingExtraError, Trace, UsageError, find_run
+from artifacts import (
+    EXIT_PLAN_JSON,
+    Artifact,
+    ExitPlan,
+    MissingExtraError,
+    Trace,
+    UsageError,
+    find_run,
+    open_artifact,
+    read_json,
+    to_plain,
+)
 from artifacts.console import add_common_arguments, print_table, run_command
+from calibration.flips import FlipReport, count_flips
 
 if TYPE_CHECKING:
     from calibration.frozen import FrozenConfig
@@ -30,6 +42,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
     parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
+    parser.add_argument(
+        "--against", type=Path, metavar="RUN",
+        help="count the decisions that differ from those of another run of this network, of another precision say",
+    )  # fmt: skip
     group = parser.add_argument_group("training")
     group.add_argument(
         "--train", choices=WAYS, default="frozen",
@@ -69,10 +85,48 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         ["exit", "metric", "agrees with final", "mean confidence"],
         rows,
     )
+    flips = None if arguments.against is None else compare_runs(arguments.against, artifact, trace)
+    if flips is not None:
+        print_flips(flips, against=arguments.against)
     return {
         "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": data.name,
-        "samples": trace.sample_count, "exits": exits,
+        "samples": trace.sample_count, "exits": exits, "flips": to_plain(flips),
     }  # fmt: skip
+
+
+def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
+    """Counts the decisions that differ between another run's trace and this one, at that run's planned thresholds.
+
+    Raises:
+        UsageError: the other run's trace is of other data.
+        ArtifactError: it has none, or a damaged one.
+    """
+    other = find_run(against)
+    before = open_artifact(other.trace, kind="trace", remedy=f"python -m calibration --run {other.root}")
+    data = [{**one.manifest.inputs, "model": ""} for one in (before, artifact)]
+    if data[0] != data[1]:
+        raise UsageError(f"--against {against}: its trace is of other data than that of {artifact.folder}")
+    thresholds: dict[str, float] = {}
+    if (other.plan / EXIT_PLAN_JSON).is_file():
+        plan = read_json(other.plan / EXIT_PLAN_JSON, ExitPlan)
+        thresholds = {planned.cut: planned.threshold for planned in plan.exits}
+    return count_flips(Trace.load(before.path("trace.npz")), trace, thresholds)
+
+
+def print_flips(flips: FlipReport, *, against: Path) -> None:
+    """Prints what differs, exit by exit."""
+    rows = [
+        (
+            one.exit, "-" if one.threshold is None else f"{one.threshold:.3g}",
+            "-" if one.decisions is None else one.decisions, one.metrics, f"{one.confidence_change:.1e}",
+            f"{one.metric_before:.4f}", f"{one.metric_after:.4f}",
+        )
+        for one in flips.exits
+    ]  # fmt: skip
+    columns = ["exit", "threshold", "leave flips", "metric flips", "confidence change", "metric there", "here"]
+    print_table(f"of {flips.samples} samples, against {against}", columns, rows)
+    if flips.moved is not None:
+        print(f"{flips.moved} of {flips.samples} samples leave at another exit with that run's plan")
 
 
 def check_threads(threads: int | None) -> int:

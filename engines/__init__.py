@@ -3,9 +3,12 @@
 The only room that knows a backend. Importing it loads none: a backend is loaded by the call that needs it.
 """
 
-from engines.building import build_engine, builder
+from engines.build_watch import BuildWatch
+from engines.building import build_engine, builder, fixed_batch_sizes, profiles_of
 from engines.cache import CachedEngine, ensure_engine, list_engines
 from engines.covers import Covers, Run, plan_covers
+from engines.cuda_arrays import DeviceArray, is_device_array
+from engines.devices import open_device
 from engines.engine_set import EngineSet
 from engines.fake import FakeEngine
 from engines.host import HostDevice
@@ -14,16 +17,20 @@ from engines.onnx_facts import read_onnx_facts
 from engines.opening import open_engine
 from engines.probe import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
+from engines.trt_options import PROFILE_WAYS
 
 __all__ = [
     # seams
     "Buffer", "Departure", "Device", "Engine", "EngineBuilder", "Execution",
     # backends
-    "BACKENDS", "DEFAULT_BACKEND", "build_engine", "builder", "open_engine",
+    "BACKENDS", "DEFAULT_BACKEND", "PROFILE_WAYS", "BuildWatch", "build_engine", "builder", "fixed_batch_sizes",
+    "open_device", "open_engine", "profiles_of",
     # cache
     "CachedEngine", "ensure_engine", "list_engines",
     # covers
     "Covers", "EngineSet", "Run", "plan_covers",
+    # arrays on a GPU
+    "DeviceArray", "is_device_array",
     # host and fake
     "FakeEngine", "HostDevice",
     # any ONNX graph

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from artifacts import EngineError, EngineKey, GraphSpec
+from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
+from engines.cuda_arrays import DeviceArray
 
 
 def check_host_buffers(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object]) -> int:
@@ -19,28 +20,54 @@ def check_host_buffers(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, o
         EngineError: a name is missing or unknown, a buffer is no contiguous array of the right dtype and row shape,
             an output is read-only, the numbers of rows differ, or the engine takes no such batch size.
     """
-    specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
-    if set(specs) != set(buffers):
-        raise EngineError(
-            f"{graph.name}: cannot bind, missing buffers {sorted(set(specs) - set(buffers))}, "
-            f"unknown buffers {sorted(set(buffers) - set(specs))}; bind exactly the graph's inputs and outputs"
-        )
+    specs = _specs_by_name(graph, buffers)
     outputs = {spec.name for spec in graph.outputs}
     rows: dict[str, int] = {}
     for name, spec in specs.items():
         array, where = buffers[name], f"{graph.name}: buffer '{name}'"
         if not isinstance(array, np.ndarray) or array.ndim < 1:
             raise EngineError(f"{where} is a {type(array).__name__}, expected a numpy array with the batch in front")
-        if array.dtype != np.dtype(spec.dtype) or array.shape[1:] != spec.row_shape:
-            raise EngineError(
-                f"{where} has dtype {array.dtype} and rows of {array.shape[1:]}, "
-                f"expected {spec.dtype} and {spec.row_shape}"
-            )
+        _check_layout(array, spec, where)
         if not array.flags.c_contiguous:
             raise EngineError(f"{where} is not contiguous; bind leading rows of a buffer from Device.allocate")
         if name in outputs and not array.flags.writeable:
             raise EngineError(f"{where} is read-only but the engine writes it; bind a buffer from Device.allocate")
         rows[name] = len(array)
+    return _common_rows(graph, key, rows)
+
+
+def check_device_buffers(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object], *, device: int) -> int:
+    """As ``check_host_buffers`` for arrays on GPU ``device``."""
+    rows: dict[str, int] = {}
+    for name, spec in _specs_by_name(graph, buffers).items():
+        array, where = buffers[name], f"{graph.name}: buffer '{name}'"
+        if not isinstance(array, DeviceArray) or array.device != device:
+            raise EngineError(
+                f"{where} is a {type(array).__name__}, expected an array on GPU {device} from Device.allocate"
+            )
+        _check_layout(array, spec, where)
+        rows[name] = len(array)
+    return _common_rows(graph, key, rows)
+
+
+def _specs_by_name(graph: GraphSpec, buffers: Mapping[str, object]) -> dict[str, TensorSpec]:
+    specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+    if set(specs) != set(buffers):
+        raise EngineError(
+            f"{graph.name}: cannot bind, missing buffers {sorted(set(specs) - set(buffers))}, "
+            f"unknown buffers {sorted(set(buffers) - set(specs))}; bind exactly the graph's inputs and outputs"
+        )
+    return specs
+
+
+def _check_layout(array: np.ndarray | DeviceArray, spec: TensorSpec, where: str) -> None:
+    if array.dtype != np.dtype(spec.dtype) or array.shape[1:] != spec.row_shape:
+        raise EngineError(
+            f"{where} has dtype {array.dtype} and rows of {array.shape[1:]}, expected {spec.dtype} and {spec.row_shape}"
+        )
+
+
+def _common_rows(graph: GraphSpec, key: EngineKey, rows: Mapping[str, int]) -> int:
     if len(set(rows.values())) != 1:
         raise EngineError(f"{graph.name}: buffers differ in their number of rows: {rows}")
     count = next(iter(rows.values()))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import Artifact, EngineError, EngineKey, new_artifact, open_artifact, read_json
-from engines.building import build_engine, builder
+from engines.building import build_engine, builder, profiles_of
 from engines.keys import ENGINE_JSON
 from engines.onnx_facts import read_onnx_facts
 
@@ -49,7 +49,7 @@ def rebuild_bundle(bundle: Path) -> tuple[BundledEngine, ...]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(bundle / entry.path, target)
         for engine, key in plans:
-            fresh = builder(key.backend).key(
+            fresh = builder(key.backend, profiles=profiles_of(key)).key(
                 engine.onnx, batch_sizes=key.batch_sizes, max_batch_size=key.max_batch_size
             )
             build_engine(engine.onnx, staging / engine.folder.relative_to(bundle), fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from artifacts import (
+    Artifact,
     ArtifactError,
     EngineKey,
     GraphSpec,
@@ -16,10 +18,20 @@ from artifacts import (
     read_json,
     read_manifest,
 )
+from engines.build_watch import UNWATCHED, BuildWatch
 from engines.building import build_engine, builder
-from engines.keys import ENGINE_JSON, describe_differences, key_digest, open_key, vet_key
+from engines.keys import (
+    BUILD_SECONDS,
+    ENGINE_JSON,
+    TENSORRT_FLAVOURS,
+    describe_differences,
+    key_digest,
+    open_key,
+    vet_key,
+)
 from engines.opening import identify_backend
 
+TIMINGS = ".timings"  # beside the engines; hidden, since it is none
 _log = logging.getLogger("pame.engines")
 
 
@@ -31,6 +43,8 @@ def ensure_engine(
     backend: str,
     max_batch_size: int,
     batch_sizes: Sequence[int] = (),
+    profiles: str | None = None,
+    watch: BuildWatch = UNWATCHED,
 ) -> Path:
     """Returns the folder of the engine of ``onnx``, building it unless it is there and sound.
 
@@ -40,20 +54,21 @@ def ensure_engine(
         cache: the folder of all engines, e.g. ``RunFolder.engines``.
         backend: e.g. ``onnxruntime``.
         max_batch_size: the largest batch.
-        batch_sizes: the only batch sizes to build for; () for one engine that takes any.
+        batch_sizes: the only batch sizes to build for; () for one engine that takes any, where the backend has such.
+        profiles, watch: as for ``builder``.
 
     Raises:
         UsageError, MissingExtraError: the backend is unknown or not installed, or a batch size is out of range.
         EngineError: the backend refuses the graph.
         ArtifactError: the cache cannot be written.
     """
-    key = builder(backend).key(onnx, batch_sizes=batch_sizes, max_batch_size=max_batch_size)
+    key = builder(backend, profiles=profiles).key(onnx, batch_sizes=batch_sizes, max_batch_size=max_batch_size)
     folder = cache / key_digest(key)
     if is_built(folder, key):
         _log.info("reusing the engine of %s at %s", graph.name, folder)
         return folder
     _log.info("building the engine of %s at %s", graph.name, folder)
-    build_engine(onnx, folder, key)
+    build_engine(onnx, folder, key, timings=cache / TIMINGS, watch=watch)
     return folder
 
 
@@ -78,14 +93,18 @@ class CachedEngine:
         key: what it was built for; ``None`` when that cannot be read.
         size_bytes: of all its files.
         built: UTC time of its publication, ISO 8601; empty when that cannot be read.
+        build_s: how many seconds its build took; ``None`` where that was not recorded.
         problem: why it cannot be opened here; ``None`` for a valid engine.
+        untold: what could not be checked on this machine; ``None`` where everything was.
     """
 
     folder: Path
     key: EngineKey | None
     size_bytes: int
     built: str
+    build_s: float | None
     problem: str | None
+    untold: str | None
 
 
 def list_engines(cache: Path, *, check_bytes: bool = False) -> tuple[CachedEngine, ...]:
@@ -103,15 +122,36 @@ def list_engines(cache: Path, *, check_bytes: bool = False) -> tuple[CachedEngin
 
 def inspect_engine(folder: Path, *, check_bytes: bool) -> CachedEngine:
     """Looks at one engine's folder and says what, if anything, keeps it from being opened here."""
-    key, problem, built, size = None, None, "", 0
+    key, problem, untold, built, size, build_s = None, None, None, "", 0, None
     try:
         manifest = read_manifest(folder)
         size = sum(entry.size for entry in manifest.files)
         built = datetime.fromtimestamp((folder / "manifest.json").stat().st_mtime, UTC).isoformat(timespec="seconds")
+        seconds = manifest.environment.get(BUILD_SECONDS)
+        build_s = None if seconds is None else float(seconds)
         key = open_key(folder)[1] if check_bytes else read_json(folder / ENGINE_JSON, EngineKey)
-        vet_key(folder, key, identify_backend(key.backend))
+        untold = _vet(Artifact(folder=folder, manifest=manifest), key)
     except PameError as error:
         problem = str(error)
     except OSError as error:
         problem = f"{folder} cannot be read: {error.strerror or error}"
-    return CachedEngine(folder=folder, key=key, size_bytes=size, built=built, problem=problem)
+    return CachedEngine(
+        folder=folder, key=key, size_bytes=size, built=built, build_s=build_s, problem=problem, untold=untold
+    )
+
+
+def _vet(artifact: Artifact, key: EngineKey) -> str | None:
+    """Vets an engine as opening does, as far as that goes without its graph; returns what cannot be told here."""
+    identity = identify_backend(key.backend)
+    if key.backend not in TENSORRT_FLAVOURS:
+        vet_key(artifact.folder, key, identity)
+        return None
+    from engines.trt_common import NO_GPU
+    from engines.trt_vetting import untold, vet_trt_engine
+
+    missing = untold(key)
+    if identity.device == NO_GPU:
+        identity = dataclasses.replace(identity, device=key.device)
+    vet_key(artifact.folder, key, identity)
+    vet_trt_engine(artifact, key, None)
+    return missing

@@ -1,19 +1,23 @@
-"""``python -m engines build|list|verify``: the engines of a run or of a bundle, on this machine."""
+"""``python -m engines build|list|verify|inspect``: the engines of a run or of a bundle, on this machine."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import BUNDLE_JSON, GraphSpec, ModelSpec, UsageError, find_run, open_model
-from artifacts.console import add_common_arguments, print_table, run_command, say, track
+from artifacts import BUNDLE_JSON, PRECISIONS, GraphSpec, ModelSpec, UsageError, check_precision, find_run, open_model
+from artifacts.console import add_common_arguments, print_table, run_command, say, show_progress
+from engines.build_watch import BuildWatch
 from engines.building import builder
 from engines.bundles import find_bundle_engines, rebuild_bundle
 from engines.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
+from engines.inspecting import EngineDescription, describe_engine, find_engine
 from engines.keys import DEFAULT_BACKEND, key_digest
+from engines.trt_options import PROFILE_WAYS
 
 DEFAULT_MAX_BATCH_SIZE = 32
 
@@ -26,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command(given: argparse.Namespace) -> Any:
         if given.command == "build":
             return _build_bundle(given) if given.bundle is not None else _build_run(given)
+        if given.command == "inspect":
+            return _inspect_engine(given)
         found = _inspect(given, check_bytes=given.command == "verify")
         bad.extend(engine for engine in found if engine.problem is not None)
         return _report_engines(found, to_stderr=given.json == "-")
@@ -47,12 +53,15 @@ def _make_parser() -> argparse.ArgumentParser:
         ("build", "compile every graph of the run's model, or rebuild a bundle's engines for this machine"),
         ("list", "show every engine: key, size, when it was built, whether it is valid here"),
         ("verify", "check every byte of every engine and its key; exit code 1 if any is bad"),
+        ("inspect", "show one engine: inputs and outputs, profiles, activation memory, layers where the API tells"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_common_arguments(command)
         command.add_argument("--bundle", type=Path, metavar="DIR", help="work on the engines inside this bundle")
         if name == "build":
             _add_build_arguments(command)
+        if name == "inspect":
+            command.add_argument("engine", metavar="ENGINE", help="its name as in the list, or how that begins")
     return parser
 
 
@@ -64,6 +73,18 @@ def _add_build_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--batch-size", type=int, action="append", metavar="B", help="build for this batch size only; may be repeated"
     )
+    add_engine_arguments(command)
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags by which every command that builds engines says how; ``--engine`` is each command's own."""
+    parser.add_argument(
+        "--profiles", choices=PROFILE_WAYS, help="how TensorRT's shape profiles are laid out (default: the backend's)"
+    )
+    parser.add_argument(
+        "--precision", metavar="|".join(PRECISIONS),
+        help="refuse a network of another precision; it is chosen by python -m export --precision",
+    )  # fmt: skip
 
 
 def _model_graphs(spec: ModelSpec) -> list[GraphSpec]:
@@ -73,37 +94,41 @@ def _model_graphs(spec: ModelSpec) -> list[GraphSpec]:
 
 def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     run = find_run(arguments.run)
-    made_by = builder(arguments.engine or DEFAULT_BACKEND)
+    made_by = builder(arguments.engine or DEFAULT_BACKEND, profiles=arguments.profiles)
     model = open_model(run.model, remedy=f"python -m export {run.name} --segments")
+    check_precision(model.spec, arguments.precision, run=run.root)
     sizes = tuple(arguments.batch_size or ())
     largest = arguments.max_batch_size or max(sizes, default=DEFAULT_MAX_BATCH_SIZE)
-    results = []
-    for graph in track(_model_graphs(model.spec), description="building engines"):
-        path, started = model.path(graph), time.monotonic()
-        key = made_by.key(path, batch_sizes=sizes, max_batch_size=largest)
-        reused = is_built(run.engines / key_digest(key), key)
-        folder = ensure_engine(
-            path, graph, run.engines, backend=made_by.backend, max_batch_size=largest, batch_sizes=sizes
-        )
-        engine = inspect_engine(folder, check_bytes=False)
-        results.append(
-            {
-                "graph": graph.name,
-                "engine": folder.as_posix(),
-                "reused": reused,
-                "seconds": round(time.monotonic() - started, 3),
-                "size_bytes": engine.size_bytes,
-            }
-        )
+    results, graphs = [], _model_graphs(model.spec)
+    with show_progress("building engines") as report:
+        for index, graph in enumerate(graphs):
+            path, started = model.path(graph), time.monotonic()
+            key = made_by.key(path, batch_sizes=sizes, max_batch_size=largest)
+            reused = is_built(run.engines / key_digest(key), key)
+            report(graph.name, index / len(graphs))
+            folder = ensure_engine(
+                path, graph, run.engines, backend=made_by.backend, max_batch_size=largest, batch_sizes=sizes,
+                profiles=arguments.profiles, watch=BuildWatch(report=report).part(index, len(graphs)),
+            )  # fmt: skip
+            results.append(
+                {
+                    "graph": graph.name,
+                    "engine": folder.as_posix(),
+                    "reused": reused,
+                    "seconds": round(time.monotonic() - started, 3),
+                    "size_bytes": inspect_engine(folder, check_bytes=False).size_bytes,
+                }
+            )
     _print_builds(f"engines of {run.name} ({made_by.backend}, up to batch {largest})", results, arguments)
     return results
 
 
 def _build_bundle(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    if arguments.engine or arguments.max_batch_size or arguments.batch_size:
+    chosen = ("engine", "max_batch_size", "batch_size", "profiles", "precision")
+    if any(getattr(arguments, name) for name in chosen):
         raise UsageError(
-            "--bundle keeps the backend and batch sizes that the bundle was planned with; leave --engine, "
-            "--max-batch-size and --batch-size away, or plan again with: python -m planner"
+            "--bundle keeps the backend, batch sizes, profiles and precision that the bundle was planned with; leave "
+            f"{', '.join('--' + name.replace('_', '-') for name in chosen)} away, or plan again with: python -m planner"
         )
     started = time.monotonic()
     rebuilt = rebuild_bundle(arguments.bundle)
@@ -124,10 +149,17 @@ def _build_bundle(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _print_builds(title: str, results: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     rows = [
-        (item["graph"], "reused" if item["reused"] else "built", f"{item['size_bytes'] / 1e6:.2f}", item["engine"])
+        (
+            item["graph"], "reused" if item["reused"] else "built", _show_seconds(item.get("seconds")),
+            f"{item['size_bytes'] / 1e6:.2f}", item["engine"],
+        )
         for item in results
-    ]
-    print_table(title, ("graph", "", "MB", "engine"), rows, to_stderr=arguments.json == "-")
+    ]  # fmt: skip
+    print_table(title, ("graph", "", "s", "MB", "engine"), rows, to_stderr=arguments.json == "-")
+
+
+def _show_seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.2f}"
 
 
 def _inspect(arguments: argparse.Namespace, *, check_bytes: bool) -> tuple[CachedEngine, ...]:
@@ -138,23 +170,46 @@ def _inspect(arguments: argparse.Namespace, *, check_bytes: bool) -> tuple[Cache
     return tuple(inspect_engine(folder, check_bytes=check_bytes) for folder in find_bundle_engines(arguments.bundle))
 
 
+def _inspect_engine(arguments: argparse.Namespace) -> EngineDescription:
+    cache = find_run(arguments.run).engines if arguments.bundle is None else arguments.bundle / "engines"
+    found = describe_engine(find_engine(cache, arguments.engine))
+    key, to_stderr = found.key, arguments.json == "-"
+    memory = ", ".join(f"{size / 1e6:.2f} MB" for size in found.activation_bytes)
+    options = ", ".join(f"{name}={value}" for name, value in sorted(key.options.items()))
+    rows = [
+        ("backend", f"{key.backend} {key.backend_version}"), ("device", key.device), ("precision", key.precision),
+        ("options", options), *(("input", text) for text in found.inputs),
+        *(("output", text) for text in found.outputs), *(("profile", text) for text in found.profiles),
+        ("activations", memory or "not told"), *(("layer", text) for text in found.layers),
+    ]  # fmt: skip
+    print("\n".join(f"{name:<12}{text}" for name, text in rows), file=sys.stderr if to_stderr else sys.stdout)
+    if found.untold is not None:
+        say(found.untold)
+    return found
+
+
 def _report_engines(engines: Sequence[CachedEngine], *, to_stderr: bool) -> list[dict[str, Any]]:
     rows = []
     for engine in engines:
         key = engine.key
         what = "?" if key is None else f"{key.backend} {key.backend_version} {key.precision}"
-        state = "valid" if engine.problem is None else "bad"
+        state = "bad" if engine.problem else "sound" if engine.untold else "valid"
         sizes = "?" if key is None else ",".join(map(str, key.batch_sizes)) or f"1-{key.max_batch_size}"
-        rows.append((engine.folder.name, what, sizes, f"{engine.size_bytes / 1e6:.2f}", engine.built, state))
-    print_table("", ("engine", "backend", "batch", "MB", "built", "state"), rows, to_stderr=to_stderr)
+        size, seconds = f"{engine.size_bytes / 1e6:.2f}", _show_seconds(engine.build_s)
+        rows.append((engine.folder.name, what, sizes, size, engine.built, seconds, state))
+    print_table("", ("engine", "backend", "batch", "MB", "built", "build s", "state"), rows, to_stderr=to_stderr)
+    for untold in sorted({engine.untold for engine in engines if engine.problem is None and engine.untold}):
+        say(f"sound: {untold}")
     return [
         {
             "engine": engine.folder.as_posix(),
             "key": engine.key,
             "size_bytes": engine.size_bytes,
             "built": engine.built,
+            "build_s": engine.build_s,
             "valid": engine.problem is None,
             "problem": engine.problem,
+            "untold": engine.untold,
         }
         for engine in engines
     ]

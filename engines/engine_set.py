@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from artifacts import EngineError, GraphSpec, InputError
+from artifacts import EngineError, EngineKey, GraphSpec, InputError
 from engines.covers import Covers, Run
 from engines.protocols import Buffer, Engine, Execution
 
@@ -34,6 +34,11 @@ class EngineSet:
     @property
     def graph(self) -> GraphSpec:
         return self._engines[0].graph
+
+    @property
+    def key(self) -> EngineKey:
+        """The key of the first engine; those of one set differ in their batch sizes at most."""
+        return self._engines[0].key
 
     @property
     def covers(self) -> Covers:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
+from time import perf_counter
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -21,6 +23,9 @@ class HostDevice:
     It holds nothing: a buffer lives as long as somebody refers to it. All methods may be called from any thread, for
     different buffers at the same time.
     """
+
+    bind_early = False
+    mark = staticmethod(perf_counter)
 
     @property
     def name(self) -> str:
@@ -39,6 +44,25 @@ class HostDevice:
         block = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
         offset = -block.ctypes.data % _ALIGNMENT
         return block[offset : offset + size].view(dtype).reshape(rows, *spec.row_shape)
+
+    def adopt(self, value: Any, *, stream: Any = None) -> NoReturn:
+        """Refuses: what lies on a GPU has no business on the host.
+
+        Raises:
+            InputError: always.
+        """
+        del stream
+        raise InputError(
+            f"this runtime works on the processor, got a {type(value).__name__} on a GPU; copy it to the host (.cpu(), "
+            ".get()) or load a bundle that was planned for a GPU"
+        )
+
+    def copy(self, array: np.ndarray) -> np.ndarray:
+        return array.copy()
+
+    def find_nonfinite(self, array: np.ndarray) -> list[int]:
+        """Returns the rows that hold NaN or infinity, ascending."""
+        return find_nonfinite(array)
 
     def upload(self, array: np.ndarray, buffer: Buffer) -> None:
         """Copies a host array into the first rows of a buffer.
@@ -93,14 +117,37 @@ class HostDevice:
         Raises:
             InputError: the buffer has no such row.
         """
+        if isinstance(rows, range) and rows.step == 1 and 0 <= rows.start <= rows.stop <= len(buffer):
+            neighbours: np.ndarray = buffer[rows.start : rows.stop].copy()
+            return neighbours
         try:
             taken: np.ndarray = np.take(buffer, rows, axis=0)
         except IndexError as error:
             raise InputError(f"cannot download rows {list(rows)} of a buffer with {len(buffer)}") from error
         return taken
 
+    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """As ``download`` of each buffer."""
+        return tuple([self.download(buffer, rows) for buffer in buffers])
+
+    take = download_all
+
+    def synchronize(self) -> None:
+        """Does nothing: the processor has done what it was told."""
+
+    @staticmethod
+    def seconds_between(start: float, end: float) -> float:
+        """Returns the seconds from one mark to another."""
+        return end - start
+
     def close(self) -> None:
         """Does nothing: numpy frees a buffer with its last reference."""
+
+
+def find_nonfinite(array: np.ndarray) -> list[int]:
+    """Returns the rows of a host array that hold NaN or infinity, ascending."""
+    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    return [int(row) for row in np.flatnonzero(~finite)]
 
 
 def _move_rows(buffer: np.ndarray, sources: list[int], targets: list[int]) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import BUNDLE_JSON, Artifact, EngineKey, StaleArtifactError, digest_of, open_artifact, read_json
+from engines.onnx_facts import OnnxFacts
 
 ENGINE_JSON = "engine.json"
 KIND = "engine"
+BUILD_SECONDS = "build_seconds"  # in the manifest's environment, which is no part of the engine's digest
 ONNXRUNTIME = "onnxruntime"
-BACKENDS = (ONNXRUNTIME,)
+ONNXRUNTIME_CUDA = "onnxruntime-cuda"
+TENSORRT = "tensorrt"
+TENSORRT_RTX = "tensorrt-rtx"
+TENSORRT_FLAVOURS = (TENSORRT, TENSORRT_RTX)
+CUDA_BACKENDS = (ONNXRUNTIME_CUDA, *TENSORRT_FLAVOURS)
+BACKENDS = (ONNXRUNTIME, *CUDA_BACKENDS)
 DEFAULT_BACKEND = ONNXRUNTIME
 
 
@@ -57,22 +65,26 @@ def describe_differences(found: EngineKey, expected: EngineKey) -> tuple[str, ..
     return tuple(f"{name} is {was!r}, here {now!r}" for name, was, now in pairs if was != now)
 
 
-def vet_key(folder: Path, key: EngineKey, identity: BackendIdentity, *, onnx_digest: str | None = None) -> None:
+def vet_key(folder: Path, key: EngineKey, identity: BackendIdentity, *, onnx: OnnxFacts | None = None) -> None:
     """Refuses an engine that was not built for this backend, this machine and this graph.
 
     Args:
         folder: where the engine lies, for the message.
         key: what it was built for.
         identity: what the backend is here.
-        onnx_digest: the digest of the graph that it should be of, where that is known.
+        onnx: the graph that it should be of, where that is known.
 
     Raises:
         StaleArtifactError: something differs; the message names it, both values, and the command that rebuilds.
     """
-    expected = dataclasses.replace(
-        key, backend_version=identity.version, device=identity.device, onnx_digest=onnx_digest or key.onnx_digest
-    )
-    differences = describe_differences(key, expected)
+    expected = dataclasses.replace(key, backend_version=identity.version, device=identity.device)
+    if onnx is not None:
+        expected = dataclasses.replace(expected, onnx_digest=onnx.digest, precision=onnx.precision)
+    refuse_differences(folder, describe_differences(key, expected))
+
+
+def refuse_differences(folder: Path, differences: Sequence[str]) -> None:
+    """Raises ``StaleArtifactError`` with the command that rebuilds the engine, unless nothing differs."""
     if differences:
         raise StaleArtifactError(
             f"the engine at {folder} was built for something else: {'; '.join(differences)}. "

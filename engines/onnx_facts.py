@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from artifacts import EngineError, digest_of, file_digest
 
 _MODEL_GRAPH = 7
-_GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 5, 11, 12
+_NAME = {_GRAPH_INITIALIZER: 8, _GRAPH_INPUT: 1, _GRAPH_OUTPUT: 1}
 _NODE_OP_TYPE = 4
 _TENSOR_DATA_TYPE, _TENSOR_EXTERNAL_DATA = 2, 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
@@ -67,6 +68,26 @@ def read_onnx_facts(onnx: Path) -> OnnxFacts:
     found = sorted({_FLOAT_TYPES[kind] for kind in types if isinstance(kind, int) and kind in _FLOAT_TYPES})
     precision = [*found, "int8"] if ops & _QUANTISED_OPS else found or ["float32"]
     return OnnxFacts(digest=_digest(onnx, sorted(external - {""})), precision="+".join(precision))
+
+
+def read_interface_names(onnx: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the names of a graph's inputs (without weights that are listed as inputs too) and of its outputs.
+
+    Raises:
+        EngineError: as ``read_onnx_facts``.
+    """
+    names: dict[int, list[str]] = {kind: [] for kind in _NAME}
+    try:
+        for graph in _values(memoryview(onnx.read_bytes()), _MODEL_GRAPH):
+            for kind, part in _fields(graph):
+                if kind in _NAME and isinstance(part, memoryview):
+                    names[kind] += [str(value, "utf-8") for value in _values(part, _NAME[kind])]
+    except OSError as error:
+        raise EngineError(f"cannot read {onnx}: {error.strerror or error}; export the network again") from error
+    except (ValueError, IndexError) as error:
+        raise EngineError(f"{onnx} is not an ONNX graph ({error}); export the network again") from error
+    weights = set(names[_GRAPH_INITIALIZER])
+    return tuple(name for name in names[_GRAPH_INPUT] if name not in weights), tuple(names[_GRAPH_OUTPUT])
 
 
 def _digest(onnx: Path, external: list[str]) -> str:

@@ -34,11 +34,12 @@ def open_ort_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, threads: 
         options = session_options(threads)
         options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL  # done already
         sessions[size] = open_session(str(folder / graph_file(size)), options, what=f"open {graph.name} at {folder}")
-        _check_interface(sessions[size], graph, folder)
+        check_session_interface(sessions[size], graph, folder)
     return OrtEngine(key=key, graph=graph, sessions=sessions)
 
 
-def _check_interface(session: Any, graph: GraphSpec, folder: Path) -> None:
+def check_session_interface(session: Any, graph: GraphSpec, folder: Path) -> None:
+    """Raises ``EngineError`` when a session's inputs or outputs are not those of ``graph``."""
     for kind, values, specs in (
         ("inputs", session.get_inputs(), graph.inputs),
         ("outputs", session.get_outputs(), graph.outputs),

@@ -18,6 +18,7 @@ from artifacts import EngineKey, GraphSpec, TensorSpec
 
 Buffer = Any
 Execution = Callable[[], None]
+Mark = Any
 
 
 class Engine(Protocol):
@@ -75,17 +76,42 @@ class Departure:
 
 
 class Device(Protocol):
-    """Where buffers live, and the one operation that multi-exit serving adds: rows leave, the others close ranks."""
+    """Where buffers live, and the one operation that multi-exit serving adds: rows leave, the others close ranks.
+
+    What a device is told it does in that order, but not always at once: a GPU works while the host goes on. Only
+    ``split_rows``, the downloads, ``find_nonfinite``, ``seconds_between`` and ``synchronize`` wait.
+    """
 
     @property
     def name(self) -> str:
-        """For messages and engine keys, e.g. ``cpu``."""
+        """For messages, e.g. ``cpu`` or ``cuda:0``."""
+
+    @property
+    def bind_early(self) -> bool:
+        """Whether binding an engine takes so long here that it must not happen in the middle of a batch."""
 
     def allocate(self, spec: TensorSpec, rows: int) -> Buffer:
         """Returns a zeroed buffer of ``rows`` rows."""
 
-    def upload(self, array: np.ndarray, buffer: Buffer) -> None:
-        """Copies a host array into the first rows of a buffer."""
+    def adopt(self, value: Any, *, stream: Any = None) -> Buffer:
+        """Returns a view of an array that another library keeps on this device, to be handed to ``upload``.
+
+        Args:
+            value: has ``__dlpack__`` or ``__cuda_array_interface__``.
+            stream: the stream of the caller's on which it was made.
+
+        Raises:
+            InputError: it is not on this device.
+        """
+
+    def copy(self, array: np.ndarray | Buffer) -> np.ndarray | Buffer:
+        """Returns a copy of an array of the host, or of one that was adopted, where that one is."""
+
+    def find_nonfinite(self, array: np.ndarray | Buffer) -> list[int]:
+        """Returns the rows of an array of floating numbers that hold NaN or infinity."""
+
+    def upload(self, array: np.ndarray | Buffer, buffer: Buffer) -> None:
+        """Copies an array of the host, or one that was adopted, into the first rows of a buffer."""
 
     def split_rows(self, count: int, *, confidence: Buffer, threshold: float, carried: Sequence[Buffer]) -> Departure:
         """Lets rows leave and gathers the survivors at the front of every carried buffer, in an order that it tells.
@@ -99,6 +125,21 @@ class Device(Protocol):
 
     def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
         """Returns a fresh host array (len(rows), *row_shape) with the given rows of a buffer, in that order."""
+
+    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """As ``download`` of each buffer, but all of them at once: a GPU is waited for a single time."""
+
+    def take(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[Buffer, ...]:
+        """As ``download_all``, but the fresh arrays stay on the device and nobody waits."""
+
+    def synchronize(self) -> None:
+        """Waits until everything that the device was told so far is done."""
+
+    def mark(self) -> Mark:
+        """Marks this moment in the device's own time, behind everything that it was told so far."""
+
+    def seconds_between(self, start: Mark, end: Mark) -> float:
+        """Returns the seconds from one mark to a later one. Each mark is good for one call."""
 
     def close(self) -> None:
         """Frees all buffers; may be called twice."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import MissingExtraError, UsageError, find_run, to_plain
+from artifacts import PRECISIONS, MissingExtraError, UsageError, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command
 from export.options import FAMILIES, HEADS, LATER_FAMILIES, ExportOptions
 
@@ -36,6 +36,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--input-shape", action="append", default=[], metavar="[NAME:]C,H,W",
         help="shape of one row; with NAME: for inputs whose shape an ONNX file leaves open",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", default=_DEFAULTS.precision, metavar="|".join(PRECISIONS),
+        help="what the network computes in; its inputs, answers and confidences stay float32 (default: %(default)s)",
     )  # fmt: skip
     group = parser.add_argument_group("families")
     group.add_argument("--depth", type=int, default=_DEFAULTS.depth, help="which ResNet (default: %(default)s)")
@@ -84,7 +88,8 @@ def read_options(arguments: argparse.Namespace) -> ExportOptions:
         extra["input_shape"] = shape
     return ExportOptions(
         source=arguments.source, segments=arguments.segments, depth=arguments.depth, classes=arguments.classes,
-        weights=arguments.weights, every=arguments.every, head=arguments.head, **extra,
+        weights=arguments.weights, every=arguments.every, head=arguments.head,
+        precision=arguments.precision, **extra,
     )  # fmt: skip
 
 
@@ -127,7 +132,7 @@ def _show(result: ExportResult) -> dict[str, Any]:
     return {
         "model": spec.name, "family": spec.family, "task": spec.task, "folder": str(model.artifact.folder),
         "digest": model.digest, "reused": result.reused, "cuts": cuts, "settings": dict(spec.settings),
-        "parity": to_plain(result.parity),
+        "precision": spec.precision, "parity": to_plain(result.parity),
     }  # fmt: skip
 
 
@@ -143,6 +148,8 @@ def parity_lines(result: ExportResult) -> list[str]:
         lines.append(
             f"parity: weak, since random inputs move the outputs by only {parity.sensitivity:.0e} of their magnitude"
         )
+    if parity.precision_relative:
+        lines.append(f"precision: against the network in fp32, relative error {parity.precision_relative:.1e}")
     if parity.source:
         lines.append(f"parity: full.onnx against {parity.source}, relative error {parity.source_relative:.1e}")
     return lines

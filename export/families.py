@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from artifacts import GraphError, Model, RunFolder, UsageError, file_digest, open_artifact
+from artifacts import PRECISIONS, GraphError, Model, RunFolder, UsageError, file_digest, open_artifact
 from artifacts.console import say
 from export.graph_loading import LoadedGraph
 from export.heads import confidence
 from export.model_folder import FORMAT, ExportResult, read_parity, reuse_model, uncut_graph
 from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
 from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
+from export.precision import apply_precision
 from export.pretrained import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.resnet import ResNet, ResNetConfig
 from export.splitting import cut_graph
 from export.torch_graphs import export_module
-from export.writing import EXPORT_PREFIX, Blueprint, SourceParity, is_model_current, write_model
+from export.writing import EXPORT_PREFIX, Blueprint, SourceParity, is_model_current, precision_record, write_model
 
 INPUT = "input"
 ANSWER = "logits"
@@ -40,6 +41,7 @@ class FamilySettings:
         every, head: where exits sit and what their heads look like.
         weights: where the weights came from, for the record.
         mean, std: normalisation of pixel values in [0, 1] that the weights were trained with; ``None``: not known.
+        precision: of the graphs; the net itself, and its weights, stay in float32.
     """
 
     config: ResNetConfig
@@ -48,6 +50,7 @@ class FamilySettings:
     weights: str
     mean: float | None = None
     std: float | None = None
+    precision: str = PRECISIONS[0]
 
     def record(self) -> dict[str, str | int | float | bool]:
         """Returns the settings of ``model.json``."""
@@ -57,6 +60,7 @@ class FamilySettings:
             "depth": self.config.depth, "classes": self.config.classes, "input_shape": shape, "every": self.every,
             "head": self.head, "weights": self.weights, "confidence": "softmax", "data_input": INPUT,
             **{name: value for name, value in known.items() if value is not None},
+            **precision_record(self.precision),
         }  # fmt: skip
 
     @classmethod
@@ -68,7 +72,7 @@ class FamilySettings:
         )
         return cls(
             config=config, every=settings["every"], head=settings["head"], weights=settings["weights"],
-            mean=settings.get("mean"), std=settings.get("std"),
+            mean=settings.get("mean"), std=settings.get("std"), precision=settings.get("precision", PRECISIONS[0]),
         )  # fmt: skip
 
 
@@ -83,6 +87,7 @@ def export_family(run: RunFolder, options: ExportOptions) -> ExportResult:
         weights=source.name if options.weights not in (PRETRAINED, RANDOM) and source else options.weights,
         mean=recipe.mean if recipe else None,
         std=recipe.std if recipe else None,
+        precision=options.precision,
     )
     inputs = {f"{EXPORT_PREFIX}weights": file_digest(source)} if source else {}
     parameters = {"format": FORMAT, "family": "resnet", "segments": options.segments, **settings.record()}
@@ -179,10 +184,12 @@ def write_net(
     example = torch.zeros(2, *settings.config.input_shape)
     loaded = export_module(_Everything(still, cuts), (example,), input_names=[INPUT], output_names=names)
     source = compare_with_torch(loaded, still.backbone)
+    loaded, precision_loss = apply_precision(loaded, settings.precision, half=cuts)
     cut = cut_graph(loaded, answers=(ANSWER,), wanted=cuts) if segments else uncut_graph(loaded)
     blueprint = Blueprint(
         name=run.name, family="resnet", task="classification", settings=settings.record(), loaded=loaded, cut=cut,
         cuts=cut.cuts, answers=(ANSWER,), confidence=CONFIDENCE, heads=heads, source=source,
+        precision_loss=precision_loss,
     )  # fmt: skip
     return write_model(
         run,

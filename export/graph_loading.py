@@ -31,6 +31,7 @@ class LoadedGraph:
         outputs: names of its outputs.
         fixed_batch: the batch size that the file insisted on, before it was rewritten; ``None``: it was open.
         notes: what was rewritten, for the report.
+        precision: what an export pass made of it (``export.precision``).
     """
 
     model: ir.Model
@@ -38,6 +39,7 @@ class LoadedGraph:
     outputs: tuple[str, ...]
     fixed_batch: int | None = None
     notes: tuple[str, ...] = ()
+    precision: str = "fp32"
 
 
 def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:
@@ -115,15 +117,18 @@ def convert_opset(model: ir.Model, target: int) -> ir.Model:
 
 
 def _name_values(graph: ir.Graph) -> None:
-    taken = {value.name for node in graph for value in node.outputs}
+    """Gives every value a name of its own: some have none, and torch calls a value like an input that it was told."""
+    seen = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    taken = seen | {value.name for node in graph for value in node.outputs}
     number = 0
     for node in graph:
         for value in node.outputs:
-            if value.name is None:
+            if value.name is None or value.name in seen:
                 while f"value_{number}" in taken:
                     number += 1
                 value.name = f"value_{number}"
                 taken.add(value.name)
+            seen.add(value.name)
 
 
 def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadedGraph:

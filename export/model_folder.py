@@ -13,9 +13,18 @@ from export.confidences import add_confidence
 from export.graph_loading import LoadedGraph, load_graph
 from export.options import HEADS, ExportOptions, thin_cuts
 from export.parity import PARITY_JSON, ParityReport
+from export.precision import apply_precision
 from export.probing import probe_tensors, prove_same
 from export.splitting import CutGraph, CutReport, cut_graph
-from export.writing import EXPORT_PREFIX, Blueprint, SourceParity, is_model_current, open_run_model, write_model
+from export.writing import (
+    EXPORT_PREFIX,
+    Blueprint,
+    SourceParity,
+    is_model_current,
+    open_run_model,
+    precision_record,
+    write_model,
+)
 
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
 
@@ -91,6 +100,7 @@ def file_parameters(options: ExportOptions) -> dict[str, Any]:
     return {
         "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
+        **precision_record(options.precision),
     }  # fmt: skip
 
 
@@ -120,7 +130,7 @@ def export_graph(
     Args:
         run: the run's folder.
         loaded: the graph; changed in place.
-        options: ``segments``, ``every`` and ``head`` count.
+        options: ``segments``, ``every``, ``head`` and ``precision`` count.
         source: how far the graph is from what it was made of.
         inputs, parameters: for the manifest.
 
@@ -128,6 +138,7 @@ def export_graph(
         GraphError: the graph has no cuts, or its parts do not make the whole.
     """
     answers = loaded.outputs
+    loaded, precision_loss = apply_precision(loaded, options.precision)
     every, head = options.every or 1, options.head or HEADS[0]
     cut = cut_graph(loaded, answers=answers) if options.segments else uncut_graph(loaded)
     confidence, kind = None, "none"
@@ -144,7 +155,7 @@ def export_graph(
             "source": source.label,
         },
         loaded=loaded, cut=cut, cuts=thin_cuts(cut.cuts, every) if cut.cuts else (), answers=answers,
-        confidence=confidence, source=source,
+        confidence=confidence, source=source, precision_loss=precision_loss,
     )  # fmt: skip
     model = write_model(run, blueprint, inputs=inputs, parameters=parameters)
     return ExportResult(model=model, parity=read_parity(model), reused=False)

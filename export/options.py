@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from artifacts import Cut, UsageError, unknown_name
+from artifacts import PRECISIONS, Cut, UsageError, unknown_name
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ class ExportOptions:
         weights: ``pretrained``, ``random`` or the path of a ``.safetensors`` or ``.pth`` file; families only.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
         head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``pooled``.
+        precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision``.
     """
 
     source: str = "resnet"
@@ -42,6 +43,7 @@ class ExportOptions:
     weights: str = PRETRAINED
     every: int | None = None
     head: str | None = None
+    precision: str = PRECISIONS[0]
 
     def __post_init__(self) -> None:
         if not self.is_file:
@@ -58,6 +60,13 @@ class ExportOptions:
                 )
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every {self.every}: expected a number from 1")
+        if self.precision == "int8":
+            raise UsageError(
+                "--precision int8 is not available yet. Quantise the network with a tool that writes Q/DQ nodes "
+                "(onnxruntime.quantization, ModelOpt) and export that file: python -m export path/to/quantised.onnx"
+            )
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         if self.head is not None and self.head not in HEADS:
             raise unknown_name("head kind", self.head, HEADS)
 

@@ -21,7 +21,8 @@ from engines import GraphRunner
 from export.graph_loading import LoadedGraph
 from export.onnx_files import save_graph, weight_bytes
 
-TOLERANCE = 1e-4
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}  # relative; rounding of one float16 is 5e-4, and a network adds them up
+TOLERANCE = TOLERANCES["fp32"]
 _PROBED = 3
 _PROTO_LIMIT = 1 << 30
 
@@ -124,7 +125,9 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
     reasons: dict[str, str] = {}
     for name in made:
         runs = [singles[0][name], pair[name], whole[name]]
-        reason = _why_not_led(runs) or _why_mixed(whole[name], pair[name], [single[name] for single in singles])
+        limit = TOLERANCES[loaded.precision]
+        alone = [single[name] for single in singles]
+        reason = _why_not_led(runs) or _why_mixed(whole[name], pair[name], alone, limit=limit)
         line = _fit_line(runs) if reason else None
         if not reason:
             led[name] = TensorSpec(name=name, dtype=str(whole[name].dtype), row_shape=tuple(whole[name].shape[1:]))
@@ -209,13 +212,13 @@ def _why_not_led(runs: Sequence[np.ndarray]) -> str:
     return ""
 
 
-def _why_mixed(whole: np.ndarray, pair: np.ndarray, singles: Sequence[np.ndarray]) -> str:
+def _why_mixed(whole: np.ndarray, pair: np.ndarray, singles: Sequence[np.ndarray], *, limit: float) -> str:
     for row, single in enumerate(singles):
         for count, array in ((len(whole), whole), (len(pair), pair)):
             if row >= count:
                 continue
             _, error = relative_error(array[row : row + 1], single)
-            if error > TOLERANCE:
+            if error > limit:
                 return (
                     f"mixes rows: row {row} of a batch of {count} differs by {error:.1e} of its magnitude from the "
                     "same row alone"

@@ -14,7 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from artifacts import Cut, GraphError, GraphSpec, Model, RunFolder, TensorSpec, new_artifact, write_model_spec
+from artifacts import (
+    PRECISIONS,
+    Cut,
+    GraphError,
+    GraphSpec,
+    Model,
+    RunFolder,
+    TensorSpec,
+    new_artifact,
+    write_model_spec,
+)
 from artifacts.console import say
 from export.families import CONFIDENCE, FamilySettings, build_net, compare_with_torch, write_net
 from export.graph_loading import LoadedGraph, convert_opset
@@ -22,6 +32,7 @@ from export.heads import ChannelsFirst, DecidingHead, build_head
 from export.model_folder import ExportResult, export_graph, file_parameters, reuse_model
 from export.multi_exit import MultiExitNet, head_state
 from export.options import ExportOptions
+from export.precision import apply_precision
 from export.pretrained import WEIGHTS_FILE
 from export.splitting import extract_part
 from export.torch_graphs import export_module
@@ -45,6 +56,7 @@ def export_torch(
     output_names: Sequence[str] | None = None,
     every: int | None = None,
     head: str | None = None,
+    precision: str = PRECISIONS[0],
 ) -> ExportResult:
     """Exports any torch module through ``torch.onnx.export`` and cuts it as any ONNX graph.
 
@@ -53,7 +65,7 @@ def export_torch(
         module: the network; exported in evaluation mode and left in the mode it was in.
         example_inputs: one tensor per input, at least 2 rows each.
         input_names, output_names: names in the graph; ``None`` leaves them to torch.
-        every, head: as in ``ExportOptions``.
+        every, head, precision: as in ``ExportOptions``.
 
     Raises:
         GraphError: torch cannot export it, or it has no cuts.
@@ -65,7 +77,7 @@ def export_torch(
         source = compare_with_torch(loaded, module)
     finally:
         module.train(was_training)
-    options = ExportOptions(source=f"{type(module).__name__}.onnx", every=every, head=head)
+    options = ExportOptions(source=f"{type(module).__name__}.onnx", every=every, head=head, precision=precision)
     content = ir.to_proto(loaded.model).SerializeToString(deterministic=True)
     inputs = {f"{EXPORT_PREFIX}onnx": hashlib.sha256(content).hexdigest()}
     parameters = file_parameters(options)
@@ -214,9 +226,9 @@ def _export_heads(
     probabilities = model.spec.settings.get("confidence") == "max"
     still = [DecidingHead(copy.deepcopy(head), probabilities=probabilities) for head in heads.values()]
     joint = _Heads(still).eval()
-    examples = tuple(
-        torch.zeros(2, *cuts[name].main.row_shape, dtype=getattr(torch, cuts[name].main.dtype)) for name in heads
-    )
+    half = {cuts[name].main.name for name in heads if cuts[name].main.dtype == "float16"}
+    types = {name: "float32" if cuts[name].main.name in half else cuts[name].main.dtype for name in heads}
+    examples = tuple(torch.zeros(2, *cuts[name].main.row_shape, dtype=getattr(torch, types[name])) for name in heads)
     outputs = {name: (f"{name}/{answer.name}", f"{name}/{CONFIDENCE}") for name in heads}
     say(f"exporting {len(heads)} exit heads")
     with torch.no_grad():
@@ -231,7 +243,7 @@ def _export_heads(
         joint, examples, input_names=[cuts[name].main.name for name in heads],
         output_names=[output for pair in outputs.values() for output in pair],
     )  # fmt: skip
-    loaded = _at_opset_of(model, loaded)
+    loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
     parts = {}
     for name, cut in cuts.items():
         said = TensorSpec(name=outputs[name][0], dtype="float32", row_shape=answer.row_shape)

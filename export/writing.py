@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from artifacts import (
+    PRECISIONS,
     ArtifactError,
     Cut,
     GraphSpec,
@@ -28,7 +29,7 @@ from artifacts import (
 from export.graph_loading import LoadedGraph
 from export.onnx_files import save_graph
 from export.parity import PARITY_JSON, ParityReport, check_parity
-from export.probing import TOLERANCE
+from export.probing import TOLERANCES
 from export.splitting import CutGraph, CutReport, extract_part, split_segments
 
 CUTS_JSON = "cuts.json"
@@ -65,6 +66,7 @@ class Blueprint:
         confidence: the output with the confidence, if there is one.
         heads: cut name -> names of the head's outputs (answers, confidence) in ``loaded``.
         source: how far ``loaded`` is from what it was made of.
+        precision_loss: how far it is from the same in fp32, where it is of another precision.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Blueprint:
     confidence: str | None
     heads: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     source: SourceParity = SourceParity()
+    precision_loss: float = 0.0
 
 
 def write_model(
@@ -105,12 +108,13 @@ def write_model(
         spec = _write_graphs(staging, blueprint)
         chain, sensitivity = check_parity(staging, spec)
         report = ParityReport(
-            tolerance=TOLERANCE,
+            tolerance=TOLERANCES[spec.precision],
             chain=chain,
             sensitivity=sensitivity,
             source=blueprint.source.label,
             source_absolute=blueprint.source.absolute,
             source_relative=blueprint.source.relative,
+            precision_relative=blueprint.precision_loss,
         )
         write_json(staging / PARITY_JSON, report)
         if blueprint.cuts:
@@ -139,7 +143,7 @@ def _write_graphs(staging: Path, blueprint: Blueprint) -> ModelSpec:
         family=blueprint.family,
         task=blueprint.task,
         full=save_part(staging, full, "full.onnx"),
-        settings=blueprint.settings,
+        settings={**blueprint.settings, **precision_record(blueprint.loaded.precision)},
     )
     if not blueprint.cuts:
         return spec
@@ -160,6 +164,12 @@ def _write_graphs(staging: Path, blueprint: Blueprint) -> ModelSpec:
         final_head=save_part(staging, final, "final_head.onnx"),
         heads=heads,
     )
+
+
+def precision_record(precision: str) -> dict[str, str]:
+    """Returns what settings and parameters say of a precision: nothing of the usual one, so that a model folder from
+    before there were others is not stale."""
+    return {} if precision == PRECISIONS[0] else {"precision": precision}
 
 
 def save_part(staging: Path, part: Part, file: str) -> GraphSpec:

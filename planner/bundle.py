@@ -106,7 +106,7 @@ def measured_stage_costs(itm: InferenceTimeMatrix, exits: Sequence[str], *, batc
 
 def assemble_bundle(
     folder: Path, *, model: Model, plan: ExitPlan, stages: Mapping[StageBounds, MergedStage], itm: InferenceTimeMatrix,
-    cache: Path, inputs: Mapping[str, str],
+    cache: Path, inputs: Mapping[str, str], profiles: str | None = None,
 ) -> None:  # fmt: skip
     """Publishes a bundle: stages, engines, ``bundle.json`` and ``exit_plan.json``.
 
@@ -118,6 +118,7 @@ def assemble_bundle(
         itm: holds the stages' rows.
         cache: the compiled engines; what is missing is built.
         inputs: digests of what the bundle was made from.
+        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
 
     Raises:
         ArtifactError: it cannot be written; what was there is untouched.
@@ -127,7 +128,7 @@ def assemble_bundle(
     with new_artifact(folder, kind="bundle", inputs=inputs) as staging:
         (staging / "stages").mkdir()
         specs = tuple(
-            _add_stage(staging, f"stage_{index:02d}", stages[bounds], threshold, plan, itm, cache)
+            _add_stage(staging, f"stage_{index:02d}", stages[bounds], threshold, plan, itm, cache, profiles)
             for index, (bounds, threshold) in enumerate(zip(stage_bounds(cuts), thresholds, strict=True))
         )
         bundle = BundleSpec(
@@ -145,14 +146,17 @@ def _answers(graph: GraphSpec) -> tuple[TensorSpec, ...]:
 
 def _add_stage(
     staging: Path, name: str, stage: MergedStage, threshold: float | None, plan: ExitPlan, itm: InferenceTimeMatrix,
-    cache: Path,
+    cache: Path, profiles: str | None,
 ) -> StageSpec:  # fmt: skip
     file, engine = f"stages/{name}.onnx", f"engines/{name}"
     shutil.copyfile(stage.onnx, staging / file)
     weights = stage.onnx.with_name(f"{stage.onnx.name}.data")
     if weights.is_file():
         shutil.copyfile(weights, staging / "stages" / weights.name)
-    built = ensure_engine(stage.onnx, stage.graph, cache, backend=plan.backend, max_batch_size=plan.batch_size)
+    built = ensure_engine(
+        stage.onnx, stage.graph, cache, backend=plan.backend, max_batch_size=plan.batch_size,
+        batch_sizes=itm.batch_sizes if itm.fixed else (), profiles=profiles,
+    )  # fmt: skip
     shutil.copytree(built, staging / engine)
     medians = itm.row_ms(stage_row(stage.after, stage.until))
     return StageSpec(

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import ExitPlan, UsageError, find_run, to_plain, unknown_name
+from artifacts import PRECISIONS, ExitPlan, UsageError, find_run, to_plain, unknown_name
 from artifacts.console import add_common_arguments, print_table, run_command
 from calibration.certify import RISKS
-from engines import BACKENDS
+from engines import BACKENDS, PROFILE_WAYS
 from planner.config import (
     CERTIFY_METHODS,
     SEARCHES,
@@ -56,6 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="instead of --batch-size: JSON or CSV, batch size -> share or count of the batches that enter",
     )  # fmt: skip
     parser.add_argument("--engine", default=_PLAN.backend, help="engine backend (default: %(default)s)")
+    parser.add_argument("--profiles", choices=PROFILE_WAYS, help="TensorRT's shape profiles (default: the backend's)")
+    parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="refuse a network of another precision")
     parser.add_argument("--threads", type=int, help="threads of each engine (default: all cores)")
     parser.add_argument("--search", choices=SEARCHES, default=_PLAN.search, help="how to search (default: %(default)s)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
@@ -171,7 +173,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         return run_sweep(arguments, run, config)
     from planner.flow import ensure_plan
 
-    result = ensure_plan(run, config, data=arguments.data)
+    result = ensure_plan(run, config, data=arguments.data, precision=arguments.precision)
     print_result(result, to_stderr=arguments.json == "-")
     return {
         "run": str(run.root), "bundle": str(result.bundle), "plan_digest": result.plan_digest, "reused": result.reused,
@@ -197,6 +199,7 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
         tolerance=arguments.tolerance,
         batch_size=batch_size,
         backend=arguments.engine,
+        profiles=arguments.profiles,
         threads=threads,
         load=load,
         search=arguments.search,

@@ -26,7 +26,6 @@ import numpy as np
 from artifacts import ArtifactError, BundleSpec, Certificate, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace
 from artifacts.console import say, track
 from artifacts.store import recover_artifact
-from engines import HostDevice
 from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.config import MeasureConfig, PlanConfig
 from planner.costs import price_staying
@@ -172,7 +171,7 @@ def commit_plan(
         stages = merge_stages(case.model, plans, scratch / "stages")
         itm = time_graphs(
             stage_graphs(case.model, stages), case.model.spec, case.run.engines, config.timing,
-            backend=config.backend, threads=config.threads, clock=clock,
+            backend=config.backend, threads=config.threads, profiles=config.profiles, clock=clock,
         )  # fmt: skip
         figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size, load=config.load) for plan in plans]
         certificates = {one.figures.chosen: one.certificate for one in result.considered}
@@ -256,8 +255,9 @@ def _assemble_all(
         plan = describe_plan(figures, case, certificates.get(figures.chosen))
         bundle = scratch / f"plan_{index:02d}"
         assemble_bundle(
-            bundle, model=case.model, plan=plan, stages=stages, itm=itm, cache=case.run.engines, inputs=inputs
-        )
+            bundle, model=case.model, plan=plan, stages=stages, itm=itm, cache=case.run.engines, inputs=inputs,
+            profiles=case.config.profiles,
+        )  # fmt: skip
         made.append((plan, bundle))
     return made
 
@@ -269,7 +269,7 @@ def _open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
     found = open_bundle(bundle)
 
     def serve(spec: BundleSpec) -> Serve:
-        runtime = opened.enter_context(Runtime(spec, found.engine_sets, HostDevice(), drift=None))
+        runtime = opened.enter_context(Runtime(spec, found.engine_sets, found.device, drift=None))
         return lambda batch: runtime.run(batch).latency_ms
 
     return serve(found.spec), serve(without_leaving(found.spec))

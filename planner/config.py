@@ -108,6 +108,7 @@ class PlanConfig:
         tolerance: allowed relative loss of the metric, in [0, 1).
         batch_size: the largest batch that enters the network.
         backend: the engine backend, e.g. ``onnxruntime``.
+        profiles: how TensorRT's shape profiles are laid out, of ``engines.PROFILE_WAYS``; ``None``: as usual there.
         threads: of each engine.
         load: the batches that enter; ``None``: all have ``batch_size`` queries.
         search: which search, one of ``SEARCHES``.
@@ -123,6 +124,7 @@ class PlanConfig:
     tolerance: float = 0.01
     batch_size: int = 32
     backend: str = "onnxruntime"
+    profiles: str | None = None
     threads: int = 1
     load: Load | None = None
     search: str = "joint"

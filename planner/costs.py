@@ -26,7 +26,9 @@ each and hand their tensors over through memory. The ``J = number of cuts`` join
 
 together, and each joint is credited with an equal part, so that the stage without exits costs exactly what the full
 network was measured to take. At an exit half of a joint stays: the cut's tensors are read by the head where they are,
-but still written for the next stage, which reads them. A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
+but still written for the next stage, which reads them.
+
+A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
 stage comes on top, and on top of the first stage what serving a batch takes besides its engines (``planner.serving``).
 """

@@ -17,6 +17,7 @@ from artifacts import (
     Model,
     RunFolder,
     Trace,
+    check_precision,
     is_current,
     new_artifact,
     open_artifact,
@@ -89,15 +90,19 @@ class PlanningResult:
     certification: Mapping[str, Any] | None
 
 
-def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None) -> PlanningResult:
+def ensure_plan(
+    run: RunFolder, config: PlanConfig, *, data: Path | None = None, precision: str | None = None
+) -> PlanningResult:
     """Plans for a run and publishes ``plan/`` and ``bundle/``.
 
     Args:
         run: its model and trace are made where they are missing.
         config: what to plan for.
         data: ``--data``; ``None``: what the run used before.
+        precision: what the network must be of; ``None``: any.
 
     Raises:
+        UsageError: the network is of another precision.
         NoPlanError: the trace allows no relative tolerance.
         PameError: something upstream cannot be made; the message says what.
     """
@@ -105,7 +110,10 @@ def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None)
 
     trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
     model = open_model(run.model, remedy="python -m export resnet --segments")
-    itm_artifact, itm = ensure_itm(run, model, config.timing, backend=config.backend, threads=config.threads)
+    check_precision(model.spec, precision, run=run.root)
+    itm_artifact, itm = ensure_itm(
+        run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads
+    )
     inputs = {"model": model.digest, "trace": trace_artifact.digest, "itm": itm_artifact.digest}
     parameters = {"config": to_plain(config)}
     origin = BundleOrigin.of(model, trace_artifact)

@@ -11,32 +11,63 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from artifacts import BundleSpec, ExitPlan, ModelSpec, PredictedLatency, StageSpec
-from engines import EngineSet, FakeEngine, HostDevice, plan_covers
+from artifacts import BundleSpec, EngineKey, ExitPlan, GraphSpec, ModelSpec, PredictedLatency, StageSpec
+from engines import Buffer, Device, Engine, EngineSet, Execution, FakeEngine, HostDevice, plan_covers
 from planner.costs import SERVING
 
 
-def serving_calls(spec: ModelSpec, sizes: tuple[int, ...]) -> dict[tuple[str, int], Callable[[], object]]:
+def serving_calls(
+    spec: ModelSpec, sizes: tuple[int, ...], device: Device
+) -> dict[tuple[str, int], Callable[[], object]]:
     """Returns (row, batch size) -> a call that serves one batch of zeros around an idle engine.
 
     Args:
         spec: the network whose inputs and answers are served.
         sizes: batch sizes, ascending.
+        device: where the buffers live; whoever opened it closes it.
     """
     from runtime import Runtime
 
     full, largest = spec.full, sizes[-1]
     if full.confidence is None:
         return {}
-    answer = {output.name: np.zeros((1, *output.row_shape), output.dtype) for output in full.outputs}
-    engine = FakeEngine(full, max_batch_size=largest, outputs=lambda _: answer)
+    engine = _make_idle_engine(full, largest, device)
     covers = plan_covers({largest: 0.0}, largest=largest, fixed=False)
-    runtime = Runtime(_idle_bundle(spec, largest), [EngineSet(engine, covers)], HostDevice())
+    runtime = Runtime(_idle_bundle(spec, largest), [EngineSet(engine, covers)], device)
     calls: dict[tuple[str, int], Callable[[], object]] = {}
     for size in sizes:
         batch = {tensor.name: np.zeros((size, *tensor.row_shape), tensor.dtype) for tensor in full.inputs}
         calls[SERVING, size] = _serve(runtime.run, batch)
     return calls
+
+
+def _make_idle_engine(graph: GraphSpec, largest: int, device: Device) -> Engine:
+    """Returns an engine that answers zeros on the host, and does nothing at all elsewhere."""
+    answer = {output.name: np.zeros((1, *output.row_shape), output.dtype) for output in graph.outputs}
+    fake = FakeEngine(graph, max_batch_size=largest, outputs=lambda _: answer)
+    return fake if isinstance(device, HostDevice) else _IdleEngine(fake)
+
+
+class _IdleEngine:
+    """Takes buffers of any device and leaves them as they are."""
+
+    def __init__(self, like: Engine) -> None:
+        self._like = like
+
+    @property
+    def key(self) -> EngineKey:
+        return self._like.key
+
+    @property
+    def graph(self) -> GraphSpec:
+        return self._like.graph
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Execution:
+        del buffers
+        return lambda: None
+
+    def close(self) -> None:
+        self._like.close()
 
 
 def _serve(run: Callable[[Mapping[str, np.ndarray]], object], batch: Mapping[str, np.ndarray]) -> Callable[[], object]:

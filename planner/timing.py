@@ -39,7 +39,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
-from engines import Engine, HostDevice, builder, ensure_engine, open_engine
+from engines import Device, Engine, builder, ensure_engine, fixed_batch_sizes, open_device, open_engine
 from planner.config import TimingConfig
 from planner.costs import SERVING, gather_row
 from planner.serving import serving_calls
@@ -61,8 +61,9 @@ class Timings:
 
 
 def time_calls(
-    calls: Mapping[tuple[str, int], Call], config: TimingConfig, *, clock: Clock, cold: Container[str] = ()
-) -> Timings:
+    calls: Mapping[tuple[str, int], Call], config: TimingConfig, *, clock: Clock, cold: Container[str] = (),
+    wait: Call | None = None,
+) -> Timings:  # fmt: skip
     """Times calls in interleaved rounds.
 
     Args:
@@ -70,10 +71,14 @@ def time_calls(
         cold: the rows that never run twice in a row.
         config: rounds, warm-up and budget.
         clock: seconds, e.g. ``time.perf_counter``.
+        wait: waits until all that was called is done, where calls come back before; ``None`` where they do not.
     """
     for call in calls.values():
         for _ in range(config.warm_up):
             call()
+    if wait is not None:
+        calls = {key: _then(call, wait) for key, call in calls.items()}
+        wait()
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
     short: set[tuple[str, int]] = set()
     began, done = clock(), 0
@@ -90,6 +95,14 @@ def time_calls(
                 short.add(key)
         done += 1
     return Timings(seconds={key: tuple(values) for key, values in seconds.items()}, rounds=done)
+
+
+def _then(call: Call, wait: Call) -> Call:
+    def both() -> None:
+        call()
+        wait()
+
+    return both
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +140,7 @@ def model_graphs(model: Model) -> tuple[TimedGraph, ...]:
 
 def time_graphs(
     graphs: Sequence[TimedGraph], spec: ModelSpec, cache: Path, config: TimingConfig,
-    *, backend: str, threads: int, clock: Clock = time.perf_counter,
+    *, backend: str, threads: int, profiles: str | None = None, device: int = 0, clock: Clock = time.perf_counter,
 ) -> InferenceTimeMatrix:  # fmt: skip
     """Builds the engines of some graphs where the cache lacks them, and times them together.
 
@@ -138,31 +151,38 @@ def time_graphs(
         config: how to time.
         backend: e.g. ``onnxruntime``.
         threads: of each engine.
+        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
+        device: the ordinal of the GPU, for a backend that runs on one.
         clock: seconds.
 
     Returns:
         One row per graph and gather, and ``serving``; the environment also holds ``timing_rounds``, their number.
     """
-    largest = config.batch_sizes[-1]
+    largest, fixed = config.batch_sizes[-1], fixed_batch_sizes(backend, profiles, config.batch_sizes)
     with ExitStack() as stack:
-        device = HostDevice()
-        stack.callback(device.close)
-        bench = _Bench(device, largest)
+        place = open_device(backend, device, kernel_folder=cache)
+        stack.callback(place.close)
+        bench = _Bench(place, largest)
         engines = []
         for timed in track(graphs, description="opening engines", total=len(graphs)):
-            folder = ensure_engine(timed.onnx, timed.graph, cache, backend=backend, max_batch_size=largest)
-            engine = open_engine(folder, timed.graph, threads=threads)
+            folder = ensure_engine(
+                timed.onnx, timed.graph, cache, backend=backend, max_batch_size=largest, batch_sizes=fixed,
+                profiles=profiles,
+            )  # fmt: skip
+            engine = open_engine(folder, timed.graph, threads=threads, device=place)
             stack.callback(engine.close)
             engines.append(engine)
         sizes = _common_sizes(engines, config.batch_sizes)
-        serving = serving_calls(spec, sizes)
+        serving = serving_calls(spec, sizes, place)
         calls: dict[tuple[str, int], Call] = {}
         for size in reversed(sizes):  # the largest first: its warm-up fills all rows of the buffers
             for timed, engine in zip(graphs, engines, strict=True):
                 calls.update({(row, size): call for row, call in bench.calls(timed, engine, size)})
             calls.update({key: call for key, call in serving.items() if key[1] == size})
         cold = {SERVING, *(gather_row(timed.gather) for timed in graphs if timed.gather is not None)}
-        timings = time_calls(calls, config, clock=clock, cold=cold)
+        timings = time_calls(
+            calls, config, clock=clock, cold=cold, wait=place.synchronize if place.bind_early else None
+        )
         key = engines[0].key
     return _matrix(timings, sizes, backend=f"{key.backend} {key.backend_version}", threads=threads,
                    fixed=bool(key.batch_sizes))  # fmt: skip
@@ -178,7 +198,7 @@ def _common_sizes(engines: Sequence[Engine], wanted: tuple[int, ...]) -> tuple[i
 class _Bench:
     """The buffers that all timed engines share, by tensor; inputs of the network hold seeded noise."""
 
-    def __init__(self, device: HostDevice, rows: int) -> None:
+    def __init__(self, device: Device, rows: int) -> None:
         self._device = device
         self._rows = rows
         self._random = np.random.default_rng(0)
@@ -227,7 +247,7 @@ def _matrix(
 
 
 def ensure_itm(
-    run: RunFolder, model: Model, config: TimingConfig, *, backend: str, threads: int,
+    run: RunFolder, model: Model, config: TimingConfig, *, backend: str, threads: int, profiles: str | None = None,
     clock: Clock = time.perf_counter,
 ) -> tuple[Artifact, InferenceTimeMatrix]:  # fmt: skip
     """Returns the run's matrix; times the engines first unless model, settings and machine are those of the last time.
@@ -238,10 +258,12 @@ def ensure_itm(
         config: how.
         backend: e.g. ``onnxruntime``.
         threads: of each engine.
+        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
         clock: seconds.
     """
     inputs = {"model": model.digest}
-    key = builder(backend).key(model.path(model.spec.full), batch_sizes=(), max_batch_size=config.batch_sizes[-1])
+    made_by = builder(backend, profiles=profiles)
+    key = made_by.key(model.path(model.spec.full), batch_sizes=(), max_batch_size=config.batch_sizes[-1])
     parameters = {
         "backend": backend, "engine_options": dict(key.options), "threads": threads, "timing": to_plain(config),
         "environment": environment_fingerprint(),
@@ -250,7 +272,9 @@ def ensure_itm(
     if not is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters):
         graphs = model_graphs(model)
         say(f"timing {len(graphs)} engines of {model.spec.name} at {len(config.batch_sizes)} batch sizes")
-        itm = time_graphs(graphs, model.spec, run.engines, config, backend=backend, threads=threads, clock=clock)
+        itm = time_graphs(
+            graphs, model.spec, run.engines, config, backend=backend, threads=threads, profiles=profiles, clock=clock
+        )
         say(f"timed in {itm.environment['timing_rounds']} rounds")
         with new_artifact(run.itm, kind="itm", inputs=inputs, parameters=parameters) as staging:
             write_json(staging / ITM_JSON, itm)

@@ -20,7 +20,6 @@ import numpy as np
 
 from artifacts import (
     MANIFEST,
-    BundleSpec,
     Model,
     RunFolder,
     StaleArtifactError,
@@ -33,7 +32,7 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from calibration import Dataset, find_task, load_run_data
-from engines import Engine, ensure_engine, open_engine
+from engines import Engine, ensure_engine, open_engine, profiles_of
 from runtime.bench_contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench_plot import check_plot, draw_result
 from runtime.bench_stats import (
@@ -61,6 +60,8 @@ class BenchConfig:
         threads: of each engine; ``None``: what the bundle was timed with.
         samples: how many of the test samples; ``None``: all.
         seed: decides the order in which they form batches.
+        device: the ordinal of the GPU, for a bundle that runs on one.
+        cuda_graphs: whether engines on a GPU replay their work as CUDA graphs.
     """
 
     batch_size: int | None = None
@@ -68,6 +69,8 @@ class BenchConfig:
     threads: int | None = None
     samples: int | None = None
     seed: int = 0
+    device: int = 0
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "rounds", "threads", "samples"):
@@ -89,6 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=default.rounds, help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="of each engine (default: what the bundle was timed with)")
     parser.add_argument("--samples", type=int, help="how many test samples (default: all)")
+    parser.add_argument("--device", type=int, default=default.device, help="ordinal of the GPU (default: %(default)s)")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="have engines on a GPU enqueue their work anew")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw latency distributions and exit shares as a PNG")
     return parser
 
@@ -101,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints the tables, draws the picture, and returns the result for ``--json``."""
     config = BenchConfig(
-        batch_size=arguments.batch_size, rounds=arguments.rounds, threads=arguments.threads, samples=arguments.samples
-    )
+        batch_size=arguments.batch_size, rounds=arguments.rounds, threads=arguments.threads, samples=arguments.samples,
+        device=arguments.device, cuda_graphs=not arguments.no_cuda_graphs,
+    )  # fmt: skip
     if arguments.plot is not None:
         check_plot(arguments.plot)
     run = find_run_of(arguments.run, arguments.bundle)
@@ -139,7 +145,8 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
         PameError: model, bundle or data cannot be used; the message says what to do.
     """
     with ExitStack() as stack:
-        opened = open_bundle(bundle, threads=config.threads)
+        opened = open_bundle(bundle, threads=config.threads, device=config.device, cuda_graphs=config.cuda_graphs)
+        stack.callback(opened.device.close)
         for engines in opened.engine_sets:
             stack.callback(engines.close)
         batch_size = check_batch_size(config.batch_size, opened)
@@ -148,7 +155,7 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
         dataset = load_run_data(run, data)
         held_out = check_held_out(calibration_digests(opened, run), dataset.digests(), where=str(bundle))
         queries = Queries(dataset, batch_size=batch_size, samples=config.samples, seed=config.seed)
-        full = open_full(run, model, opened.spec, threads=config.threads)
+        full = open_full(run, model, opened, threads=config.threads)
         stack.callback(full.close)
         contenders = stack.enter_context(Contenders(opened, full, batch_size=batch_size))
         rounds = track(range(config.rounds), description="measuring", total=config.rounds)
@@ -159,18 +166,21 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
     return {
         "model": opened.spec.name, "engine": opened.spec.backend, "batch_size": batch_size,
         "samples": len(queries.rows), "rounds": config.rounds, "threads": config.threads or opened.spec.threads,
+        "precision": model.spec.precision,
         "data": dataset.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
         **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
 
 
-def open_full(run: RunFolder, model: Model, spec: BundleSpec, *, threads: int | None) -> Engine:
-    """Opens the whole network on the backend of the bundle with the same threads; builds its engine if need be."""
-    graph = model.spec.full
+def open_full(run: RunFolder, model: Model, opened: OpenBundle, *, threads: int | None) -> Engine:
+    """Opens the whole network on backend and device of the bundle, built like its stages, with the same threads; builds
+    its engine if need be."""
+    graph, spec, key = model.spec.full, opened.spec, opened.engine_sets[0].key
     folder = ensure_engine(
-        model.path(graph), graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size
-    )
-    return open_engine(folder, graph, threads=threads or spec.threads)
+        model.path(graph), graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size,
+        batch_sizes=key.batch_sizes, profiles=profiles_of(key),
+    )  # fmt: skip
+    return open_engine(folder, graph, threads=threads or spec.threads, device=opened.device)
 
 
 class Queries:

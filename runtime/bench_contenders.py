@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 
 from artifacts import BundleSpec, GraphSpec
-from engines import Engine, Execution, HostDevice
+from engines import Device, Engine, Execution
 from runtime.bench_stats import Timings
 from runtime.chain import Chain
 from runtime.loading import OpenBundle, without_leaving
@@ -48,9 +48,9 @@ class Recording:
 class WholeNetwork:
     """The full network over buffers that are bound once per batch size: as little around the engine as can be."""
 
-    def __init__(self, engine: Engine, max_batch_size: int) -> None:
+    def __init__(self, engine: Engine, max_batch_size: int, device: Device) -> None:
         self._engine = engine
-        self._device = HostDevice()
+        self._device = device
         graph: GraphSpec = engine.graph
         specs = (*graph.inputs, *graph.outputs)
         self._buffers = {spec.name: self._device.allocate(spec, max_batch_size) for spec in specs}
@@ -66,7 +66,7 @@ class WholeNetwork:
             self._executions[count] = self._engine.bind(buffers)
         self._device.upload(batch, self._input)
         self._executions[count]()
-        return tuple(answer[:count].copy() for answer in self._answers)
+        return self._device.download_all(self._answers, range(count))
 
 
 def until_exit(spec: BundleSpec, index: int) -> BundleSpec:
@@ -81,13 +81,13 @@ class Contenders:
     def __init__(self, opened: OpenBundle, full: Engine, *, batch_size: int) -> None:
         self._opened = opened
         self._batch_size = batch_size
-        self._full = WholeNetwork(full, batch_size)
+        self._full = WholeNetwork(full, batch_size, opened.device)
         self._stack = ExitStack()
         self._early = self._open(opened.spec)
         self._no_exit = self._open(without_leaving(opened.spec))
 
     def _open(self, spec: BundleSpec) -> Runtime:
-        return self._stack.enter_context(Runtime(spec, self._opened.engine_sets, HostDevice(), drift=None))
+        return self._stack.enter_context(Runtime(spec, self._opened.engine_sets, self._opened.device, drift=None))
 
     def record(self, make_batch: MakeBatch, batches: int, rounds: Sequence[int] | Iterator[int]) -> Recording:
         """Runs every batch through the contenders, next to each other, in alternating order.
@@ -147,7 +147,7 @@ class Contenders:
     def answers_of_exit(self, index: int, make_batch: MakeBatch, batches: int) -> tuple[np.ndarray, ...]:
         """Returns what an exit answers to every query, one array (N, ...) per output; nobody leaves before."""
         spec = until_exit(self._opened.spec, index)
-        chain = Chain(spec, self._opened.engine_sets[: index + 1], HostDevice())
+        chain = Chain(spec, self._opened.engine_sets[: index + 1], self._opened.device)
         return _join(
             [
                 chain.answers(leavers.places)[1]

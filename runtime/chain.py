@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 
@@ -68,6 +67,7 @@ class Chain:
         self._confidence = device.allocate(_CONFIDENCE, rows * len(spec.stages))
         self._decision: Buffer | None = None
         self._answers = tuple(device.allocate(tensor, rows * len(spec.stages)) for tensor in spec.outputs)
+        self._answered = (self._confidence, *self._answers)
         newest = {tensor.name: device.allocate(tensor, rows) for tensor in spec.inputs}
         self._inputs = tuple(newest.values())
         self._stages: list[_BoundStage] = []
@@ -88,6 +88,8 @@ class Chain:
             there.update(id(buffer) for earlier in self._stages[: index + 1] for buffer in earlier.outputs)
             read = {id(buffer): buffer for later in self._stages[index + 1 :] for buffer in later.inputs}
             bound.carried = tuple(buffer for key, buffer in read.items() if key in there)
+            if device.bind_early:
+                bound.bind_all()
 
     def shadow(self, chosen: Collection[int]) -> ShadowRows:
         """Returns what ``run`` needs to carry these rows of the next batch on to the end, whether they leave or not."""
@@ -95,28 +97,31 @@ class Chain:
             self._decision = self._device.allocate(_CONFIDENCE, len(self._inputs[0]))
         return ShadowRows(chosen, self._device, self._decision)
 
-    def run(self, inputs: Sequence[np.ndarray], shadow: ShadowRows | None = None) -> Iterator[Leavers]:
+    def run(self, inputs: Sequence[np.ndarray | Buffer], shadow: ShadowRows | None = None) -> Iterator[Leavers]:
         """Sends a batch through the stages.
 
         Args:
-            inputs: one array (B, ...) per input of the network, 1 <= B <= ``max_batch_size``.
+            inputs: one array (B, ...) per input of the network, 1 <= B <= ``max_batch_size``, of the host or adopted
+                by the device.
             shadow: from ``shadow``; its rows have reached the end when this is exhausted.
 
         Yields:
             The rows that leave, stage by stage; together every row of the batch exactly once.
         """
+        device = self._device
         for array, buffer in zip(inputs, self._inputs, strict=True):
-            self._device.upload(array, buffer)
+            device.upload(array, buffer)
         rows = list(range(len(inputs[0])))
         engine_s = 0.0
         for index, stage in enumerate(self._stages):
             executions = stage.executions(len(rows))
-            started = perf_counter()
+            started = device.mark()
             for execute in executions:
                 execute()
-            engine_s += perf_counter() - started
+            ended = device.mark()
             first = stage.first_place
             if stage.threshold is None:
+                engine_s += device.seconds_between(started, ended)
                 last = range(len(rows)) if shadow is None else shadow.finish(rows, first_place=first)
                 if last:
                     places = [first + row for row in last]
@@ -125,7 +130,7 @@ class Chain:
                     shadow.engine_s = engine_s
                 return
             if shadow is None:
-                departure = self._device.split_rows(
+                departure = device.split_rows(
                     len(rows), confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried
                 )
             else:
@@ -133,6 +138,7 @@ class Chain:
                     rows, exit_index=index, first_place=first,
                     confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried,
                 )  # fmt: skip
+            engine_s += device.seconds_between(started, ended)
             if not departure.left:
                 continue
             yield Leavers(
@@ -154,8 +160,13 @@ class Chain:
         Returns:
             The confidences (len(places),) float32, and one array (len(places), ...) per answer. The caller owns them.
         """
-        read = self._device.download
-        return read(self._confidence, places), tuple(read(answers, places) for answers in self._answers)
+        confidence, *answers = self._device.download_all(self._answered, places)
+        return confidence, tuple(answers)
+
+    def answers_on_device(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[Buffer, ...]]:
+        """As ``answers``, but the answers stay on the device; they are complete, and the caller owns them."""
+        taken = self._device.take(self._answers, places)
+        return self._device.download(self._confidence, places), taken  # the download waits, for what was taken as well
 
 
 class _BoundStage:
@@ -188,6 +199,11 @@ class _BoundStage:
         if found is None:
             found = self._executions[count] = tuple(self._bind(run) for run in self._engines.cover(count))
         return found
+
+    def bind_all(self) -> None:
+        """Binds the runs of every number of rows that may come."""
+        for count in range(1, self._engines.covers.largest + 1):
+            self.executions(count)
 
     def _bind(self, run: Run) -> Execution:
         if run not in self._bound:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts import BUNDLE_JSON, MANIFEST, Artifact, BundleSpec, SchemaError, StageSpec, open_artifact, read_json
-from engines import Engine, EngineSet, open_engine, plan_covers
+from engines import Device, Engine, EngineSet, open_device, open_engine, plan_covers
 
 REMEDY = "python -m planner --tolerance 0.01"
 
@@ -21,15 +21,26 @@ class OpenBundle:
         artifact: its folder and manifest.
         spec: what it holds.
         engine_sets: one per stage; whoever opened the bundle closes them.
+        device: where they run; whoever opened the bundle closes it after them.
     """
 
     artifact: Artifact
     spec: BundleSpec
     engine_sets: tuple[EngineSet, ...]
+    device: Device
 
 
-def open_bundle(folder: Path, *, threads: int | None = None) -> OpenBundle:
+def open_bundle(
+    folder: Path,
+    *,
+    threads: int | None = None,
+    device: int = 0,
+    cuda_graphs: bool = True,
+    kernel_folder: Path | None = None,
+) -> OpenBundle:
     """Opens the bundle in ``folder`` with ``threads`` per engine, by default as many as its plan was timed with.
+
+    ``device``, ``cuda_graphs`` and ``kernel_folder`` are for a bundle that runs on a GPU.
 
     Raises:
         As ``Runtime.load``.
@@ -38,13 +49,15 @@ def open_bundle(folder: Path, *, threads: int | None = None) -> OpenBundle:
     spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)
     engine_sets = []
     with ExitStack() as opened:
+        place = open_device(spec.backend, device, cuda_graphs=cuda_graphs, kernel_folder=kernel_folder)
+        opened.callback(place.close)
         for stage in spec.stages:
             engine_folder = artifact.path(f"{stage.engine}/{MANIFEST}").parent
-            engine = open_engine(engine_folder, stage.graph, threads=threads or spec.threads)
+            engine = open_engine(engine_folder, stage.graph, threads=threads or spec.threads, device=place)
             opened.callback(engine.close)
             engine_sets.append(_cover_stage(engine, stage, spec))
         opened.pop_all()
-    return OpenBundle(artifact=artifact, spec=spec, engine_sets=tuple(engine_sets))
+    return OpenBundle(artifact=artifact, spec=spec, engine_sets=tuple(engine_sets), device=place)
 
 
 def without_leaving(spec: BundleSpec) -> BundleSpec:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from artifacts import BundleSpec, UsageError
-from engines import Device, EngineSet, HostDevice
+from artifacts import BundleSpec, InputError, UsageError
+from engines import Buffer, Device, EngineSet
 from runtime.batches import Batch, read_batch
 from runtime.chain import Chain
 from runtime.drift import DriftConfig
@@ -23,7 +23,7 @@ from runtime.pool import ChainPool
 from runtime.shadow import ShadowDraw, ShadowRows, find_agreement
 from runtime.stats import RuntimeStats, ShadowCounts, StatsCollector
 
-Outputs = np.ndarray | tuple[np.ndarray, ...]
+Outputs = Any  # an array, or a tuple of arrays: numpy's, or ``engines.DeviceArray`` where that was asked for
 _DRIFT = DriftConfig()
 
 
@@ -33,6 +33,8 @@ class Result:
 
     Attributes:
         outputs: one array (B, ...) for a network with one output, otherwise a tuple of them in the network's order.
+            numpy's, or with ``on_device=True`` complete arrays on the GPU (``engines.DeviceArray``), which torch, CuPy
+            and others read in place.
         exit_index: (B,) int64, where each query left: 0 .. E-1 an exit of the plan, E the final head.
         confidence: (B,) float32, with which it left.
         latency_ms: (B,) float64, from the start of the call until its answer had arrived. In a batch larger than
@@ -80,6 +82,7 @@ class Runtime:
             UsageError: the shadowing cannot be done.
         """
         self._spec = spec
+        self._device = device
         self._check_finite = check_finite
 
         def free() -> None:
@@ -104,6 +107,9 @@ class Runtime:
         bundle: str | os.PathLike[str],
         *,
         threads: int | None = None,
+        device: int = 0,
+        cuda_graphs: bool = True,
+        kernel_folder: str | os.PathLike[str] | None = None,
         check_finite: bool = True,
         stats: bool = True,
         drift: DriftConfig | None = _DRIFT,
@@ -114,7 +120,11 @@ class Runtime:
 
         Args:
             bundle: the bundle's folder.
-            threads: of each engine; default: as many as the plan was timed with.
+            threads: of each engine on the processor; default: as many as the plan was timed with.
+            device: the ordinal of the GPU, for a bundle that was planned for one.
+            cuda_graphs: whether engines on a GPU replay their work as CUDA graphs where they can.
+            kernel_folder: where TensorRT-RTX keeps the kernels that it compiles for this GPU, so that the next process
+                starts faster; default: nowhere.
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
             stats: keep the running statistics that ``stats()`` returns.
             drift: when the statistics raise an alarm: it is logged once, as a warning on ``pame.runtime``, and stands
@@ -126,20 +136,24 @@ class Runtime:
             shadow_seed: of the draw; ``None``: another one in every process.
 
         Raises:
-            UsageError: ``threads`` is no positive number, ``shadow_fraction`` is no share, or shadowing is asked for
-                without statistics or for a task whose agreement is not known.
+            UsageError: ``threads`` is no positive number, there is no such GPU, ``shadow_fraction`` is no share, or
+                shadowing is asked for without statistics or for a task whose agreement is not known.
             MissingArtifactError, CorruptArtifactError, SchemaError: no sound bundle of a known format there.
             StaleArtifactError: its engines were built for another backend version or another machine.
             MissingExtraError: the backend is not installed.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
-        opened = open_bundle(Path(bundle), threads=threads)
+        opened = open_bundle(
+            Path(bundle), threads=threads, device=device, cuda_graphs=cuda_graphs,
+            kernel_folder=None if kernel_folder is None else Path(kernel_folder),
+        )  # fmt: skip
         with ExitStack() as unless_it_works:
+            unless_it_works.callback(opened.device.close)
             for engines in opened.engine_sets:
                 unless_it_works.callback(engines.close)
             runtime = cls(
-                opened.spec, opened.engine_sets, HostDevice(), check_finite=check_finite,
+                opened.spec, opened.engine_sets, opened.device, check_finite=check_finite,
                 stats=stats, drift=drift, shadow_fraction=shadow_fraction, shadow_seed=shadow_seed,
             )  # fmt: skip
             unless_it_works.pop_all()
@@ -155,13 +169,18 @@ class Runtime:
         """The number of stages: the exits and the final head."""
         return len(self._spec.stages)
 
-    def run(self, batch: Batch) -> Result:
-        """Answers a batch.
+    def run(self, batch: Batch, *, stream: Any = None, on_device: bool = False) -> Result:
+        """Answers a batch; when it returns, the answers are complete, wherever they lie.
 
         Args:
             batch: (B, ...) array for a network with one input; otherwise a mapping by input name, or a sequence in the
                 order of ``spec.inputs``. Exactly the dtype and row shape of ``spec.inputs``, any memory layout, any
-                B >= 1: what exceeds ``spec.max_batch_size`` runs in parts, one after the other.
+                B >= 1: what exceeds ``spec.max_batch_size`` runs in parts, one after the other. Where the runtime
+                works on a GPU, also contiguous arrays on it, of anything with ``__dlpack__`` or
+                ``__cuda_array_interface__``: they do not pass through the host.
+            stream: where arrays on the GPU were made, if not on the stream that they name: a handle, an object with
+                ``__cuda_stream__``, or a stream of torch, CuPy or PyCUDA.
+            on_device: leave the outputs on the GPU.
 
         Raises:
             InputError: the batch is not as described, is empty, or has rows that are not finite.
@@ -169,22 +188,27 @@ class Runtime:
             EngineError: the backend failed; the next call starts afresh.
         """
         started = perf_counter()
-        arrays = self._accept(batch)
+        arrays = self._accept(batch, stream)
+        if on_device and len(arrays[0]) > self._spec.max_batch_size:
+            raise InputError(
+                f"on_device=True takes at most {self._spec.max_batch_size} rows, got {len(arrays[0])}: parts that lie "
+                "on the GPU are not joined. Pass the parts one by one"
+            )
         chain = self._pool.take()
         try:
-            parts = [self._answer_part(chain, part, started) for _, part in self._parts(arrays)]
+            parts = [self._answer_part(chain, part, started, on_device=on_device) for _, part in self._parts(arrays)]
         finally:
             self._pool.give_back(chain)
         return parts[0] if len(parts) == 1 else _join_parts(parts)
 
-    def stream(self, batch: Batch) -> Generator[tuple[np.ndarray, Outputs], None, None]:
+    def stream(self, batch: Batch, *, stream: Any = None) -> Generator[tuple[np.ndarray, Outputs], None, None]:
         """Answers a batch, handing out answers as queries leave.
 
         The batch is checked and copied before this returns. The stream may be dropped half-way; what it holds goes
         back when it is closed or finalised.
 
         Args:
-            batch: as for ``run``.
+            batch, stream: as for ``run``.
 
         Yields:
             (rows, outputs): positions in the batch, (L,) int64 in no order, and their answers as in ``Result.outputs``.
@@ -193,9 +217,10 @@ class Runtime:
         Raises:
             As ``run``.
         """
-        return self._stream(tuple(array.copy() for array in self._accept(batch)))
+        arrays = self._accept(batch, stream)
+        return self._stream(tuple(self._device.copy(array) for array in arrays))
 
-    def _stream(self, arrays: Sequence[np.ndarray]) -> Generator[tuple[np.ndarray, Outputs], None, None]:
+    def _stream(self, arrays: Sequence[np.ndarray | Buffer]) -> Generator[tuple[np.ndarray, Outputs], None, None]:
         chain = self._pool.take()
         try:
             for start, part in self._parts(arrays):
@@ -243,9 +268,9 @@ class Runtime:
     ) -> None:
         self.close()
 
-    def _accept(self, batch: Batch) -> tuple[np.ndarray, ...]:
+    def _accept(self, batch: Batch, stream: Any) -> tuple[np.ndarray | Buffer, ...]:
         self._pool.check_open()
-        return read_batch(batch, self._spec.inputs, check_finite=self._check_finite)
+        return read_batch(batch, self._spec.inputs, self._device, check_finite=self._check_finite, stream=stream)
 
     def _collector(self) -> StatsCollector:
         if self._stats is None:
@@ -267,7 +292,9 @@ class Runtime:
         agree = self._agree(early, final).tolist()
         return [(row.exit_index, same) for row, same in zip(shadow.finished, agree, strict=True)]
 
-    def _answer_part(self, chain: Chain, arrays: Sequence[np.ndarray], started: float) -> Result:
+    def _answer_part(
+        self, chain: Chain, arrays: Sequence[np.ndarray | Buffer], started: float, *, on_device: bool
+    ) -> Result:
         count = len(arrays[0])
         shadow = self._draw_shadow(chain, count)
         places, left, latency_ms = [0] * count, [0] * count, [0.0] * count
@@ -277,7 +304,7 @@ class Runtime:
             engine_s += leavers.engine_s
             for row, place in zip(leavers.rows, leavers.places, strict=True):
                 places[row], left[row], latency_ms[row] = place, leavers.exit_index, left_ms
-        confidence, answers = chain.answers(places)
+        confidence, answers = chain.answers_on_device(places) if on_device else chain.answers(places)
         if shadow is not None:
             engine_s += shadow.engine_s
         if self._stats is not None:
@@ -291,7 +318,7 @@ class Runtime:
             engine_ms=engine_s * 1e3,
         )
 
-    def _parts(self, arrays: Sequence[np.ndarray]) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+    def _parts(self, arrays: Sequence[np.ndarray | Buffer]) -> Iterator[tuple[int, Sequence[np.ndarray | Buffer]]]:
         """Yields a batch in parts of at most ``max_batch_size`` rows, each with the position of its first row."""
         count, largest = len(arrays[0]), self._spec.max_batch_size
         if count <= largest:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import EngineKey, GraphSpec, TensorSpec, new_artifact, to_plain, write_json
+from artifacts import MANIFEST, EngineKey, GraphSpec, PameError, TensorSpec, new_artifact, to_plain, write_json
 from engines import Engine, FakeEngine, ensure_engine, open_engine
-from engines.keys import ENGINE_JSON, open_key
+from engines.keys import ENGINE_JSON, TENSORRT_RTX, open_key
 
 SIDE = 6
 CLASSES = 4
@@ -121,13 +121,31 @@ def engine(request: pytest.FixtureRequest, graph: GraphSpec, cache: Path) -> Ite
 
 
 @pytest.fixture(scope="session")
+def rtx() -> str:
+    """The name of the TensorRT-RTX backend, where it can build."""
+    from engines.trt_common import load_tensorrt
+
+    try:
+        load_tensorrt(TENSORRT_RTX)
+    except PameError as error:
+        pytest.skip(str(error))
+    return TENSORRT_RTX
+
+
+@pytest.fixture(scope="session")
+def rtx_folder(rtx: str, onnx_file: Path, graph: GraphSpec, cache: Path) -> Path:
+    """A TensorRT-RTX engine of ``onnx_file`` for 1 to 8 rows; never changed."""
+    return ensure_engine(onnx_file, graph, cache, backend=rtx, max_batch_size=8)
+
+
+@pytest.fixture(scope="session")
 def republish() -> Callable[..., EngineKey]:
     """Publishes an engine anew under a changed key, as one that was built elsewhere would be."""
 
     def republish(folder: Path, **changes: Any) -> EngineKey:
         _, key = open_key(folder)
         changed = dataclasses.replace(key, **changes)
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in {".onnx", ".bin"}}
+        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in {ENGINE_JSON, MANIFEST}}
         with new_artifact(
             folder, kind="engine", inputs={"onnx": changed.onnx_digest}, parameters=to_plain(changed)
         ) as new:

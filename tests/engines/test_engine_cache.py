@@ -285,7 +285,8 @@ def test_the_rebuild_command_knows_where_the_engine_lies(tmp_path: Path) -> None
 
 def test_the_public_api_is_pinned() -> None:
     assert sorted(engines.__all__) == [
-        "BACKENDS", "Buffer", "CachedEngine", "Covers", "DEFAULT_BACKEND", "Departure", "Device", "Engine",
-        "EngineBuilder", "EngineSet", "Execution", "FakeEngine", "GraphRunner", "HostDevice", "Run", "build_engine",
-        "builder", "ensure_engine", "list_engines", "open_engine", "plan_covers", "read_onnx_facts", "run_graph",
+        "BACKENDS", "Buffer", "BuildWatch", "CachedEngine", "Covers", "DEFAULT_BACKEND", "Departure", "Device",
+        "DeviceArray", "Engine", "EngineBuilder", "EngineSet", "Execution", "FakeEngine", "GraphRunner", "HostDevice",
+        "PROFILE_WAYS", "Run", "build_engine", "builder", "ensure_engine", "fixed_batch_sizes", "is_device_array",
+        "list_engines", "open_device", "open_engine", "plan_covers", "profiles_of", "read_onnx_facts", "run_graph",
     ]  # fmt: skip

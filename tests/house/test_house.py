@@ -15,7 +15,7 @@ ROOMS = ("artifacts", "calibration", "engines", "export", "planner", "runtime")
 COMMANDS = ("calibration", "engines", "export", "planner", "runtime.bench")
 OPTIONAL = (
     "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors", "rich", "matplotlib", "PIL",
-    "tensorrt", "tensorrt_rtx", "cuda", "pycuda", "polygraphy",
+    "tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings", "cuda", "pycuda", "cupy", "polygraphy",
 )  # fmt: skip
 
 
@@ -43,6 +43,31 @@ def test_a_room_imports_without_any_optional_package_and_starts_nothing(room: st
     """)
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
+
+
+@pytest.mark.parametrize("room", ["artifacts", "engines", "runtime"])
+def test_every_module_of_what_a_host_embeds_imports_without_any_optional_package(room: str) -> None:
+    modules = sorted(f"{room}.{path.stem}" for path in (ROOT / room).glob("*.py") if path.stem != "__main__")
+    done = run_bare(f"""
+        import importlib
+        for name in {modules!r}:
+            importlib.import_module(name)
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "tensorrt", "tensorrt-rtx"])
+def test_a_gpu_without_its_packages_is_a_message(backend: str) -> None:
+    done = run_bare(f"""
+        from artifacts import PameError
+        from engines import open_device
+        try:
+            open_device({backend!r})
+        except PameError as error:
+            print(error)
+    """)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "cuda-bindings is not installed. Install it with: pip install 'pame[cuda]'\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -81,7 +106,10 @@ def test_what_is_shipped() -> None:
     assert project["project"]["name"] == "pame"
     assert project["project"]["dependencies"] == ["numpy>=1.26"]
     assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(ROOMS)
-    extras = {"onnxruntime", "export", "train", "report", "tensorrt", "tensorrt-rtx", "all", "dev"}
+    extras = {
+        "onnxruntime", "onnxruntime-cuda", "export", "train", "report", "cuda", "pycuda", "tensorrt", "tensorrt-rtx",
+        "all", "dev",
+    }  # fmt: skip
     assert set(project["project"]["optional-dependencies"]) == extras
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from artifacts import Cut, GraphSpec, ModelSpec, TensorSpec, UsageError
-from engines import FakeEngine
+from engines import Device, FakeEngine
 from planner import TimingConfig
 from planner.config import DEFAULT_SIZES, batch_sizes_up_to
 from planner.timing import TimedGraph, time_calls, time_graphs
@@ -103,8 +103,8 @@ def timed(monkeypatch: pytest.MonkeyPatch):
         clock, engines = Clock(), {}
         per_row = {"segment_00": 1.0, "exit_h": 0.5, "full": 2.0}
 
-        def open_fake(folder: Path, graph: GraphSpec, *, threads: int) -> FakeEngine:
-            assert threads == 2
+        def open_fake(folder: Path, graph: GraphSpec, *, threads: int, device: Device) -> FakeEngine:
+            assert (threads, device.name) == (2, "cpu")
             ms = per_row[graph.name]
             engines[graph.name] = FakeEngine(
                 graph, max_batch_size=config.batch_sizes[-1], batch_sizes=fixed,

@@ -35,7 +35,7 @@ from artifacts import (
     write_model_spec,
 )
 from calibration import Dataset, load_dataset
-from engines import EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
+from engines import Device, EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
 from runtime import Runtime
 
 sys.path.append(str(Path(__file__).parent))  # tests are no package and are never shipped
@@ -48,6 +48,29 @@ class StageEngines:
 
     median_ms: Mapping[int, float]
     fixed: bool = False
+
+
+class HostedEngine:
+    """A fake whose buffers lie on another device: each run reads its inputs there and writes its outputs there."""
+
+    def __init__(self, fake: FakeEngine, device: Device) -> None:
+        self._fake, self._device = fake, device
+        self.key, self.graph, self.close = fake.key, fake.graph, fake.close
+
+    def bind(self, buffers: Mapping[str, Any]) -> Callable[[], None]:
+        host, rows = HostDevice(), len(next(iter(buffers.values())))
+        specs = (*self.graph.inputs, *self.graph.outputs)
+        here = {spec.name: host.allocate(spec, rows) for spec in specs}
+        run = self._fake.bind(here)
+
+        def execute() -> None:
+            for spec in self.graph.inputs:
+                here[spec.name][...] = self._device.download(buffers[spec.name], range(rows))
+            run()
+            for spec in self.graph.outputs:
+                self._device.upload(here[spec.name], buffers[spec.name])
+
+        return execute
 
 
 @dataclass(kw_only=True)
@@ -151,6 +174,16 @@ class FakeNet:
             made.append(EngineSet(fake, covers))
         return made
 
+    def open_on(self, device: Device) -> Runtime:
+        """Opens the network over buffers of another device; its fakes still compute on the host."""
+        sets = [EngineSet(HostedEngine(fake, device), stage.covers) for fake, stage in self._pairs()]
+        return Runtime(self.spec(), sets, device, check_finite=self.check_finite)
+
+    def _pairs(self) -> list[tuple[FakeEngine, EngineSet]]:
+        self.fakes.clear()
+        sets = self.engine_sets()
+        return list(zip(self.fakes, sets, strict=True))
+
     def open(self, **options: Any) -> Runtime:
         return Runtime(self.spec(), self.engine_sets(), HostDevice(), check_finite=self.check_finite, **options)
 
@@ -221,13 +254,16 @@ class ToyRun:
 
 
 def write_toy_graph(
-    path: Path, name: str, file: str, weights: Values, *, stages: Sequence[int], onward: bool
+    path: Path, name: str, file: str, weights: Values, *, stages: Sequence[int], onward: bool, dtype: str = "float32"
 ) -> GraphSpec:
-    """Writes some layers h' = relu(h w) and the head behind them: logits = h' v, confidence = max softmax(logits)."""
+    """Writes some layers h' = relu(h w) and the head behind them: logits = h' v, confidence = max softmax(logits).
+
+    All is computed in ``dtype``, except for the confidence, which is float32 from the softmax on.
+    """
     from onnx import TensorProto, helper, numpy_helper, save
 
     source = "image" if stages[0] == 0 else f"h{stages[0]}"
-    specs = [TensorSpec(name=source, dtype="float32", row_shape=IMAGE if stages[0] == 0 else (HIDDEN,))]
+    specs = [TensorSpec(name=source, dtype=dtype, row_shape=IMAGE if stages[0] == 0 else (HIDDEN,))]
     nodes, newest = [], source
     if stages[0] == 0:
         nodes, newest = [helper.make_node("Flatten", [source], ["flat"])], "flat"
@@ -237,20 +273,26 @@ def write_toy_graph(
         nodes.append(helper.make_node("Relu", [f"product{stage}"], [newest]))
     nodes += [
         helper.make_node("MatMul", [newest, f"v{stages[-1]}"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        helper.make_node("Cast", ["logits"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Softmax", ["wide"], ["probabilities"], axis=-1),
         helper.make_node("ReduceMax", ["probabilities", "axes"], ["confidence"], keepdims=0),
     ]
     outputs = [
-        *([TensorSpec(name=newest, dtype="float32", row_shape=(HIDDEN,))] if onward else []),
-        TensorSpec(name="logits", dtype="float32", row_shape=(CLASSES,)),
+        *([TensorSpec(name=newest, dtype=dtype, row_shape=(HIDDEN,))] if onward else []),
+        TensorSpec(name="logits", dtype=dtype, row_shape=(CLASSES,)),
         TensorSpec(name="confidence", dtype="float32", row_shape=()),
     ]
     values = [
-        [helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, ["batch", *spec.row_shape]) for spec in some]
+        [
+            helper.make_tensor_value_info(
+                spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), ["batch", *spec.row_shape]
+            )
+            for spec in some
+        ]
         for some in (specs, outputs)
     ]
     needed = [f"w{stage}" for stage in stages] + [f"v{stages[-1]}"]
-    constants = [numpy_helper.from_array(weights[one], one) for one in needed]
+    constants = [numpy_helper.from_array(weights[one].astype(dtype), one) for one in needed]
     constants.append(numpy_helper.from_array(np.array([-1], np.int64), "axes"))
     graph = helper.make_graph(nodes, name, *values, constants)
     path.parent.mkdir(exist_ok=True)
@@ -302,26 +344,39 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> ToyRun:
     return toy
 
 
-def publish_toy_bundle(toy: ToyRun, *, parameters: Mapping[str, Any]) -> None:
+def publish_toy_bundle(
+    toy: ToyRun, *, parameters: Mapping[str, Any], backend: str = "onnxruntime", dtype: str = "float32",
+    folder: Path | None = None,
+) -> Path:  # fmt: skip
+    """Builds the toy's stages for a backend and publishes them as a bundle; returns its folder."""
     template = FakeNet(thresholds=(toy.threshold,), max_batch_size=ROWS).spec()
     model = open_model(toy.root / "model", remedy="")
     stages = []
-    with new_artifact(toy.bundle, kind="bundle", parameters=parameters) as staging:
+    folder = folder or toy.bundle
+    with new_artifact(folder, kind="bundle", parameters=parameters) as staging:
         for index, stage in enumerate(template.stages):
             name = f"stage_{index:02d}"
             path = staging / "stages" / f"{name}.onnx"
-            graph = write_toy_graph(path, name, f"stages/{name}.onnx", toy.weights, stages=(index,), onward=index == 0)
-            engine = ensure_engine(path, graph, toy.root / "engines", backend="onnxruntime", max_batch_size=ROWS)
+            graph = write_toy_graph(
+                path, name, f"stages/{name}.onnx", toy.weights, stages=(index,), onward=index == 0, dtype=dtype
+            )
+            engine = ensure_engine(path, graph, toy.root / "engines", backend=backend, max_batch_size=ROWS)
             shutil.copytree(engine, staging / "engines" / name)
             times = {"1": 1.0, str(ROWS): 2.0}
             stages.append(dataclasses.replace(stage, graph=graph, engine=f"engines/{name}", median_ms=times))
         spec = dataclasses.replace(
             template,
             name="toy",
-            backend="onnxruntime",
+            backend=backend,
             inputs=stages[0].graph.inputs,
             outputs=(stages[0].graph.output("logits"),),
             stages=tuple(stages),
-            plan=dataclasses.replace(template.plan, model_digest=model.digest, backend="onnxruntime"),
+            plan=dataclasses.replace(template.plan, model_digest=model.digest, backend=backend),
         )
         write_json(staging / BUNDLE_JSON, spec)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def publish_toy() -> Callable[..., Path]:
+    return publish_toy_bundle

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from artifacts import InputError, TensorSpec, UsageError
+from engines import HostDevice
 from runtime.batches import read_batch
+
+HOST = HostDevice()
 
 IMAGE = TensorSpec(name="image", dtype="float32", row_shape=(1, 2, 2))
 TOKENS = TensorSpec(name="tokens", dtype="int64", row_shape=(3,))
@@ -48,12 +51,12 @@ def with_bad_rows(*rows: int) -> np.ndarray:
 )
 def test_one_input(batch: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_batch(batch, [IMAGE])
+        read_batch(batch, [IMAGE], HOST)
 
 
 def test_an_unknown_input_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'image'"):
-        read_batch({"imege": GOOD}, [IMAGE])
+        read_batch({"imege": GOOD}, [IMAGE], HOST)
 
 
 @pytest.mark.parametrize(
@@ -71,22 +74,22 @@ def test_an_unknown_input_suggests_the_nearest() -> None:
 )
 def test_several_inputs(batch: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        read_batch(batch, [TOKENS, MASK])
+        read_batch(batch, [TOKENS, MASK], HOST)
 
 
 def test_a_row_may_be_a_single_number() -> None:
     scalar = TensorSpec(name="level", dtype="float32", row_shape=())
-    assert read_batch(np.zeros(3, np.float32), [scalar])[0].shape == (3,)
+    assert read_batch(np.zeros(3, np.float32), [scalar], HOST)[0].shape == (3,)
     with pytest.raises(InputError, match=r"1 of 3 rows .* \(rows 1\)"):
-        read_batch(np.array([0, np.nan, 0], np.float32), [scalar])
+        read_batch(np.array([0, np.nan, 0], np.float32), [scalar], HOST)
     with pytest.raises(InputError, match=r"expected shape \(B,\), got \(\)\. For a single query"):
-        read_batch(np.zeros((), np.float32), [scalar])
+        read_batch(np.zeros((), np.float32), [scalar], HOST)
 
 
 def test_finite_checks_can_be_switched_off_and_nothing_is_copied() -> None:
     batch = with_bad_rows(0)
-    assert read_batch(batch, [IMAGE], check_finite=False)[0] is batch
-    assert read_batch({"image": GOOD}, [IMAGE])[0] is GOOD
+    assert read_batch(batch, [IMAGE], HOST, check_finite=False)[0] is batch
+    assert read_batch({"image": GOOD}, [IMAGE], HOST)[0] is GOOD
 
 
 def test_the_runtime_checks_before_it_runs(fake_net: Any) -> None:

@@ -113,7 +113,7 @@ def test_a_bundle_from_another_machine_is_refused(toy_run: Any, monkeypatch: pyt
 
     identity = opening.identify_backend("onnxruntime")
     other = dataclasses.replace(identity, device="another processor")
-    monkeypatch.setattr(opening, "identify_backend", lambda backend: other)
+    monkeypatch.setattr(opening, "identify_backend", lambda backend, index: other)
     with pytest.raises(StaleArtifactError, match="another processor"):
         Runtime.load(toy_run.bundle)
 
@@ -148,9 +148,9 @@ def test_engines_get_the_threads_that_were_asked_for(
     seen: list[int] = []
     open_engine = loading.open_engine
 
-    def recording(folder: Path, graph: Any, *, threads: int) -> Any:
+    def recording(folder: Path, graph: Any, *, threads: int, device: Any) -> Any:
         seen.append(threads)
-        return open_engine(folder, graph, threads=1)
+        return open_engine(folder, graph, threads=1, device=device)
 
     monkeypatch.setattr(loading, "open_engine", recording)
     Runtime.load(toy_run.bundle, threads=asked).close()

@@ -1,0 +1,362 @@
+"""A GPU as a device: buffers in its memory, survivors close ranks there, the host reads a few bytes per cut.
+
+All work of one device goes to one stream, so its order is the order of the calls, and nothing in the loop of stages
+allocates or waits for the whole GPU:
+
+    upload         host rows -> page-locked block -> buffer; waits for nothing
+    (engine)       enqueued by what ``Engine.bind`` returned
+    split_rows     one kernel; waits for it, since the host must know how many rows go on
+    (engine) ...
+    download_all   one kernel for all answers, into a page-locked block; waits for it
+
+The kernels, and why they are right, are in ``engines/cuda_kernels.py``. *Not yet run on a GPU*: the tests run this
+module and the source of its kernels against a driver that pretends, see ``tests/engines/fake_cuda``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from artifacts import EngineError, InputError, TensorSpec
+from engines.cuda_arrays import DeviceArray, read_stream, view_foreign
+from engines.cuda_context import Allocation, CudaContext
+from engines.cuda_driver import call, call_unless_pending, load_driver
+from engines.cuda_launches import NonfiniteLaunch, SplitLaunch, gather
+from engines.cuda_staging import PinnedPool
+from engines.departures import close_ranks
+from engines.host import find_nonfinite
+from engines.protocols import Buffer, Departure, Mark
+
+_ALIGNMENT = 256  # bytes: what TensorRT wants of addresses
+T = TypeVar("T")
+
+
+class CudaDevice:
+    """One GPU with one stream. Methods may be called from any thread, for different buffers at the same time.
+
+    Args:
+        index: the ordinal of the GPU.
+        cuda_graphs: whether engines replay their work as CUDA graphs where they can.
+        kernel_folder: where engines may keep kernels that they compiled for this GPU; ``None``: nowhere.
+
+    Attributes:
+        cuda: the primary context and the stream, for engines that enqueue their own work.
+
+    Raises:
+        MissingExtraError: cuda-bindings is not installed.
+        EngineError: there is no driver, or the kernels do not compile for this GPU.
+        UsageError: there is no such GPU.
+    """
+
+    bind_early = True
+
+    def __init__(self, index: int = 0, *, cuda_graphs: bool = True, kernel_folder: Path | None = None) -> None:
+        self.cuda = CudaContext(index)
+        self.cuda_graphs = cuda_graphs
+        self.kernel_folder = kernel_folder
+        self._attached: dict[str, Any] = {}
+        self._pinned = PinnedPool(self.cuda)
+        self._owned: weakref.WeakSet[Allocation] = weakref.WeakSet()
+        self._splits: dict[tuple[Any, ...], SplitLaunch] = {}
+        self._events: deque[Any] = deque()
+        self._scratch: list[Allocation] = []
+        self._scratch_bytes = 0
+        self._closed = False
+
+    @property
+    def index(self) -> int:
+        """The ordinal of the GPU."""
+        return self.cuda.index
+
+    @property
+    def name(self) -> str:
+        return f"cuda:{self.cuda.index}"
+
+    def allocate(self, spec: TensorSpec, rows: int) -> DeviceArray:
+        """Returns a zeroed (rows, *row_shape) array on the GPU.
+
+        Raises:
+            InputError: ``rows`` is negative.
+            EngineError: there is not enough memory.
+        """
+        if rows < 0:
+            raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected a number from 0")
+        self._enter()
+        dtype, shape = np.dtype(spec.dtype), (rows, *spec.row_shape)
+        allocation = self.cuda.allocate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+        self._owned.add(allocation)
+        return DeviceArray(allocation.pointer, shape, dtype, owner=allocation, device=self.cuda.index)
+
+    def upload(self, array: np.ndarray | DeviceArray, buffer: Buffer) -> None:
+        """Copies an array of the host or of this GPU into the first rows of a buffer; does not wait for the copy.
+
+        An array of the host may be changed at once, one of the GPU when the answers of its batch are there.
+
+        Raises:
+            InputError: dtype or row shape differ, or the buffer has too few rows.
+        """
+        if array.dtype != buffer.dtype or array.shape[1:] != buffer.shape[1:] or len(array) > len(buffer):
+            raise InputError(
+                f"cannot upload {array.dtype} {array.shape} into a buffer of {buffer.dtype} {buffer.shape}: "
+                "dtype and row shape must be equal, and the rows must fit"
+            )
+        self._enter()
+        if not array.nbytes:
+            return
+        stream = self.cuda.stream
+        if isinstance(array, DeviceArray):
+            call("cuMemcpyDtoDAsync", buffer.pointer, array.pointer, array.nbytes, stream)
+            return
+        block = self._pinned.take(array.nbytes)
+        block.array(array.shape, array.dtype)[...] = array
+        call("cuMemcpyHtoDAsync", buffer.pointer, block.pointer, array.nbytes, stream)
+        block.record(stream)
+        self._pinned.give_back(block)
+
+    def split_rows(self, count: int, *, confidence: Buffer, threshold: float, carried: Sequence[Buffer]) -> Departure:
+        """As ``HostDevice.split_rows``, row for row: one kernel finds who leaves and moves rows of all tensors.
+
+        Waits for that kernel, and so for everything before it.
+
+        Raises:
+            InputError: ``count`` is negative or more than a buffer has rows.
+            EngineError: the GPU failed.
+        """
+        for buffer in (confidence, *carried):
+            if not 0 <= count <= len(buffer):
+                raise InputError(f"cannot split {count} rows: a buffer has {len(buffer)}")
+        if count == 0:
+            return Departure(left=[], stayed=[])
+        self._enter()
+        key = (confidence.pointer, len(confidence), *[buffer.key for buffer in carried])
+        launch = self._splits.get(key)
+        if launch is None:
+            launch = self._splits[key] = SplitLaunch(self.cuda, confidence, carried)
+        left = launch.run(count, threshold)
+        return Departure(left=left, stayed=close_ranks(count, left))
+
+    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+        """As ``download_all`` of one buffer."""
+        (taken,) = self.download_all((buffer,), rows)
+        return taken
+
+    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Returns fresh host arrays (len(rows), *row_shape) with the given rows of each buffer, in that order.
+
+        One kernel gathers the rows of all buffers into a page-locked block; waits for it.
+
+        Raises:
+            InputError: a buffer has no such row.
+        """
+        self._check_rows(buffers, rows)
+        self._enter()
+        offsets, size = _lay_out(buffers, len(rows))
+        block = self._pinned.take(size)
+        try:
+            gather(self.cuda, buffers, rows, [block.pointer + offset for offset in offsets])
+            block.record(self.cuda.stream)
+            block.wait()
+            return tuple(
+                block.array((len(rows), *buffer.shape[1:]), buffer.dtype, offset).copy()
+                for buffer, offset in zip(buffers, offsets, strict=True)
+            )
+        finally:
+            self._pinned.give_back(block)
+
+    def take(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[DeviceArray, ...]:
+        """As ``download_all``, into fresh arrays on the GPU that belong to the caller; does not wait.
+
+        Their memory comes from a pool in stream order. It outlives the device.
+        """
+        self._check_rows(buffers, rows)
+        self._enter()
+        offsets, size = _lay_out(buffers, len(rows))
+        allocation = self.cuda.allocate_in_stream(size)
+        gather(self.cuda, buffers, rows, [allocation.pointer + offset for offset in offsets])
+        return tuple(
+            DeviceArray(
+                allocation.pointer + offset, (len(rows), *buffer.shape[1:]), buffer.dtype, owner=allocation,
+                device=self.cuda.index,
+            )
+            for buffer, offset in zip(buffers, offsets, strict=True)
+        )  # fmt: skip
+
+    def adopt(self, value: Any, *, stream: Any = None) -> DeviceArray:
+        """Returns a view of another library's array on this GPU; later work of the device waits for its contents.
+
+        Args:
+            value: has ``__dlpack__`` or ``__cuda_array_interface__``.
+            stream: the caller's stream on which it was made; by default the one that it names, or the legacy stream.
+
+        Raises:
+            InputError: it lies elsewhere, in another context, or is not contiguous.
+        """
+        self._enter()
+        if isinstance(value, DeviceArray):
+            view, producer = value, None
+        else:
+            view, producer = view_foreign(value, stream=self.cuda.stream_handle)
+        if view.nbytes:
+            self._check_place(view)
+        if stream is not None:
+            producer = read_stream(stream)
+        if producer is not None:
+            self.wait_for(producer)
+        return view
+
+    def wait_for(self, stream: int) -> None:
+        """Lets later work of the device wait for what is on another stream now; the host does not wait."""
+        self._enter()
+        event = self._take_event()
+        call("cuEventRecord", event, load_driver().CUstream(stream))
+        call("cuStreamWaitEvent", self.cuda.stream, event, 0)
+        self._events.append(event)
+
+    def copy(self, array: np.ndarray | DeviceArray) -> np.ndarray | DeviceArray:
+        """Returns a copy where the array is; on the GPU it is made in stream order, and nobody waits."""
+        if isinstance(array, np.ndarray):
+            return array.copy()
+        self._enter()
+        allocation = self.cuda.allocate_in_stream(array.nbytes)
+        if array.nbytes:
+            call("cuMemcpyDtoDAsync", allocation.pointer, array.pointer, array.nbytes, self.cuda.stream)
+        return DeviceArray(
+            allocation.pointer, array.shape, array.dtype, owner=(allocation, array.owner), device=array.device
+        )
+
+    def find_nonfinite(self, array: np.ndarray | DeviceArray) -> list[int]:
+        """Returns the rows of an array that hold NaN or infinity, ascending.
+
+        For an array on the GPU it waits for the kernel that looks.
+        """
+        if isinstance(array, np.ndarray):
+            return find_nonfinite(array)
+        if array.dtype.kind != "f" or not array.nbytes:
+            return []
+        self._enter()
+        block = self._pinned.take(4 * len(array))
+        try:
+            NonfiniteLaunch(self.cuda, array, block.pointer).run()
+            block.record(self.cuda.stream)
+            block.wait()
+            flags = block.array((len(array),), np.dtype(np.int32))
+            return [int(row) for row in np.flatnonzero(flags)]
+        finally:
+            self._pinned.give_back(block)
+
+    def reserve_scratch(self, size: int) -> None:
+        """Announces that some engine needs ``size`` bytes while it runs; the largest announcement counts."""
+        self._scratch_bytes = max(self._scratch_bytes, size)
+
+    def scratch(self, size: int) -> tuple[int, int]:
+        """Returns address and size of the block that all engines of this device run in, one after the other.
+
+        The first call allocates what was announced. A later engine that needs more gets a larger block; the earlier
+        ones keep theirs, since captured graphs hold its address.
+        """
+        self._enter()
+        self.reserve_scratch(size)
+        if not self._scratch or self._scratch[-1].size < size:
+            self._scratch.append(self.cuda.allocate(self._scratch_bytes))
+        return self._scratch[-1].pointer, self._scratch[-1].size
+
+    def attached(self, name: str, make: Callable[[], T]) -> T:
+        """Returns what engines of this device share under a name; made when first asked for, closed with the device."""
+        with self.cuda.capture_lock:
+            if name not in self._attached:
+                self._attached[name] = make()
+            shared: T = self._attached[name]
+        return shared
+
+    def synchronize(self) -> None:
+        """Waits for everything that the device was told so far; other streams of the GPU go on."""
+        if not self._closed:
+            self.cuda.synchronize()
+
+    def mark(self) -> Mark:
+        """Marks this moment in the device's own time."""
+        event = self._take_event()
+        call("cuEventRecord", event, self.cuda.stream)
+        return event
+
+    def seconds_between(self, start: Mark, end: Mark) -> float:
+        """Returns the device's seconds from one mark to a later one, and spends both; waits for the later one."""
+        elapsed_ms = call_unless_pending("cuEventElapsedTime", start, end)
+        if elapsed_ms is None:
+            call("cuEventSynchronize", end)
+            elapsed_ms = call("cuEventElapsedTime", start, end)
+        self._events.extend((start, end))
+        return float(elapsed_ms) / 1e3
+
+    def close(self) -> None:
+        """Waits for its work and frees all buffers; may be called twice. What ``take`` returned stays."""
+        if self._closed:
+            return
+        self.cuda.synchronize()
+        for shared in self._attached.values():
+            shared.close()
+        self._closed = True
+        self._splits.clear()
+        for allocation in [*self._owned, *self._scratch]:
+            allocation.free()
+        self._scratch.clear()
+        self._pinned.free()
+        while self._events:
+            call("cuEventDestroy", self._events.pop())
+
+    def _enter(self) -> None:
+        if self._closed:
+            raise EngineError(f"{self.name}: the device is closed; open the runtime again")
+        self.cuda.enter()
+
+    def _take_event(self) -> Any:
+        try:
+            return self._events.pop()
+        except IndexError:
+            return call("cuEventCreate", load_driver().CUevent_flags.CU_EVENT_DEFAULT)
+
+    def _check_rows(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> None:
+        shortest = min((len(buffer) for buffer in buffers), default=0)
+        if rows and not 0 <= min(rows) <= max(rows) < shortest:
+            raise InputError(f"cannot download rows {list(rows)} of a buffer with {shortest}")
+
+    def _check_place(self, view: DeviceArray) -> None:
+        """Refuses memory of the host, of another GPU, and of another context on this one."""
+        driver = load_driver()
+        attributes = driver.CUpointer_attribute
+        try:
+            kind = call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, view.pointer)
+            ordinal = call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, view.pointer)
+        except EngineError as error:
+            raise InputError(f"an input is at an address that no CUDA context here knows ({error})") from error
+        if int(kind) == int(driver.CUmemorytype.CU_MEMORYTYPE_HOST):
+            raise InputError("an input lies in page-locked memory of the host; pass it as a numpy array")
+        if ordinal != self.cuda.index:
+            raise InputError(
+                f"an input lies on GPU {ordinal}, this runtime works on GPU {self.cuda.index}; copy it there, or "
+                f"load the runtime with device={ordinal}"
+            )
+        try:
+            context = call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_CONTEXT, view.pointer)
+        except EngineError:  # memory from a pool belongs to no context
+            return
+        if int(context) and not self.cuda.owns(context):
+            raise InputError(
+                "an input was allocated in another CUDA context than the primary one; with PyCUDA import "
+                "pycuda.autoprimaryctx instead of pycuda.autoinit"
+            )
+
+
+def _lay_out(buffers: Sequence[Buffer], count: int) -> tuple[list[int], int]:
+    """Returns where the rows of each buffer begin in one block, in bytes, and its size."""
+    offsets, size = [], 0
+    for buffer in buffers:
+        offsets.append(size)
+        size += -(-count * buffer.row_bytes // _ALIGNMENT) * _ALIGNMENT
+    return offsets, size

@@ -1,0 +1,107 @@
+"""Replaying what an engine enqueues: captured once as a CUDA graph, launched with a single call from then on.
+
+A graph fixes shapes, addresses and the block that the engine works in, so one belongs to one binding. Before the
+capture the engine runs once plainly, which lets the backend allocate and pick kernels, neither of which may happen
+inside a capture. Capturing takes place on a stream of its own: other threads go on using the device's stream, and
+``THREAD_LOCAL`` mode leaves their calls alone.
+
+**The seat for the whole chain as one graph.** A batch's way through the chain could be a single launch: the graph of
+stage ``i`` for each cover, as the cases of a ``SWITCH`` node (driver 12.8; ``cuda.core.graph.GraphBuilder.switch``),
+behind a kernel node that counts the survivors and picks the case with ``cudaGraphSetConditional``. Everything that it
+needs is in place: graphs exist per (stage, number of rows), ``split_rows`` finds and moves the survivors without the
+host, answers lie in sections whose places the host can work out afterwards from the reports of all cuts, and no graph
+here holds a node that a conditional body forbids (events, host functions, allocations). What is missing is a GPU to
+find out whether TensorRT's captured work is accepted inside a conditional body; nobody has published that it is. Until
+then the host reads one count per cut. docs/adr/0007-cuda-layer.md has the details.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+
+from artifacts import EngineError
+from engines.cuda_context import CudaContext, undo_calls
+from engines.cuda_driver import call, load_driver
+
+Enqueue = Callable[[int], None]
+_log = logging.getLogger("pame.engines")
+
+
+class CapturedGraph:
+    """What some work enqueued on a stream, ready to be launched any number of times."""
+
+    def __init__(self, context: CudaContext, enqueue: Enqueue) -> None:
+        """Captures the work; it must have run plainly before.
+
+        Args:
+            context: where it will be launched.
+            enqueue: puts the work on the stream whose handle it is given.
+
+        Raises:
+            EngineError: the work cannot be captured, or fails by itself.
+        """
+        self._context = context
+        driver = load_driver()
+        with context.capture_lock:
+            call(
+                "cuStreamBeginCapture", context.capture_stream,
+                driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+            )  # fmt: skip
+            captured = False
+            try:
+                enqueue(int(context.capture_stream))
+                captured = True
+            finally:
+                if not captured:
+                    _end_failed_capture(context)
+            graph = call("cuStreamEndCapture", context.capture_stream)
+        try:
+            self._executable = call("cuGraphInstantiate", graph, 0)
+        finally:
+            call("cuGraphDestroy", graph)
+        self._finalizer = weakref.finalize(
+            self, undo_calls, context.primary, [("cuGraphExecDestroy", self._executable)]
+        )
+        self._finalizer.atexit = False
+
+    def launch(self) -> None:
+        """Puts the work on the device's stream."""
+        call("cuGraphLaunch", self._executable, self._context.stream)
+
+    def free(self) -> None:
+        """Frees the graph; it must not run any more. May be called twice."""
+        self._finalizer()
+
+
+def _end_failed_capture(context: CudaContext) -> None:
+    """Ends a capture in which something went wrong, so that the stream can be used again."""
+    try:
+        graph = call("cuStreamEndCapture", context.capture_stream)
+    except EngineError:  # the driver has dropped it already
+        return
+    call("cuGraphDestroy", graph)
+
+
+def run_and_capture(context: CudaContext, enqueue: Enqueue, *, what: str) -> CapturedGraph | None:
+    """Runs some work plainly, waits for it, and captures it.
+
+    Args:
+        context: where.
+        enqueue: puts the work on the stream whose handle it is given.
+        what: for the log, e.g. "stage_00 with 8 rows".
+
+    Returns:
+        The graph, or ``None`` where the driver or the engine refuses capture; the reason is logged as a warning.
+
+    Raises:
+        EngineError: the work failed when it ran plainly.
+    """
+    enqueue(context.stream_handle)
+    context.synchronize()
+    try:
+        return CapturedGraph(context, enqueue)
+    except EngineError as error:
+        _log.warning("%s runs without a CUDA graph: %s", what, error)
+        return None

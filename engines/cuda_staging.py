@@ -1,0 +1,90 @@
+"""Page-locked memory of the host, lent out block by block: what a GPU reads and writes without a hidden copy."""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from engines.cuda_context import CudaContext
+from engines.cuda_driver import call, call_unless_pending, load_driver
+
+_SMALLEST = 4096
+_MOST_PENDING = 16  # blocks of one size; from here on the host waits for the GPU to catch up
+
+
+class PinnedBlock:
+    """One block; ``memory`` is the host's view of it, ``pointer`` is its address for both sides."""
+
+    __slots__ = ("_allocation", "_event", "_recorded", "memory", "pointer", "size")
+
+    def __init__(self, context: CudaContext, size: int) -> None:
+        self._allocation = context.allocate_pinned(size)
+        self._event = call("cuEventCreate", load_driver().CUevent_flags.CU_EVENT_DISABLE_TIMING)
+        self._recorded = False
+        self.size = size
+        self.pointer = self._allocation.pointer
+        self.memory: Any = (ctypes.c_ubyte * size).from_address(self.pointer)
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> np.ndarray:
+        """Returns a view of the block from byte ``offset`` on."""
+        return np.ndarray(shape, dtype, buffer=self.memory, offset=offset)
+
+    def record(self, stream: Any) -> None:
+        """Marks that work which was put on ``stream`` uses the block."""
+        call("cuEventRecord", self._event, stream)
+        self._recorded = True
+
+    @property
+    def pending(self) -> bool:
+        """Whether that work is still under way."""
+        if self._recorded and call_unless_pending("cuEventQuery", self._event):
+            self._recorded = False
+        return self._recorded
+
+    def wait(self) -> None:
+        """Waits until that work is done."""
+        if self.pending:
+            call("cuEventSynchronize", self._event)
+            self._recorded = False
+
+    def free(self) -> None:
+        """Frees it; work that uses it must be done."""
+        self._allocation.free()
+        call("cuEventDestroy", self._event)
+
+
+class PinnedPool:
+    """Blocks by size, the longest idle first. After the first few calls it allocates no more: sizes are powers of two
+    and come back, and a block is added only while the work of all others is under way."""
+
+    def __init__(self, context: CudaContext) -> None:
+        self._context = context
+        self._idle: dict[int, deque[PinnedBlock]] = {}
+
+    def take(self, size: int) -> PinnedBlock:
+        """Lends a block of at least ``size`` bytes that no work uses any more."""
+        rounded = max(_SMALLEST, 1 << max(size - 1, 0).bit_length())
+        idle = self._idle.setdefault(rounded, deque())
+        try:
+            block = idle.popleft()
+        except IndexError:  # also when another thread was faster
+            return PinnedBlock(self._context, rounded)
+        if block.pending and len(idle) < _MOST_PENDING:
+            idle.appendleft(block)
+            return PinnedBlock(self._context, rounded)
+        block.wait()
+        return block
+
+    def give_back(self, block: PinnedBlock) -> None:
+        self._idle[block.size].append(block)
+
+    def free(self) -> None:
+        """Frees all blocks that are not lent."""
+        for idle in self._idle.values():
+            while idle:
+                block = idle.pop()
+                block.wait()
+                block.free()

@@ -1,0 +1,82 @@
+"""Opaque bytes that several processes keep for each other: TensorRT's timing caches, TensorRT-RTX's runtime caches.
+
+A file is named by what its content is valid for, begins with the SHA-256 of the rest, is replaced as a whole and only
+under a lock. What is damaged counts as absent: such a cache saves time, nothing depends on it, and its bytes go into a
+parser of NVIDIA's that trusts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from artifacts import digest_of
+
+_DIGEST_BYTES = 32
+_log = logging.getLogger("pame.engines")
+
+
+def blob_path(folder: Path, kind: str, **valid_for: str) -> Path:
+    """Returns the file of the blob that is valid for these versions, devices and so on.
+
+    Args:
+        folder: where blobs are kept.
+        kind: e.g. ``timing`` or ``runtime``; becomes part of the name.
+        valid_for: everything that another value of would make it useless.
+    """
+    return folder / f"{kind}-{digest_of({'kind': kind, **valid_for})[:16]}.cache"
+
+
+def read_blob(path: Path) -> bytes | None:
+    """Returns what is kept, or ``None`` where nothing is, or nothing sound."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        _log.warning("cannot read %s: %s; going on without it", path, error.strerror or error)
+        return None
+    digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        _log.warning("%s is damaged; going on without it", path)
+        return None
+    return content
+
+
+def update_blob(path: Path, merge: Callable[[bytes | None], bytes]) -> bool:
+    """Replaces what is kept, one process at a time.
+
+    Args:
+        path: of the blob; its folder is made where it is missing.
+        merge: what is kept now (``None``: nothing) to what shall be.
+
+    Returns:
+        False where it cannot be written, which is logged and costs nothing but time.
+    """
+    staging = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            content = merge(read_blob(path))
+            staging.write_bytes(hashlib.sha256(content).digest() + content)
+            staging.replace(path)
+    except OSError as error:
+        _log.warning("cannot keep %s: %s", path, error.strerror or error)
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            staging.unlink()
+    return True
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    with path.with_name(f".{path.name}.lock").open("wb") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

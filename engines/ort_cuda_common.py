@@ -1,0 +1,67 @@
+"""What building and opening ONNX Runtime engines for a GPU share: the provider, and what it is on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from artifacts import EngineError, MissingExtraError
+from engines.gpus import find_gpu
+from engines.keys import ONNXRUNTIME_CUDA, BackendIdentity
+from engines.ort_common import load_onnxruntime, ort_errors, session_options, translate_error
+
+PROVIDER = "CUDAExecutionProvider"
+PROVIDER_OPTIONS = {
+    "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE searches anew for every batch size, in the middle of serving
+    "use_tf32": "0",  # float32 means float32; who wants speed exports in fp16
+}
+GRAPH_FILE = "graph.onnx"
+
+
+def identify_onnxruntime_cuda(index: int = 0) -> BackendIdentity:
+    """Returns what ONNX Runtime's CUDA provider is here: it compiles for the GPU when an engine is opened.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed, or the one that is has no CUDA provider.
+        EngineError: there is no GPU.
+    """
+    ort = load_onnxruntime()
+    if PROVIDER not in ort.get_available_providers():
+        raise MissingExtraError("onnxruntime-gpu", ONNXRUNTIME_CUDA)
+    gpu = find_gpu(index)
+    if gpu is None:
+        raise EngineError(
+            f"{ONNXRUNTIME_CUDA} needs an NVIDIA GPU and its driver, and there is no GPU {index} here. "
+            "Build and serve on the machine that has one, or with --engine onnxruntime"
+        )
+    return BackendIdentity(version=ort.__version__, device=gpu.description)
+
+
+def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) -> Any:
+    """Opens a session on one GPU whose work goes to ``stream``.
+
+    Args:
+        model: the file.
+        index: the ordinal of the GPU.
+        stream: the handle of the stream; ``None`` leaves it to onnxruntime.
+        what: for messages, e.g. "open stage_00".
+
+    Raises:
+        EngineError: onnxruntime refuses the graph, or would run it on the processor.
+    """
+    ort = load_onnxruntime()
+    options = session_options(1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    chosen = {**PROVIDER_OPTIONS, "device_id": str(index)}
+    if stream is not None:
+        chosen["user_compute_stream"] = str(stream)
+    try:
+        session = ort.InferenceSession(model, options, providers=[(PROVIDER, chosen), "CPUExecutionProvider"])
+    except ort_errors() as error:
+        raise translate_error(error, what) from error
+    if PROVIDER not in session.get_providers():  # onnxruntime only prints why and goes on without
+        raise EngineError(
+            f"onnxruntime {ort.__version__} failed to {what}: its CUDA provider could not be loaded, and it would run "
+            "on the processor instead. Install the CUDA and cuDNN libraries that it was built for: "
+            f"pip install 'pame[{ONNXRUNTIME_CUDA}]'"
+        )
+    return session

@@ -1,0 +1,119 @@
+"""Files of a TensorRT engine and which profile serves which batch size: what building writes is what opening reads.
+
+A folder holds one serialised engine per file (one file, or one per batch size with ``separate``) and ``profiles.json``,
+an ``EngineFiles``: the interface as the parser saw it, and every profile. All of it was listed in the artifact's
+manifest, so nothing here is read before its digest was checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
+from engines.trt_options import SEPARATE
+
+PROFILES_JSON = "profiles.json"
+
+
+def engine_file(size: int | None) -> str:
+    """Returns the file of a serialised engine: for one batch size, or for all of them (``None``)."""
+    return "engine.trt" if size is None else f"engine_b{size}.trt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One optimisation profile of one serialised engine.
+
+    Attributes:
+        file: the serialised engine.
+        index: the profile's number in it.
+        least, best, most: rows that it takes at least, is tuned for, and takes at most.
+    """
+
+    file: str
+    index: int
+    least: int
+    best: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFiles:
+    """What lies in the folder of a TensorRT engine.
+
+    Attributes:
+        inputs, outputs: the interface; the batch is every tensor's leading axis.
+        profiles: ascending by the rows that they take.
+        activation_bytes: scratch memory of a run as the builder reported it, per file; 0 where it did not.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    profiles: tuple[Profile, ...]
+    activation_bytes: tuple[int, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The serialised engines, each once."""
+        return tuple(dict.fromkeys(profile.file for profile in self.profiles))
+
+    def profile_of(self, batch_size: int) -> Profile:
+        """Returns the profile that runs a batch of this size: the one tuned for it, or else one that takes it.
+
+        Raises:
+            EngineError: none takes it.
+        """
+        for profile in self.profiles:
+            if profile.least == profile.best == profile.most == batch_size:
+                return profile
+        for profile in self.profiles:
+            if profile.least <= batch_size <= profile.most:
+                return profile
+        taken = ", ".join(_show_rows(profile) for profile in self.profiles)
+        raise EngineError(
+            f"this engine has no profile for a batch of {batch_size}, only for {taken}; pad or split the batch"
+        )
+
+
+def plan_profiles(key: EngineKey, *, separate: bool) -> tuple[Profile, ...]:
+    """Returns the profiles of the engine with this key.
+
+    Args:
+        key: without batch sizes: one range profile, tuned for the largest batch, which is what enters a network.
+        separate: one file per batch size instead of one for all.
+    """
+    if not key.batch_sizes:
+        return (Profile(file=engine_file(None), index=0, least=1, best=key.max_batch_size, most=key.max_batch_size),)
+    return tuple(
+        Profile(
+            file=engine_file(size if separate else None),
+            index=0 if separate else index,
+            least=size, best=size, most=size,
+        )
+        for index, size in enumerate(key.batch_sizes)
+    )  # fmt: skip
+
+
+def file_differences(found: EngineFiles, key: EngineKey, graph: GraphSpec | None) -> tuple[str, ...]:
+    """Names what an engine's files were built for that its key or its graph does not say, with both values."""
+    pairs = [("profiles are", _show_profiles(found.profiles), _show_profiles(_expected_profiles(key)))]
+    if graph is not None:
+        pairs.append(("inputs are", _show_tensors(found.inputs), _show_tensors(graph.inputs)))
+        pairs.append(("outputs are", _show_tensors(found.outputs), _show_tensors(graph.outputs)))
+    return tuple(f"{what} {was}, here {now}" for what, was, now in pairs if was != now)
+
+
+def _expected_profiles(key: EngineKey) -> tuple[Profile, ...]:
+    return plan_profiles(key, separate=key.options.get("profiles") == SEPARATE)
+
+
+def _show_profiles(profiles: tuple[Profile, ...]) -> str:
+    return ", ".join(f"{_show_rows(one)} rows ({one.file} #{one.index})" for one in profiles)
+
+
+def _show_rows(profile: Profile) -> str:
+    return str(profile.least) if profile.least == profile.most else f"{profile.least} to {profile.most}"
+
+
+def _show_tensors(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(sorted(f"{spec.name} {spec.dtype} {list(spec.row_shape)} a row" for spec in specs))

@@ -1,0 +1,64 @@
+"""What TensorRT itself tells of a built engine: activation memory per profile, and layers. Needs a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts import EngineError
+from engines.trt_common import PRODUCTS, error_text, load_tensorrt, trt_logger
+from engines.trt_files import EngineFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInsight:
+    """Of one serialised engine.
+
+    Attributes:
+        file: the engine.
+        activation_bytes: scratch memory of a run, per profile.
+        layers: what TensorRT calls its layers, in the order of execution.
+    """
+
+    file: str
+    activation_bytes: tuple[int, ...]
+    layers: tuple[str, ...]
+
+
+def inspect_trt(folder: Path, flavour: str, files: EngineFiles) -> tuple[EngineInsight, ...]:
+    """Deserialises the engines in a verified and vetted folder and asks TensorRT about each.
+
+    Raises:
+        EngineError: TensorRT refuses one.
+    """
+    trt, (logger, records) = load_tensorrt(flavour), trt_logger(flavour)
+    runtime = trt.Runtime(logger)
+    found = []
+    for file in files.files:
+        with records.keep() as logged:
+            engine = runtime.deserialize_cuda_engine((folder / file).read_bytes())
+        if engine is None:
+            raise EngineError(
+                f"{PRODUCTS[flavour]} {trt.__version__} refuses {folder / file}: {error_text(logged)}. "
+                "Build it again with: python -m engines build"
+            )
+        found.append(
+            EngineInsight(
+                file=file,
+                activation_bytes=tuple(
+                    int(engine.get_device_memory_size_for_profile_v2(index))
+                    for index in range(engine.num_optimization_profiles)
+                ),
+                layers=_layers(trt, engine),
+            )
+        )
+    return tuple(found)
+
+
+def _layers(trt: Any, engine: Any) -> tuple[str, ...]:
+    inspector = engine.create_engine_inspector()
+    lines = [
+        inspector.get_layer_information(index, trt.LayerInformationFormat.ONELINE) for index in range(engine.num_layers)
+    ]
+    return tuple(" ".join(line.split()) for line in lines)

@@ -1,0 +1,208 @@
+"""Opening and running TensorRT engines, of either flavour, over the buffers and on the stream of a ``CudaDevice``.
+
+**Contexts.** One execution context per binding, that is per stage, number of rows and chain: with its profile, shapes
+and addresses set once, so that a run changes nothing. Contexts own no activation memory (``USER_MANAGED``): all of them
+work in the one block of the device, sized for the largest engine that was opened, which is sound because everything
+runs on one stream, one after the other, and the block is in use only from the start of a run to its end on the GPU.
+
+**CUDA graphs.** A binding is captured after its first run (``engines/cuda_graphs.py``), where the device wants graphs
+and the engine allows it: TensorRT-RTX is asked (``is_stream_capturable``) and told to specialise its kernels eagerly,
+since one that it swapped in later would invalidate the graph. What cannot be captured is enqueued anew each time.
+
+*Not yet run on a GPU.* The calls were checked against the real bindings of TensorRT 10.16, 11.4 and TensorRT-RTX 1.7.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from artifacts import EngineError, EngineKey, GraphSpec
+from engines.bindings import check_device_buffers
+from engines.cuda_alignment import AlignedBuffers
+from engines.cuda_device import CudaDevice
+from engines.cuda_graphs import CapturedGraph, run_and_capture
+from engines.keys import TENSORRT_RTX, rebuild_command
+from engines.protocols import Buffer, Execution
+from engines.trt_common import PRODUCTS, error_text, load_tensorrt, trt_logger
+from engines.trt_files import EngineFiles, Profile
+from engines.trt_kernels import kernel_cache
+
+
+def open_trt_engine(
+    folder: Path, key: EngineKey, graph: GraphSpec, files: EngineFiles, *, device: CudaDevice
+) -> TrtEngine:
+    """Deserialises the engine in a verified and vetted folder.
+
+    Args:
+        folder: what ``TrtBuilder.build`` filled.
+        key: its key.
+        graph: its interface.
+        files: what lies in the folder, from ``vet_trt_engine``.
+        device: where its buffers live; its stream takes the work.
+
+    Raises:
+        EngineError: TensorRT refuses it, or its interface is not that of ``graph``.
+    """
+    device.cuda.enter()
+    trt, (logger, records) = load_tensorrt(key.backend), trt_logger(key.backend)
+    runtime = trt.Runtime(logger)
+    engines = {}
+    for file in files.files:
+        with records.keep() as logged:
+            engine = runtime.deserialize_cuda_engine((folder / file).read_bytes())
+        if engine is None:
+            raise EngineError(
+                f"{PRODUCTS[key.backend]} {trt.__version__} refuses {folder / file}: {error_text(logged)}. "
+                f"Build it again with: {rebuild_command(folder)}"
+            )
+        _check_names(trt, engine, graph, folder)
+        device.reserve_scratch(int(engine.device_memory_size_v2))
+        engines[file] = engine
+    return TrtEngine(key=key, graph=graph, files=files, runtime=runtime, engines=engines, device=device)
+
+
+def _check_names(trt: Any, engine: Any, graph: GraphSpec, folder: Path) -> None:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    for kind, mode, specs in (
+        ("inputs", trt.TensorIOMode.INPUT, graph.inputs),
+        ("outputs", trt.TensorIOMode.OUTPUT, graph.outputs),
+    ):
+        found, wanted = {name for name in names if engine.get_tensor_mode(name) == mode}, {spec.name for spec in specs}
+        if found != wanted:
+            raise EngineError(
+                f"the engine at {folder} is not one of {graph.name}: its {kind} are {sorted(found)}, expected "
+                f"{sorted(wanted)}. Build it again with: {rebuild_command(folder)}"
+            )
+
+
+class TrtEngine:
+    """An open engine; made by ``open_trt_engine``. Its runs follow one another on the device's stream."""
+
+    def __init__(
+        self, *, key: EngineKey, graph: GraphSpec, files: EngineFiles, runtime: Any, engines: Mapping[str, Any],
+        device: CudaDevice,
+    ) -> None:  # fmt: skip
+        self._key = key
+        self._graph = graph
+        self._files = files
+        self._runtime = runtime
+        self._engines = dict(engines)
+        self._device = device
+        self._bound: weakref.WeakSet[_BoundRun] = weakref.WeakSet()
+
+    @property
+    def key(self) -> EngineKey:
+        return self._key
+
+    @property
+    def graph(self) -> GraphSpec:
+        return self._graph
+
+    def bind(self, buffers: Mapping[str, Buffer]) -> Execution:
+        """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``.
+
+        Takes a while: makes an execution context, runs it once over what the buffers hold, and captures it.
+        """
+        if not self._engines:
+            raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
+        rows = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
+        self._device.cuda.enter()
+        profile = self._files.profile_of(rows)
+        aligned = AlignedBuffers(self._graph, buffers, self._device)
+        what = f"{self._graph.name} with {rows} rows"
+        context = self._make_context(self._engines[profile.file], profile, aligned, what=what)
+        bound = _BoundRun(self._key.backend, context, aligned, self._device, what=what)
+        self._bound.add(bound)
+        return bound
+
+    def close(self) -> None:
+        """Waits for the device's work, then frees contexts, engines and runtime, in the order that TensorRT wants."""
+        if not self._engines:
+            return
+        self._device.synchronize()
+        for bound in list(self._bound):
+            bound.release()
+        self._engines.clear()
+        self._runtime = None
+
+    def _make_context(self, engine: Any, profile: Profile, aligned: AlignedBuffers, *, what: str) -> Any:
+        trt, (_, records) = load_tensorrt(self._key.backend), trt_logger(self._key.backend)
+        device, stream = self._device, self._device.cuda.stream_handle
+        with records.keep() as logged:
+            run_config = engine.create_runtime_config()
+            run_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+            if self._key.backend == TENSORRT_RTX:
+                run_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # we capture ourselves
+                eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+                run_config.dynamic_shapes_kernel_specialization_strategy = eager
+                kernel_cache(device, self._key.backend_version).attach(run_config)
+            context = engine.create_execution_context(run_config)
+            done = context is not None and context.set_optimization_profile_async(profile.index, stream)
+            for spec in self._graph.inputs:
+                done = done and context.set_input_shape(spec.name, aligned.arrays[spec.name].shape)
+            for name, array in aligned.arrays.items():
+                done = done and context.set_tensor_address(name, array.pointer)
+            missing = context.infer_shapes() if done else []
+        if not done or missing:
+            reason = f"the shapes of {missing} are not known" if missing else error_text(logged)
+            raise EngineError(f"{PRODUCTS[self._key.backend]} cannot bind {what}: {reason}")
+        address, size = device.scratch(int(engine.device_memory_size_v2))
+        context.set_device_memory(address, size)
+        return context
+
+
+class _BoundRun:
+    """An execution context with its addresses, and its graph where it has one; keeps the buffers alive.
+
+    Attributes:
+        captured: whether it runs as a CUDA graph.
+    """
+
+    __slots__ = ("__weakref__", "_aligned", "_backend", "_context", "_device", "_graph", "_what", "captured")
+
+    def __init__(self, backend: str, context: Any, aligned: AlignedBuffers, device: CudaDevice, *, what: str) -> None:
+        self._backend = backend
+        self._context = context
+        self._aligned: AlignedBuffers | None = aligned
+        self._device = device
+        self._what = what
+        self._graph: CapturedGraph | None = None
+        if device.cuda_graphs and self._can_capture():
+            self._graph = run_and_capture(device.cuda, self._enqueue, what=what)
+        self.captured = self._graph is not None
+
+    def __call__(self) -> None:
+        cuda = self._device.cuda
+        cuda.enter()
+        if self._graph is not None:
+            self._graph.launch()
+        else:
+            self._enqueue(cuda.stream_handle)
+
+    def release(self) -> None:
+        """Frees everything; nothing of it may run any more."""
+        if self._graph is not None:
+            self._graph.free()
+        self._graph = None
+        self._context = None
+        self._aligned = None
+
+    def _can_capture(self) -> bool:
+        if self._backend != TENSORRT_RTX:
+            return True
+        context = self._context
+        return bool(context.is_stream_capturable(int(self._device.cuda.capture_stream)))
+
+    def _enqueue(self, stream: int) -> None:
+        context, aligned, (_, records) = self._context, self._aligned, trt_logger(self._backend)
+        if aligned is None:
+            raise EngineError(f"{self._what}: the engine is closed; open it again")
+        aligned.copy_in(stream)
+        with records.keep() as logged:
+            done = context.execute_async_v3(stream)
+        if not done:
+            raise EngineError(f"{PRODUCTS[self._backend]} failed to run {self._what}: {error_text(logged)}")
+        aligned.copy_out(stream)

@@ -1,0 +1,80 @@
+"""Vetting a TensorRT engine before a byte of it reaches TensorRT.
+
+By then its folder was checked against the manifest, and its key against version, GPU, driver and graph
+(``keys.vet_key``). Here follow the build options by name, the profiles, the interface, and, where there is a GPU,
+TensorRT-RTX's own check of an engine's header.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from artifacts import Artifact, EngineKey, GraphSpec, StaleArtifactError, read_json
+from engines.gpus import find_gpu
+from engines.keys import TENSORRT_RTX, rebuild_command, refuse_differences
+from engines.trt_common import PRODUCTS, load_tensorrt, trt_logger
+from engines.trt_files import PROFILES_JSON, EngineFiles, file_differences
+from engines.trt_options import option_differences
+
+
+def vet_trt_engine(artifact: Artifact, key: EngineKey, graph: GraphSpec | None) -> EngineFiles:
+    """Refuses an engine that was built with other options, for other profiles or for another interface.
+
+    Args:
+        artifact: its folder, verified.
+        key: its key, vetted.
+        graph: the interface that it must have; ``None`` where that is not known.
+
+    Returns:
+        What lies in the folder.
+
+    Raises:
+        StaleArtifactError: something differs, or TensorRT-RTX says that it does not run here; with the command that
+            builds it again.
+        CorruptArtifactError, SchemaError: ``profiles.json`` is missing, or not what it should be.
+    """
+    refuse_differences(artifact.folder, option_differences(key.backend, key.options))
+    files = read_json(artifact.path(PROFILES_JSON), EngineFiles)
+    refuse_differences(artifact.folder, file_differences(files, key, graph))
+    paths = [artifact.path(name) for name in files.files]
+    if key.backend == TENSORRT_RTX and find_gpu() is not None:
+        for path in paths:
+            check_validity(path)
+    return files
+
+
+def untold(key: EngineKey) -> str | None:
+    """Returns what vetting could not tell about an engine on this machine; ``None`` where it told everything."""
+    if find_gpu() is not None:
+        return None
+    return f"whether {PRODUCTS[key.backend]} runs it here cannot be told without a GPU"
+
+
+def check_validity(path: Path) -> None:
+    """Asks TensorRT-RTX whether an engine runs on this GPU; it looks at the header only.
+
+    Raises:
+        StaleArtifactError: it says no, with its diagnostics.
+    """
+    trt, (logger, _) = load_tensorrt(TENSORRT_RTX), trt_logger(TENSORRT_RTX)
+    runtime = trt.Runtime(logger)
+    with path.open("rb") as stream:
+        header = stream.read(runtime.engine_header_size)
+    validity, diagnostics = runtime.get_engine_validity(header)
+    if validity == trt.EngineValidity.INVALID and diagnostics:
+        raise StaleArtifactError(
+            f"TensorRT-RTX {trt.__version__} says that {path} does not run on {_here()}: "
+            f"{', '.join(name_diagnostics(trt, diagnostics))}. Build it again with: {rebuild_command(path.parent)}"
+        )
+
+
+def name_diagnostics(trt: Any, diagnostics: int) -> tuple[str, ...]:
+    """Returns the names of the bits that TensorRT-RTX set; their numbers are its own affair."""
+    members = trt.EngineInvalidityDiagnostics.__members__
+    return tuple(name for name, member in members.items() if int(member) & diagnostics)
+
+
+def _here() -> str:
+    gpu = find_gpu()
+    return "this machine" if gpu is None else gpu.description

@@ -1,0 +1,250 @@
+"""Real builds with TensorRT-RTX, which needs no GPU for it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from artifacts import EngineError, GraphSpec, TensorSpec, UsageError, read_json, read_manifest
+from engines import BuildWatch, build_engine, builder, ensure_engine, list_engines, profiles_of
+from engines.keys import BUILD_SECONDS, open_key
+from engines.onnx_facts import read_interface_names
+from engines.trt_common import PORTABLE_DEVICE, clean_message
+from engines.trt_files import PROFILES_JSON, EngineFiles
+
+onnx = pytest.importorskip("onnx")
+MAGIC = b"vtrt"
+
+
+def build(path: Path, graph: GraphSpec, cache: Path, **settings: Any) -> tuple[Path, EngineFiles]:
+    folder = ensure_engine(path, graph, cache, **{"backend": "tensorrt-rtx", "max_batch_size": 8, **settings})
+    return folder, read_json(folder / PROFILES_JSON, EngineFiles)
+
+
+def write_graph(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], *weights: Any) -> Path:
+    body = onnx.helper.make_graph(nodes, "g", inputs, outputs, weights)
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("nowhere", 1)]
+    onnx.save(onnx.helper.make_model(body, opset_imports=opsets, ir_version=10), path)
+    return path
+
+
+def floats(name: str, *shape: int | str) -> Any:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "sizes", "names", "rows"),
+    [
+        (None, (), ["engine.trt"], [(1, 8, 8)]),
+        ("range", (), ["engine.trt"], [(1, 8, 8)]),
+        ("per-batch", (), ["engine.trt"], [(1, 1, 1), (2, 2, 2), (4, 4, 4), (8, 8, 8)]),
+        ("per-batch", (1, 6), ["engine.trt"], [(1, 1, 1), (6, 6, 6)]),
+        ("separate", (1, 8), ["engine_b1.trt", "engine_b8.trt"], [(1, 1, 1), (8, 8, 8)]),
+    ],
+)
+def test_an_engine_in_every_profile_way(
+    rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path,
+    profiles: str | None, sizes: tuple[int, ...], names: list[str], rows: list[tuple[int, int, int]],
+) -> None:  # fmt: skip
+    folder, files = build(onnx_file, graph, tmp_path, profiles=profiles, batch_sizes=sizes)
+    assert sorted(path.name for path in folder.glob("*.trt")) == names
+    assert [(one.least, one.best, one.most) for one in files.profiles] == rows
+    assert (files.inputs, files.outputs) == (graph.inputs, graph.outputs)
+    assert len(files.activation_bytes) == len(names)
+    assert all(size > 0 for size in files.activation_bytes)
+    for name in names:
+        content = (folder / name).read_bytes()
+        assert content.startswith(MAGIC)
+        assert all(spec.name.encode() in content for spec in (*graph.inputs, *graph.outputs))
+    _, key = open_key(folder)
+    assert (key.backend, key.device, key.precision) == (rtx, PORTABLE_DEVICE, "float32")
+    assert profiles_of(key) == (profiles or "range")
+    assert float(read_manifest(folder).environment[BUILD_SECONDS]) > 0
+
+
+def test_an_engine_is_built_once_per_way(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+    first, _ = build(onnx_file, graph, tmp_path)
+    made = (first / "manifest.json").stat().st_mtime_ns
+    assert build(onnx_file, graph, tmp_path, profiles="range")[0] == first
+    assert (first / "manifest.json").stat().st_mtime_ns == made
+    assert build(onnx_file, graph, tmp_path, profiles="per-batch")[0] != first
+    assert len(list_engines(tmp_path)) == 2
+
+
+def test_weights_are_stored_once_for_all_profiles(rtx: str, tmp_path: Path) -> None:
+    """The weights dwarf the kernels here, so that bytes tell. No batch of 1: a product with a single row is a kernel of
+    its own with a layout of its own, and its weights are stored once more (docs/adr/0006)."""
+    weight = onnx.numpy_helper.from_array(np.random.default_rng(0).standard_normal((1024, 1024), np.float32), "w")
+    path = write_graph(
+        tmp_path / "wide.onnx", [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [floats("x", "batch", 1024)], [floats("y", "batch", 1024)], weight,
+    )  # fmt: skip
+    spec = [TensorSpec(name=name, dtype="float32", row_shape=(1024,)) for name in "xy"]
+    graph = GraphSpec(name="wide", file="wide.onnx", inputs=(spec[0],), outputs=(spec[1],))
+    sizes = {
+        way: sum(
+            path.stat().st_size
+            for path in build(path, graph, tmp_path / "cache", profiles=way, batch_sizes=given)[0].glob("*.trt")
+        )
+        for way, given in {"range": (), "per-batch": (2, 4, 8), "separate": (2, 4, 8)}.items()
+    }
+    assert sizes["range"] >= 4 * 1024**2
+    assert sizes["per-batch"] <= 1.1 * sizes["range"]
+    assert sizes["separate"] >= 2.8 * sizes["range"]
+
+
+def test_types_other_than_float_are_kept(rtx: str, tmp_path: Path) -> None:
+    helper, types = onnx.helper, onnx.TensorProto
+    table = onnx.numpy_helper.from_array(np.ones((7, 4), np.float16), "table")
+    path = write_graph(
+        tmp_path / "ids.onnx",
+        [
+            helper.make_node("Gather", ["table", "ids"], ["rows"]),
+            helper.make_node("Where", ["mask", "rows", "low"], ["y"]),
+        ],
+        [helper.make_tensor_value_info("ids", types.INT64, ["b", 3]),
+         helper.make_tensor_value_info("mask", types.BOOL, ["b", 3, 1])],
+        [helper.make_tensor_value_info("y", types.FLOAT16, ["b", 3, 4])],
+        table, onnx.numpy_helper.from_array(np.array(-1e4, np.float16), "low"),
+    )  # fmt: skip
+    graph = GraphSpec(
+        name="ids", file="ids.onnx",
+        inputs=(TensorSpec(name="ids", dtype="int64", row_shape=(3,)),
+                TensorSpec(name="mask", dtype="bool", row_shape=(3, 1))),
+        outputs=(TensorSpec(name="y", dtype="float16", row_shape=(3, 4)),),
+    )  # fmt: skip
+    folder, files = build(path, graph, tmp_path / "cache")
+    assert (files.inputs, files.outputs) == (graph.inputs, graph.outputs)
+    assert open_key(folder)[1].precision == "float16"
+
+
+def test_a_parser_error_names_node_operator_and_reason(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["r"], name="fine"),
+        onnx.helper.make_node("Novelty", ["r"], ["y"], name="node_7", domain="nowhere"),
+    ]
+    path = write_graph(tmp_path / "bad.onnx", nodes, [floats("x", "b", 2)], [floats("y", "b", 2)])
+    with pytest.raises(
+        EngineError,
+        match=r"TensorRT-RTX 1\.7\S* cannot parse .*bad.onnx: node 'node_7', operator Novelty: .*Plugin not found",
+    ):
+        build(path, graph, tmp_path / "cache")
+    assert list_engines(tmp_path / "cache") == ()
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_build_error_names_the_layer(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
+    shape = onnx.numpy_helper.from_array(np.array([-1, 4]), "s")
+    nodes = [onnx.helper.make_node("Reshape", ["x", "s"], ["y"], name="bad_reshape")]
+    path = write_graph(tmp_path / "bad.onnx", nodes, [floats("x", "b", 6)], [floats("y", "b", 4)], shape)
+    with pytest.raises(
+        EngineError, match=r"failed to build .*bad_reshape: reshape wildcard -1 has no integer"
+    ) as caught:
+        build(path, graph, tmp_path / "cache", profiles="separate", batch_sizes=(1,))
+    assert ".cpp" not in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_tensor_that_merely_passes_is_refused(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+    inputs = [floats("x", "b", 2), floats("mask", "b", 2)]
+    path = write_graph(tmp_path / "pass.onnx", nodes, inputs, [floats("y", "b", 2), floats("mask", "b", 2)])
+    assert read_interface_names(path) == (("x", "mask"), ("y", "mask"))
+    with pytest.raises(EngineError, match=r"sees other inputs in .*merely passes through"):
+        build(path, graph, tmp_path / "cache")
+
+
+def test_a_fixed_batch_axis_fits_one_batch_size(
+    rtx: str, make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path
+) -> None:
+    path = make_onnx(batch=4)
+    with pytest.raises(EngineError, match="cannot be built for 1 to 8 rows: the leading axis of its input 'x' is 4"):
+        build(path, graph, tmp_path)
+    with pytest.raises(EngineError, match="batch sizes 2"):
+        build(path, graph, tmp_path, profiles="per-batch", batch_sizes=(2,))
+    build(path, graph, tmp_path, profiles="per-batch", batch_sizes=(4,))
+
+
+def test_what_leaves_a_rows_shape_open_is_refused(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
+    path = write_graph(tmp_path / "open.onnx", nodes, [floats("x", "b", "n")], [floats("y", "b", "n")])
+    with pytest.raises(EngineError, match="tensor 'x' .* only the leading axis open"):
+        build(path, graph, tmp_path / "cache")
+
+
+def test_range_and_batch_sizes_do_not_go_together(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes any from 1 to 8"):
+        build(onnx_file, graph, tmp_path, batch_sizes=(2,))
+    with pytest.raises(UsageError, match="onnxruntime has no shape profiles"):
+        builder("onnxruntime", profiles="range")
+
+
+def test_progress_is_told_and_ends_at_the_end(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    watch = BuildWatch(report=lambda phase, fraction: told.append((phase, fraction)))
+    build(onnx_file, graph, tmp_path, profiles="separate", batch_sizes=(1, 8), watch=watch)
+    fractions = [fraction for _, fraction in told]
+    assert fractions == sorted(fractions)
+    assert len(set(fractions)) > 20
+    assert fractions[-1] == 1
+    assert {0.5} <= set(fractions)  # the first of two engines
+    assert len({phase for phase, _ in told}) > 3
+
+
+@pytest.mark.parametrize("after", [1, 10, 40])
+def test_a_cancelled_build_leaves_nothing(
+    rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path, after: int
+) -> None:
+    told: list[str] = []
+    watch = BuildWatch(report=lambda phase, _: told.append(phase), cancelled=lambda: len(told) >= after)
+    with pytest.raises(EngineError, match="the build of tiny.onnx was cancelled; nothing was left behind"):
+        build(onnx_file, graph, tmp_path, watch=watch)
+    assert after <= len(told) < after + 20  # it ended soon
+    assert list(tmp_path.iterdir()) == []
+    build(onnx_file, graph, tmp_path)
+
+
+def test_ctrl_c_ends_a_build(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def interrupt(phase: str, _fraction: float) -> None:
+        told.append(phase)
+        if len(told) == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build(onnx_file, graph, tmp_path, watch=BuildWatch(report=interrupt))
+    assert len(told) < 30
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_watch_that_fails_ends_the_build_with_its_own_error(
+    rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path
+) -> None:
+    def fail(_phase: str, _fraction: float) -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        build(onnx_file, graph, tmp_path, watch=BuildWatch(report=fail))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_builds_in_threads_take_turns(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+    key = builder(rtx).key(onnx_file, batch_sizes=(), max_batch_size=8)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda index: build_engine(onnx_file, tmp_path / str(index), key), range(3)))
+    assert all(engine.problem is None for engine in list_engines(tmp_path))
+
+
+def test_messages_are_cleaned_of_source_positions() -> None:
+    message = "IBuilder: Error 4 (Layer r: no. In operator() at /_src/a.cpp:4 In analyze at /_src/b.cpp:2)"
+    assert clean_message(message) == "IBuilder: Error 4 (Layer r: no.)"
+    assert clean_message("one\ntwo In plain words at last") == "one two In plain words at last"
