@@ -36,8 +36,8 @@ stage comes on top, and on top of the first stage what serving a batch takes bes
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -90,6 +90,16 @@ def price_stage(
     cost[1:] += np.interp(np.arange(1, batch_size + 1), itm.batch_sizes, host_ms)
     cost.setflags(write=False)
     return cost
+
+
+def keep_sizes(itm: InferenceTimeMatrix, sizes: tuple[int, ...]) -> InferenceTimeMatrix:
+    """Returns a matrix with some of its batch sizes only."""
+    kept = [itm.batch_sizes.index(size) for size in sizes]
+
+    def pick(rows: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        return {name: tuple(row[column] for column in kept) for name, row in rows.items()}
+
+    return replace(itm, batch_sizes=sizes, median_ms=pick(itm.median_ms), spread_ms=pick(itm.spread_ms))
 
 
 def host_row(itm: InferenceTimeMatrix, after: str | None, until: str | None) -> tuple[float, ...]:

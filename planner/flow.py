@@ -32,6 +32,7 @@ from planner.certified import CertifiedPlans, describe_certified, merge_certifie
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
+from planner.engine_sizes import check_limits
 from planner.greedy import SearchResult, plan_greedy
 from planner.grids import KeptGrids, threshold_grid
 from planner.joint import plan_joint
@@ -114,6 +115,7 @@ def ensure_plan(
     itm_artifact, itm = ensure_itm(
         run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads
     )
+    check_limits(config, itm)
     inputs = {"model": model.digest, "trace": trace_artifact.digest, "itm": itm_artifact.digest}
     parameters = {"config": to_plain(config)}
     origin = BundleOrigin.of(model, trace_artifact)
