@@ -33,8 +33,7 @@ LIBRARIES = {
 OBJECTS = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "shapes": "IOptimizationProfile", "tensor": "ITensor", "parser_error": "ParserError", "runtime": "Runtime",
-    "engine": "ICudaEngine", "inspector": "EngineInspector", "context": "IExecutionContext", "cache": "ITimingCache",
-    "ours": "ITimingCache", "serialised": "IHostMemory", "run_config": "IRuntimeConfig", "kernels": "IRuntimeCache",
+    "engine": "ICudaEngine", "inspector": "EngineInspector", "cache": "ITimingCache", "ours": "ITimingCache",
 }  # fmt: skip
 OBJECTS_OF_FILES = {  # where a variable means something else
     "trt_run.py": {
@@ -48,8 +47,8 @@ RTX_ONLY = {
     "Runtime.engine_header_size", "Runtime.get_engine_validity", "CudaGraphStrategy", "CudaGraphStrategy.DISABLED",
     "DynamicShapesKernelSpecializationStrategy", "DynamicShapesKernelSpecializationStrategy.EAGER",
     "IRuntimeConfig.cuda_graph_strategy", "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
-    "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IRuntimeCache.deserialize",
-    "IRuntimeCache.serialize", "IExecutionContext.is_stream_capturable",
+    "IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache", "IExecutionContext.is_stream_capturable",
+    "IRuntimeCache.deserialize", "IRuntimeCache.serialize",
 }  # fmt: skip
 OVERRIDDEN = {
     "IProgressMonitor.phase_start", "IProgressMonitor.phase_finish", "IProgressMonitor.step_complete", "ILogger.log",
