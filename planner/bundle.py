@@ -31,7 +31,7 @@ from artifacts import (
 from artifacts.store import MANIFEST
 from engines import ensure_engine
 from export import merge_stage
-from planner.costs import host_row, price_stage, stage_row
+from planner.costs import host_row, keep_sizes, price_stage, stage_row
 from planner.evaluate import ChosenExits
 from planner.timing import TimedGraph
 
@@ -92,21 +92,31 @@ def stage_graphs(model: Model, stages: Mapping[StageBounds, MergedStage]) -> tup
     return tuple(graphs)
 
 
-def measured_stage_costs(itm: InferenceTimeMatrix, exits: Sequence[str], *, batch_size: int) -> tuple[np.ndarray, ...]:
+def measured_stage_costs(
+    itm: InferenceTimeMatrix, exits: Sequence[str], *, batch_size: int,
+    sizes: Mapping[StageBounds, tuple[int, ...]] | None = None,
+) -> tuple[np.ndarray, ...]:  # fmt: skip
     """Returns the cost of each stage of a plan for 0..B rows, from a matrix that holds the stages themselves.
 
     The counterpart of ``NetworkCosts.plan_costs`` once the stages are merged and timed: nothing is estimated.
+
+    Args:
+        itm: holds the stages' rows.
+        exits: of the plan.
+        batch_size: B.
+        sizes: the batch sizes that the stages keep engines for; all that were timed when left out.
     """
     costs = []
-    for after, until in stage_bounds(exits):
-        engine, host = itm.row_ms(stage_row(after, until)), host_row(itm, after, until)
-        costs.append(price_stage(engine, host, itm, batch_size=batch_size))
+    for bounds in stage_bounds(exits):
+        own = itm if sizes is None else keep_sizes(itm, sizes[bounds])
+        engine, host = own.row_ms(stage_row(*bounds)), host_row(own, *bounds)
+        costs.append(price_stage(engine, host, own, batch_size=batch_size))
     return tuple(costs)
 
 
 def assemble_bundle(
     folder: Path, *, model: Model, plan: ExitPlan, stages: Mapping[StageBounds, MergedStage], itm: InferenceTimeMatrix,
-    cache: Path, inputs: Mapping[str, str],
+    cache: Path, inputs: Mapping[str, str], sizes: Mapping[StageBounds, tuple[int, ...]] | None = None,
 ) -> None:  # fmt: skip
     """Publishes a bundle: stages, engines, ``bundle.json`` and ``exit_plan.json``.
 
@@ -118,6 +128,7 @@ def assemble_bundle(
         itm: holds the stages' rows.
         cache: the compiled engines; what is missing is built.
         inputs: digests of what the bundle was made from.
+        sizes: the batch sizes that the stages keep engines for; all that were timed when left out.
 
     Raises:
         ArtifactError: it cannot be written; what was there is untouched.
@@ -127,7 +138,15 @@ def assemble_bundle(
     with new_artifact(folder, kind="bundle", inputs=inputs) as staging:
         (staging / "stages").mkdir()
         specs = tuple(
-            _add_stage(staging, f"stage_{index:02d}", stages[bounds], threshold, plan, itm, cache)
+            _add_stage(
+                staging,
+                f"stage_{index:02d}",
+                stages[bounds],
+                threshold,
+                plan,
+                itm if sizes is None else keep_sizes(itm, sizes[bounds]),
+                cache,
+            )
             for index, (bounds, threshold) in enumerate(zip(stage_bounds(cuts), thresholds, strict=True))
         )
         bundle = BundleSpec(
@@ -152,7 +171,10 @@ def _add_stage(
     weights = stage.onnx.with_name(f"{stage.onnx.name}.data")
     if weights.is_file():
         shutil.copyfile(weights, staging / "stages" / weights.name)
-    built = ensure_engine(stage.onnx, stage.graph, cache, backend=plan.backend, max_batch_size=plan.batch_size)
+    built = ensure_engine(
+        stage.onnx, stage.graph, cache, backend=plan.backend, max_batch_size=plan.batch_size,
+        batch_sizes=itm.batch_sizes if itm.fixed else (),
+    )  # fmt: skip
     shutil.copytree(built, staging / engine)
     medians = itm.row_ms(stage_row(stage.after, stage.until))
     return StageSpec(

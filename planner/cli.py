@@ -128,6 +128,13 @@ def _add_timing_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds after which timing stops early (default: %(default)s)",
     )  # fmt: skip
     group.add_argument(
+        "--max-engines", type=int, metavar="N",
+        help="the most engines of the bundle, for backends whose engines are bound to a batch size (default: any)",
+    )  # fmt: skip
+    group.add_argument(
+        "--memory-mb", type=float, metavar="MB", help="likewise, the most megabytes of engine files (default: any)"
+    )
+    group.add_argument(
         "--contenders", type=int, default=_MEASURE.contenders,
         help="how many of the best plans are measured end to end (default: %(default)s)",
     )  # fmt: skip
@@ -194,6 +201,8 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
         search=arguments.search,
         objective=arguments.objective,
         max_exits=arguments.max_exits,
+        max_engines=arguments.max_engines,
+        memory_mb=arguments.memory_mb,
         grid_step=arguments.grid_step,
         tail=TailRule(
             share=arguments.tail_share,

@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import ArtifactError, Certificate, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace
+from artifacts import ArtifactError, Certificate, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace, UsageError
 from artifacts.console import say, track
 from artifacts.store import recover_artifact
 from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.config import MeasureConfig, PlanConfig
 from planner.costs import price_staying
-from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
+from planner.engine_sizes import Sizes, choose_sizes
+from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_exits, evaluate_plan
 from planner.greedy import SearchResult
 from planner.load import Load
 from planner.objectives import BATCH, MEAN, P99, objective_ms
@@ -167,20 +168,20 @@ def commit_plan(
             stage_graphs(case.model, stages), case.model.spec, case.run.engines, config.timing,
             backend=config.backend, threads=config.threads, clock=clock,
         )  # fmt: skip
-        figures = [price_plan(case.trace, plan, itm, batch_size=config.batch_size, load=config.load) for plan in plans]
+        priced = _price_fitting(case, plans, stages, itm)
         certificates = {one.figures.chosen: one.certificate for one in result.considered}
-        bundles = _assemble_all(case, scratch, figures, stages, itm, certificates)
-        say(f"measuring {len(plans)} plans end to end")
+        bundles = _assemble_all(case, scratch, priced, stages, itm, certificates)
+        say(f"measuring {len(priced)} plans end to end")
         batches = draw_batches(queries, load=config.load or Load.of(config.batch_size), count=config.measure.queries)
         with ExitStack() as opened:
             serves = [_open_serve(bundle, opened) for _, bundle in bundles]
             measured, rounds = measure_plans(serves, batches, config.measure, clock=clock)
         contenders = [
             Contender(
-                figures=one, plan=plan, bundle=bundle, measured_mean_ms=mean, measured_batch_ms=whole,
-                measured_p99_ms=p99, stay_ms=_price_staying(one.chosen, itm, config), allowed=one.chosen in allowed,
+                figures=one.figures, plan=plan, bundle=bundle, measured_mean_ms=mean, measured_batch_ms=whole,
+                measured_p99_ms=p99, stay_ms=one.stay_ms, allowed=one.figures.chosen in allowed,
             )
-            for one, (plan, bundle), (mean, whole, p99) in zip(figures, bundles, measured.tolist(), strict=True)
+            for one, (plan, bundle), (mean, whole, p99) in zip(priced, bundles, measured.tolist(), strict=True)
         ]  # fmt: skip
         yield Commitment(contenders=rank_contenders(contenders, config.objective), rounds=rounds, itm=itm)
 
@@ -203,18 +204,44 @@ def _scratch_folder(root: Path) -> Iterator[Path]:
 
 
 def price_plan(
-    trace: Trace, chosen: ChosenExits, itm: InferenceTimeMatrix, *, batch_size: int, load: Load | None = None
-) -> PlanFigures:
+    trace: Trace, chosen: ChosenExits, itm: InferenceTimeMatrix, *, batch_size: int, load: Load | None = None,
+    sizes: Sizes | None = None,
+) -> PlanFigures:  # fmt: skip
     """Evaluates a plan with the measured times of its own stages; ``itm`` holds those of the plan without exits too."""
     load = load or Load.of(batch_size)
-    full = measured_stage_costs(itm, (), batch_size=batch_size)[0]
-    costs = measured_stage_costs(itm, chosen.cuts, batch_size=batch_size)
-    return evaluate_plan(trace, chosen, costs, full_ms=price_staying((full,), load), load=load)
+    full = measured_stage_costs(itm, (), batch_size=batch_size)
+    costs = measured_stage_costs(itm, chosen.cuts, batch_size=batch_size, sizes=sizes)
+    return evaluate_plan(trace, chosen, costs, full_ms=price_staying(full, load), load=load)
 
 
-def _price_staying(chosen: ChosenExits, itm: InferenceTimeMatrix, config: PlanConfig) -> float:
-    costs = measured_stage_costs(itm, chosen.cuts, batch_size=config.batch_size)
-    return price_staying(costs, config.load or Load.of(config.batch_size))
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Priced:
+    """A plan priced from the times of its stages, with the batch sizes that they keep engines for."""
+
+    figures: PlanFigures
+    sizes: Sizes
+    stay_ms: float
+
+
+def _price_fitting(
+    case: PlanningCase, plans: Sequence[ChosenExits], stages: Mapping[StageBounds, MergedStage],
+    itm: InferenceTimeMatrix,
+) -> list[_Priced]:  # fmt: skip
+    """Prices the plans that are within the limits on engines, leaving out those that are not."""
+    config, priced = case.config, []
+    load = config.load or Load.of(config.batch_size)
+    for plan in plans:
+        try:
+            sizes = choose_sizes(plan, evaluate_exits(case.trace, plan), stages, itm, config, case.run.engines)
+        except UsageError as error:
+            if not plan.cuts:
+                raise
+            say(f"left out: {error}")
+            continue
+        figures = price_plan(case.trace, plan, itm, batch_size=config.batch_size, load=load, sizes=sizes)
+        costs = measured_stage_costs(itm, plan.cuts, batch_size=config.batch_size, sizes=sizes)
+        priced.append(_Priced(figures=figures, sizes=sizes, stay_ms=price_staying(costs, load)))
+    return priced
 
 
 def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certificate | None = None) -> ExitPlan:
@@ -240,17 +267,18 @@ def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certifi
 
 
 def _assemble_all(
-    case: PlanningCase, scratch: Path, priced: Sequence[PlanFigures], stages: Mapping[StageBounds, MergedStage],
+    case: PlanningCase, scratch: Path, priced: Sequence[_Priced], stages: Mapping[StageBounds, MergedStage],
     itm: InferenceTimeMatrix, certificates: Mapping[ChosenExits, Certificate | None],
 ) -> list[tuple[ExitPlan, Path]]:  # fmt: skip
     inputs = {"model": case.model.digest, "trace": case.trace_digest}
     made = []
-    for index, figures in enumerate(priced):
-        plan = describe_plan(figures, case, certificates.get(figures.chosen))
+    for index, one in enumerate(priced):
+        plan = describe_plan(one.figures, case, certificates.get(one.figures.chosen))
         bundle = scratch / f"plan_{index:02d}"
         assemble_bundle(
-            bundle, model=case.model, plan=plan, stages=stages, itm=itm, cache=case.run.engines, inputs=inputs
-        )
+            bundle, model=case.model, plan=plan, stages=stages, itm=itm, cache=case.run.engines, inputs=inputs,
+            sizes=one.sizes,
+        )  # fmt: skip
         made.append((plan, bundle))
     return made
 

@@ -113,6 +113,8 @@ class PlanConfig:
         search: which search, one of ``SEARCHES``.
         objective: what the plan is to be good at, one of ``objectives.OBJECTIVES``.
         max_exits: the most exits that a plan may have; ``None``: as many as pay.
+        max_engines: the most engines of a bundle, where an engine is bound to one batch size; ``None``: any number.
+        memory_mb: the most megabytes that their files may have together; ``None``: any.
         grid_step: distance of the greedy search's thresholds.
         tail: how many batches must not be slower than the full network.
         certify: what is to be guaranteed of the tolerance.
@@ -128,6 +130,8 @@ class PlanConfig:
     search: str = "joint"
     objective: str = MEAN
     max_exits: int | None = None
+    max_engines: int | None = None
+    memory_mb: float | None = None
     grid_step: float = DEFAULT_STEP
     tail: TailRule = field(default_factory=TailRule)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
@@ -152,6 +156,10 @@ class PlanConfig:
                              "leave out --objective and --max-exits, or take --search joint")  # fmt: skip
         if self.max_exits is not None and self.max_exits < 0:
             raise UsageError(f"--max-exits {self.max_exits}: expected a number from 0")
+        if self.max_engines is not None and self.max_engines < 1:
+            raise UsageError(f"--max-engines {self.max_engines}: expected at least 1")
+        if self.memory_mb is not None and not self.memory_mb > 0:
+            raise UsageError(f"--memory-mb {self.memory_mb}: expected megabytes above 0")
         if self.load is not None and self.load.largest != self.batch_size:
             raise UsageError(
                 f"--batch-distribution: its largest batch has {self.load.largest} queries, --batch-size says "

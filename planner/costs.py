@@ -28,13 +28,21 @@ together, and each joint is credited with an equal part, so that the stage witho
 network was measured to take. A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
 stage comes on top, and on top of the first stage what serving a batch takes besides its engines (``planner.serving``).
+
+Two decisions at run time were worked out and left out (``docs/adr/0008-joint-search.md``). *Carrying leavers along*
+where the next cover costs as much with them saves the gather and nothing else. Its exact value is that of a Markov
+decision process over (rows alive, rows run over); ``benchmarks/carry_along.py`` solves it: at most 0.03 % of the mean
+latency on the demo network's times, 0.9 % if there were engines for the full batch alone. *Skipping a head* when few
+rows are left would send a row that is sure enough past its exit because of who else is in the batch: its answer would
+depend on its neighbours, so it may not be done however much it saves. The head of an exit that seldom pays is left out
+by the search, for every batch alike.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -87,6 +95,16 @@ def price_stage(
     cost[1:] += np.interp(np.arange(1, batch_size + 1), itm.batch_sizes, host_ms)
     cost.setflags(write=False)
     return cost
+
+
+def keep_sizes(itm: InferenceTimeMatrix, sizes: tuple[int, ...]) -> InferenceTimeMatrix:
+    """Returns a matrix with some of its batch sizes only."""
+    kept = [itm.batch_sizes.index(size) for size in sizes]
+
+    def pick(rows: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+        return {name: tuple(row[column] for column in kept) for name, row in rows.items()}
+
+    return replace(itm, batch_sizes=sizes, median_ms=pick(itm.median_ms), spread_ms=pick(itm.spread_ms))
 
 
 def host_row(itm: InferenceTimeMatrix, after: str | None, until: str | None) -> tuple[float, ...]:

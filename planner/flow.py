@@ -31,6 +31,7 @@ from planner.certified import CertifiedPlans, describe_certified, merge_certifie
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
+from planner.engine_sizes import check_limits
 from planner.greedy import SearchResult, plan_greedy
 from planner.grids import KeptGrids, threshold_grid
 from planner.joint import plan_joint
@@ -101,6 +102,7 @@ def ensure_plan(run: RunFolder, config: PlanConfig, *, data: Path | None = None)
     trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
     model = open_model(run.model, remedy="python -m export resnet --segments")
     itm_artifact, itm = ensure_itm(run, model, config.timing, backend=config.backend, threads=config.threads)
+    check_limits(config, itm)
     inputs = {"model": model.digest, "trace": trace_artifact.digest, "itm": itm_artifact.digest}
     parameters = {"config": to_plain(config)}
     origin = BundleOrigin.of(model, trace_artifact)

@@ -101,7 +101,7 @@ def plan_ladder(
     if max_exits is not None and max_exits < 0:
         raise UsageError(f"--max-exits {max_exits}: expected a number from 0")
     greedy = [plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=tail) for tolerance in tolerances]
-    case = _make_case(trace, costs, objective, tail)
+    case = make_case(trace, costs, objective, tail)
     found = _search(case, tolerances, [one.best.chosen for one in greedy], _depth(trace, max_exits))
     return [_conclude(case, spots, paper, max_exits) for spots, paper in zip(found, greedy, strict=True)]
 
@@ -110,7 +110,7 @@ def _depth(trace: Trace, max_exits: int | None) -> int:
     return len(trace.exits) if max_exits is None else min(max_exits, len(trace.exits))
 
 
-def _make_case(trace: Trace, costs: NetworkCosts, objective: str, tail: TailRule) -> Case:
+def make_case(trace: Trace, costs: NetworkCosts, objective: str, tail: TailRule) -> Case:
     return Case(
         ranked=RankedTrace.of(trace),
         costs=costs,
@@ -284,7 +284,7 @@ def survey_ladder(
     Returns:
         The best plan per tolerance: the best of all subsets of the candidates over coarse levels of thresholds.
     """
-    case = _make_case(trace, costs, MEAN, tail or TailRule())
+    case = make_case(trace, costs, MEAN, tail or TailRule())
     budgets = [trace.full_metric * trace.sample_count * one + ROUNDING / 2 * trace.sample_count for one in tolerances]
     prices, plans = [costs.full_ms] * len(budgets), [NO_EXITS] * len(budgets)
     for size in range(1, _depth(trace, most_exits) + 1):

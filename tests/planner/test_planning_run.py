@@ -372,3 +372,84 @@ def test_help_needs_no_heavy_package() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--tolerance" in done.stdout
+
+
+@pytest.fixture
+def bound_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime engines that are bound to the batch sizes that are timed, one graph per size."""
+    import engines
+    import planner.timing
+
+    def ensure_bound(onnx: Path, graph: GraphSpec, cache: Path, **options: object) -> Path:
+        return engines.ensure_engine(onnx, graph, cache, **{**options, "batch_sizes": (1, 2, 4)})
+
+    monkeypatch.setattr(planner.timing, "ensure_engine", ensure_bound)
+
+
+@pytest.mark.usefixtures("bound_engines")
+@pytest.mark.parametrize("limit", ["engines", "memory"])
+def test_a_bundle_holds_no_more_engines_than_it_may(run: RunFolder, tmp_path: Path, limit: str) -> None:
+    from runtime import Runtime
+
+    flags = ("--max-engines", "3") if limit == "engines" else ("--memory-mb", "0.02")
+    code, found = plan(run, tmp_path, "--tolerance", "0.9", *flags)
+    assert code == 0
+    bundle = read_json(run.bundle / BUNDLE_JSON, BundleSpec)
+    sizes = [tuple(map(int, stage.median_ms)) for stage in bundle.stages]
+    assert all(max(own) == 4 for own in sizes)
+    built = list((run.bundle / "engines").rglob("*.onnx"))
+    assert len(built) == sum(map(len, sizes))
+    if limit == "engines":
+        assert len(built) <= 3
+    else:
+        assert sum(path.stat().st_size for path in (run.bundle / "engines").rglob("graph*")) <= 0.02e6
+    with Runtime.load(run.bundle) as runtime:
+        assert runtime.run(np.random.default_rng(0).random((3, 1, 8, 8), np.float32)).outputs.shape == (3, CLASSES)
+    assert found["considered"][0]["measured_mean_ms"] > 0
+
+
+def test_limits_on_engines_are_refused_where_one_engine_takes_any_batch_size(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _ = plan(run, tmp_path, "--max-engines", "3")
+    assert code == 2
+    assert "takes any batch size" in capsys.readouterr().err
+
+
+def test_planning_for_batches_of_several_sizes(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "load.csv").write_text("batch_size,share\n1,3\n4,1\n")
+    arguments = [*QUICK, "--tolerance", "0.9", "--batch-distribution", str(tmp_path / "load.csv"), "--objective", "p99"]
+    size = arguments.index("--batch-size")
+    code, found = 0, {}
+    target = tmp_path / "result.json"
+    data = str(run.root / "data.npz")
+    code = main(
+        ["--run", str(run.root), "--data", data, "--json", str(target), *arguments[:size], *arguments[size + 2 :]]
+    )
+    found = json.loads(target.read_text())
+    assert code == 0
+    assert found["plan"]["load"] == {"1": 0.75, "4": 0.25}
+    assert (found["plan"]["batch_size"], found["plan"]["objective"]) == (4, "p99")
+    assert found["plan"]["predicted"]["p99_ms"] > 0
+    assert found["considered"][0]["measured_p99_ms"] >= found["considered"][0]["measured_mean_ms"] * 0.5
+    assert main(["--run", str(run.root), *arguments]) == 0  # the same distribution and --batch-size 4 agree
+    assert main(["--run", str(run.root), *arguments, "--batch-size", "8"]) == 2
+    assert "leave --batch-size out" in capsys.readouterr().err
+
+
+def test_the_joint_search_is_measured_beside_the_greedy_one(
+    run: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(run, tmp_path, "--tolerance", "0.9", "--certify", "none")
+    assert code == 0
+    assert found["plan"]["search"] == "joint"
+    (reference,) = [one for one in found["considered"] if one["reference"]]
+    assert reference["measured_mean_ms"] is not None
+    said = capsys.readouterr()
+    assert "beside the greedy search's plan" in said.out
+    assert "by the greedy search" in said.err
+    code, found = plan(run, tmp_path, "--tolerance", "0.9", "--certify", "none", "--search", "greedy")
+    assert found["plan"]["search"] == "greedy"
+    assert not any(one["reference"] for one in found["considered"])

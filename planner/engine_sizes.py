@@ -1,0 +1,75 @@
+"""From measured stages to the batch sizes that a plan's bundle holds engines for, where engines are bound to sizes.
+
+Every size was built and timed for every stage. ``planner.buckets`` says which of them a plan keeps under its limits;
+the plan is then priced from these alone, and its bundle holds these alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from artifacts import InferenceTimeMatrix, UsageError, read_manifest
+from engines import ensure_engine
+from planner.buckets import StageDemand, plan_buckets, weigh_rows
+from planner.bundle import MergedStage, StageBounds, stage_bounds
+from planner.config import PlanConfig
+from planner.costs import stage_row
+from planner.evaluate import ChosenExits, Outcome
+from planner.load import Load
+
+Sizes = Mapping[StageBounds, tuple[int, ...]]
+
+
+def check_limits(config: PlanConfig, itm: InferenceTimeMatrix) -> None:
+    """Refuses limits on engines where one engine per stage takes any batch size."""
+    if not itm.fixed and (config.max_engines is not None or config.memory_mb is not None):
+        raise UsageError(
+            f"--max-engines, --memory-mb: {config.backend} has one engine per stage, which takes any batch size; "
+            "leave them out"
+        )
+
+
+def choose_sizes(
+    chosen: ChosenExits, outcome: Outcome, stages: Mapping[StageBounds, MergedStage], itm: InferenceTimeMatrix,
+    config: PlanConfig, cache: Path,
+) -> Sizes:  # fmt: skip
+    """Returns the batch sizes of every stage of a plan under the limits of the config.
+
+    Args:
+        chosen: the plan.
+        outcome: who enters which stage.
+        stages: merged, among them those of the plan.
+        itm: holds the stages' rows.
+        config: limits, objective and load.
+        cache: the compiled engines; with ``memory_mb`` every stage is built for every size by itself, to see how
+            large that engine is.
+
+    Raises:
+        UsageError: the plan has more stages than the limits let have an engine each.
+    """
+    bounds = stage_bounds(chosen.cuts)
+    if not itm.fixed or (config.max_engines is None and config.memory_mb is None):
+        return dict.fromkeys(bounds, itm.batch_sizes)
+    load = config.load or Load.of(config.batch_size)
+    demands = [
+        StageDemand(
+            weights=weigh_rows(share, load, config.objective),
+            times_ms=dict(zip(itm.batch_sizes, itm.row_ms(stage_row(*one)), strict=True)),
+            memory_mb={} if config.memory_mb is None else _measure_engines(stages[one], itm, config, cache),
+        )
+        for one, share in zip(bounds, outcome.survival, strict=True)
+    ]
+    found = plan_buckets(demands, max_engines=config.max_engines, memory_mb=config.memory_mb)
+    return dict(zip(bounds, found.sizes, strict=True))
+
+
+def _measure_engines(stage: MergedStage, itm: InferenceTimeMatrix, config: PlanConfig, cache: Path) -> dict[int, float]:
+    """Returns the megabytes of the files of an engine for each batch size alone; what runs needs comes on top."""
+    found = {}
+    for size in itm.batch_sizes:
+        folder = ensure_engine(
+            stage.onnx, stage.graph, cache, backend=config.backend, max_batch_size=size, batch_sizes=(size,)
+        )
+        found[size] = sum(entry.size for entry in read_manifest(folder).files) / 1e6
+    return found
