@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from planner.config import MeasureConfig, PlanConfig, TimingConfig
+from planner.certified import CertifiedPlans, certify_plans, plan_certified, risk_trace
+from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
 from planner.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
 from planner.evaluate import NO_EXITS, ChosenExits, Outcome, PlanFigures, evaluate_exits, evaluate_oracle, evaluate_plan
 from planner.greedy import Considered, SearchResult, TailRule, plan_greedy
 from planner.grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
 from planner.joint import plan_joint, plan_ladder
+from planner.ladders import make_ladder, make_price
 from planner.load import Load, read_load
 from planner.objectives import OBJECTIVES, objective_ms
 from planner.patterns import (
@@ -25,6 +27,7 @@ from planner.patterns import (
 )
 from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
 from planner.tails import latency_distribution, latency_quantile
+from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 if TYPE_CHECKING:
     from planner.bundle import MergedStage, assemble_bundle, merge_stages
@@ -54,8 +57,12 @@ __all__ = [
     "plan_joint", "plan_ladder", "threshold_grid",
     # tolerance against latency
     "OperatingPoint", "Sweep", "sweep_levels", "sweep_tolerances",
+    # the certificate
+    "CertifiedPlans", "certify_plans", "make_ladder", "make_price", "plan_certified", "risk_trace",
+    # where the truth is known
+    "MethodRecord", "ValidationConfig", "plan_per_exit", "validate_methods",
     # what is asked for
-    "MeasureConfig", "PlanConfig", "TimingConfig",
+    "CertifyConfig", "MeasureConfig", "PlanConfig", "TimingConfig",
     # engines: timing, bundles, measuring the best plans, all of it
     "Commitment", "Contender", "MergedStage", "PlanningCase", "PlanningResult", "TimedGraph", "assemble_bundle",
     "commit_plan", "ensure_itm", "ensure_plan", "merge_stages", "time_graphs",

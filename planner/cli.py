@@ -30,10 +30,11 @@ from planner.objectives import BATCH, MEAN, OBJECTIVES, P99
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
 
-COMMANDS: Mapping[str, str] = {
+COMMANDS: Mapping[str, str] = {  # further commands: python -m planner NAME -> the module whose main(argv) it is
     "report": "planner.report_cli",
     "validate": "planner.validate_cli",
-}  # further commands: python -m planner NAME -> the module whose main(argv) it is
+    "import-trace": "planner.import_cli",
+}
 _SHOWN_PLANS = 6
 _PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
 
@@ -178,12 +179,20 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         from planner.sweep_cli import run_sweep
 
         return run_sweep(arguments, run, config)
-    from planner.flow import ensure_plan
+    from planner.recorded import is_imported
 
-    result = ensure_plan(run, config, data=arguments.data, precision=arguments.precision)
+    if is_imported(run):
+        from planner.imported import plan_imported
+
+        result = plan_imported(run, config)
+    else:
+        from planner.flow import ensure_plan
+
+        result = ensure_plan(run, config, data=arguments.data, precision=arguments.precision)
     print_result(result, to_stderr=arguments.json == "-")
     return {
-        "run": str(run.root), "bundle": str(result.bundle), "plan_digest": result.plan_digest, "reused": result.reused,
+        "run": str(run.root), "bundle": None if result.bundle is None else str(result.bundle),
+        "plan_digest": result.plan_digest, "reused": result.reused,
         "plan": to_plain(result.plan), "considered": list(result.considered),
         "certification": result.certification,
     }  # fmt: skip
@@ -235,7 +244,8 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
     plan, predicted = result.plan, result.plan.predicted
     committed = result.considered[0]
     full = next(one for one in result.considered if not one["exits"])
-    faster = full["measured_mean_ms"] / committed["measured_mean_ms"]
+    compared = "measured" if committed["measured_mean_ms"] is not None else "predicted"
+    faster = full[f"{compared}_mean_ms"] / committed[f"{compared}_mean_ms"]
     _print_exits(plan, committed["arrival_ms"], to_stderr=to_stderr)
     kept = plan.predicted_metric / plan.full_metric
     perfect = predicted.oracle_mean_ms
@@ -244,15 +254,21 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
         f"\nmetric {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
         f"asked for {1 - plan.tolerance:.2%}\n"
         f"{describe_certificate(plan)}\n"
-        f"mean latency {predicted.mean_ms:.3f} ms predicted, {committed['measured_mean_ms']:.3f} ms measured\n"
-        f"full network {predicted.full_ms:.3f} ms timed, {full['measured_mean_ms']:.3f} ms measured: "
+        f"mean latency {predicted.mean_ms:.3f} ms predicted{_measured(committed)}\n"
+        f"full network {predicted.full_ms:.3f} ms timed{_measured(full)}: "
         f"{faster:.2f} times as fast in the mean\n"
         f"whole batch {predicted.batch_ms:.3f} ms predicted; mean if each query knew when to leave: {perfect:.3f} ms\n"
         f"{describe_reference(result)}",
         file=stream,
     )
     _print_considered(result, to_stderr=to_stderr)
-    print(f"\nbundle: {result.bundle}", file=stream, flush=True)
+    made = f"bundle: {result.bundle}" if result.bundle else "imported run: a plan (exit_plan.json), no model to bundle"
+    print(f"\n{made}", file=stream, flush=True)
+
+
+def _measured(considered: Mapping[str, Any]) -> str:
+    mean = considered["measured_mean_ms"]
+    return "" if mean is None else f", {mean:.3f} ms measured"
 
 
 def describe_reference(result: PlanningResult) -> str:

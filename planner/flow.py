@@ -78,7 +78,7 @@ class PlanningResult:
         considered: every plan that was looked at, the committed one first, the measured ones before the others; plain
             data as in ``considered.json``.
         plan_digest: of ``plan/``.
-        bundle: the bundle's folder.
+        bundle: the bundle's folder; ``None`` for an imported run, which has none.
         reused: True when nothing had changed since the last time.
         certification: how the tolerance was certified, as in ``certification.json``; ``None`` without.
     """
@@ -86,7 +86,7 @@ class PlanningResult:
     plan: ExitPlan
     considered: tuple[Mapping[str, Any], ...]
     plan_digest: str
-    bundle: Path
+    bundle: Path | None
     reused: bool
     certification: Mapping[str, Any] | None
 
@@ -133,7 +133,7 @@ def ensure_plan(
         _publish_plan(run, result, certified, commitment, kept, inputs=inputs, parameters=parameters)
         plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
         publish_bundle(commitment.winner.bundle, run.bundle, inputs=origin.inputs(plan), parameters=origin.parameters())
-    return _read_result(run, plan, reused=False)
+    return read_result(plan, reused=False, bundle=run.bundle)
 
 
 def search_plans(
@@ -228,7 +228,7 @@ def _reuse(
     plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
     if not is_current(run.bundle, kind="bundle", inputs=origin.inputs(plan), parameters=origin.parameters()):
         return None
-    return _read_result(run, plan, reused=True)
+    return read_result(plan, reused=True, bundle=run.bundle)
 
 
 def kept_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptGrids:
@@ -259,9 +259,14 @@ def _publish_plan(
         kept.save(staging / GRID_NPZ)
 
 
-def describe_considered(result: SearchResult, commitment: Commitment) -> list[dict[str, Any]]:
-    """Returns every plan that was looked at as plain data: the committed one first, then those that were measured."""
-    measured = {one.figures.chosen: one for one in commitment.contenders}
+def describe_considered(result: SearchResult, commitment: Commitment | None) -> list[dict[str, Any]]:
+    """Returns every plan that was looked at as plain data: the committed one first, then those that were measured.
+
+    Args:
+        result: the plans.
+        commitment: the measurements; ``None`` where nothing could be measured, the first plan is the answer then.
+    """
+    measured = {} if commitment is None else {one.figures.chosen: one for one in commitment.contenders}
     order = {chosen: rank for rank, chosen in enumerate(measured)}
     ranked = sorted(result.considered, key=lambda one: order.get(one.figures.chosen, len(order)))
     described = []
@@ -300,13 +305,20 @@ def describe_considered(result: SearchResult, commitment: Commitment) -> list[di
     return described
 
 
-def _read_result(run: RunFolder, plan: Artifact, *, reused: bool) -> PlanningResult:
+def read_result(plan: Artifact, *, reused: bool, bundle: Path | None) -> PlanningResult:
+    """Reads a published plan.
+
+    Args:
+        plan: the artifact.
+        reused: True when nothing had changed.
+        bundle: the bundle that was made from it.
+    """
     certified = any(entry.path == CERTIFICATION_JSON for entry in plan.manifest.files)
     return PlanningResult(
         plan=read_json(plan.path(EXIT_PLAN_JSON), ExitPlan),
         considered=tuple(read_json(plan.path(CONSIDERED_JSON), list)),
         plan_digest=plan.digest,
-        bundle=run.bundle,
+        bundle=bundle,
         reused=reused,
         certification=read_json(plan.path(CERTIFICATION_JSON), dict) if certified else None,
     )

@@ -85,9 +85,7 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> ImportedTrace:
             raise InputError(f"{name} has shape {array.shape}, confidence {confidence.shape}")
     exits = tuple(map(str, arrays.get("exits", [f"exit_{i + 1}" for i in range(len(confidence) - 1)])))
     if len(exits) != len(confidence) - 1 or {FINAL, END} & set(exits):
-        raise InputError(
-            f"exits {list(exits)}: expected {len(confidence) - 1} names, none of them '{FINAL}' or '{END}'"
-        )
+        raise InputError(f"exits {list(exits)}: expected {len(confidence) - 1} names, none '{FINAL}' or '{END}'")
     metric = _find_metric(arrays, predictions)
     agreement = _find_agreement(arrays, predictions, metric)
     labels = arrays.get("labels")
@@ -173,7 +171,7 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
     for what, found in columns.items():
         if set(found) != set(names):
             raise InputError(
-                f"{path}: columns of '{what}' are for {sorted(found)}, of 'confidence' for {sorted(names)}"
+                f"{path}: columns '{what}' are of {sorted(found)}, columns 'confidence' of {sorted(names)}"
             )
         array = np.stack([found[name] for name in (*exits, FINAL)])
         arrays["predictions" if what == "prediction" else what] = array

@@ -12,11 +12,14 @@ from artifacts import (
     RunFolder,
     StaleArtifactError,
     Trace,
+    UsageError,
     open_artifact,
     open_model,
     read_json,
+    read_manifest,
 )
 from planner.config import PlanConfig
+from planner.importing import END
 from planner.timing import ITM_JSON, ensure_itm
 
 TRACE_NPZ = "trace.npz"
@@ -30,14 +33,24 @@ class Recorded:
         trace: the calibration data.
         itm: the times.
         cuts: every cut of the network in order, the last one too.
+        labelled: False where the true answers are not known; the metric of the trace is its agreement then.
         trace_artifact, itm_artifact: where they were read.
     """
 
     trace: Trace
     itm: InferenceTimeMatrix
     cuts: tuple[str, ...]
+    labelled: bool
     trace_artifact: Artifact
     itm_artifact: Artifact
+
+    def check_risk(self, risk: str) -> None:
+        """Refuses a risk that needs labels where there are none."""
+        if not self.labelled and risk != "agreement":
+            raise UsageError(
+                f"--risk {risk}: {self.trace_artifact.folder} has no labels; what can be bounded is the disagreement "
+                "with the final head: --risk agreement"
+            )
 
 
 def read_recorded(run: RunFolder) -> Recorded:
@@ -49,22 +62,39 @@ def read_recorded(run: RunFolder) -> Recorded:
     """
     if not all((folder / MANIFEST).is_file() for folder in (run.trace, run.itm)):
         _make_missing(run)
-    trace = open_artifact(run.trace, kind="trace", remedy="python -m calibration")
-    itm = open_artifact(run.itm, kind="itm", remedy="python -m planner --tolerance 0.01")
+    imported = is_imported(run)
+    remedy = "python -m planner import-trace" if imported else "python -m planner --tolerance 0.01"
+    trace, itm = (
+        open_artifact(run.trace, kind="trace", remedy=remedy),
+        open_artifact(run.itm, kind="itm", remedy=remedy),
+    )
+    samples = Trace.load(trace.path(TRACE_NPZ))
+    return Recorded(
+        trace=samples,
+        itm=read_json(itm.path(ITM_JSON), InferenceTimeMatrix),
+        cuts=(*samples.exits, END) if imported else _cuts_of_model(run, trace, itm),
+        labelled=trace.manifest.parameters.get("labelled", True) is True,
+        trace_artifact=trace,
+        itm_artifact=itm,
+    )
+
+
+def is_imported(run: RunFolder) -> bool:
+    """Tells whether a run was made by ``python -m planner import-trace``: there is no model."""
+    if run.model.exists() or not (run.trace / MANIFEST).is_file():
+        return False
+    return read_manifest(run.trace).parameters.get("imported") is True
+
+
+def _cuts_of_model(run: RunFolder, *artifacts: Artifact) -> tuple[str, ...]:
     model = open_model(run.model, remedy="python -m export resnet --segments")
-    for artifact in (trace, itm):
+    for artifact in artifacts:
         if artifact.manifest.inputs.get("model") != model.digest:
             raise StaleArtifactError(
                 f"{artifact.folder} was made for another model than {run.model} holds now. "
                 f"Plan again with: python -m planner --run {run.root}"
             )
-    return Recorded(
-        trace=Trace.load(trace.path(TRACE_NPZ)),
-        itm=read_json(itm.path(ITM_JSON), InferenceTimeMatrix),
-        cuts=tuple(cut.name for cut in model.spec.cuts),
-        trace_artifact=trace,
-        itm_artifact=itm,
-    )
+    return tuple(cut.name for cut in model.spec.cuts)
 
 
 def _make_missing(run: RunFolder) -> None:

@@ -83,6 +83,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     threshold_grid(arguments.grid_step)
     run = find_run(arguments.run)
     recorded = read_recorded(run)
+    recorded.check_risk(arguments.risk)
     population = risk_trace(recorded.trace, arguments.risk)
     check_tolerance(config.tolerance, population)
     costs = NetworkCosts(itm=recorded.itm, cuts=recorded.cuts, batch_size=arguments.batch_size)

@@ -81,6 +81,17 @@ def test_help_works_without_any_optional_package(command: str) -> None:
     assert "--json" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["validate", "import-trace"])
+def test_help_of_further_planner_commands_works_without_any_optional_package(command: str) -> None:
+    done = run_bare(f"""
+        import runpy
+        sys.argv = ["planner", "{command}", "--help"]
+        runpy.run_module("planner", run_name="__main__", alter_sys=True)
+    """)
+    assert done.returncode == 0, done.stderr
+    assert "--json" in done.stdout
+
+
 @pytest.mark.parametrize("command", ["calibration", "export", "planner"])
 def test_a_missing_extra_is_named(command: str, tmp_path: Path) -> None:
     done = run_bare(f"""
