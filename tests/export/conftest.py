@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests are no package and are n
 
 from export_graphs import TINY, GraphBuilder
 
-from artifacts import Model, RunFolder
+from artifacts import Model, RunFolder, open_model
 from export import add_heads, build_missing_heads, export_model
 
 
@@ -31,6 +32,23 @@ def tiny_with_heads(tiny_run: RunFolder, tmp_path_factory: pytest.TempPathFactor
     run = RunFolder(root=tmp_path_factory.mktemp("runs") / "tiny-heads")
     shutil.copytree(tiny_run.model, run.model)
     model = export_model(run, TINY).model
+    return add_heads(model, build_missing_heads(model), inputs={"training": "none"})
+
+
+@pytest.fixture(scope="session")
+def half_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same network as in ``tiny_run`` in fp16; no heads."""
+    run = RunFolder(root=tmp_path_factory.mktemp("runs") / "tiny16")
+    export_model(run, dataclasses.replace(TINY, precision="fp16"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def half_model(half_run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The same with (untrained) exit heads, which were exported after it."""
+    run = RunFolder(root=tmp_path_factory.mktemp("runs") / "tiny16-heads")
+    shutil.copytree(half_run.model, run.model)
+    model = open_model(run.model, remedy="")
     return add_heads(model, build_missing_heads(model), inputs={"training": "none"})
 
 

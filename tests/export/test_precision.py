@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +14,11 @@ from export_graphs import TINY, GraphBuilder, write_convnet, write_encoder
 
 from artifacts import GraphError, Model, RunFolder, UsageError, open_model
 from engines import read_onnx_facts, run_graph
-from export import ExportOptions, add_heads, build_missing_heads, export_model, load_graph, merge_stage
+from export import ExportOptions, export_model, load_graph, merge_stage
 from export.model_folder import read_parity
 from export.precision import MASK, apply_precision, find_mask_inputs, limit_masks
 from export.probing import open_graph, relative_error, sample_rows
+from export.writing import export_inputs, is_model_current
 
 HALF = onnx.TensorProto.FLOAT16
 
@@ -34,14 +34,6 @@ def types_of(path: Path) -> dict[str, str]:
     for node in model.graph.node:
         found.setdefault(node.op_type, set()).update(kinds[name] for name in node.output if name in kinds)
     return {op: "+".join(sorted(names)) for op, names in found.items()}
-
-
-@pytest.fixture(scope="module")
-def half_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """The tiny ResNet in fp16, with (untrained) exit heads that were exported after it."""
-    run = RunFolder(root=tmp_path_factory.mktemp("runs") / "tiny16")
-    model = export_model(run, replace(TINY, precision="fp16")).model
-    return add_heads(model, build_missing_heads(model), inputs={"training": "none"})
 
 
 def test_types_at_the_seams_of_a_family(half_model: Model) -> None:
@@ -98,14 +90,13 @@ def test_stages_merge_and_run(half_model: Model, tmp_path: Path) -> None:
     }
 
 
-def test_another_precision_is_another_model(tiny_run: RunFolder, tmp_path: Path) -> None:
-    run = RunFolder(root=tmp_path / "tiny")
-    shutil.copytree(tiny_run.model, run.model)
-    assert export_model(run, TINY).reused
-    result = export_model(run, replace(TINY, precision="fp16"))
-    assert not result.reused
-    assert result.model.digest != open_model(tiny_run.model, remedy="").digest
-    assert export_model(run, replace(TINY, precision="fp16")).reused
+def test_another_precision_is_another_model(half_run: RunFolder, tiny_run: RunFolder) -> None:
+    half, single = (open_model(run.model, remedy="") for run in (half_run, tiny_run))
+    assert export_model(half_run, replace(TINY, precision="fp16")).reused
+    assert half.digest != single.digest
+    for run, other, same in ((half_run, single, False), (half_run, half, True), (tiny_run, half, False)):
+        manifest = other.artifact.manifest
+        assert is_model_current(run, inputs=export_inputs(manifest), parameters=manifest.parameters) is same
 
 
 def test_an_unknown_precision_is_refused() -> None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from export_graphs import TINY
 
 from artifacts import GraphSpec, Model, PameError, RunFolder
 from engines import PROFILE_WAYS, ensure_engine, fixed_batch_sizes
@@ -81,15 +79,14 @@ def export_encoder(run: RunFolder, precision: str, **sizes: int) -> Model:
     return with_heads(result.model)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_stages_of_a_small_convnet(tmp_path: Path, precision: str) -> None:
-    model = with_heads(export_model(RunFolder(root=tmp_path / "run"), replace(TINY, precision=precision)).model)
+@pytest.mark.parametrize(("fixture", "wanted"), [("tiny_with_heads", "float32"), ("half_model", "float16")])
+def test_stages_of_a_small_convnet(tmp_path: Path, fixture: str, wanted: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(fixture)
     stages = list(deployed_stages(model, tmp_path / "stages"))
     assert len(stages) == 3
     for way in PROFILE_WAYS:
         path, graph = stages[1]
         files = build(path, graph, tmp_path / "cache", way)
-        wanted = "float16" if precision == "fp16" else "float32"
         assert [spec.dtype for spec in files.inputs] == [wanted]
         assert {spec.name: spec.dtype for spec in files.outputs}[str(graph.confidence)] == "float32"
 
