@@ -75,7 +75,7 @@ def make_trace(*, candidates: int, samples: int, seed: int) -> Trace:
 
 
 def make_costs(*, candidates: int, seed: int) -> NetworkCosts:
-    """Times of a network of equal segments on a processor, nearly linear in the batch; a head takes a hundredth of it."""
+    """Times of equal segments on a processor, nearly linear in the batch; a head takes a hundredth of the network."""
     random = np.random.default_rng([seed, candidates])
     n = np.array(SIZES, float)
 

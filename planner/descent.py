@@ -24,6 +24,7 @@ Only for costs that are a sum over stages (``planner.objectives``).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ from planner.tables import RankedTrace
 State = dict[int, int]  # a plan: row -> rank
 OFF = -1
 _SWEEPS = 6
-_BISECTIONS = 6
+_BISECTIONS = 5
 _WEIGHTS = np.geomspace(3000.0, 0.03, 32)  # times the full network's time per sample
 
 
@@ -121,12 +122,12 @@ class Descent:
             weight: milliseconds per unit of summed loss.
         """
         state = dict(state)
-        rows = range(len(self.ranked.values))
-        for sweep in range(_SWEEPS):
-            before = dict(state)
-            for row in rows if sweep % 2 == 0 else reversed(rows):
-                state = self._improve(state, row, weight)
-            if state == before:
+        forth = range(len(self.ranked.values))
+        settled = 0  # exits in a row that did not change
+        for row in itertools.islice(itertools.cycle([*forth, *reversed(forth)]), _SWEEPS * len(forth)):
+            before, state = state, self._improve(state, row, weight)
+            settled = settled + 1 if state == before else 0
+            if settled > len(forth):
                 break
         return dict(sorted(state.items()))
 
