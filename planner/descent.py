@@ -37,7 +37,7 @@ State = dict[int, int]  # a plan: row -> rank
 OFF = -1
 _SWEEPS = 6
 _BISECTIONS = 5
-_WEIGHTS = np.geomspace(3000.0, 0.03, 32)  # times the full network's time per sample
+_WEIGHTS = np.geomspace(3000.0, 0.03, 26)  # times the full network's time per sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +81,23 @@ class Descent:
     most_survivors: Sequence[int]
     most_exits: int
 
-    def walk(self) -> list[Waypoint]:
-        """Returns the plans at which the descents end, for falling and then for rising weights."""
-        weights = self.prices.costs.full_ms / self.ranked.trace.sample_count * _WEIGHTS
+    def walk(self, most_loss: float = np.inf) -> list[Waypoint]:
+        """Returns the plans at which the descents end, for falling and then for rising weights.
+
+        Args:
+            most_loss: the largest budget that is of interest; the weight falls until it is exceeded twice.
+        """
+        weights = (self.prices.costs.full_ms / self.ranked.trace.sample_count * _WEIGHTS).tolist()
         state: State = {}
-        ends = []
-        for weight in [*weights, *weights[-2::-1]]:
-            state = self.settle(state, float(weight))
-            ends.append(self.measure(state, float(weight)))
+        ends: list[Waypoint] = []
+        for weight in weights:
+            state = self.settle(state, weight)
+            ends.append(self.measure(state, weight))
+            if sum(end.loss > most_loss for end in ends) > 1:
+                break
+        for weight in weights[len(ends) - 2 :: -1] if len(ends) > 1 else []:
+            state = self.settle(state, weight)
+            ends.append(self.measure(state, weight))
         return ends
 
     def approach(self, ends: Sequence[Waypoint], budget: float) -> list[Waypoint]:

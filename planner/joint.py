@@ -100,6 +100,8 @@ def plan_ladder(
         check_tolerance(tolerance, trace)
     if max_exits is not None and max_exits < 0:
         raise UsageError(f"--max-exits {max_exits}: expected a number from 0")
+    if not tolerances:
+        return []
     greedy = [plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=tail) for tolerance in tolerances]
     case = make_case(trace, costs, objective, tail)
     found = _search(case, tolerances, [one.best.chosen for one in greedy], _depth(trace, max_exits))
@@ -136,7 +138,7 @@ def _search(case: Case, tolerances: Sequence[float], starts: Sequence[ChosenExit
     budgets = [trace.full_metric * trace.sample_count * one + ROUNDING / 2 * trace.sample_count for one in tolerances]
     found: list[Spots] = [{} for _ in tolerances]
     descent = _make_descent(case, depth)
-    ends = descent.walk()
+    ends = descent.walk(max(budgets))
     for spots, budget in zip(found, budgets, strict=True):
         _zoom_best(case, spots, budget, _allowed_ends(case, [*ends, *descent.approach(ends, budget)], budget))
     for size in range(1, min(depth, len(_SURVEYED) - 1) + 1):

@@ -211,6 +211,10 @@ def test_useless_and_dear_exits_are_not_taken() -> None:
     assert plan_joint(make_trace(0, exits=0), make_costs(0, exits=0), tolerance=0.01).best.chosen == NO_EXITS
 
 
+def test_no_tolerances_need_no_search() -> None:
+    assert plan_ladder(make_trace(0), make_costs(0), ()) == []
+
+
 def test_what_cannot_be_asked_for_is_refused() -> None:
     trace, costs = make_trace(0), make_costs(0)
     with pytest.raises(UsageError, match="--tolerance"):
