@@ -43,7 +43,7 @@ from planner.config import CertifyConfig, PlanConfig
 from planner.costs import NetworkCosts
 from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits, evaluate_plan, exit_rows
 from planner.greedy import Considered, SearchResult, share_in_time
-from planner.objectives import objective_ms
+from planner.objectives import P99, objective_ms
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
 AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
@@ -319,7 +319,10 @@ def merge_certified(
     considered = []
     reference = NO_EXITS if result.reference is None else result.reference
     for chosen in dict.fromkeys((NO_EXITS, *tried, reference)):
-        figures = evaluate_plan(trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load)
+        figures = evaluate_plan(
+            trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load,
+            percentile=config.objective == P99,
+        )  # fmt: skip
         certificate = certified.certificates.get(chosen)
         share = 1.0
         if chosen.cuts:

@@ -235,7 +235,7 @@ def price_plan(
     load = load or Load.of(batch_size)
     full = measured_stage_costs(itm, (), batch_size=batch_size)
     costs = measured_stage_costs(itm, chosen.cuts, batch_size=batch_size, sizes=sizes)
-    return evaluate_plan(trace, chosen, costs, full_ms=price_staying(full, load), load=load)
+    return evaluate_plan(trace, chosen, costs, full_ms=price_staying(full, load), load=load, percentile=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

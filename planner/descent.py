@@ -24,6 +24,7 @@ Only for costs that are a sum over stages (``planner.objectives``).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,8 +36,8 @@ from planner.tables import RankedTrace
 State = dict[int, int]  # a plan: row -> rank
 OFF = -1
 _SWEEPS = 6
-_BISECTIONS = 6
-_WEIGHTS = np.geomspace(3000.0, 0.03, 32)  # times the full network's time per sample
+_BISECTIONS = 5
+_WEIGHTS = np.geomspace(3000.0, 0.03, 26)  # times the full network's time per sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +81,23 @@ class Descent:
     most_survivors: Sequence[int]
     most_exits: int
 
-    def walk(self) -> list[Waypoint]:
-        """Returns the plans at which the descents end, for falling and then for rising weights."""
-        weights = self.prices.costs.full_ms / self.ranked.trace.sample_count * _WEIGHTS
+    def walk(self, most_loss: float = np.inf) -> list[Waypoint]:
+        """Returns the plans at which the descents end, for falling and then for rising weights.
+
+        Args:
+            most_loss: the largest budget that is of interest; the weight falls until it is exceeded twice.
+        """
+        weights = (self.prices.costs.full_ms / self.ranked.trace.sample_count * _WEIGHTS).tolist()
         state: State = {}
-        ends = []
-        for weight in [*weights, *weights[-2::-1]]:
-            state = self.settle(state, float(weight))
-            ends.append(self.measure(state, float(weight)))
+        ends: list[Waypoint] = []
+        for weight in weights:
+            state = self.settle(state, weight)
+            ends.append(self.measure(state, weight))
+            if sum(end.loss > most_loss for end in ends) > 1:
+                break
+        for weight in weights[len(ends) - 2 :: -1] if len(ends) > 1 else []:
+            state = self.settle(state, weight)
+            ends.append(self.measure(state, weight))
         return ends
 
     def approach(self, ends: Sequence[Waypoint], budget: float) -> list[Waypoint]:
@@ -121,12 +131,12 @@ class Descent:
             weight: milliseconds per unit of summed loss.
         """
         state = dict(state)
-        rows = range(len(self.ranked.values))
-        for sweep in range(_SWEEPS):
-            before = dict(state)
-            for row in rows if sweep % 2 == 0 else reversed(rows):
-                state = self._improve(state, row, weight)
-            if state == before:
+        forth = range(len(self.ranked.values))
+        settled = 0  # exits in a row that did not change
+        for row in itertools.islice(itertools.cycle([*forth, *reversed(forth)]), _SWEEPS * len(forth)):
+            before, state = state, self._improve(state, row, weight)
+            settled = settled + 1 if state == before else 0
+            if settled > len(forth):
                 break
         return dict(sorted(state.items()))
 

@@ -150,8 +150,9 @@ class PlanFigures:
 
 
 def evaluate_plan(
-    trace: Trace, chosen: ChosenExits, costs: Sequence[np.ndarray], *, full_ms: float, load: Load | None = None
-) -> PlanFigures:
+    trace: Trace, chosen: ChosenExits, costs: Sequence[np.ndarray], *, full_ms: float, load: Load | None = None,
+    percentile: bool = False,
+) -> PlanFigures:  # fmt: skip
     """Evaluates a choice of exits on a trace and prices it.
 
     Args:
@@ -160,13 +161,14 @@ def evaluate_plan(
         costs: K + 1 arrays (B + 1,), the milliseconds of each stage for 0..B rows.
         full_ms: the mean query of the whole network.
         load: the batches that enter; when left out, all have B queries.
+        percentile: work out the 99th percentile too, which takes longer than all else.
     """
     outcome = evaluate_exits(trace, chosen)
     survivors = count_survivors(outcome.leaves_at, exit_count=len(chosen.cuts), batch_size=len(costs[0]) - 1)
     return PlanFigures(
         chosen=chosen,
         outcome=outcome,
-        times=expect_times(costs, outcome.survival, load),
+        times=expect_times(costs, outcome.survival, load, percentile=percentile),
         recorded=record_times(costs, survivors),
         oracle_mean_ms=expect_mean_ms(costs, evaluate_oracle(trace, chosen).survival, load),
         full_ms=full_ms,

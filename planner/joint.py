@@ -46,7 +46,7 @@ import numpy as np
 from artifacts import Trace, UsageError
 from planner.costs import NetworkCosts
 from planner.descent import Descent, Waypoint
-from planner.evaluate import NO_EXITS, ChosenExits, evaluate_plan
+from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.greedy import ROUNDING, Considered, SearchResult, TailRule, check_tolerance, plan_greedy, share_in_time
 from planner.grids import KeptGrids, threshold_grid
 from planner.objectives import MEAN, P99, Prices, check_objective, objective_ms
@@ -100,6 +100,8 @@ def plan_ladder(
         check_tolerance(tolerance, trace)
     if max_exits is not None and max_exits < 0:
         raise UsageError(f"--max-exits {max_exits}: expected a number from 0")
+    if not tolerances:
+        return []
     greedy = [plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=tail) for tolerance in tolerances]
     case = make_case(trace, costs, objective, tail)
     found = _search(case, tolerances, [one.best.chosen for one in greedy], _depth(trace, max_exits))
@@ -136,7 +138,7 @@ def _search(case: Case, tolerances: Sequence[float], starts: Sequence[ChosenExit
     budgets = [trace.full_metric * trace.sample_count * one + ROUNDING / 2 * trace.sample_count for one in tolerances]
     found: list[Spots] = [{} for _ in tolerances]
     descent = _make_descent(case, depth)
-    ends = descent.walk()
+    ends = descent.walk(max(budgets))
     for spots, budget in zip(found, budgets, strict=True):
         _zoom_best(case, spots, budget, _allowed_ends(case, [*ends, *descent.approach(ends, budget)], budget))
     for size in range(1, min(depth, len(_SURVEYED) - 1) + 1):
@@ -241,23 +243,31 @@ def _zoom_best(case: Case, spots: Spots, budget: float, near: Sequence[Spot]) ->
             _keep_better(spots, zoom(case, spot.rows, spot.ranks, budget, best_ms=best))
 
 
+def _evaluate(case: Case, chosen: ChosenExits) -> PlanFigures:
+    costs = case.costs
+    return evaluate_plan(
+        case.ranked.trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load,
+        percentile=case.prices.objective == P99,
+    )  # fmt: skip
+
+
 def _conclude(case: Case, spots: Spots, greedy: SearchResult, max_exits: int | None) -> SearchResult:
     """Evaluates the best plans in full and ranks them."""
     ranked = sorted(spots.values(), key=lambda spot: spot.price_ms)
     by_size = {len(spot.rows): spot for spot in reversed(ranked)}
     ranked = [spot for place, spot in enumerate(ranked) if place < _KEPT or by_size[len(spot.rows)] is spot]
-    trace, costs, objective = case.ranked.trace, case.costs, case.prices.objective
+    objective = case.prices.objective
     considered = []
     for spot in ranked:
         chosen = case.ranked.choose(spot.rows, spot.ranks)
-        figures = evaluate_plan(trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load)
-        share = share_in_time(costs, chosen.cuts[0], figures.outcome.survival[1], allowance=case.tail.allowance)
+        figures = _evaluate(case, chosen)
+        share = share_in_time(case.costs, chosen.cuts[0], figures.outcome.survival[1], allowance=case.tail.allowance)
         considered.append(
             Considered(figures=figures, step=len(chosen.cuts), in_time_share=share, allowed=True, path=False)
         )
     paper = greedy.best.chosen
     considered += [
-        one
+        replace(one, figures=_evaluate(case, one.figures.chosen))
         for one in greedy.considered
         if one.figures.chosen in (paper, NO_EXITS) and (max_exits is None or one.step <= max_exits)
     ]

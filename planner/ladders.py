@@ -11,7 +11,7 @@ from planner.evaluate import ChosenExits, evaluate_exits
 from planner.greedy import TailRule, plan_greedy
 from planner.grids import KeptGrids, threshold_grid
 from planner.joint import plan_ladder, survey_ladder
-from planner.objectives import MEAN, objective_ms
+from planner.objectives import MEAN, P99, objective_ms
 
 LADDERS = ("joint", "joint survey", "greedy")
 
@@ -65,6 +65,7 @@ def make_price(costs: NetworkCosts, *, objective: str = MEAN) -> Price:
         survival = evaluate_exits(trace, plan).survival
         if objective == MEAN:
             return expect_mean_ms(costs.plan_costs(plan.cuts), survival, costs.load)
-        return objective_ms(expect_times(costs.plan_costs(plan.cuts), survival, costs.load), objective)
+        times = expect_times(costs.plan_costs(plan.cuts), survival, costs.load, percentile=objective == P99)
+        return objective_ms(times, objective)
 
     return price

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from artifacts import unknown_name
+from artifacts import UsageError, unknown_name
 from planner.costs import ChainTimes, NetworkCosts
 from planner.patterns import binomial_pmf
 from planner.tables import LevelTable
@@ -44,10 +44,16 @@ def check_objective(objective: str) -> None:
 
 
 def objective_ms(times: ChainTimes, objective: str) -> float:
-    """Returns what the objective makes small, in milliseconds."""
-    if objective == P99:
-        return times.p99_ms + _TIE * times.mean_ms
-    return times.batch_ms if objective == BATCH else times.mean_ms
+    """Returns what the objective makes small, in milliseconds.
+
+    Raises:
+        UsageError: the percentile was not worked out, see ``costs.expect_times``.
+    """
+    if objective != P99:
+        return times.batch_ms if objective == BATCH else times.mean_ms
+    if times.p99_ms is None:
+        raise UsageError("the 99th percentile of this plan was not worked out; evaluate it with percentile=True")
+    return times.p99_ms + _TIE * times.mean_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

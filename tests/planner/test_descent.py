@@ -48,6 +48,16 @@ def test_rising_weights_lose_less_and_cost_more() -> None:
     assert len({one.rows for one in ends}) > 2
 
 
+def test_walk_turns_round_beyond_the_largest_budget() -> None:
+    descent = make_descent(3, samples=500)
+    whole, short = descent.walk(), descent.walk(10.0)
+    assert len(short) < len(whole) / 1.5
+    assert min(one.weight for one in short) > min(one.weight for one in whole)
+    assert short[-1].weight == whole[-1].weight
+    assert 1 <= len({one.loss for one in short if one.loss > 10.0})
+    assert any(one.loss <= 10.0 and one.rows for one in short)
+
+
 def test_rules_hold_on_the_way() -> None:
     for seed in range(4):
         descent = make_descent(
