@@ -84,7 +84,7 @@ class Contender:
         measured_batch_ms: until the last answer of a batch, in the mean.
         measured_p99_ms: what 99 % of the queries did not exceed.
         stay_ratio: time of a batch that nobody leaves, of that of the plan without exits; measured.
-        allowed: False for a plan that was measured for comparison only, or whose ``stay_ratio`` is above the allowance.
+        allowed: False for a plan that was measured for comparison only.
     """
 
     figures: PlanFigures
@@ -146,15 +146,22 @@ def pick_contenders(result: SearchResult, count: int, objective: str = MEAN) -> 
     return tuple(sorted(picked, key=known.index))
 
 
-def rank_contenders(contenders: Sequence[Contender], objective: str) -> tuple[Contender, ...]:
+def rank_contenders(
+    contenders: Sequence[Contender], objective: str, *, stay_allowance: float | None = None
+) -> tuple[Contender, ...]:
     """Returns the winner, then the others by what was measured.
 
     The winner has the fewest exits of those allowed plans that are within ``NOISE`` of the fastest allowed one, then
-    the lowest cost when nobody leaves, then the best measurement.
+    the lowest cost when nobody leaves, then the best measurement. Plans whose measured ``stay_ratio`` exceeds the
+    allowance only take part where no other plan has exits: the search's estimate has let them in, and a little more
+    for rare batches is no reason to give up all that exits save.
     """
     ordered = sorted(contenders, key=lambda one: one.measured_ms(objective))
-    fastest = next(one for one in ordered if one.allowed).measured_ms(objective)
-    twins = [one for one in ordered if one.allowed and one.measured_ms(objective) <= (1 + NOISE) * fastest]
+    allowed = [one for one in ordered if one.allowed]
+    within = [one for one in allowed if stay_allowance is None or one.stay_ratio <= 1 + stay_allowance]
+    running = within if any(one.plan.exits for one in within) else allowed
+    fastest = running[0].measured_ms(objective)
+    twins = [one for one in running if one.measured_ms(objective) <= (1 + NOISE) * fastest]
     winner = min(twins, key=lambda one: (len(one.plan.exits), one.stay_ratio))
     return (winner, *(one for one in ordered if one is not winner))
 
@@ -198,16 +205,19 @@ def commit_plan(
                 reference=[one.figures.chosen for one in priced].index(NO_EXITS),
                 clock=clock,
             )
-        allowance = config.tail.stay_allowance
         contenders = [
             Contender(
                 figures=one.figures, plan=plan, bundle=bundle, measured_mean_ms=mean, measured_batch_ms=whole,
                 measured_p99_ms=p99, stay_ratio=stay,
-                allowed=one.figures.chosen in allowed and (allowance is None or stay <= 1 + allowance),
+                allowed=one.figures.chosen in allowed,
             )
             for one, (plan, bundle), (mean, whole, p99, stay) in zip(priced, bundles, measured.tolist(), strict=True)
         ]  # fmt: skip
-        yield Commitment(contenders=rank_contenders(contenders, config.objective), rounds=rounds, itm=itm)
+        yield Commitment(
+            contenders=rank_contenders(contenders, config.objective, stay_allowance=config.tail.stay_allowance),
+            rounds=rounds,
+            itm=itm,
+        )
 
 
 @contextmanager

@@ -195,8 +195,10 @@ class NetworkCosts:
             return self._row(FULL)
         total = sum((self._row(segment_row(i)) for i in range(start, stop)), np.zeros(len(self.itm.batch_sizes)))
         total = total + self._row(FINAL_HEAD if until is None else head_row(until))
-        joints = stop - start - (0 if until is None else 0.5)  # the tensors of an exit's cut are still written
-        total = total - joints * self._joint_ms()
+        joint_ms = self._joint_ms()
+        total = total - (stop - start) * joint_ms
+        if until is not None:
+            total = total + 0.5 * np.maximum(joint_ms, 0.0)  # the tensors of an exit's cut are still written
         row: np.ndarray = np.maximum(total, 0.0)
         return row
 

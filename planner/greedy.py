@@ -55,7 +55,7 @@ class TailRule:
 
     share: float = 0.99
     allowance: float = 0.05
-    stay_allowance: float | None = 0.04
+    stay_allowance: float | None = 0.03
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:

@@ -147,6 +147,15 @@ def test_objective_decides_what_is_compared() -> None:
     assert rank_contenders([even, spiky], BATCH)[0] is spiky
 
 
+def test_plans_that_hard_batches_pay_for_do_not_win_unless_no_other_has_exits() -> None:
+    dear, cheap, none = contender(2, 5.0, stay_ratio=1.08), contender(1, 6.0, stay_ratio=1.02), contender(0, 20.0)
+    assert rank_contenders([dear, cheap, none], MEAN, stay_allowance=0.03)[0] is cheap
+    assert rank_contenders([dear, cheap, none], MEAN, stay_allowance=None)[0] is dear
+    assert rank_contenders([dear, none], MEAN, stay_allowance=0.03)[0] is dear
+    slow = contender(1, 30.0, stay_ratio=1.02)
+    assert rank_contenders([slow, none], MEAN, stay_allowance=0.03)[0] is none
+
+
 def test_contenders_are_the_best_plan_then_simpler_twins_and_the_reference() -> None:
     trace, costs = make_trace(3, exits=5, samples=2000), make_costs(3, exits=5, head=0.02)
     result = plan_joint(trace, costs, tolerance=0.05, tail=TailRule(share=0.0, stay_allowance=None))

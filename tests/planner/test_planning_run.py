@@ -389,27 +389,6 @@ def test_help_needs_no_heavy_package() -> None:
     assert "--tolerance" in done.stdout
 
 
-def test_a_plan_that_hard_batches_pay_for_is_not_committed(
-    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import planner.commit
-
-    measure = planner.commit.measure_plans
-
-    def dear(serves: list, *args: object, reference: int, **options: object):
-        measured, rounds = measure(serves, *args, reference=reference, **options)
-        measured[:, 0], measured[:, 3] = 1.0, 1.2
-        measured[reference, 0], measured[reference, 3] = 2.0, 1.0
-        return measured, rounds
-
-    monkeypatch.setattr("planner.commit.measure_plans", dear)
-    code, result = plan(run, tmp_path, "--tolerance", "0.9")
-    assert (code, bool(result["plan"]["exits"])) == (0, True)  # the allowance is 9 there
-    code, result = plan(run, tmp_path, "--tolerance", "0.9", "--stay-allowance", "0.1")
-    assert (code, result["plan"]["exits"]) == (0, [])
-    assert all(not one["allowed"] for one in result["considered"] if one["stay_ratio"] == 1.2)
-
-
 @pytest.fixture
 def bound_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime engines that are bound to the batch sizes that are timed, one graph per size."""
