@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from planner.costs import FULL
+from planner.objectives import MEAN, OBJECTIVE_WORDS
 from planner.report_data import (
     Depth,
     ReportData,
@@ -178,21 +179,23 @@ def _caption_latency(data: ReportData) -> str:
 
 
 def _caption_pareto(data: ReportData) -> str:
-    points = data.sweep.points
+    sweep, points = data.sweep, data.sweep.points
     tight, loose = points[0], points[-1]
-    settled = next(one for one in points if one.mean_ms <= loose.mean_ms * (1 + 1e-9))
+    settled = next(one for one in points if sweep.time_ms(one) <= sweep.time_ms(loose) * (1 + 1e-9))
+    by = "" if sweep.objective == MEAN else f" (by the {OBJECTIVE_WORDS[sweep.objective]})"
     text = (
-        f"What more tolerance buys: from {faster(tight.speedup)} at a tolerance of {tight.tolerance:.3g} to "
+        f"What more tolerance buys: from {faster(tight.speedup)}{by} at a tolerance of {tight.tolerance:.3g} to "
         f"{faster(loose.speedup)} at {settled.tolerance:.3g}, the largest that helps. "
-        if loose.mean_ms < tight.mean_ms
-        else f"More tolerance buys nothing here: the plan is {faster(tight.speedup)} at every tolerance. "
+        if sweep.time_ms(loose) < sweep.time_ms(tight)
+        else f"More tolerance buys nothing here: the plan is {faster(tight.speedup)}{by} at every tolerance. "
     )
     return text + _explain_committed(data)
 
 
 def _explain_committed(data: ReportData) -> str:
-    within = [one.mean_ms for one in data.sweep.points if one.tolerance <= data.plan.tolerance]
-    mine = committed(data)["searched_mean_ms"]
+    sweep = data.sweep
+    within = [sweep.time_ms(one) for one in sweep.points if one.tolerance <= data.plan.tolerance]
+    mine = committed(data)[f"searched_{sweep.objective}_ms"]
     if not within or mine <= min(within) * (1 + 1e-9):
         return "The committed plan is the one with the least expected time within its tolerance."
     why = (

@@ -16,6 +16,7 @@ import numpy as np
 from artifacts import MissingExtraError
 from planner.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
 from planner.figure_graph import draw_cut_graph
+from planner.objectives import OBJECTIVE_WORDS
 from planner.report_data import (
     ReportData,
     committed,
@@ -324,25 +325,25 @@ def draw_latency(data: ReportData) -> Any:
 
 
 def draw_pareto(data: ReportData) -> Any:
-    """Metric given up against the expected mean latency, one point per tolerance, the committed plan among them."""
+    """Metric given up against the time by the objective, one point per tolerance, the committed plan among them."""
     sweep, plan = data.sweep, committed(data)
     figure = _new_figure(4.0)
     axes = figure.subplots()
     lost = np.array([1 - point.metric_ratio for point in sweep.points])
-    mean_ms = np.array([point.mean_ms for point in sweep.points])
+    spent_ms = np.array([sweep.time_ms(point) for point in sweep.points])
     best = np.array([point.efficient for point in sweep.points])
-    order = np.lexsort((mean_ms[best], lost[best]))
-    axes.step(lost[best][order], mean_ms[best][order], where="post", color=EARLY, linewidth=1.6, zorder=2)
+    order = np.lexsort((spent_ms[best], lost[best]))
+    axes.step(lost[best][order], spent_ms[best][order], where="post", color=EARLY, linewidth=1.6, zorder=2)
     axes.plot(
-        lost[best], mean_ms[best], linestyle="none", marker="o", markersize=6, color=EARLY, zorder=3,
+        lost[best], spent_ms[best], linestyle="none", marker="o", markersize=6, color=EARLY, zorder=3,
         label="fastest plan found at a tolerance",
     )  # fmt: skip
     if not best.all():
         axes.plot(
-            lost[~best], mean_ms[~best], linestyle="none", marker="o", markersize=6, markerfacecolor="white",
+            lost[~best], spent_ms[~best], linestyle="none", marker="o", markersize=6, markerfacecolor="white",
             markeredgecolor=EARLY, label="another point is better", zorder=3,
         )  # fmt: skip
-    star = (1 - plan["metric"] / sweep.full_metric, plan["searched_mean_ms"])
+    star = (1 - plan["metric"] / sweep.full_metric, plan[f"searched_{sweep.objective}_ms"])
     axes.plot(
         *star, linestyle="none", marker="*", markersize=15, color=ORANGE, markeredgecolor="white", zorder=4,
         label="committed plan",
@@ -355,11 +356,12 @@ def draw_pareto(data: ReportData) -> Any:
     if right > 0.2:
         axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlim(left - 0.03 * min(right, 0.1), right * (1.25 if right > 0.2 else 1.03))
-    fastest, slowest = min(*mean_ms, star[1]), max(*mean_ms, star[1])
+    fastest, slowest = min(*spent_ms, star[1]), max(*spent_ms, star[1])
     room = max(0.06 * (slowest - fastest), 0.01 * slowest)
     axes.set_ylim(max(0.0, fastest - room), slowest + room)
     _percent(axes.xaxis)
-    _label(axes, x=f"{data.metric_word} given up (share of the full network's)", y="expected mean latency (ms)")
+    y_words = f"expected {OBJECTIVE_WORDS[sweep.objective]} (ms)"
+    _label(axes, x=f"{data.metric_word} given up (share of the full network's)", y=y_words)
     _plain_axes(axes)
     axes.grid(color=FAINT, linewidth=0.6)
     times = axes.secondary_yaxis("right")  # the same ticks, in other words

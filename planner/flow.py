@@ -14,6 +14,7 @@ from artifacts import (
     Artifact,
     ArtifactError,
     ExitPlan,
+    Manifest,
     Model,
     RunFolder,
     Trace,
@@ -232,16 +233,23 @@ def _reuse(
 
 
 def kept_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptGrids:
-    """Returns the grids that the last planning left, if they are of this trace and these thresholds."""
+    """Returns the grids that the last planning left, if they are of this trace, this risk and these thresholds."""
     fresh = KeptGrids(thresholds=threshold_grid(config.grid_step))
     try:
         plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
-        if plan.manifest.inputs.get("trace") != trace.digest:
+        if not share_grids(plan.manifest, trace, config):
             return fresh
         kept = KeptGrids.load(plan.path(GRID_NPZ))
     except ArtifactError:
         return fresh
     return kept if np.array_equal(kept.thresholds, fresh.thresholds) else fresh
+
+
+def share_grids(earlier: Manifest, trace: Artifact, config: PlanConfig) -> bool:
+    """Tells whether the grids of an earlier planning or sweep hold the sums of the metric that a config asks for."""
+    risk = earlier.parameters.get("config", {}).get("certify", {}).get("risk")
+    agreement = "agreement" in (risk, config.certify.risk) and risk != config.certify.risk
+    return earlier.inputs.get("trace") == trace.digest and not agreement
 
 
 def _publish_plan(

@@ -21,17 +21,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from artifacts import UsageError, unknown_name
-from planner.costs import ChainTimes, NetworkCosts
+from planner.costs import NetworkCosts
 from planner.patterns import binomial_pmf
 from planner.tables import LevelTable
 from planner.tails import TAIL_QUANTILE, latency_quantile
 
 MEAN, P99, BATCH = "mean", "p99", "batch"
 OBJECTIVES = (MEAN, P99, BATCH)
+OBJECTIVE_WORDS = {MEAN: "mean latency", P99: "99th percentile of latency", BATCH: "time of a whole batch"}
 _FINEST = 16_384
 _LOGISTIC = 1.702  # the logistic distribution that is nearest to the normal one
 _TIE = 1e-6  # of equal percentiles the smaller mean latency decides
@@ -43,17 +45,33 @@ def check_objective(objective: str) -> None:
         raise unknown_name("objective", objective, OBJECTIVES)
 
 
-def objective_ms(times: ChainTimes, objective: str) -> float:
-    """Returns what the objective makes small, in milliseconds.
+class Times(Protocol):
+    """Whatever tells the times of a plan in milliseconds, e.g. ``costs.ChainTimes``."""
+
+    @property
+    def mean_ms(self) -> float: ...
+    @property
+    def batch_ms(self) -> float: ...
+    @property
+    def p99_ms(self) -> float | None: ...
+
+
+def objective_ms(times: Times, objective: str) -> float:
+    """Returns what the objective makes small, in milliseconds: its time, and of equal percentiles the smaller mean.
 
     Raises:
         UsageError: the percentile was not worked out, see ``costs.expect_times``.
     """
+    return time_ms(times, objective) + (_TIE * times.mean_ms if objective == P99 else 0.0)
+
+
+def time_ms(times: Times, objective: str) -> float:
+    """Returns the time that an objective looks at, in milliseconds; errors as for ``objective_ms``."""
     if objective != P99:
         return times.batch_ms if objective == BATCH else times.mean_ms
     if times.p99_ms is None:
         raise UsageError("the 99th percentile of this plan was not worked out; evaluate it with percentile=True")
-    return times.p99_ms + _TIE * times.mean_ms
+    return times.p99_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

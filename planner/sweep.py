@@ -1,10 +1,12 @@
 """Tolerance against latency over the whole range: one search per tolerance, with what it found as an operating point.
 
+Latency is what the objective looks at: of the mean query, its 99th percentile, or the time of a whole batch.
+
 A plan that keeps ``1 - t`` of the metric keeps every larger tolerance as well. So the operating point at a tolerance
 is the best of the plans that the search found at this tolerance *or at a smaller one*: a larger tolerance never
 gives a worse expected plan, even where the search itself would (the paper's greedy search spends its budget at the
 first exit, and then may end worse with more of it). ``found_at`` says which tolerance a point's plan was found at, and
-``searched_mean_ms`` what the search by itself answers there.
+``searched_ms`` what the search by itself answers there.
 
 A point is *efficient* (non-dominated, on the Pareto front) when no other point keeps at least as much of the metric in
 at most as much time, with one of the two strictly better.
@@ -19,8 +21,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from artifacts import InputError, NoPlanError, Trace
-from planner.evaluate import PlanFigures
+from planner.evaluate import NO_EXITS, PlanFigures
 from planner.greedy import SearchResult
+from planner.objectives import MEAN, check_objective, objective_ms, time_ms
 
 LEVELS = (
     0.0, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
@@ -42,9 +45,10 @@ class OperatingPoint:
         metric_ratio: of the full network's.
         mean_ms: of the mean query.
         batch_ms: until the last answer of a batch.
-        speedup: mean latency of the full network over ``mean_ms``.
+        p99_ms: what 99 % of the queries do not exceed; ``None`` where that is not the objective.
+        speedup: the full network's time over the plan's, by the objective.
         found_at: the tolerance whose search found this plan; never above ``tolerance``.
-        searched_mean_ms: ``mean_ms`` of what the search at this tolerance answers by itself.
+        searched_ms: the objective's time of what the search at this tolerance answers by itself.
         efficient: whether no other point is better.
     """
 
@@ -56,9 +60,10 @@ class OperatingPoint:
     metric_ratio: float
     mean_ms: float
     batch_ms: float
+    p99_ms: float | None
     speedup: float
     found_at: float
-    searched_mean_ms: float
+    searched_ms: float
     efficient: bool
 
     @property
@@ -81,16 +86,22 @@ class Sweep:
     """The operating points of one search, by ascending tolerance.
 
     Attributes:
+        objective: one of ``objectives.OBJECTIVES``; what is meant by faster.
         full_metric: mean metric of the full network on the trace.
-        full_ms: the full network, whose every query waits for the whole batch.
+        full_ms: the full network's time, by the objective.
         points: one per tolerance at which there is a plan.
         refused: the other tolerances.
     """
 
+    objective: str
     full_metric: float
     full_ms: float
     points: tuple[OperatingPoint, ...]
     refused: tuple[Refusal, ...] = ()
+
+    def time_ms(self, point: OperatingPoint) -> float:
+        """Returns the time of a point that the objective looks at, in milliseconds."""
+        return time_ms(point, self.objective)
 
 
 def sweep_levels(trace: Trace, levels: Sequence[float] = LEVELS) -> tuple[float, ...]:
@@ -107,18 +118,24 @@ def sweep_levels(trace: Trace, levels: Sequence[float] = LEVELS) -> tuple[float,
     return tuple(levels[: enough + 1])
 
 
-def sweep_tolerances(search: SearchAt, tolerances: Iterable[float], *, full_metric: float) -> Sweep:
+def sweep_tolerances(
+    search: SearchAt, tolerances: Iterable[float], *, full_metric: float, objective: str = MEAN
+) -> Sweep:
     """Searches at every tolerance.
 
     Args:
-        search: tolerance -> what the search found; the first considered plan is its answer.
+        search: tolerance -> what the search found; the first considered plan is its answer, the one without exits is
+            among the others.
         tolerances: strictly ascending, in [0, 1).
         full_metric: mean metric of the full network, above 0.
+        objective: what the search makes small.
 
     Raises:
         InputError: the tolerances do not ascend, or there are none.
+        UsageError: there is no such objective, or it is the percentile and the search did not work that out.
         NoPlanError: no tolerance has a plan; the reason is that of the largest.
     """
+    check_objective(objective)
     found: list[OperatingPoint] = []
     refused: list[Refusal] = []
     full_ms, before = 0.0, -math.inf
@@ -127,22 +144,29 @@ def sweep_tolerances(search: SearchAt, tolerances: Iterable[float], *, full_metr
             raise InputError(f"tolerances of a sweep must ascend within [0, 1); {tolerance:g} does not")
         before = tolerance
         try:
-            best = search(tolerance).best
+            result = search(tolerance)
         except NoPlanError as error:
             refused.append(Refusal(tolerance=tolerance, reason=str(error)))
             continue
-        full_ms = best.full_ms
-        point = describe_point(best, tolerance, full_metric=full_metric)
-        if found and found[-1].mean_ms < point.mean_ms:
-            point = replace(found[-1], tolerance=tolerance, searched_mean_ms=point.mean_ms)
+        none = next(one.figures for one in result.considered if one.figures.chosen == NO_EXITS)
+        full_ms = time_ms(none.times, objective)
+        point = describe_point(result.best, tolerance, full_metric=full_metric, full_ms=full_ms, objective=objective)
+        if found and objective_ms(found[-1], objective) < objective_ms(point, objective):
+            point = replace(found[-1], tolerance=tolerance, searched_ms=point.searched_ms)
         found.append(point)
     if not found:
         raise NoPlanError(refused[-1].reason) if refused else InputError("a sweep needs at least one tolerance")
-    return Sweep(full_metric=full_metric, full_ms=full_ms, points=mark_efficient(found), refused=tuple(refused))
+    return Sweep(
+        objective=objective, full_metric=full_metric, full_ms=full_ms, points=mark_efficient(found, objective),
+        refused=tuple(refused),
+    )  # fmt: skip
 
 
-def describe_point(figures: PlanFigures, tolerance: float, *, full_metric: float) -> OperatingPoint:
+def describe_point(
+    figures: PlanFigures, tolerance: float, *, full_metric: float, full_ms: float, objective: str
+) -> OperatingPoint:
     """Returns the operating point for the plan that a search found at a tolerance; not yet marked as efficient."""
+    spent_ms = time_ms(figures.times, objective)
     return OperatingPoint(
         tolerance=tolerance,
         exits=figures.chosen.cuts,
@@ -152,18 +176,21 @@ def describe_point(figures: PlanFigures, tolerance: float, *, full_metric: float
         metric_ratio=figures.outcome.metric / full_metric,
         mean_ms=figures.times.mean_ms,
         batch_ms=figures.times.batch_ms,
-        speedup=figures.full_ms / figures.times.mean_ms,
+        p99_ms=figures.times.p99_ms,
+        speedup=full_ms / spent_ms,
         found_at=tolerance,
-        searched_mean_ms=figures.times.mean_ms,
+        searched_ms=spent_ms,
         efficient=False,
     )
 
 
-def mark_efficient(points: Sequence[OperatingPoint]) -> tuple[OperatingPoint, ...]:
-    """Returns the points with ``efficient`` set on those that no other dominates."""
-    return tuple(replace(one, efficient=not any(_dominates(other, one) for other in points)) for one in points)
+def mark_efficient(points: Sequence[OperatingPoint], objective: str) -> tuple[OperatingPoint, ...]:
+    """Returns the points with ``efficient`` set on those that no other dominates by metric and objective."""
+    return tuple(
+        replace(one, efficient=not any(_dominates(other, one, objective) for other in points)) for one in points
+    )
 
 
-def _dominates(one: OperatingPoint, other: OperatingPoint) -> bool:
-    at_least = one.metric >= other.metric and one.mean_ms <= other.mean_ms
-    return at_least and (one.metric > other.metric or one.mean_ms < other.mean_ms)
+def _dominates(one: OperatingPoint, other: OperatingPoint, objective: str) -> bool:
+    mine, its = objective_ms(one, objective), objective_ms(other, objective)
+    return one.metric >= other.metric and mine <= its and (one.metric > other.metric or mine < its)

@@ -1,7 +1,8 @@
 """``python -m planner --sweep``: the operating points of a run, searched on its trace and its measured times.
 
-Nothing is merged, compiled or bundled, and engines are timed only where the run has no times yet. What was swept lies
-in ``runs/<name>/sweep/``, with the grids that were evaluated for it; both are reused.
+Nothing is merged, compiled or bundled, and engines are timed only where the run has no times yet; an imported run has
+all that it takes. What was swept lies in ``runs/<name>/sweep/``, with the grids that were evaluated for it; both are
+reused.
 """
 
 from __future__ import annotations
@@ -27,16 +28,20 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
+from planner.certified import risk_trace
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
-from planner.flow import find_search, kept_grids
+from planner.flow import find_search, kept_grids, share_grids
 from planner.greedy import SearchResult
 from planner.grids import KeptGrids
+from planner.importing import END
+from planner.recorded import is_imported, read_recorded
 from planner.sweep import Sweep, sweep_levels, sweep_tolerances
 from planner.timing import ensure_itm
 
 SWEEP_JSON = "sweep.json"
 GRID_NPZ = "grid.npz"
+_FORM = 2  # of ``sweep.json``
 _REMEDY = "python -m planner --sweep"
 
 
@@ -46,13 +51,13 @@ class SweepCase:
 
     Attributes:
         run: where the sweep is kept.
-        model, trace, itm: the network, its calibration data and its measured times.
+        model, trace, itm: the network (``None`` for an imported run), its calibration data and its measured times.
         trace_artifact, itm_artifact: for their digests.
         config: what the search is asked for; its tolerance does not count.
     """
 
     run: RunFolder
-    model: Model
+    model: Model | None
     trace: Trace
     trace_artifact: Artifact
     itm: InferenceTimeMatrix
@@ -60,20 +65,41 @@ class SweepCase:
     config: PlanConfig
 
     def inputs(self) -> dict[str, str]:
-        return {"model": self.model.digest, "trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
+        found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
+        return found if self.model is None else {"model": self.model.digest, **found}
 
     def parameters(self, tolerances: Sequence[float]) -> dict[str, Any]:
         config = {name: value for name, value in to_plain(self.config).items() if name not in ("tolerance", "measure")}
-        return {"config": config, "tolerances": list(tolerances)}
+        return {"config": config, "tolerances": list(tolerances), "form": _FORM}
+
+    def costs(self) -> NetworkCosts:
+        """Prices the stages for the config's load."""
+        cuts = (*self.trace.exits, END) if self.model is None else tuple(cut.name for cut in self.model.spec.cuts)
+        config = self.config
+        return NetworkCosts(itm=self.itm, cuts=cuts, batch_size=config.batch_size, mixture=config.load)
 
 
 def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = None) -> SweepCase:
-    """Returns what a sweep of this run needs; trace and times are made where they are missing."""
+    """Returns what a sweep of this run needs; trace and times are made where they are missing.
+
+    Raises:
+        UsageError: the run is an imported one without labels, and the risk needs them.
+        PameError: something upstream cannot be made; the message says what.
+    """
     from calibration import ensure_trace
 
+    if is_imported(run):
+        recorded = read_recorded(run)
+        recorded.check_risk(config.certify.risk)
+        return SweepCase(
+            run=run, model=None, trace=recorded.trace, trace_artifact=recorded.trace_artifact, itm=recorded.itm,
+            itm_artifact=recorded.itm_artifact, config=config,
+        )  # fmt: skip
     trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
     model = open_model(run.model, remedy="python -m export resnet --segments")
-    itm_artifact, itm = ensure_itm(run, model, config.timing, backend=config.backend, threads=config.threads)
+    itm_artifact, itm = ensure_itm(
+        run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads
+    )
     return SweepCase(
         run=run, model=model, trace=trace, trace_artifact=trace_artifact, itm=itm, itm_artifact=itm_artifact,
         config=config,
@@ -91,22 +117,20 @@ def ensure_sweep(case: SweepCase, tolerances: Sequence[float] | None = None) -> 
         NoPlanError: no tolerance has a plan.
     """
     run, config = case.run, case.config
-    levels = sweep_levels(case.trace) if tolerances is None else tuple(tolerances)
+    trace, costs = risk_trace(case.trace, config.certify.risk), case.costs()
+    levels = sweep_levels(trace) if tolerances is None else tuple(tolerances)
     inputs, parameters = case.inputs(), case.parameters(levels)
     if is_current(run.sweep, kind="sweep", inputs=inputs, parameters=parameters):
         artifact = open_artifact(run.sweep, kind="sweep", remedy=_REMEDY)
         return read_json(artifact.path(SWEEP_JSON), Sweep), True
     kept = _known_grids(case)
     known = len(kept.grids)
-    costs = NetworkCosts(
-        itm=case.itm, cuts=tuple(cut.name for cut in case.model.spec.cuts), batch_size=config.batch_size
-    )
 
     def search(tolerance: float) -> SearchResult:
-        return find_search(config)(case.trace, costs, replace(config, tolerance=tolerance), kept)
+        return find_search(config)(trace, costs, replace(config, tolerance=tolerance), kept)
 
     tracked = track(levels, description="sweeping tolerances", total=len(levels))
-    sweep = sweep_tolerances(search, tracked, full_metric=case.trace.full_metric)
+    sweep = sweep_tolerances(search, tracked, full_metric=trace.full_metric, objective=config.objective)
     say(
         f"{config.search} search at {len(levels)} tolerances: {kept.evaluations} grids evaluated, "
         f"{known} kept from before"
@@ -122,7 +146,7 @@ def _known_grids(case: SweepCase) -> KeptGrids:
     kept = kept_grids(case.run, case.trace_artifact, case.config)
     try:
         swept = open_artifact(case.run.sweep, kind="sweep", remedy=_REMEDY)
-        if swept.manifest.inputs.get("trace") == case.trace_artifact.digest:
+        if share_grids(swept.manifest, case.trace_artifact, case.config):
             earlier = KeptGrids.load(swept.path(GRID_NPZ))
             if earlier.thresholds.tolist() == kept.thresholds.tolist():
                 kept.grids.update(earlier.grids)

@@ -223,6 +223,25 @@ def test_without_labels_only_agreement_can_be_bounded(tmp_path: Path, capsys: py
     assert (code, found["plan"]["full_metric"]) == (0, 1)
 
 
+def test_an_imported_run_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_import(tmp_path)
+    loose = ("--stay-allowance", "9", "--tail-share", "0")
+    code, found = command(run, tmp_path, "--sweep", "0,0.1,0.2", "--objective", "batch", *loose)
+    assert (code, found["objective"]) == (0, "batch")
+    assert [one["tolerance"] for one in found["points"]] == [0, 0.1, 0.2]
+    assert found["points"][-1]["speedup"] == pytest.approx(found["full_ms"] / found["points"][-1]["batch_ms"])
+    assert found["points"][-1]["batch_ms"] < found["full_ms"]
+    assert "time of a whole batch" in capsys.readouterr().out
+    assert not run.plan.exists()
+    blind = RunFolder(root=tmp_path / "blind")
+    logits = np.random.default_rng(0).normal(0, 2, (3, 50, 4))
+    trace = write_npz(tmp_path / "b.npz", logits=logits, exits=np.array(EXITS))
+    words = ["import-trace", "--trace", str(trace), "--itm", str(tmp_path / "t.csv"), "--run", str(blind.root)]
+    assert main(words) == 0
+    assert command(blind, tmp_path, "--sweep", "0.1")[0] == 2
+    assert command(blind, tmp_path, "--sweep", "0.1", "--risk", "agreement")[0] == 0
+
+
 def test_what_the_import_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trace, times = write_npz(tmp_path / "trace.npz", **arrays(20)), write_times(tmp_path / "t.csv")
     words = ["import-trace", "--trace", str(trace), "--itm", str(times)]

@@ -232,6 +232,24 @@ def test_pareto_figure() -> None:
     assert low <= min(one.mean_ms for one in data.sweep.points) <= max(one.mean_ms for one in best) <= high
 
 
+def test_pareto_figure_and_words_go_by_the_objective() -> None:
+    """A sweep by the time of a whole batch, which is above the mean latency everywhere."""
+    data = make_report()
+    by_batch = [replace(one, efficient=one.exits == data.sweep.points[-1].exits) for one in data.sweep.points]
+    searched = {**data.considered[0], "searched_batch_ms": data.sweep.points[-1].batch_ms}
+    sweep = replace(data.sweep, objective="batch", points=tuple(by_batch))
+    data = replace(data, sweep=sweep, considered=[searched, data.considered[1]])
+    axes = draw(data)["pareto"].axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    drawn = [lines[name].get_ydata() for name in ("fastest plan found at a tolerance", "another point is better")]
+    np.testing.assert_allclose(sorted(np.concatenate(drawn)), sorted(one.batch_ms for one in by_batch))
+    assert lines["committed plan"].get_ydata() == [by_batch[-1].batch_ms]
+    assert axes.get_ylabel() == "expected time of a whole batch (ms)"
+    assert "(by the time of a whole batch)" in caption_of("pareto", data)
+    assert "smaller time of a whole batch" in render(data)
+    assert draw(make_report())["pareto"].axes[0].get_ylabel() == "expected mean latency (ms)"
+
+
 def test_the_cut_graph_names_every_exit_and_marks_the_plans() -> None:
     data = make_report(exits=9)
     figure = draw(data)["cut_graph"]
