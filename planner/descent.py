@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from planner.objectives import Prices
 from planner.tables import RankedTrace
 
 State = dict[int, int]  # a plan: row -> rank
+Key = tuple[tuple[int, int], ...]
 OFF = -1
 _SWEEPS = 6
 _BISECTIONS = 5
@@ -64,8 +65,37 @@ class Waypoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Choices:
+    """The thresholds of one exit beside others that some weight makes the best, whatever the weight.
+
+    Attributes:
+        ranks: the thresholds.
+        price_ms: milliseconds with each.
+        gained: summed loss with each, above that without the exit.
+        without_ms: milliseconds without the exit; infinite where the others may not stand alone.
+    """
+
+    ranks: np.ndarray
+    price_ms: np.ndarray
+    gained: np.ndarray
+    without_ms: float
+
+
+def _key(state: State) -> Key:
+    return tuple(sorted(state.items()))
+
+
+def _undominated(price: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Returns the positions, ascending, of those that no other beats in one without being worse in the other."""
+    order = np.lexsort((loss, price))
+    least = np.minimum.accumulate(loss[order])
+    found: np.ndarray = np.sort(order[np.flatnonzero(np.diff(least, prepend=np.inf) < 0)])
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Descent:
-    """Coordinate descent over one trace.
+    """Coordinate descent over one trace. It remembers what it tried, as the same plans come again at other weights.
 
     Attributes:
         ranked: the trace.
@@ -80,6 +110,8 @@ class Descent:
     allows: Callable[[tuple[int, ...]], bool]
     most_survivors: Sequence[int]
     most_exits: int
+    _choices: dict[tuple[int, Key], _Choices] = field(default_factory=dict, repr=False)
+    _measured: dict[Key, tuple[float, float]] = field(default_factory=dict, repr=False)
 
     def walk(self, most_loss: float = np.inf) -> list[Waypoint]:
         """Returns the plans at which the descents end, for falling and then for rising weights.
@@ -161,11 +193,24 @@ class Descent:
         return len(others) < self.most_exits and self.allows(tuple(sorted((*others, row))))
 
     def _value(self, state: State, weight: float) -> float:
-        found = self.measure(state, weight)
-        return found.price_ms + weight * found.loss
+        price_ms, loss = self._figures(state)
+        return price_ms + weight * loss
 
     def measure(self, state: State, weight: float) -> Waypoint:
-        """Prices a plan as the tables do."""
+        """Prices a plan as the tables do; the weight is noted."""
+        rows = tuple(sorted(state))
+        price_ms, loss = self._figures(state)
+        ranks = tuple(state[row] for row in rows)
+        return Waypoint(rows=rows, ranks=ranks, price_ms=price_ms, loss=loss, weight=weight)
+
+    def _figures(self, state: State) -> tuple[float, float]:
+        """Returns milliseconds and summed loss of a plan."""
+        key = _key(state)
+        if key not in self._measured:
+            self._measured[key] = self._work_out(state)
+        return self._measured[key]
+
+    def _work_out(self, state: State) -> tuple[float, float]:
         going = np.arange(self.ranked.trace.sample_count)
         rows, counts, loss = tuple(sorted(state)), [], 0.0
         for row in rows:
@@ -173,26 +218,33 @@ class Descent:
             loss += float(self.ranked.losses[row, going[leaves]].sum())
             going = going[~leaves]
             counts.append(len(going))
-        price = self.prices.plan_ms(rows, counts)
-        ranks = tuple(state[row] for row in rows)
-        return Waypoint(rows=rows, ranks=ranks, price_ms=price, loss=loss, weight=weight)
+        return self.prices.plan_ms(rows, counts), loss
 
     def _best_rank(self, state: State, row: int, weight: float) -> int:
         """Returns the best threshold of an exit beside others, or ``OFF`` where it is better not to have it."""
+        key = (row, _key(state))
+        if key not in self._choices:
+            self._choices[key] = self._list_choices(state, row)
+        choices = self._choices[key]
+        if not len(choices.ranks):
+            return OFF
+        value = choices.price_ms + weight * choices.gained
+        best = int(value.argmin())
+        return OFF if choices.without_ms <= value[best] else int(choices.ranks[best])
+
+    def _list_choices(self, state: State, row: int) -> _Choices:
         others = tuple(sorted(state))
         ordered = self._arriving(state, others, row)
         ranks = self.ranked.ranks[row, ordered]
-        ends = np.flatnonzero(np.diff(ranks, append=OFF)) + 1  # equal confidences leave together
+        ends = np.flatnonzero(ranks[1:] != ranks[:-1]) + 1  # equal confidences leave together
+        ends = np.append(ends, len(ordered)) if len(ordered) else ends
         without_ms, with_ms, gained = self._try_all(state, others, row, ordered)
-        value = with_ms[ends] + weight * gained[ends]
         if not others or row < others[0]:
-            value = np.where(len(ordered) - ends <= self.most_survivors[row], value, np.inf)
-        if not len(ends) or not value.min() < np.inf:
-            return OFF
-        best = int(value.argmin())
-        if without_ms <= value[best] and (not others or self._is_allowed(state, others)):
-            return OFF
-        return int(ranks[ends[best] - 1])
+            ends = ends[len(ordered) - ends <= self.most_survivors[row]]
+        ends = ends[_undominated(with_ms[ends], gained[ends])]
+        if others and not self._is_allowed(state, others):
+            without_ms = np.inf
+        return _Choices(ranks=ranks[ends - 1], price_ms=with_ms[ends], gained=gained[ends], without_ms=without_ms)
 
     def _arriving(self, state: State, others: Sequence[int], row: int) -> np.ndarray:
         """Returns the samples that come as far as an exit, in the order of falling confidence there."""

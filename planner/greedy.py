@@ -109,8 +109,17 @@ class SearchResult:
         return self.considered[0].figures
 
 
+KnownPlans = dict[ChosenExits, Considered]
+
+
 def plan_greedy(
-    trace: Trace, costs: NetworkCosts, *, tolerance: float, kept: KeptGrids, tail: TailRule | None = None
+    trace: Trace,
+    costs: NetworkCosts,
+    *,
+    tolerance: float,
+    kept: KeptGrids,
+    tail: TailRule | None = None,
+    known: KnownPlans | None = None,
 ) -> SearchResult:
     """Searches exits and thresholds as the paper does.
 
@@ -120,18 +129,20 @@ def plan_greedy(
         tolerance: allowed relative loss of the metric, in [0, 1).
         kept: the grids of this trace; what is missing is evaluated and added.
         tail: the tail rule; ``TailRule()`` when left out.
+        known: plans that were evaluated before on this trace, by these costs and this rule, at other tolerances; new
+            ones are added.
 
     Raises:
         UsageError: the tolerance lies outside [0, 1).
         NoPlanError: the full network's metric is 0, so that no loss can be related to it.
     """
-    tail = tail or TailRule()
+    tail, known = tail or TailRule(), {} if known is None else known
     check_tolerance(tolerance, trace)
     none = evaluate_plan(trace, NO_EXITS, costs.plan_costs(()), full_ms=costs.full_ms, load=costs.load)
     chosen, best = NO_EXITS, none
     considered = [Considered(figures=none, step=0, in_time_share=1.0, allowed=True, path=True)]
     while True:
-        step = _consider_next(trace, costs, chosen, tolerance=tolerance, kept=kept, tail=tail)
+        step = _consider_next(trace, costs, chosen, tolerance=tolerance, kept=kept, tail=tail, known=known)
         faster = [one for one in step if one.allowed and one.figures.times.mean_ms < best.times.mean_ms]
         taken = min(faster, key=lambda one: one.figures.times.mean_ms, default=None)
         considered += [replace(one, path=one is taken) for one in step]
@@ -193,7 +204,14 @@ def _required_metric(trace: Trace, chosen: ChosenExits, tolerance: float, kept: 
 
 
 def _consider_next(
-    trace: Trace, costs: NetworkCosts, chosen: ChosenExits, *, tolerance: float, kept: KeptGrids, tail: TailRule
+    trace: Trace,
+    costs: NetworkCosts,
+    chosen: ChosenExits,
+    *,
+    tolerance: float,
+    kept: KeptGrids,
+    tail: TailRule,
+    known: KnownPlans,
 ) -> list[Considered]:
     required = _required_metric(trace, chosen, tolerance, kept)
     if required is None:
@@ -204,11 +222,17 @@ def _consider_next(
         if column < 0:
             continue
         plan = chosen.extended(cut, float(grid.thresholds[column]))
-        figures = evaluate_plan(trace, plan, costs.plan_costs(plan.cuts), full_ms=costs.full_ms, load=costs.load)
-        share = share_in_time(costs, plan.cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
-        allowed = share >= tail.share - ROUNDING and staying_allowed(costs, plan.cuts, tail)
-        found.append(Considered(figures=figures, step=len(plan.cuts), in_time_share=share, allowed=allowed, path=False))
+        if plan not in known:
+            known[plan] = _consider(trace, costs, plan, tail)
+        found.append(known[plan])
     return found
+
+
+def _consider(trace: Trace, costs: NetworkCosts, plan: ChosenExits, tail: TailRule) -> Considered:
+    figures = evaluate_plan(trace, plan, costs.plan_costs(plan.cuts), full_ms=costs.full_ms, load=costs.load)
+    share = share_in_time(costs, plan.cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
+    allowed = share >= tail.share - ROUNDING and staying_allowed(costs, plan.cuts, tail)
+    return Considered(figures=figures, step=len(plan.cuts), in_time_share=share, allowed=allowed, path=False)
 
 
 def staying_allowed(costs: NetworkCosts, exits: Sequence[str], tail: TailRule) -> bool:

@@ -15,7 +15,8 @@ other.
 
 1. *Survey* (``planner.tables``). One pass over the samples gives survivors and loss of tens of thousands of
    combinations of thresholds, exactly. Every subset of few candidates is surveyed: one exit with all its thresholds,
-   two with about 140 levels each, three with 27, where there are few candidates also four with 11. Subsets that begin
+   two with 140 levels each, three with 27, where there are few candidates also four with 11; the fewer subsets there
+   are, the finer, up to two exits with 1,000 levels each, three with 100, four with 31. Subsets that begin
    alike share the tables of their beginnings; one whose first stage alone costs more than the best known plan is left
    out.
 2. *Descent* (``planner.descent``). The tolerance becomes a price of loss; exits come, go and move their thresholds
@@ -29,8 +30,8 @@ other.
 Survey and descent serve a whole ladder of tolerances: a table knows the loss of every combination, and a descent
 comes through all prices of loss.
 
-It is exact where the survey's tables hold every threshold (two exits with up to 141 distinct confidences each, three
-with 27, four with 11) and subsets of more exits are not better. Beyond that it is a search, and its quality a
+It is exact where the survey's tables hold every threshold (three candidates with up to 100 distinct confidences each,
+for example) and subsets of more exits are not better. Beyond that it is a search, and its quality a
 measurement (``benchmarks/planning_cost.py``). The 99th percentile is no sum over stages: descents follow the mean
 latency there, and the zoom decides by the percentile.
 """
@@ -47,13 +48,23 @@ from artifacts import Trace, UsageError
 from planner.costs import NetworkCosts
 from planner.descent import Descent, Waypoint
 from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
-from planner.greedy import ROUNDING, Considered, SearchResult, TailRule, check_tolerance, plan_greedy, share_in_time
+from planner.greedy import (
+    ROUNDING,
+    Considered,
+    KnownPlans,
+    SearchResult,
+    TailRule,
+    check_tolerance,
+    plan_greedy,
+    share_in_time,
+)
 from planner.grids import KeptGrids, threshold_grid
 from planner.objectives import MEAN, P99, Prices, check_objective, objective_ms
 from planner.tables import LevelTable, RankedTrace, make_table, spread_levels
 from planner.zoom import Case, Spot, level_count, pick_cells, zoom
 
-_CELLS = 20_000  # combinations in a table of the survey
+_CELLS = (20_000, 1_000_000)  # combinations in a table of the survey, at least and at most
+_ALL_CELLS = 2_000_000  # and in all tables of one number of exits
 _SURVEYED = (0, 1000, 1000, 400, 80)  # by number of exits: survey if there are no more subsets than that
 _NEAR = 1.06  # of the best known price: what zooming may still make the best; it gained up to that on four exits
 _ZOOMED = 4  # plans of each method that are zoomed into, per tolerance
@@ -102,7 +113,8 @@ def plan_ladder(
         raise UsageError(f"--max-exits {max_exits}: expected a number from 0")
     if not tolerances:
         return []
-    greedy = [plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=tail) for tolerance in tolerances]
+    known: KnownPlans = {}
+    greedy = [plan_greedy(trace, costs, tolerance=one, kept=kept, tail=tail, known=known) for one in tolerances]
     case = make_case(trace, costs, objective, tail)
     found = _search(case, tolerances, [one.best.chosen for one in greedy], _depth(trace, max_exits))
     return [_conclude(case, spots, paper, max_exits) for spots, paper in zip(found, greedy, strict=True)]
@@ -221,7 +233,8 @@ def _coarse_tables(
     """Makes the table of every subset (all of one size, sorted), beginnings shared."""
     if not subsets:
         return
-    count = level_count(len(subsets[0]), _CELLS)
+    least, most = _CELLS
+    count = level_count(len(subsets[0]), min(max(least, _ALL_CELLS // len(subsets)), most))
     levels = [spread_levels(ranks, count) for ranks in case.ranked.ranks]
     beginnings = [LevelTable.start(case.ranked)]
     for rows in subsets:

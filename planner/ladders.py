@@ -8,7 +8,7 @@ from artifacts import Trace, unknown_name
 from planner.certified import Ladder, Price
 from planner.costs import NetworkCosts, expect_mean_ms, expect_times
 from planner.evaluate import ChosenExits, evaluate_exits
-from planner.greedy import TailRule, plan_greedy
+from planner.greedy import KnownPlans, TailRule, plan_greedy
 from planner.grids import KeptGrids, threshold_grid
 from planner.joint import plan_ladder, survey_ladder
 from planner.objectives import MEAN, P99, objective_ms
@@ -41,8 +41,9 @@ def make_ladder(
     thresholds = threshold_grid(step)
 
     def greedily(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
-        kept = KeptGrids(thresholds=thresholds)
-        return [plan_greedy(trace, costs, tolerance=one, kept=kept, tail=tail).best.chosen for one in tolerances]
+        kept, known = KeptGrids(thresholds=thresholds), KnownPlans()
+        found = [plan_greedy(trace, costs, tolerance=one, kept=kept, tail=tail, known=known) for one in tolerances]
+        return [one.best.chosen for one in found]
 
     def jointly(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
         kept = KeptGrids(thresholds=thresholds)

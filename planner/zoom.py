@@ -18,7 +18,7 @@ from planner.greedy import TailRule, staying_allowed
 from planner.objectives import P99, Prices
 from planner.tables import LevelTable, RankedTrace, make_table
 
-_CELLS = 8_192  # combinations in one table
+_CELLS = 32_768  # combinations in one table
 _ROUNDS = 14
 _FALLEN_BEHIND = (4, 1.01)  # after so many rounds, a combination so far above the best known price is given up
 _EXACT = 24  # combinations per table whose percentile is worked out exactly
