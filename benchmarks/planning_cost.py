@@ -1,22 +1,32 @@
-"""How the time of planning grows with candidates and samples, and what the joint search gains over the greedy one.
+"""How the time of planning grows with candidates and samples, and how good the answers of the joint search are.
 
     python benchmarks/planning_cost.py --json planning_cost.json
     python benchmarks/planning_cost.py --run runs/resnet          # the trace and the times of a run as well
 
 Synthetic traces and times: seeded, one thread, no engine and no file involved. Per size are timed the greedy search
 (``greedy``: with nothing known, stage prices and grids are worked out), the joint search (``joint``, the greedy one
-included, prices known), and the joint search for ten tolerances at once (``ladder``), as a certificate asks for it. The
-sizes take turns round by round; reported are medians over the rounds and interquartile ranges, in processor time, which
-other work on the machine disturbs least. Then both searches are compared on every trace, by expected mean latency and
-against an exhaustive search of all subsets of up to three exits over fine thresholds.
+included, prices known), the joint search for ten tolerances at once (``ladder``), and all that ``python -m planner``
+works out between the measured times and the contenders that it measures (``certified``, from nothing known: the joint
+search on the whole trace, the ladders on the half for tuning, the tests on the other, the greedy reference likewise).
+The sizes take turns round by round; reported are medians over the rounds and interquartile ranges, in processor time of
+all threads, which other work on the machine disturbs least; linear algebra is held to one thread.
+
+Then the joint search is held against every plan there is on small random traces: every threshold of every subset of
+exits, by evaluating plan after plan and by complete tables. On larger traces it is compared with the greedy search, and
+with an exhaustive search of all subsets of up to three exits over fine thresholds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +43,30 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, track
 from planner import (
+    NO_EXITS,
+    ChosenExits,
     KeptGrids,
     NetworkCosts,
+    PlanConfig,
     SearchResult,
     TailRule,
+    evaluate_plan,
     plan_greedy,
     plan_joint,
     plan_ladder,
     threshold_grid,
 )
 from planner.costs import gather_row, head_row, segment_row
+from planner.flow import search_plans
 from planner.joint import make_case
-from planner.objectives import MEAN
+from planner.objectives import BATCH, MEAN, OBJECTIVES, objective_ms
 from planner.tables import make_table, spread_levels
 from planner.timing import ITM_JSON
 from planner.zoom import pick_cells
 
 TRACE_NPZ = "trace.npz"
-PARTS = ("greedy", "joint", "ladder")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+PARTS = ("greedy", "joint", "ladder", "certified")
 CANDIDATES = (4, 8, 12, 16)
 SAMPLES = (1_000, 10_000, 100_000)
 SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
@@ -58,6 +74,9 @@ TOLERANCE = 0.01
 LADDER = tuple(TOLERANCE * step / 6 for step in range(1, 11))
 COMPARED = (0.002, 0.005, 0.01, 0.02, 0.05)
 FINE = 1_000_000  # combinations per subset in the exhaustive search
+TINY, SMALL = range(2, 8), (20, 50, 100)  # samples of the traces on which every plan is tried
+BRUTE_TOLERANCES = (0.0, 0.01, 0.05, 0.2)
+NO_RULE = TailRule(share=0.0, stay_allowance=None)
 
 
 def make_trace(*, candidates: int, samples: int, seed: int) -> Trace:
@@ -103,7 +122,89 @@ def time_planning(trace: Trace, *, candidates: int, seed: int) -> tuple[dict[str
     marks.append(time.process_time())
     plan_ladder(trace, costs, LADDER)
     marks.append(time.process_time())
+    plan_certified(trace, make_costs(candidates=candidates, seed=seed))
+    marks.append(time.process_time())
     return dict(zip(PARTS, np.diff(marks).tolist(), strict=True)), result
+
+
+def plan_certified(trace: Trace, costs: NetworkCosts) -> None:
+    """Works out what ``python -m planner`` does by default, from the measured times to the contenders."""
+    config = PlanConfig(tolerance=TOLERANCE, batch_size=costs.batch_size)
+    with contextlib.redirect_stderr(io.StringIO()):
+        search_plans(trace, costs, config, KeptGrids(thresholds=threshold_grid()))
+
+
+def compare_with_all(*, rounds: int, seed: int) -> list[dict[str, Any]]:
+    """Compares the joint search with every plan there is, on random traces that are small enough; no tail rule.
+
+    Returns:
+        One entry per objective and number of samples: of how many cases how many had the least time of all plans, and
+        the worst ratio to it.
+    """
+    groups: list[tuple[str, str, Sequence[int]]] = [(one, "evaluation", TINY) for one in OBJECTIVES]
+    groups += [(one, "tables", (samples,)) for one in (MEAN, BATCH) for samples in SMALL]
+    entries = []
+    for objective, way, samples in groups:
+        ratios = []
+        for turn in track(range(rounds), description="trying every plan"):
+            count, exits = samples[turn % len(samples)], 1 + turn % 3 if way == "evaluation" else 3
+            trace = _round(make_trace(candidates=exits, samples=count, seed=seed + turn), turn)
+            if trace.full_metric == 0:
+                continue
+            costs, tolerance = make_costs(candidates=exits, seed=seed + turn), BRUTE_TOLERANCES[turn // 3 % 4]
+            best = plan_joint(trace, costs, tolerance=tolerance, objective=objective, tail=NO_RULE).best
+            try_all = evaluate_all if way == "evaluation" else tabulate_all
+            ratios.append(objective_ms(best.times, objective) / try_all(trace, costs, tolerance, objective))
+        entries.append(
+            {
+                "objective": objective, "way": way, "samples": [min(samples), max(samples)], "cases": len(ratios),
+                "optimal": int((np.array(ratios) <= 1 + 1e-9).sum()), "worst_ratio": max(ratios),
+            }
+        )  # fmt: skip
+    return entries
+
+
+def _round(trace: Trace, turn: int) -> Trace:
+    """Makes many confidences equal in every second trace."""
+    return trace if turn % 2 else replace(trace, confidence=(trace.confidence * 6).round() / np.float32(6))
+
+
+def every_plan(trace: Trace) -> Iterator[ChosenExits]:
+    levels = [np.unique(row).tolist() for row in trace.confidence[:-1]]
+    for size in range(len(trace.exits) + 1):
+        for rows in itertools.combinations(range(len(trace.exits)), size):
+            for thresholds in itertools.product(*(levels[row] for row in rows)):
+                yield ChosenExits(cuts=tuple(trace.exits[row] for row in rows), thresholds=thresholds)
+
+
+def evaluate_all(trace: Trace, costs: NetworkCosts, tolerance: float, objective: str) -> float:
+    """Returns the least time of all plans that keep the tolerance, evaluated one by one."""
+    least = np.inf
+    for chosen in every_plan(trace):
+        figures = evaluate_plan(
+            trace,
+            chosen,
+            costs.plan_costs(chosen.cuts),
+            full_ms=costs.full_ms,
+            percentile=objective not in (MEAN, BATCH),
+        )
+        if figures.outcome.metric >= trace.full_metric * (1 - tolerance) - 1e-9:
+            least = min(least, objective_ms(figures.times, objective))
+    return float(least)
+
+
+def tabulate_all(trace: Trace, costs: NetworkCosts, tolerance: float, objective: str) -> float:
+    """Returns the same by tables of all combinations of all thresholds."""
+    case = make_case(trace, costs, objective, NO_RULE)
+    budget = trace.full_metric * trace.sample_count * tolerance + 1e-6
+    none = evaluate_plan(trace, NO_EXITS, costs.plan_costs(()), full_ms=costs.full_ms)
+    least = objective_ms(none.times, objective)
+    for size in range(1, len(trace.exits) + 1):
+        for rows in itertools.combinations(range(len(trace.exits)), size):
+            levels = [np.arange(len(case.ranked.values[row])) for row in rows]
+            (spot,) = pick_cells(case, make_table(case.ranked, rows, levels), [budget])
+            least = least if spot is None else min(least, spot.price_ms)
+    return least
 
 
 def compare_searches(name: str, trace: Trace, costs: NetworkCosts) -> list[dict[str, Any]]:
@@ -173,6 +274,17 @@ def measure(*, candidates: Sequence[int], samples: Sequence[int], rounds: int, s
 
 def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     to_stderr = arguments.json == "-"
+    brute = compare_with_all(rounds=arguments.cases, seed=arguments.seed)
+    print_table(
+        "joint search against every plan there is, three exits at most",
+        ["objective", "samples", "tried by", "cases", "optimal", "worst ratio"],
+        [
+            [one["objective"], "-".join(map(str, sorted(set(one["samples"])))), one["way"], one["cases"],
+             one["optimal"], f"{one['worst_ratio']:.6f}"]
+            for one in brute
+        ],
+        to_stderr=to_stderr,
+    )  # fmt: skip
     entries = measure(
         candidates=arguments.candidates, samples=arguments.samples, rounds=arguments.rounds, seed=arguments.seed
     )
@@ -191,18 +303,19 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     compared = [one for name, (trace, costs) in worlds.items() for one in compare_searches(name, trace, costs)]
     print_table(
         "expected latency of the mean query, milliseconds",
-        ["trace", "tolerance", "full", "greedy", "joint", "gain", "exits", "up to 3 exits, exhaustive"],
+        ["trace", "tolerance", "full", "greedy", "joint", "gain", "exits", "up to 3 exits, exhaustive", "joint / it"],
         [
             [
                 one["trace"], one["tolerance"], f"{one['full_ms']:.3f}", f"{one['greedy_ms']:.3f}",
                 f"{one['joint_ms']:.3f}", f"{one['greedy_ms'] / one['joint_ms'] - 1:.1%}", len(one["joint_exits"]),
-                f"{one['exhaustive_ms']:.3f}",
+                f"{one['exhaustive_ms']:.3f}", f"{one['joint_ms'] / one['exhaustive_ms']:.4f}",
             ]
             for one in compared
         ],
         to_stderr=to_stderr,
     )  # fmt: skip
     return {
+        "brute_force": brute,
         "entries": entries,
         "compared": compared,
         "rounds": arguments.rounds,
@@ -217,8 +330,12 @@ def main() -> int:
     parser.add_argument("--candidates", type=int, nargs="+", default=CANDIDATES)
     parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cases", type=int, default=60, help="small traces per row on which every plan is tried")
     parser.add_argument("--seed", type=int, default=0)
-    return run_command(benchmark, parser.parse_args())
+    arguments = parser.parse_args()
+    if not os.environ.items() >= ONE_THREAD.items():  # read when numpy is imported, so start again
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **ONE_THREAD})  # noqa: S606
+    return run_command(benchmark, arguments)
 
 
 if __name__ == "__main__":
