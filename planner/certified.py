@@ -6,7 +6,8 @@
    the ladder that really keeps 1 %. A second ladder bounds the disagreement with the final head instead of the
    metric: a plan that wins as many samples as it loses keeps the metric by luck of the draw, one that agrees with the
    full network keeps it for sure. On the demo network these plans are the ones that pass first. For a set metric,
-   which no search can add up, these two ladders stand in.
+   which no search can add up, these two ladders stand in. Between neighbours on the way that have the same exits,
+   plans with thresholds in between fill the gap: the first plan that fails then lies just behind the last that passed.
 3. The plans are put in order from safe to bold by their p-values on the first half; what is not expected to be faster
    than a safer plan is dropped.
 4. On the second half the plans are tested in this order until the first that fails (``calibration.certify`` has the
@@ -46,6 +47,7 @@ from planner.greedy import Considered, SearchResult, share_in_time
 from planner.objectives import P99, objective_ms
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
+BETWEEN = (0.25, 0.5, 0.75)  # of the way from one plan of the sequence to the next
 AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
 Ladder = Callable[[Trace, Sequence[float]], Sequence[ChosenExits]]  # one plan per tolerance, tuned on the trace
 Price = Callable[[Trace, ChosenExits], float]  # what the search makes small, expected on the trace, in milliseconds
@@ -205,8 +207,22 @@ def plan_certified(
             "that a relative tolerance has no meaning there. Calibrate with more samples: python -m calibration --data"
         )
     plans = climb(tuning, ladder, tolerance=tolerance, risk=settings.risk)
-    test, ordered = rehearse(tuning, plans, price, tolerance=tolerance, settings=settings)
+    _, ordered = rehearse(tuning, plans, price, tolerance=tolerance, settings=settings)
+    test, ordered = rehearse(tuning, fill_gaps(ordered), price, tolerance=tolerance, settings=settings)
     return certify_plans(trace, ordered, test, halves=halves, tolerance=tolerance)
+
+
+def fill_gaps(plans: Sequence[ChosenExits]) -> tuple[ChosenExits, ...]:
+    """Returns plans, and between neighbours with the same exits those with thresholds on the way, each once."""
+    filled = list(plans)
+    for one, other in itertools.pairwise(plans):
+        if one.cuts == other.cuts:
+            ends = np.array([one.thresholds, other.thresholds])
+            filled += [
+                ChosenExits(cuts=one.cuts, thresholds=tuple(np.average(ends, axis=0, weights=(1 - way, way)).tolist()))
+                for way in BETWEEN
+            ]
+    return tuple(dict.fromkeys(filled))
 
 
 def rehearse(

@@ -117,7 +117,8 @@ def _add_search_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--stay-allowance", type=float, default=_TAIL.stay_allowance,
-        help="relative excess that a batch may cost which nobody leaves (default: %(default)s)",
+        help="relative excess that a batch may cost which nobody leaves; a larger one lets more exits in "
+        "(default: %(default)s)",
     )  # fmt: skip
 
 

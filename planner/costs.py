@@ -26,7 +26,9 @@ each and hand their tensors over through memory. The ``J = number of cuts`` join
 
 together, and each joint is credited with an equal part, so that the stage without exits costs exactly what the full
 network was measured to take. At an exit half of a joint stays: the cut's tensors are read by the head where they are,
-but still written for the next stage, which reads them.
+but still written for the next stage, which reads them. A joint is the small difference of large sums, in which the
+noise of all rows meets: what a batch costs that nobody leaves is therefore told without them, as the full network and
+the heads and gathers of the exits. That is a little less than it takes; ``planner.commit`` measures it.
 
 A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
@@ -135,7 +137,8 @@ class NetworkCosts:
     cuts: tuple[str, ...]
     batch_size: int
     mixture: Load | None = None
-    _priced: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, repr=False)
+    _priced: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    _added: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.itm.batch_sizes[-1]:
@@ -157,11 +160,21 @@ class NetworkCosts:
     @property
     def full_ms(self) -> float:
         """The mean query of the whole network: its time at the full batch, or the mean over the load's batches."""
-        return self.stay_ms(())
+        return price_staying(self.plan_costs(()), self.load)
 
     def stay_ms(self, exits: Sequence[str]) -> float:
-        """The mean query of batches that nobody leaves before the end, with these exits, in milliseconds."""
-        return price_staying(self.plan_costs(exits), self.load)
+        """The mean query of batches that nobody leaves before the end, with these exits, in milliseconds: the full
+        network and what every exit adds, so that another exit never makes it less."""
+        return self.full_ms + sum(map(self.exit_ms, exits))
+
+    def exit_ms(self, name: str) -> float:
+        """What an exit adds for the mean query of a batch that nobody leaves: its head and the gather behind it."""
+        if name not in self._added:
+            head, gather = self.itm.row_ms(head_row(name)), self.itm.row_ms(gather_row(name))
+            self._added[name] = price_staying(
+                [price_stage(head, gather, self.itm, batch_size=self.batch_size)], self.load
+            )
+        return self._added[name]
 
     def stage_cost(self, after: str | None, until: str | None) -> np.ndarray:
         """Returns the cost of a stage for 0..B rows: (B + 1,) float64 milliseconds, read-only.

@@ -164,11 +164,13 @@ class Descent:
         """
         state = dict(state)
         forth = range(len(self.ranked.values))
-        settled = 0  # exits in a row that did not change
+        settled: set[int] = set()  # exits that were tried since something changed
         for row in itertools.islice(itertools.cycle([*forth, *reversed(forth)]), _SWEEPS * len(forth)):
+            if row in settled:
+                continue
             before, state = state, self._improve(state, row, weight)
-            settled = settled + 1 if state == before else 0
-            if settled > len(forth):
+            settled = settled | {row} if state == before else {row}
+            if len(settled) == len(forth):
                 break
         return dict(sorted(state.items()))
 

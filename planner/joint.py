@@ -280,11 +280,16 @@ def _conclude(case: Case, spots: Spots, greedy: SearchResult, max_exits: int | N
         )
     paper = greedy.best.chosen
     considered += [
-        replace(one, figures=_evaluate(case, one.figures.chosen))
+        replace(
+            one, figures=_evaluate(case, one.figures.chosen),
+            allowed=one.allowed and (max_exits is None or one.step <= max_exits),
+        )
         for one in greedy.considered
-        if one.figures.chosen in (paper, NO_EXITS) and (max_exits is None or one.step <= max_exits)
-    ]
-    ordered = sorted(considered, key=lambda one: (objective_ms(one.figures.times, objective), one.step))
+        if one.figures.chosen in (paper, NO_EXITS)
+    ]  # fmt: skip
+    ordered = sorted(
+        considered, key=lambda one: (not one.allowed, objective_ms(one.figures.times, objective), one.step)
+    )
     return SearchResult(
         considered=tuple(replace(one, path=rank == 0) for rank, one in enumerate(ordered)),
         patterns=greedy.patterns,

@@ -25,6 +25,7 @@ from planner import (
 from planner.certified import (
     CertifiedPlans,
     Ladder,
+    fill_gaps,
     metric_under,
     plan_certified,
     rehearse,
@@ -162,6 +163,23 @@ def test_plans_are_faster_from_one_to_the_next() -> None:
     assert means == sorted(means, reverse=True)
     assert len(means) > 2
     assert means[0] < mean_ms(tuning, NO_EXITS)
+
+
+def test_gaps_between_neighbours_with_the_same_exits_are_filled() -> None:
+    """So the sequence goes nearly as far as it could: one quarter of a step of the ladder further fails."""
+    safe, bold = ChosenExits(cuts=("cut0",), thresholds=(0.9,)), ChosenExits(cuts=("cut0",), thresholds=(0.5,))
+    other = ChosenExits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.5))
+    filled = fill_gaps([safe, bold, other])
+    assert filled[:3] == (safe, bold, other)
+    assert [one.cuts for one in filled[3:]] == [("cut0",)] * 3
+    assert [one.thresholds[0] for one in filled[3:]] == pytest.approx([0.8, 0.7, 0.6])
+    assert fill_gaps([safe]) == (safe,)
+    trace = population(4, samples=6000)
+    coarse = [ChosenExits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.7, 0.5, 0.3, 0.1)]
+    found = plan_certified(trace, lambda *_: coarse, mean_ms, tolerance=0.05, settings=CertifyConfig())
+    tested = [one.chosen.thresholds[0] for one in found.sequence if one.p_value is not None]
+    assert found.sequence[len(tested) - 1].certificate is None
+    assert tested[-2] - tested[-1] == pytest.approx(0.05)
 
 
 def test_too_few_samples_are_counted_and_a_tolerance_is_offered() -> None:

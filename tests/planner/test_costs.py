@@ -15,6 +15,7 @@ from artifacts import UsageError
 from engines import plan_covers
 from planner import NetworkCosts, binomial_pmf, count_survivors, expect_times, price_stage, record_times
 from planner.costs import gather_row, head_row, segment_row
+from planner.load import Load
 
 
 def brute_force(leaves: list[int], costs: list[list[float]], batch_size: int) -> tuple[float, float, list[float]]:
@@ -102,6 +103,19 @@ def test_stage_is_priced_by_its_parts_less_what_merging_saves() -> None:
     rest = itm.row_ms(segment_row(3))[2] + itm.row_ms("final_head")[2] - joint
     assert costs.stage_cost("cut2", None)[4] == pytest.approx(rest)
     assert costs.stage_cost("cut0", "cut2")[0] == 0
+
+
+def test_staying_costs_the_full_network_and_what_each_exit_adds() -> None:
+    """However the noise of the parts falls: here the sum of all segments is below the full network."""
+    noisy = make_itm(1, exits=3, sizes=(1, 2, 4, 8), joint=-0.04)
+    costs = NetworkCosts(itm=noisy, cuts=("cut0", "cut1", "cut2", "cut3"), batch_size=8)
+    assert costs.stay_ms(()) == costs.full_ms == noisy.row_ms("full")[-1]
+    added = [noisy.row_ms(head_row(f"cut{i}"))[-1] + noisy.row_ms(gather_row(f"cut{i}"))[-1] for i in range(3)]
+    assert costs.stay_ms(("cut0",)) == pytest.approx(costs.full_ms + added[0])
+    assert costs.stay_ms(("cut0", "cut2")) == pytest.approx(costs.full_ms + added[0] + added[2])
+    mixed = NetworkCosts(itm=noisy, cuts=costs.cuts, batch_size=8, mixture=Load(batch_sizes=(2, 8), shares=(0.8, 0.2)))
+    half = noisy.row_ms(head_row("cut1"))[1] + noisy.row_ms(gather_row("cut1"))[1]  # queries: 1.6 in 2s, 1.6 in 8s
+    assert mixed.stay_ms(("cut1",)) == pytest.approx(mixed.full_ms + (half + added[1]) / 2)
 
 
 def test_costs_follow_the_covers_of_fixed_batch_sizes() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planning_worlds import make_costs, make_trace
 
@@ -25,6 +25,7 @@ def make_descent(seed: int, *, exits: int = 4, samples: int = 40, objective: str
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**16), st.sampled_from([0.0, 0.01, 0.1, 1.0]), st.sampled_from([MEAN, BATCH]))
+@example(5741, 1.0, BATCH)
 def test_no_change_of_a_single_exit_improves_where_it_ends(seed: int, weight: float, objective: str) -> None:
     descent = make_descent(seed, objective=objective)
     settled = descent.settle({}, weight)
