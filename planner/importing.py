@@ -193,7 +193,7 @@ def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads
 
     Raises:
         UsageError: there is no such file.
-        InputError: a row is missing, unknown, has a hole, or an entry is no time.
+        InputError: a row is missing, unknown, has a hole, or an entry is no time; the segments are in another order.
     """
     if not path.is_file():
         raise UsageError(f"--itm {path}: there is no such file")
@@ -208,6 +208,12 @@ def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads
     missing = [name for name in needed if name not in found]
     if missing or unknown:
         raise InputError(f"{path}: rows {missing} are missing, rows {unknown} are unknown; exits are {list(exits)}")
+    ordered = [name for name in found if name in segments]
+    if ordered != segments:
+        raise InputError(
+            f"{path}: in the order of the data flow come {ordered}, by the exits of the trace {segments}; "
+            "put the rows of the times or the exits of the trace in order"
+        )
     nothing = (0.0,) * len(sizes)
     whole = tuple(np.sum([found[name] for name in segments], axis=0).tolist())
     medians = {segment_row(index): found[name] for index, name in enumerate(segments)}

@@ -166,6 +166,11 @@ def test_times_with_holes_are_refused(rows: dict[str, object], message: str, tmp
         read_times(write_times(tmp_path / "t.csv", rows), EXITS)
 
 
+def test_exits_in_another_order_than_the_segments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="order of the data flow"):
+        read_times(write_times(tmp_path / "t.csv"), EXITS[::-1])
+
+
 @pytest.mark.parametrize("sizes", [(1, 8, 4), (0, 4, 8), (1, "four", 8)])
 def test_batch_sizes_that_are_none_are_refused(sizes: tuple[object, ...], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="batch size"):
