@@ -207,9 +207,9 @@ def tabulate_all(trace: Trace, costs: NetworkCosts, tolerance: float, objective:
     return least
 
 
-def compare_searches(name: str, trace: Trace, costs: NetworkCosts) -> list[dict[str, Any]]:
+def compare_searches(name: str, trace: Trace, costs: NetworkCosts, tail: TailRule) -> list[dict[str, Any]]:
     """Plans by both searches and exhaustively for several tolerances; times in milliseconds of the mean query."""
-    kept, tail = KeptGrids(thresholds=threshold_grid()), TailRule()
+    kept = KeptGrids(thresholds=threshold_grid())
     exhaustive = search_exhaustively(trace, costs, COMPARED, tail)
     entries = []
     for tolerance, fine_ms in zip(COMPARED, exhaustive, strict=True):
@@ -296,11 +296,15 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         f"planning at batch {SIZES[-1]}, milliseconds of processor time",
         ["candidates", "samples", "exits taken", *PARTS], rows, to_stderr=to_stderr,
     )  # fmt: skip
-    worlds = {} if arguments.run is None else {"run": read_run(arguments.run)}
+    worlds = {}
+    if arguments.run is not None:
+        worlds["run"] = *read_run(arguments.run), TailRule()
+        worlds["run, any cost of staying"] = *read_run(arguments.run), TailRule(stay_allowance=None)
     for count in arguments.candidates:
         trace = make_trace(candidates=count, samples=10_000, seed=arguments.seed)
-        worlds[f"synthetic, {count} candidates"] = trace, make_costs(candidates=count, seed=arguments.seed)
-    compared = [one for name, (trace, costs) in worlds.items() for one in compare_searches(name, trace, costs)]
+        costs = make_costs(candidates=count, seed=arguments.seed)
+        worlds[f"synthetic, {count} candidates"] = trace, costs, TailRule()
+    compared = [one for name, world in worlds.items() for one in compare_searches(name, *world)]
     print_table(
         "expected latency of the mean query, milliseconds",
         ["trace", "tolerance", "full", "greedy", "joint", "gain", "exits", "up to 3 exits, exhaustive", "joint / it"],

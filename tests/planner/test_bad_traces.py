@@ -126,8 +126,8 @@ def barely_bad(kind: str, samples: int = 4000, excess: float = 0.052) -> Trace:
     """A population in which every plan with exits loses ``excess`` at least, a little more than the tolerance of 0.05.
 
     The full network is right throughout. ``constant``: whoever comes to an exit leaves there. ``one class``: so do
-    they, with confidence 1. ``ties``: two values, and those who are sure are wrong so often that they alone lose too much.
-    Exits err on samples of their own, so that of several one always looks well on a tuning half.
+    they, with confidence 1. ``ties``: two values, and those who are sure are wrong so often that they
+    alone lose too much. Exits err on samples of their own, so that of several one always looks well on a tuning half.
     """
     random = np.random.default_rng(7)
     wrong, confidence = np.zeros((MANY, samples), bool), np.full((MANY + 1, samples), 0.5)
