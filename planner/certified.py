@@ -6,8 +6,9 @@
    the ladder that really keeps 1 %. A second ladder bounds the disagreement with the final head instead of the
    metric: a plan that wins as many samples as it loses keeps the metric by luck of the draw, one that agrees with the
    full network keeps it for sure. On the demo network these plans are the ones that pass first. For a set metric,
-   which no search can add up, these two ladders stand in. Between neighbours on the way that have the same exits,
-   plans with thresholds in between fill the gap: the first plan that fails then lies just behind the last that passed.
+   which no search can add up, these two ladders stand in. Variants of these plans with other thresholds fill the gaps
+   between them (``vary_plans``), so that the first plan that fails lies just behind the last that passed. A test more
+   costs nothing in a fixed sequence, and plans with the same exits have nearly the same samples against them.
 3. The plans are put in order from safe to bold by their p-values on the first half; what is not expected to be faster
    than a safer plan is dropped.
 4. On the second half the plans are tested in this order until the first that fails (``calibration.certify`` has the
@@ -48,6 +49,7 @@ from planner.objectives import P99, objective_ms
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
 BETWEEN = (0.25, 0.5, 0.75)  # of the way from one plan of the sequence to the next
+STRETCHED = (0.6, 0.7, 0.8, 0.9, 1.1, 1.2)  # distance of the thresholds from 1
 AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
 Ladder = Callable[[Trace, Sequence[float]], Sequence[ChosenExits]]  # one plan per tolerance, tuned on the trace
 Price = Callable[[Trace, ChosenExits], float]  # what the search makes small, expected on the trace, in milliseconds
@@ -207,28 +209,36 @@ def plan_certified(
             "that a relative tolerance has no meaning there. Calibrate with more samples: python -m calibration --data"
         )
     plans = climb(tuning, ladder, tolerance=tolerance, risk=settings.risk)
-    _, ordered = rehearse(tuning, plans, price, tolerance=tolerance, settings=settings)
-    test, ordered = rehearse(tuning, fill_gaps(ordered), price, tolerance=tolerance, settings=settings)
+    test, ordered = rehearse(tuning, plans, price, tolerance=tolerance, settings=settings)
+    ordered = arrange(tuning, vary_plans(ordered), price, test, tolerance=tolerance)
     return certify_plans(trace, ordered, test, halves=halves, tolerance=tolerance)
 
 
-def fill_gaps(plans: Sequence[ChosenExits]) -> tuple[ChosenExits, ...]:
-    """Returns plans, and between neighbours with the same exits those with thresholds on the way, each once."""
-    filled = list(plans)
+def vary_plans(plans: Sequence[ChosenExits]) -> tuple[ChosenExits, ...]:
+    """Returns plans with variants of them that have the same exits, each once.
+
+    Around every plan are safer and bolder ones, all of whose thresholds are further from or closer to certainty by the
+    same factor; and between neighbours with the same exits those with thresholds on the way.
+    """
+    varied = list(plans)
+    for plan in plans:
+        doubt = 1 - np.array(plan.thresholds)
+        varied += [_with_thresholds(plan, np.maximum(1 - factor * doubt, 0)) for factor in STRETCHED]
     for one, other in itertools.pairwise(plans):
         if one.cuts == other.cuts:
-            ends = np.array([one.thresholds, other.thresholds])
-            filled += [
-                ChosenExits(cuts=one.cuts, thresholds=tuple(np.average(ends, axis=0, weights=(1 - way, way)).tolist()))
-                for way in BETWEEN
-            ]
-    return tuple(dict.fromkeys(filled))
+            start, end = np.array(one.thresholds), np.array(other.thresholds)
+            varied += [_with_thresholds(one, start + way * (end - start)) for way in BETWEEN]
+    return tuple(dict.fromkeys(varied))
+
+
+def _with_thresholds(plan: ChosenExits, thresholds: np.ndarray) -> ChosenExits:
+    return ChosenExits(cuts=plan.cuts, thresholds=tuple(thresholds.tolist()))
 
 
 def rehearse(
     tuning: Trace, plans: Sequence[ChosenExits], price: Price, *, tolerance: float, settings: CertifyConfig
 ) -> tuple[RiskTest, tuple[ChosenExits, ...]]:
-    """Chooses the test and puts the plans that are worth it in order from safe to bold, by the tuning half alone.
+    """Chooses the test by the tuning half alone, and puts the plans that are worth it in order, see ``arrange``.
 
     Args:
         tuning: with the metric that the risk is about.
@@ -236,15 +246,30 @@ def rehearse(
         price: of a plan.
         tolerance: allowed relative loss, in [0, 1).
         settings: risk and delta.
-
-    Returns:
-        The test, and those plans of which each is expected to be faster than all before it and than no exits.
     """
     test, p_values = choose_test(
         evidence_under(tuning, NO_EXITS, settings.risk),
         [evidence_under(tuning, plan, settings.risk) for plan in plans],
         tolerance=tolerance, risk=settings.risk, delta=settings.delta,
     )  # fmt: skip
+    return test, _keep_faster(tuning, plans, p_values, price)
+
+
+def arrange(
+    tuning: Trace, plans: Sequence[ChosenExits], price: Price, test: RiskTest, *, tolerance: float
+) -> tuple[ChosenExits, ...]:
+    """Returns plans from safe to bold by a test of the tuning half; arguments as for ``rehearse``.
+
+    Those are left out that are not expected to be faster than all before them and than no exits.
+    """
+    full = evidence_under(tuning, NO_EXITS, test.risk)
+    p_values = [test.p_value(full, evidence_under(tuning, plan, test.risk), tolerance=tolerance) for plan in plans]
+    return _keep_faster(tuning, plans, p_values, price)
+
+
+def _keep_faster(
+    tuning: Trace, plans: Sequence[ChosenExits], p_values: Sequence[float], price: Price
+) -> tuple[ChosenExits, ...]:
     prices = [price(tuning, plan) for plan in plans]
     order = sorted(range(len(plans)), key=lambda index: (p_values[index], -prices[index]))
     kept: list[ChosenExits] = []
@@ -253,7 +278,7 @@ def rehearse(
         if prices[index] < best:
             kept.append(plans[index])
             best = prices[index]
-    return test, tuple(kept)
+    return tuple(kept)
 
 
 def certify_plans(
