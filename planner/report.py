@@ -219,6 +219,11 @@ def _plan_body(data: ReportData) -> str:
         f"{plan.full_metric:.4f}: {plan.predicted_metric / plan.full_metric:.2%} is kept, and at least "
         f"{1 - plan.tolerance:.2%} was asked for. "
     )
+    if plan.risk == "agreement":
+        kept = (
+            f"Of the calibration queries {plan.predicted_metric:.2%} get the full network's answer, and at least "
+            f"{1 - plan.tolerance:.2%} was asked for. "
+        )
     columns = ("exit", "threshold", "leave here", f"{data.metric_word} there", "arrival, ms")
     return render_table(columns, rows, caption=what) + _paragraph(kept + describe_measured(data))
 
