@@ -147,6 +147,11 @@ def risk_trace(trace: Trace, risk: str) -> Trace:
     return replace(trace, metric=trace.agreement.astype(np.float32)) if risk == "agreement" else trace
 
 
+def metric_word(risk: str) -> str:
+    """Returns what the metric of ``risk_trace`` is called."""
+    return "agreement" if risk == "agreement" else "metric"
+
+
 def metric_under(trace: Trace, chosen: ChosenExits) -> np.ndarray:
     """Returns the metric of each sample under a plan: (N,)."""
     rows = [*exit_rows(trace, chosen.cuts), len(trace.exits)]

@@ -296,6 +296,7 @@ def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certifi
         certificate=certificate,
         objective=config.objective,
         load={} if config.load is None else config.load.to_plain(),
+        risk=config.certify.risk,
     )
 
 

@@ -103,13 +103,15 @@ def ensure_plan(
         precision: what the network must be of; ``None``: any.
 
     Raises:
-        UsageError: the network is of another precision.
+        UsageError: the network is of another precision, or the risk needs labels that the data has none of.
         NoPlanError: the trace allows no relative tolerance.
         PameError: something upstream cannot be made; the message says what.
     """
     from calibration import ensure_trace
 
-    trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
+    trace_artifact, trace = ensure_trace(
+        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
+    )
     model = open_model(run.model, remedy="python -m export resnet --segments")
     check_precision(model.spec, precision, run=run.root)
     itm_artifact, itm = ensure_itm(

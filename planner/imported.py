@@ -49,8 +49,7 @@ def plan_imported(run: RunFolder, config: PlanConfig) -> PlanningResult:
         UsageError: the batch size was not timed, or the risk needs labels that there are none of.
         NoPlanError: the trace allows no relative tolerance.
     """
-    recorded = read_recorded(run)
-    recorded.check_risk(config.certify.risk)
+    recorded = read_recorded(run, risk=config.certify.risk)
     largest = recorded.itm.batch_sizes[-1]
     if config.batch_size > largest:
         raise UsageError(
@@ -93,4 +92,5 @@ def _describe_best(result: SearchResult, recorded: Recorded, config: PlanConfig,
         certificate=certificate,
         objective=config.objective,
         load={} if config.load is None else config.load.to_plain(),
+        risk=config.certify.risk,
     )

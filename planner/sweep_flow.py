@@ -71,7 +71,9 @@ def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = Non
     """Returns what a sweep of this run needs; trace and times are made where they are missing."""
     from calibration import ensure_trace
 
-    trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
+    trace_artifact, trace = ensure_trace(
+        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
+    )
     model = open_model(run.model, remedy="python -m export resnet --segments")
     itm_artifact, itm = ensure_itm(run, model, config.timing, backend=config.backend, threads=config.threads)
     return SweepCase(

@@ -174,7 +174,8 @@ def test_the_command(run: RunFolder, tmp_path: Path, monkeypatch, capsys: pytest
     assert "no bundle was built" in err
     found = json.loads(target.read_text())
     assert set(found) == {
-        "run", "reused", "search", "batch_size", "engine", "threads", "full_metric", "full_ms", "points", "refused",
+        "run", "reused", "risk", "search", "batch_size", "engine", "threads", "full_metric", "full_ms", "points",
+        "refused",
     }  # fmt: skip
     assert set(found["points"][0]) == {
         "tolerance", "exits", "thresholds", "leaving_shares", "metric", "metric_ratio", "mean_ms", "batch_ms",
