@@ -14,7 +14,6 @@ from artifacts import PRECISIONS, ExitPlan, UsageError, find_run, to_plain, unkn
 from artifacts.console import add_common_arguments, print_table, run_command
 from calibration.certify import RISKS
 from engines import BACKENDS, PROFILE_WAYS
-from planner.certified import metric_word
 from planner.config import (
     CERTIFY_METHODS,
     SEARCHES,
@@ -27,6 +26,7 @@ from planner.config import (
 from planner.greedy import TailRule
 from planner.load import read_load
 from planner.objectives import BATCH, MEAN, OBJECTIVES, P99
+from planner.risks import metric_word
 
 if TYPE_CHECKING:
     from planner.flow import PlanningResult

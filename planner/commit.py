@@ -121,13 +121,15 @@ class Commitment:
 
 
 def pick_contenders(result: SearchResult, count: int, objective: str = MEAN) -> tuple[ChosenExits, ...]:
-    """Returns plans to measure, each once, in the order of the result.
+    """Returns plans to measure, in the order of the result, each set of exits once: with its best thresholds.
 
     The best of the allowed ones first; then those expected within ``NOISE`` of it, the best of every number of exits,
     fewest first; then the others by what is expected. To these ``count`` come the best plan of every smaller number of
     exits, the plan without exits, and the reference.
     """
-    allowed = [one for one in result.considered if one.allowed and one.figures.chosen.cuts]
+    with_exits = [one for one in result.considered if one.allowed and one.figures.chosen.cuts]
+    by_cuts = {one.figures.chosen.cuts: one for one in reversed(with_exits)}
+    allowed = [one for one in with_exits if by_cuts[one.figures.chosen.cuts] is one]
     best = min((objective_ms(one.figures.times, objective) for one in allowed), default=0.0)
     heads = {one.step: one for one in reversed(allowed)}
 

@@ -28,7 +28,7 @@ from artifacts import (
 )
 from artifacts.console import say
 from planner.bundle import publish_bundle
-from planner.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified, risk_trace
+from planner.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
@@ -38,6 +38,7 @@ from planner.grids import KeptGrids, threshold_grid
 from planner.joint import plan_joint
 from planner.ladders import make_ladder, make_price
 from planner.objectives import objective_ms
+from planner.risks import risk_trace
 from planner.timing import ensure_itm
 
 BPM_NPZ = "bpm.npz"

