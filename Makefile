@@ -9,11 +9,12 @@ BINDINGS := 10.16.1.11 11.4.0.106
 
 .PHONY: demo test test-engines check format clean
 
-demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure
+demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
 	$(BIN)/python -m calibration resnet
 	$(BIN)/python -m planner --run runs/resnet --tolerance 0.01
 	$(BIN)/python -m runtime.bench --run runs/resnet --plot runs/resnet/bench.png --json runs/resnet/bench.json
+	$(BIN)/python -m planner report --run runs/resnet
 
 test: $(VENV)/engines  ## all tests but those of test-engines
 	$(BIN)/python -m pytest

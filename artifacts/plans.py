@@ -117,13 +117,15 @@ class ExitPlan:
         backend: the engine backend that was timed.
         threads: the thread count that was timed.
         exits: in the order of the data flow; empty for the plan without exits.
-        full_metric: mean metric of the full network on the calibration data.
-        predicted_metric: mean metric of the plan on the calibration data.
+        full_metric: mean metric of the full network on the calibration data; 1 where ``risk`` is ``agreement``.
+        predicted_metric: mean metric of the plan on the calibration data; its agreement where that is the risk.
         predicted: expected times.
         certificate: what is guaranteed of the tolerance; ``None`` without.
         reference: what a live stream is compared with; ``None`` in plans of 0.1.0, whose streams cannot be tested.
         objective: what the search made small: ``mean``, ``p99`` or ``batch``.
         load: batch size -> share of the batches that was planned for; empty: all have ``batch_size`` queries.
+        risk: what the tolerance bounds, see ``Certificate``. For ``agreement``, which needs no labels, all metrics of
+            the plan are the agreement with the full network.
     """
 
     model_digest: str
@@ -142,6 +144,7 @@ class ExitPlan:
     reference: StreamReference | None = None
     objective: str = "mean"
     load: Mapping[str, float] = field(default_factory=dict)
+    risk: str = "metric"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,11 +23,12 @@ class Trace:
     Attributes:
         exits: names of the exit candidates in the order of the data flow; E of them.
         confidence: (E + 1, N) float32 in [0, 1].
-        metric: (E + 1, N) float32 in [0, 1]; 1 is a fully correct answer.
+        metric: (E + 1, N) float32 in [0, 1]; 1 is a fully correct answer. Without labels it is the agreement.
         agreement: (E + 1, N) bool; the exit answers what the final head answers. Its last row is all true.
         predictions: (E + 1, N) int32, the class that each exit answers, where the task has classes; for metrics that
             are no mean over samples.
         labels: (N,) int32, the true classes.
+        labelled: False where nobody knows the true answers: the metric is the agreement then, in all exits and samples.
     """
 
     exits: tuple[str, ...]
@@ -35,6 +37,7 @@ class Trace:
     agreement: np.ndarray
     predictions: np.ndarray | None = None
     labels: np.ndarray | None = None
+    labelled: bool = True
 
     def __post_init__(self) -> None:
         if len(set(self.exits)) != len(self.exits):
@@ -55,6 +58,8 @@ class Trace:
         for name, array, expected in (("predictions", self.predictions, shape), ("labels", self.labels, shape[1:])):
             if array is not None and array.shape != expected:
                 raise InputError(f"trace: {name} has shape {array.shape}, expected {expected}")
+        if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, self.agreement)):
+            raise InputError("trace: without labels the metric is the agreement; collect the trace again")
 
     @property
     def sample_count(self) -> int:
@@ -65,16 +70,30 @@ class Trace:
         """The mean metric of the final head, the value that a tolerance refers to."""
         return float(self.metric[-1].mean(dtype=np.float64))
 
+    def summarise(self) -> list[dict[str, Any]]:
+        """Returns the means of every exit, last the final head's; the metric is ``None`` where there are no labels."""
+        return [
+            {
+                "exit": name,
+                "metric": float(self.metric[row].mean(dtype=np.float64)) if self.labelled else None,
+                "agreement": float(self.agreement[row].mean(dtype=np.float64)),
+                "mean_confidence": float(self.confidence[row].mean(dtype=np.float64)),
+            }
+            for row, name in enumerate((*self.exits, "final"))
+        ]
+
     def select(self, samples: np.ndarray) -> Trace:
         """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
-        return Trace(exits=self.exits, **{name: array[..., samples] for name, array in self._arrays().items()})
+        arrays = {name: array[..., samples] for name, array in self._arrays().items()}
+        return Trace(exits=self.exits, labelled=self.labelled, **arrays)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         found = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL)}
         return {name: array for name, array in found.items() if array is not None}
 
     def save(self, path: Path) -> None:
-        save_arrays(path, {"exits": np.array(self.exits, np.str_), **self._arrays()})
+        known = {} if self.labelled else {"labelled": np.array(self.labelled)}  # old traces all are, and do not say
+        save_arrays(path, {"exits": np.array(self.exits, np.str_), **known, **self._arrays()})
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -88,5 +107,5 @@ class Trace:
         missing = sorted({"exits", *_ARRAYS} - set(arrays))
         if missing:
             raise CorruptArtifactError(f"{path} lacks the arrays {missing}; collect the trace again")
-        known = (*_ARRAYS, *_OPTIONAL)
-        return cls(exits=tuple(map(str, arrays["exits"])), **{name: arrays[name] for name in known if name in arrays})
+        known = {name: arrays[name] for name in (*_ARRAYS, *_OPTIONAL) if name in arrays}
+        return cls(exits=tuple(map(str, arrays["exits"])), labelled=bool(arrays.get("labelled", True)), **known)

@@ -114,7 +114,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
             data.inputs(rows[start : start + spec.max_batch_size]) for start in range(0, len(rows), spec.max_batch_size)
         ]
         found = measure(open_networks(run, model, runtime, stack), batches, arguments.rounds)
-    labels = data.labels[rows]
+    labels = data.labels_of(rows)
     metric = {
         name: float(task.metric([answers], labels).mean(dtype=np.float64)) for name, (answers, _) in found.items()
     }

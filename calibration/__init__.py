@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError
-from calibration.certify import RISKS, Halves, RiskTest, choose_test, run_sequence, split_halves
+from calibration.certify import RISKS, Halves, RiskTest, check_labels, choose_test, run_sequence, split_halves
 from calibration.data import Dataset, load_dataset
 from calibration.sources import load_run_data
 from calibration.tasks import Classification, Task, find_task
@@ -33,7 +33,7 @@ __all__ = [
     # tasks
     "Classification", "Task", "find_task",
     # certified tolerances
-    "RISKS", "Halves", "RiskTest", "choose_test", "run_sequence", "split_halves",
+    "RISKS", "Halves", "RiskTest", "check_labels", "choose_test", "run_sequence", "split_halves",
     # training and traces
     "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "retrain_jointly", "trace_model", "train_missing",
 ]  # fmt: skip

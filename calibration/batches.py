@@ -23,7 +23,7 @@ def epoch_batches(
     for start in range(0, len(order) - batch_size + 1, batch_size):
         chunk = order[start : start + batch_size]
         images = augment(data.images[chunk], crop_padding, random)
-        yield normalise(images, mean=data.mean, std=data.std), data.labels[chunk]
+        yield normalise(images, mean=data.mean, std=data.std), data.labels_of(chunk)
 
 
 def count_batches(data: Dataset, batch_size: int) -> int:

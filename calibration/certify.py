@@ -41,7 +41,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import InputError, array_digest, unknown_name
+from artifacts import InputError, UsageError, array_digest, unknown_name
 from calibration.pvalues import betting, binomial_tail, hoeffding_bentkus, paired_exact, paired_exact_counts
 from calibration.set_metrics import SET_METRICS, bootstrap_p_value, check_evidence, set_metric
 
@@ -168,6 +168,21 @@ def tests_for(risk: str) -> tuple[str, ...]:
     if risk not in _TESTS:
         raise unknown_name("risk", risk, RISKS)
     return _TESTS[risk]
+
+
+def check_labels(risk: str, *, labelled: bool, where: str) -> None:
+    """Refuses a risk that needs labels where there are none.
+
+    Args:
+        risk: one of ``RISKS``.
+        labelled: whether there are.
+        where: the data or the trace, for the message.
+    """
+    if not labelled and risk != "agreement":
+        raise UsageError(
+            f"--risk {risk}: {where} has no labels, so nobody can tell how much of a metric is lost; what can be "
+            "bounded is the disagreement with the final head: --risk agreement. Or name labelled data with --data"
+        )
 
 
 def bounded_losses(full: np.ndarray, early: np.ndarray, *, tolerance: float, risk: str) -> tuple[np.ndarray, float]:

@@ -22,7 +22,7 @@ from artifacts import (
     read_json,
     to_plain,
 )
-from artifacts.console import add_common_arguments, print_table, run_command
+from artifacts.console import add_common_arguments, print_table, run_command, say
 from calibration.flips import FlipReport, count_flips
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", help="the run in runs/, e.g. resnet (default: the only one)")
     add_common_arguments(parser)
-    parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="your images: class folders or an .npz; queries without labels: a folder or an .npz of images alone",
+    )  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
     parser.add_argument(
@@ -78,19 +81,27 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     model = train(run, data, config, engine)
     source = flow.source_name(data, arguments.data, run)
     artifact, trace = flow.trace_model(run, model, data, engine, source=source)
-    exits = _summarise(trace)
-    rows = [[e["exit"], f"{e['metric']:.4f}", f"{e['agreement']:.4f}", f"{e['mean_confidence']:.4f}"] for e in exits]
+    exits = trace.summarise()
+    rows = [
+        [
+            one["exit"], "-" if one["metric"] is None else f"{one['metric']:.4f}", f"{one['agreement']:.4f}",
+            f"{one['mean_confidence']:.4f}",
+        ]
+        for one in exits
+    ]  # fmt: skip
     print_table(
         f"{trace.sample_count} samples of {data.name} (calibrate part) through {run.model}",
         ["exit", "metric", "agrees with final", "mean confidence"],
         rows,
     )
+    if not trace.labelled:
+        say(f"no labels: plan with python -m planner --run {run.root} --risk agreement")
     flips = None if arguments.against is None else compare_runs(arguments.against, artifact, trace)
     if flips is not None:
         print_flips(flips, against=arguments.against)
     return {
         "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": data.name,
-        "samples": trace.sample_count, "exits": exits, "flips": to_plain(flips),
+        "samples": trace.sample_count, "labelled": trace.labelled, "exits": exits, "flips": to_plain(flips),
     }  # fmt: skip
 
 
@@ -123,7 +134,8 @@ def print_flips(flips: FlipReport, *, against: Path) -> None:
         )
         for one in flips.exits
     ]  # fmt: skip
-    columns = ["exit", "threshold", "leave flips", "metric flips", "confidence change", "metric there", "here"]
+    what = "metric" if flips.labelled else "agreement"
+    columns = ["exit", "threshold", "leave flips", f"{what} flips", "confidence change", f"{what} there", "here"]
     print_table(f"of {flips.samples} samples, against {against}", columns, rows)
     if flips.moved is not None:
         print(f"{flips.moved} of {flips.samples} samples leave at another exit with that run's plan")
@@ -154,15 +166,3 @@ def _config(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
     fields = {field.name for field in dataclasses.fields(kind)}
     given = {name: value for name, value in vars(arguments).items() if name in fields and value is not None}
     return kind(**given)
-
-
-def _summarise(trace: Trace) -> list[dict[str, Any]]:
-    return [
-        {
-            "exit": name,
-            "metric": float(trace.metric[row].mean(dtype=float)),
-            "agreement": float(trace.agreement[row].mean(dtype=float)),
-            "mean_confidence": float(trace.confidence[row].mean(dtype=float)),
-        }
-        for row, name in enumerate((*trace.exits, "final"))
-    ]

@@ -22,7 +22,8 @@ class ExitFlips:
         exit: its name; ``final`` for the final head.
         threshold: of the plan; ``None`` where no sample leaves by one.
         decisions: samples that would leave here in one of the networks only; ``None`` without a threshold.
-        metrics: samples whose metric differs: right in one, wrong in the other, for instance.
+        metrics: samples whose metric differs: right in one, wrong in the other, for instance. Without labels: that
+            agree with the final head of one network and not with that of the other.
         confidence_change: the largest difference of the confidences.
         metric_before, metric_after: means over all samples.
     """
@@ -44,11 +45,13 @@ class FlipReport:
         samples: how many there are.
         exits: in the order of the data flow, the final head last.
         moved: samples that leave at another exit when all thresholds of the plan count; ``None`` without a plan.
+        labelled: False where all metrics are the agreement, since nobody knows the true answers.
     """
 
     samples: int
     exits: tuple[ExitFlips, ...]
     moved: int | None
+    labelled: bool = True
 
 
 def count_flips(before: Trace, after: Trace, thresholds: Mapping[str, float]) -> FlipReport:
@@ -66,6 +69,8 @@ def count_flips(before: Trace, after: Trace, thresholds: Mapping[str, float]) ->
             f"the traces do not belong together: {before.sample_count} samples at {', '.join(before.exits)}, and "
             f"{after.sample_count} at {', '.join(after.exits)}; collect both of the same data and cuts"
         )
+    if before.labelled != after.labelled:
+        raise InputError("one of the traces has labels and the other has none; collect both of the same data")
     if unknown := sorted(set(thresholds) - set(before.exits)):
         raise InputError(f"the plan leaves at {', '.join(unknown)}, where the traces have no exit")
     exits = []
@@ -85,7 +90,7 @@ def count_flips(before: Trace, after: Trace, thresholds: Mapping[str, float]) ->
         )
     places = [_leave_at(trace, thresholds) for trace in (before, after)]
     moved = int(np.sum(places[0] != places[1])) if thresholds else None
-    return FlipReport(samples=before.sample_count, exits=tuple(exits), moved=moved)
+    return FlipReport(samples=before.sample_count, exits=tuple(exits), moved=moved, labelled=before.labelled)
 
 
 def _leave_at(trace: Trace, thresholds: Mapping[str, float]) -> np.ndarray:

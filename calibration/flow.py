@@ -15,6 +15,7 @@ from artifacts import (
     Model,
     RunFolder,
     Trace,
+    UsageError,
     digest_of,
     is_current,
     new_artifact,
@@ -24,12 +25,13 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say
+from calibration.certify import check_labels
 from calibration.chain import ModelChain
 from calibration.checkpoints import History
 from calibration.data import SPLITS, Dataset
 from calibration.frozen import FrozenConfig, train_frozen
 from calibration.joint import JointConfig, measure_accuracy, train_joint
-from calibration.sources import class_count, load_run_data, source_name
+from calibration.sources import class_count, load_run_data, normalisation_of, source_name
 from calibration.traces import collect_trace
 from export import (
     MultiExitNet,
@@ -55,7 +57,9 @@ class EngineChoice:
     threads: int
 
 
-def ensure_trace(run: RunFolder, *, backend: str, threads: int, data: Path | None = None) -> tuple[Artifact, Trace]:
+def ensure_trace(
+    run: RunFolder, *, backend: str, threads: int, data: Path | None = None, risk: str | None = None
+) -> tuple[Artifact, Trace]:
     """Returns the run's trace of the calibrate part, making what is missing upstream and saying so.
 
     Args:
@@ -63,9 +67,15 @@ def ensure_trace(run: RunFolder, *, backend: str, threads: int, data: Path | Non
         backend: engine backend, e.g. ``onnxruntime``.
         threads: of each engine.
         data: ``--data``; ``None``: what the run used before, or Fashion-MNIST.
+        risk: what the trace is wanted for; one that the data cannot tell is refused before any work. ``None``: any.
+
+    Raises:
+        UsageError: the risk needs labels, or exit heads are to be trained, and the data has none.
     """
     ensure_model(run)
     dataset = load_run_data(run, data)
+    if risk is not None:
+        check_labels(risk, labelled=dataset.labelled, where=dataset.name)
     engine = EngineChoice(backend=backend, threads=threads)
     model = train_missing(run, dataset, FrozenConfig(), engine)
     return trace_model(run, model, dataset, engine, source=source_name(dataset, data, run))
@@ -76,14 +86,22 @@ def trace_model(
 ) -> tuple[Artifact, Trace]:
     """Collects the trace of the calibrate part, or reuses it if model, data and backend are unchanged."""
     inputs = {"model": model.digest, **data.digests()}
-    parameters = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
+    parameters: dict[str, Any] = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
+    if not data.labelled:
+        parameters["labelled"] = False
     if not is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters):
         say(f"collecting the trace of {len(data.split('calibrate'))} samples of {data.name} into {run.trace}")
+        if not data.labelled and normalisation_of(model) is None:
+            say(
+                f"note: {run.model} does not say how pixels were normalised in training; those of {data.name} are by "
+                f"its own mean {data.mean:g} and spread {data.std:g}"
+            )
         with ModelChain(
             model, run.engines, backend=engine.backend, threads=engine.threads, rows=TRACE_ROWS, with_heads=True
         ) as chain:
             trace = collect_trace(model, chain, data, "calibrate", rows=TRACE_ROWS)
-        with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters) as staging:
+        notes = {} if data.split_seed is None else {"split_seed": str(data.split_seed)}
+        with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:
             trace.save(staging / TRACE_NPZ)
             save_arrays(staging / "indices.npz", {part: data.split(part) for part in SPLITS})
     artifact = open_artifact(run.trace, kind="trace", remedy="python -m calibration")
@@ -91,13 +109,19 @@ def trace_model(
 
 
 def train_missing(run: RunFolder, data: Dataset, config: FrozenConfig, engine: EngineChoice) -> Model:
-    """Trains exit heads on the frozen backbone wherever a candidate has none."""
+    """Trains exit heads on the frozen backbone wherever a candidate has none.
+
+    Raises:
+        UsageError: some have none, and the data has no labels.
+        GraphError: the model has no segments.
+    """
     model = ensure_model(run)
     heads = build_missing_heads(model)
     if not heads:
         return model
     if not model.spec.cuts:
         raise GraphError(f"{run.model} was exported without segments. Export it again with --segments")
+    _check_trainable(run, data, f"the exit heads at {', '.join(heads)}")
     say(f"training {len(heads)} exit heads on the frozen backbone: {', '.join(heads)}")
     torch.set_num_threads(engine.threads)
     inputs = {"model": model.digest, **data.digests()}
@@ -107,7 +131,9 @@ def train_missing(run: RunFolder, data: Dataset, config: FrozenConfig, engine: E
         name = model.spec.full.inputs[0].name
         history = train_frozen(heads, chain, name, data, config, run.training / "checkpoint", inputs=inputs)
     parameters = {"mode": "frozen", **to_plain(config)}
-    trained = add_heads(model, heads, inputs={**inputs, "training": digest_of(parameters)})
+    trained = add_heads(
+        model, heads, inputs={**inputs, "training": digest_of(parameters)}, settings=_normalisation(data)
+    )
     with new_artifact(run.training / "result", kind="training", inputs=inputs, parameters=parameters) as staging:
         write_json(staging / "history.json", history)
     return trained
@@ -118,7 +144,11 @@ def retrain_jointly(run: RunFolder, data: Dataset, config: JointConfig, engine: 
 
     The result is published twice: as the run's model, and with its recipe as ``training/weights``, whose safetensors
     file ``python -m export --weights`` takes. A training that the model folder already holds is not repeated.
+
+    Raises:
+        UsageError: the data has no labels.
     """
+    _check_trainable(run, data, "the network and its exits")
     model = ensure_model(run)
     parameters = {"mode": "joint", **to_plain(config), **data.digests()}
     training = digest_of(parameters)
@@ -135,7 +165,21 @@ def retrain_jointly(run: RunFolder, data: Dataset, config: JointConfig, engine: 
     recipe = _recipe(model, data, config, history, accuracy)
     with new_artifact(run.training / "weights", kind="weights", inputs=inputs, parameters=parameters) as staging:
         _write_weights(staging, net, recipe)
-    return publish_net(model, net, inputs={**inputs, "training": training})
+    return publish_net(model, net, inputs={**inputs, "training": training}, settings=_normalisation(data))
+
+
+def _check_trainable(run: RunFolder, data: Dataset, what: str) -> None:
+    """Refuses to train with a log of queries."""
+    if not data.labelled:
+        raise UsageError(
+            f"{data.name} has no labels, and {what} in {run.model} are to be trained. Train with labelled data first: "
+            f"python -m calibration --run {run.root} --data LABELLED; queries without labels calibrate what is trained"
+        )
+
+
+def _normalisation(data: Dataset) -> dict[str, float]:
+    """Returns what a model records of how pixels were normalised in training."""
+    return {"mean": data.mean, "std": data.std}
 
 
 def _write_weights(staging: Path, net: MultiExitNet, recipe: Recipe) -> None:

@@ -125,5 +125,5 @@ def _measure(
             features = chain.features(chain.run({input_name: data.inputs(chunk)}))
             for name, head in heads.items():
                 logits = head(torch.from_numpy(features[name]))
-                hits[name] += int(np.sum(logits.argmax(1).numpy() == data.labels[chunk]))
+                hits[name] += int(np.sum(logits.argmax(1).numpy() == data.labels_of(chunk)))
     return {name: count / max(1, len(indices)) for name, count in hits.items()}

@@ -152,7 +152,7 @@ def measure_accuracy(net: MultiExitNet, data: Dataset, part: str) -> dict[str, f
     hits: dict[str, int] = {}
     with torch.inference_mode():
         for chunk in np.array_split(indices, max(1, len(indices) // 500)):
-            labels = torch.from_numpy(data.labels[chunk])
+            labels = torch.from_numpy(data.labels_of(chunk))
             exits, final = net(torch.from_numpy(data.inputs(chunk)).contiguous(memory_format=torch.channels_last))
             for name, logits in {**exits, "final": final}.items():
                 hits[name] = hits.get(name, 0) + int((logits.argmax(1) == labels).sum())

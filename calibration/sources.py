@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts import MANIFEST, GraphError, InputError, Model, RunFolder, UsageError, open_model, read_manifest
@@ -34,8 +35,14 @@ def class_count(model: Model) -> int:
     return model.spec.full.output(model.spec.full.answers[0]).row_shape[-1]
 
 
+def normalisation_of(model: Model) -> tuple[float, float] | None:
+    """Returns mean and spread of the pixel values in [0, 1] that a model was trained with; ``None``: not recorded."""
+    mean, std = (model.spec.settings.get(name) for name in ("mean", "std"))
+    return None if mean is None or std is None else (float(mean), float(std))
+
+
 def load_run_data(run: RunFolder, data: Path | None = None) -> Dataset:
-    """Loads the labelled data of a run.
+    """Loads the data of a run, normalised as its network was trained where that is recorded.
 
     Args:
         run: its model says which images are needed, its trace which data it was made from.
@@ -46,14 +53,15 @@ def load_run_data(run: RunFolder, data: Path | None = None) -> Dataset:
         InputError: the data cannot be read, or has more classes than the model.
     """
     model = open_model(run.model, remedy=EXPORT_FIRST)
-    source = str(data.resolve()) if data is not None else _recorded_source(run)
+    source = _named_source(data) if data is not None else _recorded_source(run)
     shape, classes = image_shape(model), class_count(model)
     if source is None and (shape, classes) == ((1, 28, 28), 10):
         source = FASHION_MNIST
     if source is None:
         raise UsageError(
             f"{model.spec.name} takes images {shape} of {classes} classes: name your data with --data DIR "
-            "(one sub-folder per class, or an .npz with images and labels)"
+            "(one sub-folder per class, or an .npz with images and labels; where the exit heads are trained, queries "
+            "without labels will do: a folder of images, or an .npz with images alone)"
         )
     dataset = (
         load_fashion_mnist(CACHE.expanduser()) if source == FASHION_MNIST else load_dataset(Path(source), shape=shape)
@@ -63,14 +71,19 @@ def load_run_data(run: RunFolder, data: Path | None = None) -> Dataset:
             f"{dataset.name} has {len(dataset.classes)} classes and images {dataset.images.shape[1:]}; "
             f"{model.spec.name} tells {classes} classes apart and takes {shape}"
         )
-    return dataset
+    known = normalisation_of(model)
+    return dataset if known is None else replace(dataset, mean=known[0], std=known[1])
 
 
 def source_name(data: Dataset, path: Path | None, run: RunFolder) -> str:
     """Returns what is recorded so that later commands find the same data by themselves."""
     if path is not None:
-        return str(path.resolve())
+        return _named_source(path)
     return _recorded_source(run) or data.name
+
+
+def _named_source(data: Path) -> str:
+    return FASHION_MNIST if str(data) == FASHION_MNIST and not data.exists() else str(data.resolve())
 
 
 def _recorded_source(run: RunFolder) -> str | None:

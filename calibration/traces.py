@@ -17,7 +17,7 @@ def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, 
     Args:
         model: its exit candidates become the trace's exits.
         chain: its engines with the exit heads, opened for ``rows`` rows.
-        data: labelled images.
+        data: images; without labels the trace's metric is its agreement.
         part: ``calibrate`` or ``test``.
         rows: batch size of the runs.
 
@@ -33,18 +33,19 @@ def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, 
         chunk = indices[start : start + rows]
         found = chain.answers(chain.run({input_name: data.inputs(chunk)}))
         final = found[-1][0]
-        labels = data.labels[chunk]
         confidence.append([certain for _, certain in found])
-        metric.append([task.metric(answers, labels) for answers, _ in found])
         agreement.append([task.agreement(answers, final) for answers, _ in found])
+        if data.labelled:
+            metric.append([task.metric(answers, data.labels_of(chunk)) for answers, _ in found])
         classes = [task.predictions(answers) for answers, _ in found]
         predictions.append(np.array([one for one in classes if one is not None], np.int32))
-    classified = len(predictions[0]) > 0
+    classified, agreed = len(predictions[0]) > 0, np.concatenate(agreement, axis=1)
     return Trace(
         exits=tuple(cut.name for cut in model.spec.candidates),
         confidence=np.concatenate(confidence, axis=1),
-        metric=np.concatenate(metric, axis=1),
-        agreement=np.concatenate(agreement, axis=1),
+        metric=np.concatenate(metric, axis=1) if data.labelled else agreed.astype(np.float32),
+        agreement=agreed,
         predictions=np.concatenate(predictions, axis=1) if classified else None,
-        labels=data.labels[indices].astype(np.int32) if classified else None,
+        labels=data.labels_of(indices).astype(np.int32) if classified and data.labelled else None,
+        labelled=data.labelled,
     )

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import EngineError, EngineKey, UsageError
+from artifacts import EngineError, EngineKey
 from engines.keys import ONNXRUNTIME
-from engines.onnx_facts import read_onnx_facts
-from engines.ort_common import identify_onnxruntime, load_onnxruntime, open_session, session_options
+from engines.ort_common import identify_onnxruntime, load_onnxruntime, make_key, open_session, session_options
 from engines.ort_entries import find_entries, insert_entries, used_entries
 from engines.ort_files import graph_file, weights_file
 
@@ -30,31 +29,11 @@ class OrtBuilder:
         return ONNXRUNTIME
 
     def key(self, onnx: Path, *, batch_sizes: Sequence[int], max_batch_size: int) -> EngineKey:
-        """Returns the key of the engine that ``build`` would make.
-
-        Args:
-            onnx: the graph, its batch axis a named dimension.
-            batch_sizes: the only batch sizes to build for; () for one engine that takes any.
-            max_batch_size: the largest batch.
-
-        Raises:
-            UsageError: a batch size is not within 1 to ``max_batch_size``.
-            EngineError: ``onnx`` is no ONNX graph.
-        """
-        sizes = tuple(sorted(set(batch_sizes)))
-        if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in sizes):
-            raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={max_batch_size}")
-        facts, identity = read_onnx_facts(onnx), identify_onnxruntime()
-        return EngineKey(
-            onnx_digest=facts.digest,
-            backend=ONNXRUNTIME,
-            backend_version=identity.version,
-            device=identity.device,
-            precision=facts.precision,
-            batch_sizes=sizes,
+        """Returns the key of the engine that ``build`` would make; see ``ort_common.make_key``."""
+        return make_key(
+            onnx, backend=ONNXRUNTIME, identify=identify_onnxruntime, options=BUILD_OPTIONS, batch_sizes=batch_sizes,
             max_batch_size=max_batch_size,
-            options=BUILD_OPTIONS,
-        )
+        )  # fmt: skip
 
     def build(self, onnx: Path, folder: Path, key: EngineKey) -> None:
         """Writes the optimised graph, or one per batch size, into ``folder``.

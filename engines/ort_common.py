@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from artifacts import EngineError, MissingExtraError, UsageError, cpu_features_digest, cpu_name
+from artifacts import EngineError, EngineKey, MissingExtraError, UsageError, cpu_features_digest, cpu_name
 from engines.keys import BackendIdentity
+from engines.onnx_facts import read_onnx_facts
 
 PROVIDERS = ["CPUExecutionProvider"]
 SPINNING = {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "50"}
@@ -54,6 +57,41 @@ def identify_onnxruntime() -> BackendIdentity:
     """Returns what ONNX Runtime is here: optimised graphs hold layouts for one version and one instruction set."""
     return BackendIdentity(
         version=load_onnxruntime().__version__, device=f"{cpu_name()} (features {cpu_features_digest()})"
+    )
+
+
+def make_key(
+    onnx: Path, *, backend: str, identify: Callable[[], BackendIdentity], options: Mapping[str, str],
+    batch_sizes: Sequence[int], max_batch_size: int,
+) -> EngineKey:  # fmt: skip
+    """Returns the key of an engine of one of ONNX Runtime's providers.
+
+    Args:
+        onnx: the graph, its batch axis a named dimension.
+        backend: of ``engines.keys``.
+        identify: what the backend is here.
+        options: what shapes the engine.
+        batch_sizes: the only batch sizes that it is to take; () for one engine that takes any.
+        max_batch_size: the largest batch.
+
+    Raises:
+        UsageError: a batch size is not within 1 to ``max_batch_size``.
+        EngineError: ``onnx`` is no ONNX graph.
+        MissingExtraError: the provider is not installed.
+    """
+    sizes = tuple(sorted(set(batch_sizes)))
+    if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in sizes):
+        raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={max_batch_size}")
+    facts, identity = read_onnx_facts(onnx), identify()
+    return EngineKey(
+        onnx_digest=facts.digest,
+        backend=backend,
+        backend_version=identity.version,
+        device=identity.device,
+        precision=facts.precision,
+        batch_sizes=sizes,
+        max_batch_size=max_batch_size,
+        options=options,
     )
 
 

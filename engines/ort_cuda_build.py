@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts import EngineKey, UsageError
+from artifacts import EngineKey
 from engines.keys import ONNXRUNTIME_CUDA
-from engines.onnx_facts import read_onnx_facts
+from engines.ort_common import make_key
 from engines.ort_cuda_common import GRAPH_FILE, PROVIDER_OPTIONS, identify_onnxruntime_cuda, open_cuda_session
 from engines.ort_entries import load_onnx
 
@@ -25,32 +25,15 @@ class OrtCudaBuilder:
         return ONNXRUNTIME_CUDA
 
     def key(self, onnx: Path, *, batch_sizes: Sequence[int], max_batch_size: int) -> EngineKey:
-        """Returns the key of the engine that ``build`` would make.
-
-        Args:
-            onnx: the graph, its batch axis a named dimension.
-            batch_sizes: the only batch sizes that it shall take; () for any. The session is the same either way.
-            max_batch_size: the largest batch.
+        """Returns the key of the engine that ``build`` would make; see ``ort_common.make_key``.
 
         Raises:
-            UsageError: a batch size is not within 1 to ``max_batch_size``.
-            EngineError: ``onnx`` is no ONNX graph, or there is no GPU.
-            MissingExtraError: onnxruntime's CUDA provider is not installed.
+            EngineError: there is no GPU.
         """
-        sizes = tuple(sorted(set(batch_sizes)))
-        if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in sizes):
-            raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={max_batch_size}")
-        facts, identity = read_onnx_facts(onnx), identify_onnxruntime_cuda()
-        return EngineKey(
-            onnx_digest=facts.digest,
-            backend=ONNXRUNTIME_CUDA,
-            backend_version=identity.version,
-            device=identity.device,
-            precision=facts.precision,
-            batch_sizes=sizes,
-            max_batch_size=max_batch_size,
-            options=PROVIDER_OPTIONS,
-        )
+        return make_key(
+            onnx, backend=ONNXRUNTIME_CUDA, identify=identify_onnxruntime_cuda, options=PROVIDER_OPTIONS,
+            batch_sizes=batch_sizes, max_batch_size=max_batch_size,
+        )  # fmt: skip
 
     def build(self, onnx: Path, folder: Path, key: EngineKey) -> None:
         """Copies the graph and its weights into ``folder`` and opens them once.

@@ -24,7 +24,7 @@ def load_queries(bundle: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``count`` test inputs of the run in which the bundle lies, and their labels."""
     data = load_run_data(RunFolder(root=bundle.parent))
     rows = data.split("test")[:count]
-    return data.inputs(rows), data.labels[rows]
+    return data.inputs(rows), data.labels_of(rows)
 
 
 def show_result(result: Result, labels: np.ndarray, exits: list[str]) -> None:

@@ -164,13 +164,17 @@ def _answer(model: Model) -> TensorSpec:
     return full.output(full.answers[0])
 
 
-def add_heads(model: Model, heads: Mapping[str, nn.Module], *, inputs: Mapping[str, str]) -> Model:
+def add_heads(
+    model: Model, heads: Mapping[str, nn.Module], *, inputs: Mapping[str, str],
+    settings: Mapping[str, str | int | float | bool] | None = None,
+) -> Model:  # fmt: skip
     """Publishes the model folder again with these exit heads.
 
     Args:
         model: the model; heads of other cuts stay.
         heads: cut name -> torch module from the cut's main tensor (B, ...) to logits (B, classes).
         inputs: digests of what the heads were trained from, for the manifest.
+        settings: what the training adds to the model's settings, the normalisation of its inputs for instance.
 
     Raises:
         UsageError: there is no such cut.
@@ -195,7 +199,7 @@ def add_heads(model: Model, heads: Mapping[str, nn.Module], *, inputs: Mapping[s
         }
         everything = {**spec.heads, **added}
         ordered = {cut.name: everything[cut.name] for cut in spec.cuts if cut.name in everything}
-        write_model_spec(staging, replace(spec, heads=ordered))
+        write_model_spec(staging, replace(spec, heads=ordered, settings={**spec.settings, **(settings or {})}))
         if (staging / WEIGHTS_FILE).exists():
             _add_head_weights(staging / WEIGHTS_FILE, heads)
     return open_run_model(RunFolder(root=folder.parent))
@@ -262,8 +266,9 @@ def _at_opset_of(model: Model, loaded: LoadedGraph) -> LoadedGraph:
 
 
 def publish_net(
-    model: Model, net: MultiExitNet, *, inputs: Mapping[str, str], trained: Collection[str] | None = None
-) -> Model:
+    model: Model, net: MultiExitNet, *, inputs: Mapping[str, str], trained: Collection[str] | None = None,
+    settings: Mapping[str, str | int | float | bool] | None = None,
+) -> Model:  # fmt: skip
     """Publishes a torch family's model folder again from a trained net (joint training moves the backbone too).
 
     Args:
@@ -271,6 +276,7 @@ def publish_net(
         net: what ``rebuild_net`` returned, trained since.
         inputs: digests of what it was trained from, for the manifest.
         trained: the cuts whose heads are trained; ``None``: all of the net's.
+        settings: what the training adds to the model's settings: ``mean`` and ``std``.
 
     Raises:
         GraphError: the parts do not make the whole.
@@ -279,7 +285,7 @@ def publish_net(
     return write_net(
         RunFolder(root=model.artifact.folder.parent),
         net,
-        FamilySettings.from_record(model.spec.settings),
+        FamilySettings.from_record({**model.spec.settings, **(settings or {})}),
         trained=net.cut_names if trained is None else trained,
         segments=bool(model.spec.cuts),
         inputs={**export_inputs(manifest), **inputs},

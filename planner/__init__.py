@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from planner.certified import CertifiedPlans, certify_plans, plan_certified, risk_trace
+from planner.certified import CertifiedPlans, certify_plans, plan_certified
 from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
 from planner.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
 from planner.evaluate import NO_EXITS, ChosenExits, Outcome, PlanFigures, evaluate_exits, evaluate_oracle, evaluate_plan
@@ -25,6 +25,7 @@ from planner.patterns import (
     draw_patterns,
     survivor_transition,
 )
+from planner.risks import risk_trace
 from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
 from planner.tails import latency_distribution, latency_quantile
 from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, validate_methods

@@ -52,7 +52,9 @@ def summarise(data: ReportData) -> str:
             "the full network is served as it is."
         )
     ratio = found.metric_ratio
-    kept = "" if ratio is None else f", and {ratio:.2%} of the full network's {data.metric_word} is kept"
+    kept = "" if ratio is None else f", and {ratio:.2%} of the full network's {data.task_word} is kept"
+    if found.agreement:
+        kept = f", and {ratio:.2%} of the queries get the full network's answer"
     return (
         f"On {_measured_on(data)}, the mean query has its answer after {found.early_ms:.2f} ms instead of "
         f"{found.full_ms:.2f} ms: {faster(found.speedup)}{kept}. Queries may leave at "

@@ -6,8 +6,9 @@
    the ladder that really keeps 1 %. A second ladder bounds the disagreement with the final head instead of the
    metric: a plan that wins as many samples as it loses keeps the metric by luck of the draw, one that agrees with the
    full network keeps it for sure. On the demo network these plans are the ones that pass first. For a set metric,
-   which no search can add up, these two ladders stand in. Between neighbours on the way that have the same exits,
-   plans with thresholds in between fill the gap: the first plan that fails then lies just behind the last that passed.
+   which no search can add up, these two ladders stand in. Variants of these plans with other thresholds fill the gaps
+   between them (``vary_plans``), so that the first plan that fails lies just behind the last that passed. A test more
+   costs nothing in a fixed sequence, and plans with the same exits have nearly the same samples against them.
 3. The plans are put in order from safe to bold by their p-values on the first half; what is not expected to be faster
    than a safer plan is dropped.
 4. On the second half the plans are tested in this order until the first that fails (``calibration.certify`` has the
@@ -22,35 +23,29 @@ The search is an argument: anything that maps a trace and tolerances to plans. I
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from artifacts import Certificate, InputError, NoPlanError, Trace
+from artifacts import Certificate, NoPlanError, Trace
 from calibration.certify import (
     Halves,
     RiskTest,
-    choose_test,
     count_needed,
     find_tolerance,
     least_samples,
     run_sequence,
     split_halves,
 )
-from calibration.set_metrics import SET_METRICS
 from planner.config import CertifyConfig, PlanConfig
 from planner.costs import NetworkCosts
-from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits, evaluate_plan, exit_rows
+from planner.evaluate import NO_EXITS, ChosenExits, evaluate_plan
 from planner.greedy import Considered, SearchResult, share_in_time
 from planner.objectives import P99, objective_ms
-
-RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
-BETWEEN = (0.25, 0.5, 0.75)  # of the way from one plan of the sequence to the next
-AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
-Ladder = Callable[[Trace, Sequence[float]], Sequence[ChosenExits]]  # one plan per tolerance, tuned on the trace
-Price = Callable[[Trace, ChosenExits], float]  # what the search makes small, expected on the trace, in milliseconds
+from planner.risks import evidence_under
+from planner.sequences import Ladder, Price, arrange, climb, rehearse, vary_plans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,49 +135,6 @@ def _round_up(tolerance: float) -> str:
     return f"{np.ceil(tolerance * 10**digits) / 10**digits:.{max(digits, 0)}g}"
 
 
-def risk_trace(trace: Trace, risk: str) -> Trace:
-    """Returns the trace in which ``metric`` is what the risk is about: for ``agreement`` it is the agreement."""
-    return replace(trace, metric=trace.agreement.astype(np.float32)) if risk == "agreement" else trace
-
-
-def metric_under(trace: Trace, chosen: ChosenExits) -> np.ndarray:
-    """Returns the metric of each sample under a plan: (N,)."""
-    rows = [*exit_rows(trace, chosen.cuts), len(trace.exits)]
-    leaves_at = evaluate_exits(trace, chosen).leaves_at
-    answered: np.ndarray = trace.metric[np.array(rows)[leaves_at], np.arange(trace.sample_count)]
-    return answered
-
-
-def evidence_under(trace: Trace, chosen: ChosenExits, risk: str) -> np.ndarray:
-    """Returns what a test of the risk is told of each sample under a plan, see ``calibration.certify.RiskTest``.
-
-    Raises:
-        InputError: the trace has no predictions and labels, which a set metric needs.
-    """
-    if risk not in SET_METRICS:
-        return metric_under(trace, chosen)
-    if trace.predictions is None or trace.labels is None:
-        raise InputError(
-            f"--risk {risk} needs the class that every exit answers, and the trace holds none: collect it again "
-            "(remove its folder first), or import one with predictions and labels"
-        )
-    rows = np.array([*exit_rows(trace, chosen.cuts), len(trace.exits)])
-    answered = trace.predictions[rows[evaluate_exits(trace, chosen).leaves_at], np.arange(trace.sample_count)]
-    return np.stack([trace.labels, answered], axis=1)
-
-
-def climb(tuning: Trace, ladder: Ladder, *, tolerance: float, risk: str) -> tuple[ChosenExits, ...]:
-    """Returns the plans that the search finds for both ladders of tolerances, each once, in no order that matters."""
-    found = list(ladder(tuning, _tolerances(RUNGS, tolerance)))
-    if risk != "agreement":
-        found += ladder(risk_trace(tuning, "agreement"), _tolerances(AGREEMENT_RUNGS, tolerance))
-    return tuple(dict.fromkeys(plan for plan in found if plan.cuts))
-
-
-def _tolerances(rungs: Sequence[float], tolerance: float) -> tuple[float, ...]:
-    return tuple(sorted({min(rung * tolerance, 0.999) for rung in rungs}))
-
-
 def plan_certified(
     trace: Trace, ladder: Ladder, price: Price, *, tolerance: float, settings: CertifyConfig
 ) -> CertifiedPlans:
@@ -207,53 +159,9 @@ def plan_certified(
             "that a relative tolerance has no meaning there. Calibrate with more samples: python -m calibration --data"
         )
     plans = climb(tuning, ladder, tolerance=tolerance, risk=settings.risk)
-    _, ordered = rehearse(tuning, plans, price, tolerance=tolerance, settings=settings)
-    test, ordered = rehearse(tuning, fill_gaps(ordered), price, tolerance=tolerance, settings=settings)
+    test, ordered = rehearse(tuning, plans, price, tolerance=tolerance, settings=settings)
+    ordered = arrange(tuning, vary_plans(ordered), price, test, tolerance=tolerance)
     return certify_plans(trace, ordered, test, halves=halves, tolerance=tolerance)
-
-
-def fill_gaps(plans: Sequence[ChosenExits]) -> tuple[ChosenExits, ...]:
-    """Returns plans, and between neighbours with the same exits those with thresholds on the way, each once."""
-    filled = list(plans)
-    for one, other in itertools.pairwise(plans):
-        if one.cuts == other.cuts:
-            ends = np.array([one.thresholds, other.thresholds])
-            filled += [
-                ChosenExits(cuts=one.cuts, thresholds=tuple(np.average(ends, axis=0, weights=(1 - way, way)).tolist()))
-                for way in BETWEEN
-            ]
-    return tuple(dict.fromkeys(filled))
-
-
-def rehearse(
-    tuning: Trace, plans: Sequence[ChosenExits], price: Price, *, tolerance: float, settings: CertifyConfig
-) -> tuple[RiskTest, tuple[ChosenExits, ...]]:
-    """Chooses the test and puts the plans that are worth it in order from safe to bold, by the tuning half alone.
-
-    Args:
-        tuning: with the metric that the risk is about.
-        plans: in any order.
-        price: of a plan.
-        tolerance: allowed relative loss, in [0, 1).
-        settings: risk and delta.
-
-    Returns:
-        The test, and those plans of which each is expected to be faster than all before it and than no exits.
-    """
-    test, p_values = choose_test(
-        evidence_under(tuning, NO_EXITS, settings.risk),
-        [evidence_under(tuning, plan, settings.risk) for plan in plans],
-        tolerance=tolerance, risk=settings.risk, delta=settings.delta,
-    )  # fmt: skip
-    prices = [price(tuning, plan) for plan in plans]
-    order = sorted(range(len(plans)), key=lambda index: (p_values[index], -prices[index]))
-    kept: list[ChosenExits] = []
-    best = price(tuning, NO_EXITS)
-    for index in order:
-        if prices[index] < best:
-            kept.append(plans[index])
-            best = prices[index]
-    return test, tuple(kept)
 
 
 def certify_plans(

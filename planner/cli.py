@@ -26,6 +26,7 @@ from planner.config import (
 from planner.greedy import TailRule
 from planner.load import read_load
 from planner.objectives import BATCH, MEAN, OBJECTIVES, P99
+from planner.risks import metric_word
 
 if TYPE_CHECKING:
     from planner.flow import PlanningResult
@@ -61,7 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="refuse a network of another precision")
     parser.add_argument("--threads", type=int, help="threads of each engine (default: all cores)")
     parser.add_argument("--search", choices=SEARCHES, default=_PLAN.search, help="how to search (default: %(default)s)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="your images: class folders or an .npz; queries without labels: a folder or an .npz of images alone",
+    )  # fmt: skip
     parser.add_argument(
         "--sweep", type=read_tolerances, nargs="?", const=(), metavar="T,T,...",
         help="show the fastest plan at every tolerance of the whole range, or of a list, and build no bundle",
@@ -252,7 +256,7 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
     perfect = predicted.oracle_mean_ms
     stream = sys.stderr if to_stderr else sys.stdout
     print(
-        f"\nmetric {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
+        f"\n{metric_word(plan.risk)} {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
         f"asked for {1 - plan.tolerance:.2%}\n"
         f"{describe_certificate(plan)}\n"
         f"mean latency {predicted.mean_ms:.3f} ms predicted{_measured(committed)}\n"
@@ -307,6 +311,7 @@ def describe_certificate(plan: ExitPlan) -> str:
 
 def _print_exits(plan: ExitPlan, arrival_ms: Sequence[float], *, to_stderr: bool) -> None:
     shares = [one.leaving_share for one in plan.exits]
+    there = "agreement" if plan.risk == "agreement" else "precision"
     rows = [
         [one.cut, f"{one.threshold:.4g}", f"{one.leaving_share:.1%}", _show(one.metric, ".4f"), f"{one.arrival_ms:.3f}"]
         for one in plan.exits
@@ -316,7 +321,7 @@ def _print_exits(plan: ExitPlan, arrival_ms: Sequence[float], *, to_stderr: bool
     print_table(
         f"exit plan ({plan.search}, tolerance {plan.tolerance:g}) for batches of {plan.batch_size} "
         f"on {plan.backend} with {plan.threads} threads",
-        ["exit", "threshold", "leave here", "precision there", "arrival ms"],
+        ["exit", "threshold", "leave here", f"{there} there", "arrival ms"],
         rows,
         to_stderr=to_stderr,
     )
@@ -330,6 +335,7 @@ def _final_metric(plan: ExitPlan, leaving: float) -> float | None:
 
 
 def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
+    what = metric_word(result.plan.risk)
     rows = [
         [
             _name_exits(one),
@@ -344,7 +350,7 @@ def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
     ]
     print_table(
         f"plans considered: {len(result.considered)}; the committed one first",
-        ["plan", "metric", "predicted ms", "measured ms", "nobody leaves", "times as fast", "allowed"],
+        ["plan", what, "predicted ms", "measured ms", "nobody leaves", "times as fast", "allowed"],
         rows,
         to_stderr=to_stderr,
     )

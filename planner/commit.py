@@ -2,12 +2,10 @@
 
 A search prices a stage by its parts. Before anything ships, the few best plans and the plan without exits are merged,
 compiled and timed as the stages that they are, their predictions are worked out again from those times, and complete
-bundles of them answer the same batches in turns. The least measured time wins among those whose batches cost at most
-``1 + stay_allowance`` times the plan without exits when nobody leaves: that is measured as well, since a sum of engine
-times does not know what a cut costs. But plans that are within ``NOISE`` of the fastest are twins as far as anybody can
-measure: of those the one with the fewest exits wins, then the one that costs least when nobody leaves, so that the
-choice does not flip with the noise of the timings. The prediction of the winner goes into its exit plan, and the
-measurements of all of them into the record.
+bundles of them answer the same batches in turns. The least measured time wins. But plans that are within ``NOISE`` of
+the fastest are twins as far as anybody can measure: of those the one with the fewest exits wins, then the one that
+costs least when nobody leaves, which is measured as well, so that the choice does not flip with the noise of the
+timings. The prediction of the winner goes into its exit plan, and the measurements of all of them into the record.
 """
 
 from __future__ import annotations
@@ -121,13 +119,15 @@ class Commitment:
 
 
 def pick_contenders(result: SearchResult, count: int, objective: str = MEAN) -> tuple[ChosenExits, ...]:
-    """Returns plans to measure, each once, in the order of the result.
+    """Returns plans to measure, in the order of the result, each set of exits once: with its best thresholds.
 
     The best of the allowed ones first; then those expected within ``NOISE`` of it, the best of every number of exits,
     fewest first; then the others by what is expected. To these ``count`` come the best plan of every smaller number of
     exits, the plan without exits, and the reference.
     """
-    allowed = [one for one in result.considered if one.allowed and one.figures.chosen.cuts]
+    with_exits = [one for one in result.considered if one.allowed and one.figures.chosen.cuts]
+    by_cuts = {one.figures.chosen.cuts: one for one in reversed(with_exits)}
+    allowed = [one for one in with_exits if by_cuts[one.figures.chosen.cuts] is one]
     best = min((objective_ms(one.figures.times, objective) for one in allowed), default=0.0)
     heads = {one.step: one for one in reversed(allowed)}
 
@@ -146,24 +146,28 @@ def pick_contenders(result: SearchResult, count: int, objective: str = MEAN) -> 
     return tuple(sorted(picked, key=known.index))
 
 
-def rank_contenders(
-    contenders: Sequence[Contender], objective: str, *, stay_allowance: float | None = None
-) -> tuple[Contender, ...]:
+def rank_contenders(contenders: Sequence[Contender], objective: str) -> tuple[Contender, ...]:
     """Returns the winner, then the others by what was measured.
 
     The winner has the fewest exits of those allowed plans that are within ``NOISE`` of the fastest allowed one, then
-    the lowest cost when nobody leaves, then the best measurement. Plans whose measured ``stay_ratio`` exceeds the
-    allowance only take part where no other plan has exits: the search's estimate has let them in, and a little more
-    for rare batches is no reason to give up all that exits save.
+    the lowest cost when nobody leaves, then the best measurement.
     """
     ordered = sorted(contenders, key=lambda one: one.measured_ms(objective))
     allowed = [one for one in ordered if one.allowed]
-    within = [one for one in allowed if stay_allowance is None or one.stay_ratio <= 1 + stay_allowance]
-    running = within if any(one.plan.exits for one in within) else allowed
-    fastest = running[0].measured_ms(objective)
-    twins = [one for one in running if one.measured_ms(objective) <= (1 + NOISE) * fastest]
+    fastest = allowed[0].measured_ms(objective)
+    twins = [one for one in allowed if one.measured_ms(objective) <= (1 + NOISE) * fastest]
     winner = min(twins, key=lambda one: (len(one.plan.exits), one.stay_ratio))
     return (winner, *(one for one in ordered if one is not winner))
+
+
+def warn_of_staying(winner: Contender, allowance: float | None) -> str | None:
+    """Returns what to say when a batch that nobody leaves was measured to take more than the search had estimated."""
+    if allowance is None or winner.stay_ratio <= 1 + allowance + NOISE:
+        return None
+    return (
+        f"note: a batch that nobody leaves was measured at {winner.stay_ratio:.3f} of the full network, more than "
+        f"--stay-allowance {allowance:g} lets the heads add. A smaller allowance or --max-exits makes it less"
+    )
 
 
 @contextmanager
@@ -213,11 +217,10 @@ def commit_plan(
             )
             for one, (plan, bundle), (mean, whole, p99, stay) in zip(priced, bundles, measured.tolist(), strict=True)
         ]  # fmt: skip
-        yield Commitment(
-            contenders=rank_contenders(contenders, config.objective, stay_allowance=config.tail.stay_allowance),
-            rounds=rounds,
-            itm=itm,
-        )
+        ranked = rank_contenders(contenders, config.objective)
+        if (warning := warn_of_staying(ranked[0], config.tail.stay_allowance)) is not None:
+            say(warning)
+        yield Commitment(contenders=ranked, rounds=rounds, itm=itm)
 
 
 @contextmanager
@@ -296,6 +299,7 @@ def describe_plan(figures: PlanFigures, case: PlanningCase, certificate: Certifi
         certificate=certificate,
         objective=config.objective,
         load={} if config.load is None else config.load.to_plain(),
+        risk=config.certify.risk,
     )
 
 

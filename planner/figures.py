@@ -111,16 +111,11 @@ def draw_accuracy(data: ReportData) -> Any:
         required, color=GREY, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1,
         label=f"what tolerance {data.plan.tolerance:.3g} asks for",
     )  # fmt: skip
-    agreement = [one.agreement for one in found]
-    axes.plot(
-        places,
-        agreement,
-        color=ORANGE,
-        marker="s",
-        markersize=4.5,
-        linewidth=1.3,
-        label="same answer as the full network",
-    )
+    if data.plan.risk != "agreement":
+        axes.plot(
+            places, [one.agreement for one in found], color=ORANGE, marker="s", markersize=4.5, linewidth=1.3,
+            label="same answer as the full network",
+        )  # fmt: skip
     axes.plot(places, metric, color=EARLY, marker="o", markersize=5, linewidth=1.8, label=data.metric_word)
     chosen = [place for place, one in zip(places, found, strict=True) if one.chosen]
     axes.plot(

@@ -29,7 +29,7 @@ from artifacts import (
 )
 from artifacts.console import say
 from planner.bundle import publish_bundle
-from planner.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified, risk_trace
+from planner.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
@@ -39,6 +39,7 @@ from planner.grids import KeptGrids, threshold_grid
 from planner.joint import plan_joint
 from planner.ladders import make_ladder, make_price
 from planner.objectives import objective_ms
+from planner.risks import risk_trace
 from planner.timing import ensure_itm
 
 BPM_NPZ = "bpm.npz"
@@ -104,13 +105,15 @@ def ensure_plan(
         precision: what the network must be of; ``None``: any.
 
     Raises:
-        UsageError: the network is of another precision.
+        UsageError: the network is of another precision, or the risk needs labels that the data has none of.
         NoPlanError: the trace allows no relative tolerance.
         PameError: something upstream cannot be made; the message says what.
     """
     from calibration import ensure_trace
 
-    trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
+    trace_artifact, trace = ensure_trace(
+        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
+    )
     model = open_model(run.model, remedy="python -m export resnet --segments")
     check_precision(model.spec, precision, run=run.root)
     itm_artifact, itm = ensure_itm(

@@ -8,9 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import InferenceTimeMatrix, RunFolder, UsageError, file_digest, new_artifact, open_artifact, write_json
+from artifacts import (
+    InferenceTimeMatrix,
+    RunFolder,
+    Trace,
+    UsageError,
+    file_digest,
+    new_artifact,
+    open_artifact,
+    write_json,
+)
 from artifacts.console import add_common_arguments, print_table, run_command
-from planner.importing import ImportedTrace, read_times, read_trace
+from planner.importing import read_times, read_trace
 from planner.recorded import TRACE_NPZ
 from planner.timing import ITM_JSON
 
@@ -45,48 +54,35 @@ def import_run(arguments: argparse.Namespace) -> dict[str, Any]:
     run = RunFolder(root=arguments.run)
     if run.model.exists():
         raise UsageError(f"{run.root} is the run of a model of ours; name another with --run runs/NAME")
-    imported = read_trace(arguments.trace)
-    itm = read_times(
-        arguments.itm, imported.trace.exits, fixed=arguments.fixed_batch_sizes, threads=max(1, arguments.threads)
-    )
-    publish_import(run, imported, itm, trace_file=arguments.trace, itm_file=arguments.itm)
-    result = describe_import(run, imported, itm)
+    trace = read_trace(arguments.trace)
+    itm = read_times(arguments.itm, trace.exits, fixed=arguments.fixed_batch_sizes, threads=max(1, arguments.threads))
+    publish_import(run, trace, itm, trace_file=arguments.trace, itm_file=arguments.itm)
+    result = describe_import(run, trace, itm)
     print_import(result, to_stderr=arguments.json == "-")
     return result
 
 
-def publish_import(
-    run: RunFolder, imported: ImportedTrace, itm: InferenceTimeMatrix, *, trace_file: Path, itm_file: Path
-) -> None:
+def publish_import(run: RunFolder, trace: Trace, itm: InferenceTimeMatrix, *, trace_file: Path, itm_file: Path) -> None:
     """Publishes ``trace/`` and ``itm/``; what the run had of them before is replaced."""
-    parameters = {"imported": True, "labelled": imported.labelled, "data_source": str(trace_file)}
+    parameters = {"imported": True, "labelled": trace.labelled, "data_source": str(trace_file)}
     inputs = {"trace_file": file_digest(trace_file)}
     with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters) as staging:
-        imported.trace.save(staging / TRACE_NPZ)
+        trace.save(staging / TRACE_NPZ)
     inputs = {"itm_file": file_digest(itm_file)}
     with new_artifact(run.itm, kind="itm", inputs=inputs, parameters={"imported": True}) as staging:
         write_json(staging / ITM_JSON, itm)
 
 
-def describe_import(run: RunFolder, imported: ImportedTrace, itm: InferenceTimeMatrix) -> dict[str, Any]:
+def describe_import(run: RunFolder, trace: Trace, itm: InferenceTimeMatrix) -> dict[str, Any]:
     """Returns the JSON object."""
-    trace = imported.trace
     return {
         "run": str(run.root),
         "trace": open_artifact(run.trace, kind="trace", remedy="").digest,
         "itm": open_artifact(run.itm, kind="itm", remedy="").digest,
         "samples": trace.sample_count,
-        "labelled": imported.labelled,
+        "labelled": trace.labelled,
         "batch_sizes": list(itm.batch_sizes),
-        "exits": [
-            {
-                "exit": name,
-                "metric": float(trace.metric[row].mean(dtype=float)) if imported.labelled else None,
-                "agreement": float(trace.agreement[row].mean(dtype=float)),
-                "mean_confidence": float(trace.confidence[row].mean(dtype=float)),
-            }
-            for row, name in enumerate((*trace.exits, "final"))
-        ],
+        "exits": trace.summarise(),
     }
 
 

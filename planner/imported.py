@@ -19,7 +19,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say
-from planner.certified import describe_certified, risk_trace
+from planner.certified import describe_certified
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
 from planner.flow import (
@@ -34,6 +34,7 @@ from planner.flow import (
 from planner.greedy import SearchResult
 from planner.grids import KeptGrids, threshold_grid
 from planner.recorded import Recorded, read_recorded
+from planner.risks import risk_trace
 
 _REMEDY = "python -m planner --run runs/NAME"
 
@@ -49,8 +50,7 @@ def plan_imported(run: RunFolder, config: PlanConfig) -> PlanningResult:
         UsageError: the batch size was not timed, or the risk needs labels that there are none of.
         NoPlanError: the trace allows no relative tolerance.
     """
-    recorded = read_recorded(run)
-    recorded.check_risk(config.certify.risk)
+    recorded = read_recorded(run, risk=config.certify.risk)
     largest = recorded.itm.batch_sizes[-1]
     if config.batch_size > largest:
         raise UsageError(
@@ -93,4 +93,5 @@ def _describe_best(result: SearchResult, recorded: Recorded, config: PlanConfig,
         certificate=certificate,
         objective=config.objective,
         load={} if config.load is None else config.load.to_plain(),
+        risk=config.certify.risk,
     )

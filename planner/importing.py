@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,7 @@ FINAL, END = "final", "end"
 _NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ImportedTrace:
-    """A trace from elsewhere; ``labelled``: its metric is the task's, not the agreement in its place."""
-
-    trace: Trace
-    labelled: bool
-
-
-def read_trace(path: Path) -> ImportedTrace:
+def read_trace(path: Path) -> Trace:
     """Reads a trace; the ending of the name decides about the form.
 
     Raises:
@@ -61,7 +52,7 @@ def read_trace(path: Path) -> ImportedTrace:
         raise InputError(f"{path}: {error}") from error
 
 
-def build_trace(arrays: Mapping[str, np.ndarray]) -> ImportedTrace:
+def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
     """Makes a trace of E exits, the final head and N samples.
 
     Args:
@@ -89,15 +80,15 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> ImportedTrace:
     metric = _find_metric(arrays, predictions)
     agreement = _find_agreement(arrays, predictions, metric)
     labels = arrays.get("labels")
-    trace = Trace(
+    return Trace(
         exits=exits,
         confidence=_narrow("confidence", confidence),
         metric=agreement.astype(np.float32) if metric is None else _narrow("correct", metric),
         agreement=agreement,
         predictions=None if predictions is None else predictions.astype(np.int32),
         labels=None if labels is None else labels.astype(np.int32),
+        labelled=metric is not None,
     )
-    return ImportedTrace(trace=trace, labelled=metric is not None)
 
 
 def _decide(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,12 +12,12 @@ from artifacts import (
     RunFolder,
     StaleArtifactError,
     Trace,
-    UsageError,
     open_artifact,
     open_model,
     read_json,
     read_manifest,
 )
+from calibration.certify import check_labels
 from planner.config import PlanConfig
 from planner.importing import END
 from planner.timing import ITM_JSON, ensure_itm
@@ -33,35 +33,35 @@ class Recorded:
         trace: the calibration data.
         itm: the times.
         cuts: every cut of the network in order, the last one too.
-        labelled: False where the true answers are not known; the metric of the trace is its agreement then.
         trace_artifact, itm_artifact: where they were read.
     """
 
     trace: Trace
     itm: InferenceTimeMatrix
     cuts: tuple[str, ...]
-    labelled: bool
     trace_artifact: Artifact
     itm_artifact: Artifact
 
     def check_risk(self, risk: str) -> None:
-        """Refuses a risk that needs labels where there are none."""
-        if not self.labelled and risk != "agreement":
-            raise UsageError(
-                f"--risk {risk}: {self.trace_artifact.folder} has no labels; what can be bounded is the disagreement "
-                "with the final head: --risk agreement"
-            )
+        """Refuses a risk that needs labels where there are none; errors as ``calibration.check_labels``."""
+        check_labels(risk, labelled=self.trace.labelled, where=str(self.trace_artifact.folder))
 
 
-def read_recorded(run: RunFolder) -> Recorded:
+def read_recorded(run: RunFolder, *, risk: str | None = None) -> Recorded:
     """Reads trace and times as they are; what is missing is made with default settings first.
 
+    Args:
+        run: of ours, or imported.
+        risk: what they are wanted for; one that the trace cannot tell is refused before anything is made. ``None``:
+            any.
+
     Raises:
+        UsageError: the risk needs labels, and there are none.
         StaleArtifactError: they were made for another model than the run has now.
         PameError: something upstream cannot be made; the message says what.
     """
     if not all((folder / MANIFEST).is_file() for folder in (run.trace, run.itm)):
-        _make_missing(run)
+        _make_missing(run, risk)
     imported = is_imported(run)
     remedy = "python -m planner import-trace" if imported else "python -m planner --tolerance 0.01"
     trace, itm = (
@@ -69,14 +69,16 @@ def read_recorded(run: RunFolder) -> Recorded:
         open_artifact(run.itm, kind="itm", remedy=remedy),
     )
     samples = Trace.load(trace.path(TRACE_NPZ))
-    return Recorded(
+    recorded = Recorded(
         trace=samples,
         itm=read_json(itm.path(ITM_JSON), InferenceTimeMatrix),
         cuts=(*samples.exits, END) if imported else _cuts_of_model(run, trace, itm),
-        labelled=trace.manifest.parameters.get("labelled", True) is True,
         trace_artifact=trace,
         itm_artifact=itm,
     )
+    if risk is not None:
+        recorded.check_risk(risk)
+    return recorded
 
 
 def is_imported(run: RunFolder) -> bool:
@@ -97,10 +99,10 @@ def _cuts_of_model(run: RunFolder, *artifacts: Artifact) -> tuple[str, ...]:
     return tuple(cut.name for cut in model.spec.cuts)
 
 
-def _make_missing(run: RunFolder) -> None:
+def _make_missing(run: RunFolder, risk: str | None) -> None:
     from calibration import ensure_trace
 
     default = PlanConfig(threads=os.cpu_count() or 1)
-    ensure_trace(run, backend=default.backend, threads=default.threads)
+    ensure_trace(run, backend=default.backend, threads=default.threads, risk=risk)
     model = open_model(run.model, remedy="python -m export resnet --segments")
     ensure_itm(run, model, default.timing, backend=default.backend, threads=default.threads)

@@ -49,15 +49,18 @@ pre { background: var(--paper); border-radius: .5rem; padding: .9rem 1rem; white
 @media print { h2 { break-after: avoid; } figure { break-inside: avoid; } nav { display: none; } }
 """
 
-_WORDS = (
-    ("exit", "a place inside the network where a small extra head answers, so that a query need not go to the end"),
-    ("confidence", "one number per query, computed by the head: how sure it is of its answer"),
-    ("threshold", "a query leaves at an exit when its confidence there is at least this"),
-    ("tolerance", "how much of the full network's metric may be given up: 0.01 keeps 99%"),
-    ("survivors", "the queries of a batch that go on; the batch really becomes smaller"),
-    ("stage", "the part of the network between two exits of the plan, compiled as one engine"),
-    ("latency", "the time from the start of a query's batch until its own answer is there"),
-)
+_WORDS = {
+    "exit": "a place inside the network where a small extra head answers, so that a query need not go to the end",
+    "confidence": "one number per query, computed by the head: how sure it is of its answer",
+    "threshold": "a query leaves at an exit when its confidence there is at least this",
+    "tolerance": "how much of the full network's metric may be given up: 0.01 keeps 99%",
+    "survivors": "the queries of a batch that go on; the batch really becomes smaller",
+    "stage": "the part of the network between two exits of the plan, compiled as one engine",
+    "latency": "the time from the start of a query's batch until its own answer is there",
+}
+_WORDS_OF_AGREEMENT = {
+    "tolerance": "the share of the queries that may be answered otherwise than by the full network: 0.01 keeps 99%",
+}
 
 _SECTIONS = (
     ("plan", "The plan"),
@@ -159,7 +162,8 @@ def _show(value: Any) -> str:
 
 def _top(data: ReportData) -> str:
     links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in _SECTIONS)
-    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in _WORDS)
+    meanings = {**_WORDS, **(_WORDS_OF_AGREEMENT if data.plan.risk == "agreement" else {})}
+    words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in meanings.items())
     about = (
         "A deep network answers a batch of queries together, and every query waits for the last layer, although many "
         "could be answered sooner. Here small heads inside the network answer on the way: a query whose answer is "
@@ -180,7 +184,8 @@ def _facts(data: ReportData) -> str:
     if found.speedup_p99 is not None:
         facts.append((f"{found.speedup_p99:.2f}×", "99th percentile, times as fast"))
     if found.metric_ratio is not None:
-        facts.append((f"{found.metric_ratio:.2%}", f"of the {data.metric_word} kept"))
+        what = "of the answers as by the full network" if found.agreement else f"of the {data.task_word} kept"
+        facts.append((f"{found.metric_ratio:.2%}", what))
     facts.append((f"{data.plan.tolerance:.3g}", "tolerance asked for"))
     items = "".join(f"<li><b>{escape(value)}</b><span>{escape(what)}</span></li>" for value, what in facts)
     return f'<ul class="facts">{items}</ul>'
@@ -215,6 +220,11 @@ def _plan_body(data: ReportData) -> str:
         f"{plan.full_metric:.4f}: {plan.predicted_metric / plan.full_metric:.2%} is kept, and at least "
         f"{1 - plan.tolerance:.2%} was asked for. "
     )
+    if plan.risk == "agreement":
+        kept = (
+            f"Of the calibration queries {plan.predicted_metric:.2%} get the full network's answer, and at least "
+            f"{1 - plan.tolerance:.2%} was asked for. "
+        )
     columns = ("exit", "threshold", "leave here", f"{data.metric_word} there", "arrival, ms")
     return render_table(columns, rows, caption=what) + _paragraph(kept + describe_measured(data))
 
@@ -255,8 +265,11 @@ def _latency_table(data: ReportData) -> str:
         ]
     )  # fmt: skip
     ratio = data.bench["metric_ratio"]
-    kept = "-" if ratio is None else f"{ratio:.4f}"
-    rows.append([data.metric_word, f"{full['metric']:.4f}", f"{early['metric']:.4f}", kept])
+    if full["metric"] is None:
+        rows.append(["same answer as the full network", "-", f"{data.bench['agreement']:.4f}", "-"])
+    else:
+        kept = "-" if ratio is None else f"{ratio:.4f}"
+        rows.append([data.task_word, f"{full['metric']:.4f}", f"{early['metric']:.4f}", kept])
     return render_table(("", "full network", "early exits", "gain (or kept)"), rows)
 
 

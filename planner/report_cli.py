@@ -44,7 +44,7 @@ BENCH_JSON = "bench.json"
 _SIDE = ("metric", "mean_latency_ms", "p50_ms", "p99_ms", "batch_ms", "throughput_per_s")
 _BENCH = (
     "samples", "batch_size", "rounds", "test_data", "bundle_digest", "full", "early_exit", "speedup_mean",
-    "speedup_p99", "throughput_ratio", "metric_ratio", "latency_histogram",
+    "speedup_p99", "throughput_ratio", "metric_ratio", "agreement", "latency_histogram",
 )  # fmt: skip
 
 
@@ -121,6 +121,7 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
         StaleArtifactError: plan and measurements do not belong together any more.
     """
     from planner.flow import BPM_NPZ, CONSIDERED_JSON
+    from planner.risks import risk_trace
     from planner.sweep_flow import SweepCase, ensure_sweep
     from planner.timing import ITM_JSON
 
@@ -133,7 +134,8 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
     check_origin(run, planned.manifest, digests, remedy)
     config = read_config(planned.manifest, remedy)
     itm = read_json(timed.path(ITM_JSON), InferenceTimeMatrix)
-    trace = Trace.load(traced.path("trace.npz"))
+    plan = read_json(planned.path(EXIT_PLAN_JSON), ExitPlan)
+    trace = risk_trace(Trace.load(traced.path("trace.npz")), plan.risk)
     case = SweepCase(
         run=run, model=model, trace=trace, trace_artifact=traced, itm=itm, itm_artifact=timed, config=config
     )
@@ -141,7 +143,7 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
     measured = read_bench(run, bench)
     return ReportData(
         spec=model.spec,
-        plan=read_json(planned.path(EXIT_PLAN_JSON), ExitPlan),
+        plan=plan,
         considered=tuple(read_json(planned.path(CONSIDERED_JSON), list)),
         trace=trace, itm=itm, sweep=sweep,
         patterns=BatchingPatternMatrix.load(planned.path(BPM_NPZ)),

@@ -33,7 +33,7 @@ class ReportData:
         spec: the network.
         plan: the exit plan.
         considered: what the planner looked at, the committed plan first (``considered.json``).
-        trace: the calibration data.
+        trace: the calibration data, with the metric that the plan's risk is about.
         itm: times of segments, heads and gathers.
         patterns: the BPM of the candidates.
         sweep: the operating points.
@@ -69,8 +69,14 @@ class ReportData:
         return NetworkCosts(itm=self.itm, cuts=cuts, batch_size=self.plan.batch_size)
 
     @property
-    def metric_word(self) -> str:
+    def task_word(self) -> str:
+        """What the metric of the task is called, which takes labels."""
         return "accuracy" if self.spec.task == "classification" else "metric"
+
+    @property
+    def metric_word(self) -> str:
+        """What the metric of plan and trace is called."""
+        return "agreement with the full network" if self.plan.risk == "agreement" else self.task_word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +225,7 @@ class Headline:
         full_ms, early_ms: mean latency of a query.
         speedup: their ratio.
         metric_ratio: metric kept; ``None`` where the full network's is 0.
+        agreement: True where the metric is the agreement with the full network, for want of labels.
         speedup_p99: of the slowest 1 in 100; ``None`` where it was not measured.
     """
 
@@ -227,6 +234,7 @@ class Headline:
     early_ms: float
     speedup: float
     metric_ratio: float | None
+    agreement: bool
     speedup_p99: float | None
 
 
@@ -234,15 +242,18 @@ def headline(data: ReportData) -> Headline:
     """Returns the best measurement of the plan that there is."""
     if data.bench is not None:
         full, early = data.bench["full"], data.bench["early_exit"]
+        unlabelled = full["metric"] is None
         return Headline(
             source="bench", full_ms=full["mean_latency_ms"], early_ms=early["mean_latency_ms"],
-            speedup=data.bench["speedup_mean"], metric_ratio=data.bench["metric_ratio"],
+            speedup=data.bench["speedup_mean"], agreement=unlabelled,
+            metric_ratio=data.bench["agreement" if unlabelled else "metric_ratio"],
             speedup_p99=data.bench["speedup_p99"],
         )  # fmt: skip
     full_ms, early_ms = without_exits(data)["measured_mean_ms"], committed(data)["measured_mean_ms"]
     return Headline(
         source="planner", full_ms=full_ms, early_ms=early_ms, speedup=full_ms / early_ms,
-        metric_ratio=data.plan.predicted_metric / data.plan.full_metric, speedup_p99=None,
+        metric_ratio=data.plan.predicted_metric / data.plan.full_metric, agreement=data.plan.risk == "agreement",
+        speedup_p99=None,
     )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ def reproduce_run(
     """
     where = ["--run", str(run)]
     source = str(trace.parameters.get("data_source", ""))
+    labelled = trace.parameters.get("labelled", True) is True
     data = ["--data", source] if source and source != "fashion-mnist" else []
     flags, unsaid = planner_flags(config, planner)
     settings = (
@@ -50,13 +51,17 @@ def reproduce_run(
     )
     lines = [
         ["python", "-m", "export", *export_arguments(spec, model.parameters), *where],
-        ["python", "-m", "calibration", *where, *data, *training_arguments(training)],
+        ["python", "-m", "calibration", *where, *data, *(training_arguments(training) if labelled else [])],
         ["python", "-m", "planner", *where, *data, *flags],
         ["python", "-m", "planner", "--sweep", *where, *data, *_without_tolerance(flags)],
         ["python", "-m", "runtime.bench", *where, *data, *settings, "--json", str(bench)],
         ["python", "-m", "planner", "report", *where],
     ]
-    return (*map(shlex.join, lines), *(f"# {one} has no flag" for one in unsaid))
+    told = [*map(shlex.join, lines)]
+    if training is not None and not labelled:
+        train = shlex.join(["python", "-m", "calibration", *where, *training_arguments(training)])
+        told.insert(1, f"# first, with the labelled data that the exits were trained on: {train} --data LABELLED")
+    return (*told, *(f"# {one} has no flag" for one in unsaid))
 
 
 def export_arguments(spec: ModelSpec, parameters: Mapping[str, Any]) -> list[str]:

@@ -22,8 +22,11 @@ def run_sweep(arguments: argparse.Namespace, run: RunFolder, config: PlanConfig)
     if reused:
         say(f"nothing has changed: the sweep in {run.sweep} stands")
     print_sweep(sweep, config, to_stderr=arguments.json == "-")
+    if config.certify.risk == "agreement":
+        say("metric: the agreement with the full network (--risk agreement)")
     return {
-        "run": str(run.root), "reused": reused, "search": config.search, "batch_size": config.batch_size,
+        "run": str(run.root), "reused": reused, "risk": config.certify.risk,
+        "search": config.search, "batch_size": config.batch_size,
         "engine": config.backend, "threads": config.threads, **to_plain(sweep),
     }  # fmt: skip
 

@@ -28,7 +28,6 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
-from planner.certified import risk_trace
 from planner.config import PlanConfig
 from planner.costs import NetworkCosts
 from planner.flow import find_search, kept_grids, share_grids
@@ -36,6 +35,7 @@ from planner.greedy import SearchResult
 from planner.grids import KeptGrids
 from planner.importing import END
 from planner.recorded import is_imported, read_recorded
+from planner.risks import risk_trace
 from planner.sweep import Sweep, sweep_levels, sweep_tolerances
 from planner.timing import ensure_itm
 
@@ -89,13 +89,14 @@ def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = Non
     from calibration import ensure_trace
 
     if is_imported(run):
-        recorded = read_recorded(run)
-        recorded.check_risk(config.certify.risk)
+        recorded = read_recorded(run, risk=config.certify.risk)
         return SweepCase(
             run=run, model=None, trace=recorded.trace, trace_artifact=recorded.trace_artifact, itm=recorded.itm,
             itm_artifact=recorded.itm_artifact, config=config,
         )  # fmt: skip
-    trace_artifact, trace = ensure_trace(run, backend=config.backend, threads=config.threads, data=data)
+    trace_artifact, trace = ensure_trace(
+        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
+    )
     model = open_model(run.model, remedy="python -m export resnet --segments")
     itm_artifact, itm = ensure_itm(
         run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads

@@ -12,7 +12,7 @@ import numpy as np
 
 from artifacts import Trace, environment_fingerprint, find_run
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
-from planner.certified import plan_certified, risk_trace
+from planner.certified import plan_certified
 from planner.config import CertifyConfig, PlanConfig
 from planner.costs import NetworkCosts
 from planner.evaluate import ChosenExits
@@ -20,6 +20,7 @@ from planner.greedy import TailRule, check_tolerance
 from planner.grids import threshold_grid
 from planner.ladders import make_ladder, make_price
 from planner.recorded import read_recorded
+from planner.risks import metric_word, risk_trace
 from planner.validate import Method, MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 _BINS = 40
@@ -82,8 +83,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     certify = CertifyConfig(risk=arguments.risk, delta=arguments.delta)
     threshold_grid(arguments.grid_step)
     run = find_run(arguments.run)
-    recorded = read_recorded(run)
-    recorded.check_risk(arguments.risk)
+    recorded = read_recorded(run, risk=arguments.risk)
     population = risk_trace(recorded.trace, arguments.risk)
     check_tolerance(config.tolerance, population)
     costs = NetworkCosts(itm=recorded.itm, cuts=recorded.cuts, batch_size=arguments.batch_size)
@@ -175,18 +175,19 @@ def print_validation(result: Mapping[str, Any], *, to_stderr: bool = False) -> N
         ]
         for one in result["methods"]
     ]
+    what = metric_word(result["risk"])
     title = (
         f"{result['resplits']} calibration sets of {result['samples']} samples, tolerance {result['tolerance']:g}, "
         f"delta {result['delta']:g}"
     )
     columns = [
-        "method", "exceeds it", "95 % interval", "on a test draw", "metric kept", "worst", "latency ratio", "no exits",
+        "method", "exceeds it", "95 % interval", "on a test draw", f"{what} kept", "worst", "latency ratio", "no exits",
     ]  # fmt: skip
     print_table(title, columns, rows, to_stderr=to_stderr)
     print(
         "exceeds it: share of the plans whose true loss is above the tolerance; on a test draw: the same as seen on "
         f"{max(1, result['samples'] // 2)} fresh samples, whose own noise is in it;\n"
-        "metric kept and latency ratio: plan over full network, in the mean",
+        f"{what} kept and latency ratio: plan over full network, in the mean",
         file=sys.stderr if to_stderr else sys.stdout,
         flush=True,
     )

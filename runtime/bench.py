@@ -193,7 +193,7 @@ class Queries:
         if samples is not None and samples > len(test):
             raise UsageError(f"--samples {samples}: {dataset.name} has {len(test)} test samples")
         self.rows = np.random.default_rng(seed).permutation(test)[:samples]
-        self.labels = dataset.labels[self.rows]
+        self.labels = dataset.labels_of(self.rows) if dataset.labelled else None
         self.batch_size = batch_size
         self._dataset = dataset
 
@@ -246,14 +246,16 @@ def describe_recording(
     """Returns the figures of the contract that come out of a recording."""
     spec, plan = opened.spec, opened.spec.plan
     task = find_task(spec.task)
-    metric = task.metric(recording.early_answers, queries.labels)
-    full_metric = task.metric(recording.full_answers, queries.labels)
+    full_metric, metric = (
+        None if queries.labels is None else task.metric(answers, queries.labels)
+        for answers in (recording.full_answers, recording.early_answers)
+    )  # fmt: skip
     agreement = task.agreement(recording.early_answers, recording.full_answers)
     agreements = [task.agreement(answers, recording.full_answers) for answers in exit_answers]
-    oracle = leave_when_right(np.array(agreements, np.bool_).reshape(len(agreements), len(metric)))
+    oracle = leave_when_right(np.array(agreements, np.bool_).reshape(len(agreements), len(agreement)))
     replay = functools.partial(replay_mean_ms, stage_cost_ms=stage_costs_ms, batch_size=queries.batch_size)
-    full = describe_timings(recording.full, float(full_metric.mean(dtype=np.float64)))
-    early = describe_timings(recording.early_exit, float(metric.mean(dtype=np.float64)))
+    full = describe_timings(recording.full, _mean(full_metric))
+    early = describe_timings(recording.early_exit, _mean(metric))
     names = [planned.cut for planned in plan.exits]
     thresholds = [planned.threshold for planned in plan.exits]
     early_latency = recording.early_exit.latency_ms
@@ -262,6 +264,7 @@ def describe_recording(
     return {
         "tolerance": plan.tolerance,
         "delta": plan.delta,
+        "risk": plan.risk,
         "certificate": to_plain(plan.certificate),
         "exits": names,
         "thresholds": thresholds,
@@ -282,11 +285,16 @@ def describe_recording(
     }
 
 
+def _mean(metric: np.ndarray | None) -> float | None:
+    return None if metric is None else float(metric.mean(dtype=np.float64))
+
+
 def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
     """Prints the tables for a person."""
     full, early = result["full"], result["early_exit"]
     rows = [
-        ("metric", f"{full['metric']:.4f}", f"{early['metric']:.4f}", _times(result["metric_ratio"], 4)),
+        ("metric", _number(full["metric"], 4), _number(early["metric"], 4), _times(result["metric_ratio"], 4)),
+        ("answers as the full network", "-", f"{result['agreement']:.4f}", "-"),
         *(
             (label, f"{full[key]:.3f}", f"{early[key]:.3f}", _times(divide(full[key], early[key])))
             for label, key in (

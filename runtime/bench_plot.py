@@ -53,6 +53,8 @@ def draw_result(result: Mapping[str, Any], path: Path) -> None:
 def _title(result: Mapping[str, Any]) -> str:
     kept = result["metric_ratio"]
     precision = "" if kept is None else f", {kept:.1%} of the precision kept"
+    if result["full"]["metric"] is None:
+        precision = f", {result['agreement']:.1%} of the answers as before"
     speedup = result["speedup_mean"]
     return f"{result['model']}, batches of {result['batch_size']}: mean latency {speedup:.1f} times lower{precision}"
 
@@ -102,9 +104,14 @@ def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
 
 
 def label_exit(one: Mapping[str, Any]) -> str:
-    """Returns the share that leaves at an exit and how often it is right; the share alone where nobody leaves."""
-    share = f"{one['share']:.1%}"
-    return share if one["metric"] is None or share == "0.0%" else f"{share} ({one['metric']:.1%} right)"
+    """Returns the share that leaves at an exit and how often it is right, or without labels how often it answers as the
+    whole network does; the share alone where nobody leaves."""
+    share, agreement = f"{one['share']:.1%}", one.get("agreement")
+    if share == "0.0%" or one["metric"] is agreement is None:
+        return share
+    if one["metric"] is None:
+        return f"{share} ({agreement:.1%} as the whole)"
+    return f"{share} ({one['metric']:.1%} right)"
 
 
 def clean_axes(axes: Any) -> None:

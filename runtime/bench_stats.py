@@ -38,8 +38,8 @@ class Timings:
     batch_ms: np.ndarray
 
 
-def describe_timings(timings: Timings, metric: float) -> dict[str, float]:
-    """Returns the contract's figures of one contender."""
+def describe_timings(timings: Timings, metric: float | None) -> dict[str, Any]:
+    """Returns the contract's figures of one contender; the metric is ``None`` where there are no labels."""
     seconds = float(timings.batch_ms.sum()) / 1e3
     return {
         "metric": metric,
@@ -51,7 +51,7 @@ def describe_timings(timings: Timings, metric: float) -> dict[str, float]:
     }
 
 
-def compare_timings(full: Mapping[str, float], early_exit: Mapping[str, float]) -> dict[str, float | None]:
+def compare_timings(full: Mapping[str, Any], early_exit: Mapping[str, Any]) -> dict[str, float | None]:
     """Returns the ratios of the contract; above 1 is in favour of the early exits."""
     return {
         "speedup_mean": divide(full["mean_latency_ms"], early_exit["mean_latency_ms"]),
@@ -61,9 +61,9 @@ def compare_timings(full: Mapping[str, float], early_exit: Mapping[str, float]) 
     }
 
 
-def divide(above: float, below: float) -> float | None:
+def divide(above: float | None, below: float | None) -> float | None:
     """Returns the ratio, or ``None`` where it has no meaning."""
-    return above / below if below else None
+    return above / below if below and above is not None else None
 
 
 def speedup_by_round(full: Timings, early_exit: Timings) -> list[float]:
@@ -109,8 +109,8 @@ def replay_mean_ms(exit_index: np.ndarray, stage_cost_ms: Sequence[np.ndarray], 
 
 
 def describe_exits(
-    names: Sequence[str], thresholds: Sequence[float], exit_index: np.ndarray, metric: np.ndarray,
-    agreement: np.ndarray, latency_ms: np.ndarray,
+    names: Sequence[str], thresholds: Sequence[float], exit_index: np.ndarray,
+    metric: np.ndarray | None, agreement: np.ndarray, latency_ms: np.ndarray,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Returns what happened at each exit and at the final head, the last.
 
@@ -118,7 +118,7 @@ def describe_exits(
         names: of the E exits.
         thresholds: theirs.
         exit_index: (N,) where each query left.
-        metric: (N,) of the answer that it got.
+        metric: (N,) of the answer that it got; ``None`` without labels.
         agreement: (N,) bool, whether that is the full network's answer.
         latency_ms: (R, N).
     """
@@ -132,7 +132,7 @@ def describe_exits(
                 "threshold": thresholds[index] if index < len(thresholds) else None,
                 "count": count,
                 "share": count / len(exit_index),
-                "metric": float(metric[here].mean()) if count else None,
+                "metric": float(metric[here].mean()) if count and metric is not None else None,
                 "agreement": float(agreement[here].mean()) if count else None,
                 "mean_latency_ms": float(latency_ms[:, here].mean()) if count else None,
             }

@@ -128,7 +128,8 @@ class Runtime:
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
             stats: keep the running statistics that ``stats()`` returns.
             drift: when the statistics raise an alarm: it is logged once, as a warning on ``pame.runtime``, and stands
-                in ``stats().alarm``. ``None``: never. Needs the reference that exit plans carry since 0.2.0.
+                in ``stats().alarm``. ``None``: never. Needs the reference in the exit plan, which plans of release
+                0.1.0 do not carry.
             shadow_fraction: this share of the rows, drawn at random, is carried on to the end wherever it leaves, to
                 see how often the final head answers otherwise. Nobody's answer changes, and a shadowed row's answer
                 and latency remain those of its exit; but a batch with such rows takes longer: the later stages run

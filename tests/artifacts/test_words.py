@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
         read_json(tmp_path / "x.json", TensorSpec)
 
 
-def make_trace(**changed: np.ndarray) -> Trace:
+def make_trace(**changed: Any) -> Trace:
     arrays = {
         "confidence": np.full((2, 3), 0.5, np.float32),
         "metric": np.ones((2, 3), np.float32),
@@ -137,6 +138,21 @@ def test_a_trace_comes_back_from_disk(tmp_path: Path) -> None:
     assert np.array_equal(back.metric, trace.metric)
     assert back.full_metric == pytest.approx(2 / 3)
     assert back.sample_count == 3
+    assert back.labelled
+
+
+def test_without_labels_the_metric_is_the_agreement_and_nothing_else(tmp_path: Path) -> None:
+    agreement = np.array([[True, False, True], [True] * 3])
+    trace = make_trace(metric=agreement.astype(np.float32), agreement=agreement, labelled=False)
+    trace.save(tmp_path / "trace.npz")
+    back = Trace.load(tmp_path / "trace.npz")
+    assert (back.labelled, back.select(np.array([1, 1])).labelled) == (False, False)
+    assert [one["metric"] for one in back.summarise()] == [None, None]
+    assert back.summarise()[0]["agreement"] == pytest.approx(2 / 3)
+    with pytest.raises(InputError, match="without labels the metric is the agreement"):
+        make_trace(agreement=agreement, labelled=False)
+    with pytest.raises(InputError, match="without labels"):
+        make_trace(metric=trace.metric, agreement=agreement, labels=np.zeros(3, np.int32), labelled=False)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,24 @@ def test_npz_in_every_documented_form(tmp_path: Path, form: Callable[[np.ndarray
     assert [len(data.split(part)) for part in SPLITS] == [18, 6, 6]
 
 
+def test_queries_without_labels_are_split_at_random(tmp_path: Path) -> None:
+    path = save(tmp_path / "x.npz", images=numbered(100))
+    data = load_dataset(path, shape=SHAPE)
+    assert (data.labelled, data.classes, data.split_seed) == (False, (), 0)
+    assert [len(data.split(part)) for part in SPLITS] == [0, 80, 20], "nothing can be trained with them"
+    assert sorted(np.concatenate([data.split(part) for part in SPLITS])) == list(range(100))
+    assert data.split("calibrate").tolist() != list(range(80)), "a log has an order"
+    other = load_dataset(path, shape=SHAPE, seed=1)
+    assert other.split_seed == 1
+    assert other.split("test").tolist() != data.split("test").tolist()
+    assert "labels" not in data.digests()
+    with pytest.raises(UsageError, match="has no labels.*name labelled data with --data"):
+        data.labels_of(np.arange(3))
+    split = np.array(["test", "calibrate"] * 2)
+    own = load_dataset(save(tmp_path / "y.npz", images=numbered(4), split=split), shape=SHAPE)
+    assert (own.split("calibrate").tolist(), own.split("test").tolist(), own.split_seed) == ([1, 3], [0, 2], None)
+
+
 def test_npz_with_its_own_parts(tmp_path: Path) -> None:
     split = np.array(["test", "train", "calibrate", "train"])
     path = save(tmp_path / "x.npz", images=numbered(4), labels=np.zeros(4, int), split=split)
@@ -97,7 +115,8 @@ def test_npz_with_its_own_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": numbered(4)}, "expected arrays 'images' and 'labels'"),
+        ({"labels": np.zeros(4, int)}, "expected arrays 'images' and, where known, 'labels'"),
+        ({"images": numbered(4), "label": np.zeros(4, int)}, r"\['label'\] are unknown; name the labels 'labels'"),
         ({"images": numbered(4).astype(np.float32), "labels": np.zeros(4, int)}, "takes uint8 images"),
         ({"images": numbered(4, (1, 7, 7)), "labels": np.zeros(4, int)}, r"shape \(N, 1, 6, 5\)"),
         ({"images": numbered(4), "labels": np.zeros(3, int)}, r"\(3,\)"),
@@ -134,6 +153,22 @@ def test_class_folders_with_their_own_parts(tmp_path: Path) -> None:
     data = load_dataset(tmp_path, shape=SHAPE)
     assert [len(data.split(part)) for part in SPLITS] == [3, 2, 1]
     assert data.classes == ("cat",)
+
+
+def test_a_folder_of_images_alone_has_no_labels(tmp_path: Path) -> None:
+    write_images(tmp_path / "log", 10)
+    (tmp_path / "log" / "notes.txt").write_text("no image")
+    data = load_dataset(tmp_path / "log", shape=SHAPE)
+    assert not data.labelled
+    assert data.images[7, 0, 3, 3] == 7
+    assert [len(data.split(part)) for part in SPLITS] == [0, 8, 2]
+    write_images(tmp_path / "log" / "cat", 1)
+    with pytest.raises(InputError, match=r"images in class folders and images beside them.*000\.png"):
+        load_dataset(tmp_path / "log", shape=SHAPE)
+    for part, count in {"train": 0, "calibrate": 2, "test": 1}.items():
+        write_images(tmp_path / "parts" / part, count)
+    parts = load_dataset(tmp_path / "parts", shape=SHAPE)
+    assert (parts.labelled, [len(parts.split(part)) for part in SPLITS]) == (False, [0, 2, 1])
 
 
 def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:

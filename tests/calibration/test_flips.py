@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,3 +66,12 @@ def test_what_does_not_belong_together_is_refused() -> None:
         count_flips(one, two, {})
     with pytest.raises(InputError, match="the plan leaves at c"):
         count_flips(one, one, {"c": 0.5})
+
+
+def test_traces_without_labels_are_compared_with_their_like() -> None:
+    known = make_trace(np.full((3, 4), 0.5))
+    blind = replace(known, labelled=False)
+    assert count_flips(known, known, {}).labelled
+    assert not count_flips(blind, blind, {}).labelled
+    with pytest.raises(InputError, match="one of the traces has labels"):
+        count_flips(known, blind, {})

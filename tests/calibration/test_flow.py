@@ -9,13 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts import CorruptArtifactError, RunFolder, Trace, UsageError, array_digest, file_digest, load_arrays
+from artifacts import (
+    CorruptArtifactError,
+    RunFolder,
+    Trace,
+    UsageError,
+    array_digest,
+    file_digest,
+    load_arrays,
+    open_artifact,
+)
 from calibration.cli import main
 from calibration.data import SPLITS, load_dataset
 from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, train_missing
 from calibration.frozen import FrozenConfig
 from calibration.joint import JointConfig
-from calibration.sources import load_run_data
+from calibration.sources import load_run_data, source_name
 from engines import run_graph
 from export import ExportOptions, ensure_model
 
@@ -154,3 +163,80 @@ def test_a_model_without_segments_has_no_exits_to_train(tmp_path: Path) -> None:
         ensure_trace(run, backend="onnxruntime", threads=1)
     _, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=write_bars(tmp_path / "bars.npz"))
     assert trace.exits == ()
+
+
+def write_queries(place: Path) -> Path:
+    """Darker bars than those that are trained on, without labels."""
+    with np.load(place / "bars.npz") as bars:
+        np.savez(place / "queries.npz", images=bars["images"] // 2)
+    return place / "queries.npz"
+
+
+@pytest.mark.parametrize("way", ["frozen", "joint"])
+def test_nothing_is_trained_without_labels(place: Path, capsys: pytest.CaptureFixture[str], way: str) -> None:
+    run = RunFolder(root=place / "run")
+    before = file_digest(run.model / "manifest.json")
+    assert main(["--run", str(run.root), "--data", str(write_queries(place)), "--train", way]) == 2
+    said = capsys.readouterr().err
+    assert "queries.npz has no labels" in said
+    assert f"python -m calibration --run {run.root} --data LABELLED" in said
+    assert ("layer2.0, layer3.1" in said) is (way == "frozen")
+    assert file_digest(run.model / "manifest.json") == before
+    assert not run.trace.exists()
+    assert not run.training.exists()
+
+
+def test_queries_without_labels_are_traced_by_their_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunFolder(root=place / "run")
+    words = ["--run", str(run.root), "--threads", "1", "--json", str(place / "out.json")]
+    bars = ["--data", str(place / "bars.npz"), "--epochs", "1", "--train-batch-size", "32"]
+    assert main([*words, *bars]) == 0
+    labelled = load_run_data(run)
+    capsys.readouterr()
+    assert main([*words, "--data", str(write_queries(place))]) == 0
+    out, err = capsys.readouterr()
+    assert "training" not in err
+    assert "note:" not in err, "how pixels are normalised is known from the training"
+    assert f"plan with python -m planner --run {run.root} --risk agreement" in err
+    assert [line.split()[1] for line in out.splitlines()[3:6]] == ["-", "-", "-"]
+    found = json.loads((place / "out.json").read_text())
+    assert (found["labelled"], found["samples"], {one["metric"] for one in found["exits"]}) == (False, 256, {None})
+
+    artifact = open_artifact(run.trace, kind="trace", remedy="")
+    trace = Trace.load(artifact.path("trace.npz"))
+    assert (trace.labelled, trace.labels, trace.full_metric) == (False, None, 1.0)
+    assert np.array_equal(trace.metric, trace.agreement)
+    assert np.array_equal(trace.agreement, trace.predictions == trace.predictions[-1])
+    assert "labels" not in artifact.manifest.inputs
+    assert artifact.manifest.environment["split_seed"] == "0"
+    kept = load_arrays(artifact.path("indices.npz"))
+    assert artifact.manifest.inputs["indices.calibrate"] == array_digest(kept["calibrate"])
+
+    queries = load_run_data(run)
+    assert queries.name == "queries.npz", "the trace remembers where the data is"
+    assert (queries.mean, queries.std) == (labelled.mean, labelled.std)
+    own = load_dataset(place / "queries.npz", shape=SHAPE)
+    assert own.mean == pytest.approx(labelled.mean / 2, rel=0.1)
+    model = ensure_model(run)
+    name, rows = model.spec.full.inputs[0].name, queries.split("calibrate")
+    pixels = (queries.images[rows] / 255 - labelled.mean) / labelled.std
+    final = run_graph(model.path(model.spec.full), {name: pixels.astype(np.float32)})
+    np.testing.assert_allclose(trace.confidence[-1], final[model.spec.full.confidence], atol=1e-5)
+
+
+def test_the_trace_of_a_risk_that_needs_labels_is_refused_before_any_work(place: Path) -> None:
+    run, queries = RunFolder(root=place / "run"), write_queries(place)
+    train_missing(run, load_dataset(place / "bars.npz", shape=SHAPE), FrozenConfig(epochs=1, batch_size=32), ENGINE)
+    for risk in ("metric", "f1"):
+        with pytest.raises(UsageError, match=f"--risk {risk}: queries.npz has no labels.*--risk agreement"):
+            ensure_trace(run, backend="onnxruntime", threads=1, data=queries, risk=risk)
+    assert not run.trace.exists()
+    assert not ensure_trace(run, backend="onnxruntime", threads=1, data=queries, risk="agreement")[1].labelled
+
+
+def test_the_demo_data_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, data = RunFolder(root=place / "run"), load_dataset(place / "bars.npz", shape=SHAPE)
+    monkeypatch.chdir(place)
+    assert source_name(data, Path("fashion-mnist"), run) == "fashion-mnist"
+    (place / "fashion-mnist").mkdir()
+    assert source_name(data, Path("fashion-mnist"), run) == str((place / "fashion-mnist").resolve())

@@ -103,6 +103,7 @@ def make_bench(bundle_digest: str = "b") -> dict[str, Any]:
         "samples": 200, "batch_size": 8, "rounds": 2, "test_data": "held out", "bundle_digest": bundle_digest,
         "full": {**side, "mean_latency_ms": 10.0}, "early_exit": {**side, "mean_latency_ms": 4.0, "metric": 0.891},
         "speedup_mean": 2.5, "speedup_p99": 1.0, "throughput_ratio": 1.0, "metric_ratio": 0.99, "threads": 1,
+        "agreement": 0.98,
         "latency_histogram": {"edges_ms": [0.0, 5.0, 10.0, 15.0], "full": [0.0, 0.6, 0.4], "early_exit": [0.9, 0.1, 0]},
         "environment": {"cpu": "another one"},
     }  # fmt: skip

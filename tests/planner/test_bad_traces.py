@@ -17,10 +17,11 @@ from test_importing import EXITS, SIZES, SLOW, write_npz, write_times
 from artifacts import Trace
 from calibration.certify import split_halves
 from planner import NO_EXITS, ChosenExits, NetworkCosts, TailRule, evaluate_exits
-from planner.certified import CertifiedPlans, metric_under, plan_certified
+from planner.certified import CertifiedPlans, plan_certified
 from planner.cli import main
 from planner.config import CertifyConfig
 from planner.ladders import make_ladder, make_price
+from planner.risks import metric_under
 
 COSTS = make_costs(0, exits=2, head=0.01)
 ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
@@ -107,8 +108,6 @@ def test_joint_plans_of_bad_traces_are_sound(make: Callable[[], Trace], risk: st
         assert price(tuning, plan) <= price(tuning, NO_EXITS)
     if make in (one_class, copies, better_early) and risk == "metric":
         assert evaluate_exits(trace, found.boldest).shares[-1] < 1
-    if make is never_right and risk == "metric":
-        assert found.boldest == NO_EXITS
 
 
 @pytest.mark.parametrize("samples", [2, 3, 10])

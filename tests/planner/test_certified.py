@@ -22,16 +22,10 @@ from planner import (
     plan_greedy,
     threshold_grid,
 )
-from planner.certified import (
-    CertifiedPlans,
-    Ladder,
-    fill_gaps,
-    metric_under,
-    plan_certified,
-    rehearse,
-    risk_trace,
-)
+from planner.certified import CertifiedPlans, plan_certified
 from planner.config import CertifyConfig
+from planner.risks import metric_under, risk_trace
+from planner.sequences import Ladder, rehearse, vary_plans
 
 COSTS = make_costs(0, exits=2, head=0.01)
 
@@ -82,7 +76,7 @@ def test_certified_plans_exceed_the_tolerance_at_most_with_delta(risk: str, grad
     """Redrawn calibration sets of a population; the same search without a certificate fails about every second time."""
     whole = risk_trace(population(1, graded=graded), risk)
     random = np.random.default_rng(2)
-    rounds, tolerance, delta = 60, 0.05, 0.2
+    rounds, tolerance, delta = 40, 0.05, 0.2
     violations = uncertified = with_exits = 0
     for seed in range(rounds):
         drawn = whole.select(random.integers(0, whole.sample_count, 800))
@@ -93,7 +87,7 @@ def test_certified_plans_exceed_the_tolerance_at_most_with_delta(risk: str, grad
         with_exits += len(risks) > 1
         uncertified += true_risk(whole, one_exit_ladder(drawn, [tolerance])[0]) > tolerance
     assert violations / rounds <= delta + 3 * np.sqrt(delta * (1 - delta) / rounds)
-    assert uncertified / rounds > 0.3
+    assert uncertified / rounds > 0.25
     assert with_exits / rounds > 0.9
 
 
@@ -165,21 +159,29 @@ def test_plans_are_faster_from_one_to_the_next() -> None:
     assert means[0] < mean_ms(tuning, NO_EXITS)
 
 
-def test_gaps_between_neighbours_with_the_same_exits_are_filled() -> None:
-    """So the sequence goes nearly as far as it could: one quarter of a step of the ladder further fails."""
-    safe, bold = ChosenExits(cuts=("cut0",), thresholds=(0.9,)), ChosenExits(cuts=("cut0",), thresholds=(0.5,))
-    other = ChosenExits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.5))
-    filled = fill_gaps([safe, bold, other])
-    assert filled[:3] == (safe, bold, other)
-    assert [one.cuts for one in filled[3:]] == [("cut0",)] * 3
-    assert [one.thresholds[0] for one in filled[3:]] == pytest.approx([0.8, 0.7, 0.6])
-    assert fill_gaps([safe]) == (safe,)
+def test_variants_fill_the_gaps_between_plans() -> None:
+    """So the sequence goes nearly as far as it could: a small step further fails."""
+    safe, bold = (ChosenExits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.5))
+    other = ChosenExits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.1))
+    varied = vary_plans([safe, bold, other])
+    assert varied[:3] == (safe, bold, other)
+    assert len(varied) == len(set(varied))
+    alone = sorted(one.thresholds[0] for one in varied if one.cuts == ("cut0",))
+    way, around_bold, around_safe = (
+        [0.6, 0.7, 0.8],
+        [0.4, 0.45, 0.55, 0.6, 0.65, 0.7],
+        [0.88, 0.89, 0.91, 0.92, 0.93, 0.94],
+    )
+    assert alone == pytest.approx(sorted({*way, *around_bold, *around_safe, 0.5, 0.9}))
+    both = [one.thresholds for one in varied if len(one.cuts) == 2]
+    assert both[1:3] == [pytest.approx((0.94, 0.46)), pytest.approx((0.93, 0.37))]
+    assert both[-1] == pytest.approx((0.88, 0.0))
     trace = population(4, samples=6000)
     coarse = [ChosenExits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.7, 0.5, 0.3, 0.1)]
     found = plan_certified(trace, lambda *_: coarse, mean_ms, tolerance=0.05, settings=CertifyConfig())
     tested = [one.chosen.thresholds[0] for one in found.sequence if one.p_value is not None]
     assert found.sequence[len(tested) - 1].certificate is None
-    assert tested[-2] - tested[-1] == pytest.approx(0.05)
+    assert 0 < tested[-2] - tested[-1] <= 0.05 + 1e-6
 
 
 def test_too_few_samples_are_counted_and_a_tolerance_is_offered() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,15 @@ from planner import (
     plan_joint,
     threshold_grid,
 )
-from planner.commit import NOISE, Contender, draw_batches, measure_plans, pick_contenders, rank_contenders
+from planner.commit import (
+    NOISE,
+    Contender,
+    draw_batches,
+    measure_plans,
+    pick_contenders,
+    rank_contenders,
+    warn_of_staying,
+)
 from planner.objectives import BATCH, MEAN, P99
 
 
@@ -44,6 +53,15 @@ def test_contenders_are_the_best_allowed_plans_and_the_one_without_exits() -> No
     assert fewer
     assert set(found) == {*allowed[:2], *fewer, NO_EXITS}
     assert list(found) == sorted(found, key=[one.figures.chosen for one in result.considered].index)
+
+
+def test_of_plans_with_the_same_exits_the_best_is_measured() -> None:
+    result = search(tail=TailRule(share=0.0, stay_allowance=None))
+    best, *_ = result.considered
+    chosen = replace(best.figures.chosen, thresholds=(0.99,) * best.step)
+    slower = replace(best, figures=replace(best.figures, chosen=chosen))
+    crowded = replace(result, considered=(best, slower, *result.considered[1:]))
+    assert pick_contenders(crowded, 2) == pick_contenders(result, 2)
 
 
 def test_plans_that_the_tail_rule_forbids_do_not_run() -> None:
@@ -147,13 +165,13 @@ def test_objective_decides_what_is_compared() -> None:
     assert rank_contenders([even, spiky], BATCH)[0] is spiky
 
 
-def test_plans_that_hard_batches_pay_for_do_not_win_unless_no_other_has_exits() -> None:
-    dear, cheap, none = contender(2, 5.0, stay_ratio=1.08), contender(1, 6.0, stay_ratio=1.02), contender(0, 20.0)
-    assert rank_contenders([dear, cheap, none], MEAN, stay_allowance=0.03)[0] is cheap
-    assert rank_contenders([dear, cheap, none], MEAN, stay_allowance=None)[0] is dear
-    assert rank_contenders([dear, none], MEAN, stay_allowance=0.03)[0] is dear
-    slow = contender(1, 30.0, stay_ratio=1.02)
-    assert rank_contenders([slow, none], MEAN, stay_allowance=0.03)[0] is none
+def test_what_hard_batches_pay_beyond_the_allowance_is_said() -> None:
+    assert warn_of_staying(contender(2, 5.0, stay_ratio=1.049), 0.03) is None
+    assert warn_of_staying(contender(2, 5.0, stay_ratio=1.3), None) is None
+    said = warn_of_staying(contender(2, 5.0, stay_ratio=1.08), 0.03)
+    assert said is not None
+    assert "1.080" in said
+    assert "--max-exits" in said
 
 
 def test_contenders_are_the_best_plan_then_simpler_twins_and_the_reference() -> None:

@@ -64,11 +64,11 @@ def test_confidence_and_correctness(tmp_path: Path) -> None:
     again = read_trace(as_csv(tmp_path / "a.csv", found))
     for one in (imported, again):
         assert one.labelled
-        assert one.trace.exits == EXITS
-        np.testing.assert_array_equal(one.trace.confidence, found["confidence"])
-        np.testing.assert_array_equal(one.trace.metric, found["correct"])
-        np.testing.assert_array_equal(one.trace.agreement[:-1], found["correct"][:-1] & found["correct"][-1])
-        assert one.trace.agreement[-1].all()
+        assert one.exits == EXITS
+        np.testing.assert_array_equal(one.confidence, found["confidence"])
+        np.testing.assert_array_equal(one.metric, found["correct"])
+        np.testing.assert_array_equal(one.agreement[:-1], found["correct"][:-1] & found["correct"][-1])
+        assert one.agreement[-1].all()
 
 
 def test_logits_with_and_without_labels() -> None:
@@ -76,14 +76,14 @@ def test_logits_with_and_without_labels() -> None:
     logits, labels = random.normal(0, 3, (3, 40, 5)), random.integers(0, 5, 40)
     found = build_trace({"logits": logits, "labels": labels})
     shares = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-    np.testing.assert_allclose(found.trace.confidence, shares.max(axis=2), rtol=1e-6)
-    np.testing.assert_array_equal(found.trace.metric, logits.argmax(axis=2) == labels)
-    np.testing.assert_array_equal(found.trace.agreement, logits.argmax(axis=2) == logits[-1].argmax(axis=1))
-    assert found.trace.exits == ("exit_1", "exit_2")
-    assert found.trace.labels is not None
+    np.testing.assert_allclose(found.confidence, shares.max(axis=2), rtol=1e-6)
+    np.testing.assert_array_equal(found.metric, logits.argmax(axis=2) == labels)
+    np.testing.assert_array_equal(found.agreement, logits.argmax(axis=2) == logits[-1].argmax(axis=1))
+    assert found.exits == ("exit_1", "exit_2")
+    assert found.labels is not None
     blind = build_trace({"logits": logits})
     assert not blind.labelled
-    np.testing.assert_array_equal(blind.trace.metric, found.trace.agreement)
+    np.testing.assert_array_equal(blind.metric, found.agreement)
 
 
 def test_predictions_and_labels_in_a_csv(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_predictions_and_labels_in_a_csv(tmp_path: Path) -> None:
     found["predictions"] = np.random.default_rng(0).integers(0, 3, (3, 30))
     found["labels"] = np.random.default_rng(1).integers(0, 3, 30)
     imported = read_trace(as_csv(tmp_path / "a.csv", found, "prediction", label=True))
-    np.testing.assert_array_equal(imported.trace.metric, found["predictions"] == found["labels"])
-    np.testing.assert_array_equal(imported.trace.predictions, found["predictions"])
+    np.testing.assert_array_equal(imported.metric, found["predictions"] == found["labels"])
+    np.testing.assert_array_equal(imported.predictions, found["predictions"])
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_what_the_import_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_a_trace_written_and_read_keeps_its_predictions(tmp_path: Path) -> None:
     logits, labels = np.random.default_rng(0).normal(0, 1, (2, 9, 3)), np.arange(9) % 3
-    trace = build_trace({"logits": logits, "labels": labels}).trace
+    trace = build_trace({"logits": logits, "labels": labels})
     trace.save(tmp_path / "t.npz")
     back = Trace.load(tmp_path / "t.npz")
     np.testing.assert_array_equal(back.predictions, trace.predictions)

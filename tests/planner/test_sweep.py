@@ -39,11 +39,11 @@ from planner import (
     plan_greedy,
     plan_joint,
 )
-from planner.certified import risk_trace
 from planner.cli import main
 from planner.flow import kept_grids, share_grids
 from planner.grids import threshold_grid
 from planner.objectives import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
+from planner.risks import risk_trace
 from planner.sweep import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
 from planner.sweep_flow import SweepCase, ensure_sweep
 
@@ -281,7 +281,8 @@ def test_the_command(run: RunFolder, tmp_path: Path, monkeypatch, capsys: pytest
     assert "no bundle was built" in err
     found = json.loads(target.read_text())
     assert set(found) == {
-        "run", "reused", "search", "batch_size", "engine", "threads", "objective", "full_metric", "full_ms", "points",
+        "run", "reused", "risk", "search", "batch_size", "engine", "threads", "objective", "full_metric", "full_ms",
+        "points",
         "refused",
     }  # fmt: skip
     assert set(found["points"][0]) == {

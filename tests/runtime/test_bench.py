@@ -248,3 +248,29 @@ def test_contenders_take_turns_in_alternating_order(
 )
 def test_an_exit_where_nobody_leaves_shows_its_share_alone(share: float, metric: float | None, label: str) -> None:
     assert label_exit({"share": share, "metric": metric}) == label
+
+
+def test_without_labels_an_exit_shows_how_often_it_agrees() -> None:
+    assert label_exit({"share": 0.2, "metric": None, "agreement": 0.987}) == "20.0% (98.7% as the whole)"
+    assert label_exit({"share": 0.2, "metric": 0.5, "agreement": 0.987}) == "20.0% (50.0% right)"
+
+
+def test_queries_without_labels_have_an_agreement_and_no_metric(
+    toy_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(toy_run.data) as known:
+        np.savez(tmp_path / "queries.npz", images=known["images"], split=known["split"])
+    labelled = run_bench(toy_run, tmp_path)
+    target, queries = tmp_path / "out.json", str(tmp_path / "queries.npz")
+    capsys.readouterr()
+    words = ["--run", str(toy_run.root), "--data", queries, "--rounds", "1", "--json", str(target)]
+    assert main([*words, "--plot", str(tmp_path / "bench.png")]) == 0
+    result = json.loads(target.read_text())
+    assert result["full"]["metric"] is result["early_exit"]["metric"] is result["metric_ratio"] is None
+    assert {one["metric"] for one in result["per_exit"]} == {None}
+    assert result["agreement"] == labelled["agreement"]
+    assert result["exit_fractions"] == labelled["exit_fractions"]
+    assert set(result) >= CONTRACT
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("answers as the full")]
+    assert row[-3:] == ["-", f"{result['agreement']:.4f}", "-"]
+    assert (tmp_path / "bench.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,61 @@
+"""The planner's command line and its public names, without a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import planner
+from planner.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--tolerance", "1"), "--tolerance"),
+        (("--tolerance", "-0.5"), "--tolerance"),
+        (("--tolerance", "nan"), "--tolerance"),
+        (("--batch-size", "0"), "--batch-size"),
+        (("--batch-sizes", "8,1"), "--batch-sizes"),
+        (("--engine", "onnxruntim"), "Did you mean 'onnxruntime'"),
+        (("--grid-step", "0"), "--grid-step"),
+        (("--rounds", "0"), "--rounds"),
+        (("--threads", "0"), "--threads"),
+        (("--contenders", "0"), "--contenders"),
+        (("--tail-share", "2"), "--tail-share"),
+        (("--delta", "0"), "--delta"),
+        (("--delta", "nan"), "--delta"),
+        (("--certify-seed", "-1"), "--certify-seed"),
+    ],
+)
+def test_usage_errors_exit_with_2(
+    arguments: tuple[str, ...], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--run", str(tmp_path / "none"), *arguments]) == 2
+    assert word in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_every_public_name_is_there() -> None:
+    assert len(set(planner.__all__)) == len(planner.__all__)
+    for name in planner.__all__:
+        assert getattr(planner, name) is not None
+    with pytest.raises(AttributeError, match="plan_everything"):
+        _ = planner.plan_everything
+
+
+def test_help_needs_no_heavy_package() -> None:
+    script = (
+        "import sys; sys.argv = ['planner', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_module('planner', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'onnx', 'onnx_ir', 'onnxruntime', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--tolerance" in done.stdout
