@@ -100,4 +100,6 @@ def test_the_runtime_checks_before_it_runs(fake_net: Any) -> None:
                 call(np.zeros((2, 3)))
             with pytest.raises(InputError, match="NaN"):
                 call(np.full((2, 3), np.nan, np.float32))
+            with pytest.raises(InputError, match=r"1 of 50 rows .* \(rows 49\)"):  # in the last of several parts
+                call(np.concatenate([np.zeros((49, 3), np.float32), np.full((1, 3), np.inf, np.float32)]))
     assert all(fake.batches == [] for fake in net.fakes)
