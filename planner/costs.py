@@ -36,8 +36,8 @@ stage comes on top, and on top of the first stage what serving a batch takes bes
 
 Two decisions at run time were worked out and left out (``docs/adr/0008-joint-search.md``). *Carrying leavers along*
 where the next cover costs as much with them saves the gather and nothing else. Its exact value is that of a Markov
-decision process over (rows alive, rows run over); ``benchmarks/carry_along.py`` solves it: at most 0.03 % of the mean
-latency on the demo network's times, 0.9 % if there were engines for the full batch alone. *Skipping a head* when few
+decision process over (rows alive, rows run over); ``benchmarks/carry_along.py`` solves it: at most 0.3 % of the mean
+latency on the demo network's times, 4 % if there were engines for the full batch alone. *Skipping a head* when few
 rows are left would send a row that is sure enough past its exit because of who else is in the batch: its answer would
 depend on its neighbours, so it may not be done however much it saves. The head of an exit that seldom pays is left out
 by the search, for every batch alike.
