@@ -20,7 +20,7 @@ from typing import Any
 
 from artifacts import EngineError, MissingExtraError
 from engines.gpus import Gpu, find_gpu
-from engines.keys import TENSORRT, TENSORRT_RTX, BackendIdentity
+from engines.keys import TENSORRT, TENSORRT_RTX, BackendIdentity, rebuild_command
 
 PACKAGES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 PRODUCTS = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
@@ -160,6 +160,28 @@ def error_text(kept: list[tuple[str, str]]) -> str:
     errors = [message for severity, message in kept if severity in ("INTERNAL_ERROR", "ERROR")]
     shown = [clean_message(message) for message in errors]
     return "; ".join(dict.fromkeys(text for text in shown if text)) or "it gave no reason"
+
+
+def deserialise_engine(flavour: str, runtime: Any, file: Path) -> Any:
+    """Returns the engine in a file that was verified and vetted.
+
+    Args:
+        flavour: of ``engines.keys.TENSORRT_FLAVOURS``.
+        runtime: TensorRT's, made with the logger of ``trt_logger``.
+        file: in an engine's folder.
+
+    Raises:
+        EngineError: TensorRT refuses it; with its reason.
+    """
+    trt, (_, records) = load_tensorrt(flavour), trt_logger(flavour)
+    with records.keep() as logged:
+        engine = runtime.deserialize_cuda_engine(file.read_bytes())
+    if engine is None:
+        raise EngineError(
+            f"{PRODUCTS[flavour]} {trt.__version__} refuses {file}: {error_text(logged)}. "
+            f"Build it again with: {rebuild_command(file.parent)}"
+        )
+    return engine
 
 
 def clean_message(message: str) -> str:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts import EngineError
-from engines.trt_common import PRODUCTS, error_text, load_tensorrt, trt_logger
+from engines.trt_common import deserialise_engine, load_tensorrt, trt_logger
 from engines.trt_files import EngineFiles
 
 
@@ -32,17 +31,11 @@ def inspect_trt(folder: Path, flavour: str, files: EngineFiles) -> tuple[EngineI
     Raises:
         EngineError: TensorRT refuses one.
     """
-    trt, (logger, records) = load_tensorrt(flavour), trt_logger(flavour)
+    trt, (logger, _) = load_tensorrt(flavour), trt_logger(flavour)
     runtime = trt.Runtime(logger)
     found = []
     for file in files.files:
-        with records.keep() as logged:
-            engine = runtime.deserialize_cuda_engine((folder / file).read_bytes())
-        if engine is None:
-            raise EngineError(
-                f"{PRODUCTS[flavour]} {trt.__version__} refuses {folder / file}: {error_text(logged)}. "
-                "Build it again with: python -m engines build"
-            )
+        engine = deserialise_engine(flavour, runtime, folder / file)
         found.append(
             EngineInsight(
                 file=file,

@@ -26,7 +26,7 @@ from engines.cuda_device import CudaDevice
 from engines.cuda_graphs import CapturedGraph, run_and_capture
 from engines.keys import TENSORRT_RTX, rebuild_command
 from engines.protocols import Buffer, Execution
-from engines.trt_common import PRODUCTS, error_text, load_tensorrt, trt_logger
+from engines.trt_common import PRODUCTS, deserialise_engine, error_text, load_tensorrt, trt_logger
 from engines.trt_files import EngineFiles, Profile
 from engines.trt_kernels import kernel_cache
 
@@ -47,17 +47,11 @@ def open_trt_engine(
         EngineError: TensorRT refuses it, or its interface is not that of ``graph``.
     """
     device.cuda.enter()
-    trt, (logger, records) = load_tensorrt(key.backend), trt_logger(key.backend)
+    trt, (logger, _) = load_tensorrt(key.backend), trt_logger(key.backend)
     runtime = trt.Runtime(logger)
     engines = {}
     for file in files.files:
-        with records.keep() as logged:
-            engine = runtime.deserialize_cuda_engine((folder / file).read_bytes())
-        if engine is None:
-            raise EngineError(
-                f"{PRODUCTS[key.backend]} {trt.__version__} refuses {folder / file}: {error_text(logged)}. "
-                f"Build it again with: {rebuild_command(folder)}"
-            )
+        engine = deserialise_engine(key.backend, runtime, folder / file)
         _check_names(trt, engine, graph, folder)
         device.reserve_scratch(int(engine.device_memory_size_v2))
         engines[file] = engine

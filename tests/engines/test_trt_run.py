@@ -135,8 +135,10 @@ class FakeLog:
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT()
-    monkeypatch.setattr("engines.trt_run.load_tensorrt", lambda flavour: fake)
-    monkeypatch.setattr("engines.trt_run.trt_logger", lambda flavour: (None, FakeLog()))
+    log = FakeLog()
+    for module in ("trt_run", "trt_common"):
+        monkeypatch.setattr(f"engines.{module}.load_tensorrt", lambda flavour: fake)
+        monkeypatch.setattr(f"engines.{module}.trt_logger", lambda flavour: (None, log))
     return fake
 
 
