@@ -38,7 +38,7 @@ from artifacts import (
     write_json,
 )
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 names = st.text(min_size=1, max_size=12)
 numbers = st.floats(0, 1e6)
 exits = st.builds(
