@@ -23,7 +23,10 @@ import pytest
 
 import engines
 
-SOURCES = sorted(Path(engines.__file__).parent.glob("trt_*.py"))
+SOURCES = sorted(
+    path for path in Path(engines.__file__).parent.rglob("*.py") if path.match("trt_*.py") or path.match("trt/*.py")
+)
+assert len(SOURCES) >= 9
 VERSIONS = {"10.16.1.11": "10", "11.4.0.106": "11", "rtx 1.7": "1"}
 LIBRARIES = {
     "10": ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10"),

@@ -47,7 +47,12 @@ def test_a_room_imports_without_any_optional_package_and_starts_nothing(room: st
 
 @pytest.mark.parametrize("room", ["artifacts", "engines", "runtime"])
 def test_every_module_of_what_a_host_embeds_imports_without_any_optional_package(room: str) -> None:
-    modules = sorted(f"{room}.{path.stem}" for path in (ROOT / room).glob("*.py") if path.stem != "__main__")
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in (ROOT / room).rglob("*.py")
+        if path.stem != "__main__"
+    )
+    assert len(modules) >= {"artifacts": 12, "engines": 48, "runtime": 15}[room]
     done = run_bare(f"""
         import importlib
         for name in {modules!r}:
@@ -116,7 +121,10 @@ def test_what_is_shipped() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["name"] == "pame"
     assert project["project"]["dependencies"] == ["numpy>=1.26"]
-    assert sorted(project["tool"]["setuptools"]["packages"]) == sorted(ROOMS)
+    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert sorted(patterns) == [f"{room}*" for room in sorted(ROOMS)]
+    folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
         "onnxruntime", "onnxruntime-cuda", "export", "train", "report", "cuda", "pycuda", "tensorrt", "tensorrt-rtx",
         "all", "dev",
