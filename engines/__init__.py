@@ -12,8 +12,8 @@ from engines.devices import open_device
 from engines.engine_set import EngineSet
 from engines.fake import FakeEngine
 from engines.host import HostDevice
-from engines.keys import BACKENDS, DEFAULT_BACKEND
-from engines.onnx_facts import read_onnx_facts
+from engines.identity.keys import BACKENDS, DEFAULT_BACKEND
+from engines.identity.onnx_facts import read_onnx_facts
 from engines.opening import open_engine
 from engines.probe import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from artifacts import EngineKey, UsageError, new_artifact, to_plain, unknown_name, write_json
 from engines.build_watch import UNWATCHED, BuildWatch
-from engines.keys import BACKENDS, BUILD_SECONDS, ENGINE_JSON, KIND, ONNXRUNTIME, ONNXRUNTIME_CUDA, TENSORRT_FLAVOURS
+from engines.identity.keys import (
+    BACKENDS,
+    BUILD_SECONDS,
+    ENGINE_JSON,
+    KIND,
+    ONNXRUNTIME,
+    ONNXRUNTIME_CUDA,
+    TENSORRT_FLAVOURS,
+)
 from engines.protocols import EngineBuilder
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from artifacts import Artifact, EngineError, EngineKey, new_artifact, open_artifact, read_json
 from engines.building import build_engine, builder, profiles_of
-from engines.keys import ENGINE_JSON
-from engines.onnx_facts import read_onnx_facts
+from engines.identity.keys import ENGINE_JSON
+from engines.identity.onnx_facts import read_onnx_facts
 
 _KIND = "bundle"
 _REMEDY = "python -m planner"

@@ -20,7 +20,7 @@ from artifacts import (
 )
 from engines.build_watch import UNWATCHED, BuildWatch
 from engines.building import build_engine, builder
-from engines.keys import (
+from engines.identity.keys import (
     BUILD_SECONDS,
     ENGINE_JSON,
     TENSORRT_FLAVOURS,

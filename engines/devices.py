@@ -6,7 +6,7 @@ from pathlib import Path
 
 from artifacts import UsageError
 from engines.host import HostDevice
-from engines.keys import CUDA_BACKENDS
+from engines.identity.keys import CUDA_BACKENDS
 from engines.protocols import Device
 
 

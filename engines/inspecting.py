@@ -8,7 +8,7 @@ from typing import Any
 
 from artifacts import EngineKey, TensorSpec, UsageError, unknown_name
 from engines.gpus import find_gpu
-from engines.keys import BACKENDS, ONNXRUNTIME, TENSORRT_FLAVOURS, open_key, vet_key
+from engines.identity.keys import BACKENDS, ONNXRUNTIME, TENSORRT_FLAVOURS, open_key, vet_key
 from engines.opening import identify_backend
 
 

@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts import EngineKey, GraphSpec, UsageError, unknown_name
-from engines.keys import BACKENDS, ONNXRUNTIME, ONNXRUNTIME_CUDA, TENSORRT_FLAVOURS, BackendIdentity, open_key, vet_key
-from engines.onnx_facts import read_onnx_facts
+from engines.identity.keys import (
+    BACKENDS,
+    ONNXRUNTIME,
+    ONNXRUNTIME_CUDA,
+    TENSORRT_FLAVOURS,
+    BackendIdentity,
+    open_key,
+    vet_key,
+)
+from engines.identity.onnx_facts import read_onnx_facts
 from engines.protocols import Device, Engine
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey
-from engines.keys import ONNXRUNTIME
+from engines.identity.keys import ONNXRUNTIME
 from engines.ort_common import identify_onnxruntime, load_onnxruntime, make_key, open_session, session_options
 from engines.ort_entries import find_entries, insert_entries, used_entries
 from engines.ort_files import graph_file, weights_file

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey, MissingExtraError, UsageError, cpu_features_digest, cpu_name
-from engines.keys import BackendIdentity
-from engines.onnx_facts import read_onnx_facts
+from engines.identity.keys import BackendIdentity
+from engines.identity.onnx_facts import read_onnx_facts
 
 PROVIDERS = ["CPUExecutionProvider"]
 SPINNING = {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "50"}
@@ -68,7 +68,7 @@ def make_key(
 
     Args:
         onnx: the graph, its batch axis a named dimension.
-        backend: of ``engines.keys``.
+        backend: of ``engines.identity.keys``.
         identify: what the backend is here.
         options: what shapes the engine.
         batch_sizes: the only batch sizes that it is to take; () for one engine that takes any.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import EngineKey
-from engines.keys import ONNXRUNTIME_CUDA
+from engines.identity.keys import ONNXRUNTIME_CUDA
 from engines.ort_common import make_key
 from engines.ort_cuda_common import GRAPH_FILE, PROVIDER_OPTIONS, identify_onnxruntime_cuda, open_cuda_session
 from engines.ort_entries import load_onnx

@@ -6,7 +6,7 @@ from typing import Any
 
 from artifacts import EngineError, MissingExtraError
 from engines.gpus import find_gpu
-from engines.keys import ONNXRUNTIME_CUDA, BackendIdentity
+from engines.identity.keys import ONNXRUNTIME_CUDA, BackendIdentity
 from engines.ort_common import load_onnxruntime, ort_errors, session_options, translate_error
 
 PROVIDER = "CUDAExecutionProvider"

@@ -11,7 +11,7 @@ import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.bindings import check_host_buffers
-from engines.keys import rebuild_command
+from engines.identity.keys import rebuild_command
 from engines.ort_common import DTYPES, load_onnxruntime, open_session, ort_errors, session_options, translate_error
 from engines.ort_files import graph_file
 from engines.protocols import Buffer, Execution

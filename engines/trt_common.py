@@ -20,7 +20,7 @@ from typing import Any
 
 from artifacts import EngineError, MissingExtraError
 from engines.gpus import Gpu, find_gpu
-from engines.keys import TENSORRT, TENSORRT_RTX, BackendIdentity, rebuild_command
+from engines.identity.keys import TENSORRT, TENSORRT_RTX, BackendIdentity, rebuild_command
 
 PACKAGES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 PRODUCTS = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
@@ -166,7 +166,7 @@ def deserialise_engine(flavour: str, runtime: Any, file: Path) -> Any:
     """Returns the engine in a file that was verified and vetted.
 
     Args:
-        flavour: of ``engines.keys.TENSORRT_FLAVOURS``.
+        flavour: of ``engines.identity.keys.TENSORRT_FLAVOURS``.
         runtime: TensorRT's, made with the logger of ``trt_logger``.
         file: in an engine's folder.
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from artifacts import UsageError, unknown_name
-from engines.keys import TENSORRT, TENSORRT_RTX
+from engines.identity.keys import TENSORRT, TENSORRT_RTX
 
 PER_BATCH, RANGE, SEPARATE = "per-batch", "range", "separate"
 PROFILE_WAYS = (PER_BATCH, RANGE, SEPARATE)

@@ -24,7 +24,7 @@ from engines.bindings import check_device_buffers
 from engines.cuda_alignment import AlignedBuffers
 from engines.cuda_device import CudaDevice
 from engines.cuda_graphs import CapturedGraph, run_and_capture
-from engines.keys import TENSORRT_RTX, rebuild_command
+from engines.identity.keys import TENSORRT_RTX, rebuild_command
 from engines.protocols import Buffer, Execution
 from engines.trt_common import PRODUCTS, deserialise_engine, error_text, load_tensorrt, trt_logger
 from engines.trt_files import EngineFiles, Profile

@@ -12,7 +12,7 @@ import pytest
 
 from artifacts import MANIFEST, EngineKey, GraphSpec, PameError, TensorSpec, new_artifact, to_plain, write_json
 from engines import Engine, FakeEngine, ensure_engine, open_engine
-from engines.keys import ENGINE_JSON, TENSORRT_RTX, open_key
+from engines.identity.keys import ENGINE_JSON, TENSORRT_RTX, open_key
 
 SIDE = 6
 CLASSES = 4

@@ -27,7 +27,7 @@ from artifacts import (
     write_json,
 )
 from engines import builder, ensure_engine, list_engines, open_engine, read_onnx_facts
-from engines.keys import ENGINE_JSON, open_key, rebuild_command
+from engines.identity.keys import ENGINE_JSON, open_key, rebuild_command
 
 pytest.importorskip("onnxruntime")
 

@@ -16,7 +16,7 @@ from engines import ensure_engine
 from engines.bundles import rebuild_bundle
 from engines.cli import main
 from engines.gpus import find_gpu
-from engines.keys import open_key
+from engines.identity.keys import open_key
 
 pytestmark = pytest.mark.usefixtures("rtx")
 UNTOLD = "whether TensorRT-RTX runs it here cannot be told without a GPU"

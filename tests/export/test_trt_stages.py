@@ -15,7 +15,7 @@ import pytest
 
 from artifacts import GraphSpec, Model, PameError, RunFolder
 from engines import PROFILE_WAYS, ensure_engine, fixed_batch_sizes
-from engines.keys import open_key
+from engines.identity.keys import open_key
 from engines.trt_common import load_tensorrt
 from engines.trt_files import EngineFiles
 from engines.trt_vetting import vet_trt_engine

@@ -19,7 +19,7 @@ import pytest
 from artifacts import EngineError, MissingExtraError, StaleArtifactError, UsageError, open_model
 from engines import builder, ensure_engine, open_device, open_engine, ort_cuda_common
 from engines.gpus import Gpu
-from engines.keys import ONNXRUNTIME_CUDA
+from engines.identity.keys import ONNXRUNTIME_CUDA
 from engines.ort_cuda_common import PROVIDER, identify_onnxruntime_cuda, open_cuda_session
 from runtime import Runtime
 

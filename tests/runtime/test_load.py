@@ -24,7 +24,7 @@ from artifacts import (
     read_json,
     write_json,
 )
-from engines.keys import ENGINE_JSON
+from engines.identity.keys import ENGINE_JSON
 from runtime import Runtime
 
 

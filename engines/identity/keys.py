@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import BUNDLE_JSON, Artifact, EngineKey, StaleArtifactError, digest_of, open_artifact, read_json
-from engines.onnx_facts import OnnxFacts
+from engines.identity.onnx_facts import OnnxFacts
 
 ENGINE_JSON = "engine.json"
 KIND = "engine"
