@@ -6,10 +6,8 @@ The only room that knows a backend. Importing it loads none: a backend is loaded
 from engines.build_watch import BuildWatch
 from engines.building import build_engine, builder, fixed_batch_sizes, profiles_of
 from engines.cache import CachedEngine, ensure_engine, list_engines
-from engines.covers import Covers, Run, plan_covers
 from engines.cuda_arrays import DeviceArray, is_device_array
 from engines.devices import open_device
-from engines.engine_set import EngineSet
 from engines.fake import FakeEngine
 from engines.host import HostDevice
 from engines.identity.keys import BACKENDS, DEFAULT_BACKEND
@@ -17,6 +15,8 @@ from engines.identity.onnx_facts import read_onnx_facts
 from engines.opening import open_engine
 from engines.probe import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
+from engines.sets.covers import Covers, Run, plan_covers
+from engines.sets.engine_set import EngineSet
 from engines.trt_options import PROFILE_WAYS
 
 __all__ = [

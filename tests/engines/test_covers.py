@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from artifacts import InputError
 from engines import Run, plan_covers
-from engines.covers import MARGIN
+from engines.sets.covers import MARGIN
 
 TIMES = st.dictionaries(st.integers(1, 7), st.floats(0.01, 10), min_size=1, max_size=4)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from artifacts import EngineError, EngineKey, GraphSpec, InputError
-from engines.covers import Covers, Run
 from engines.protocols import Buffer, Engine, Execution
+from engines.sets.covers import Covers, Run
 
 
 class EngineSet:
