@@ -8,8 +8,8 @@ from engines.building import build_engine, builder, fixed_batch_sizes, profiles_
 from engines.cache import CachedEngine, ensure_engine, list_engines
 from engines.cuda_arrays import DeviceArray, is_device_array
 from engines.devices import open_device
-from engines.fake import FakeEngine
-from engines.host import HostDevice
+from engines.host.fake_engine import FakeEngine
+from engines.host.host_device import HostDevice
 from engines.identity.keys import BACKENDS, DEFAULT_BACKEND
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.opening import open_engine

@@ -29,8 +29,8 @@ from engines.cuda_context import Allocation, CudaContext
 from engines.cuda_driver import call, call_unless_pending, load_driver
 from engines.cuda_launches import NonfiniteLaunch, SplitLaunch, gather
 from engines.cuda_staging import PinnedPool
-from engines.departures import close_ranks
-from engines.host import find_nonfinite
+from engines.host.departures import close_ranks
+from engines.host.host_device import find_nonfinite
 from engines.protocols import Buffer, Departure, Mark
 
 _ALIGNMENT = 256  # bytes: what TensorRT wants of addresses

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from artifacts import UsageError
-from engines.host import HostDevice
+from engines.host.host_device import HostDevice
 from engines.identity.keys import CUDA_BACKENDS
 from engines.protocols import Device
 

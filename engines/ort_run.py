@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
-from engines.bindings import check_host_buffers
+from engines.host.buffer_checks import check_host_buffers
 from engines.identity.keys import rebuild_command
 from engines.ort_common import DTYPES, load_onnxruntime, open_session, ort_errors, session_options, translate_error
 from engines.ort_files import graph_file

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey, GraphSpec
-from engines.bindings import check_device_buffers
 from engines.cuda_alignment import AlignedBuffers
 from engines.cuda_device import CudaDevice
 from engines.cuda_graphs import CapturedGraph, run_and_capture
+from engines.host.buffer_checks import check_device_buffers
 from engines.identity.keys import TENSORRT_RTX, rebuild_command
 from engines.protocols import Buffer, Execution
 from engines.trt_common import PRODUCTS, deserialise_engine, error_text, load_tensorrt, trt_logger

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from artifacts import EngineError
 from engines import HostDevice
 from engines import cuda_kernels as kernels
-from engines.departures import close_ranks
+from engines.host.departures import close_ranks
 
 Thread = Iterator[str]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, UsageError
-from engines.bindings import check_host_buffers
+from engines.host.buffer_checks import check_host_buffers
 from engines.protocols import Buffer, Execution
 
 Outputs = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]

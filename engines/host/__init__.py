@@ -1,0 +1,1 @@
+"""The host device, the fake engine, and the checks of host buffers."""
