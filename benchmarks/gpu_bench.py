@@ -58,7 +58,7 @@ from engines import (
     plan_covers,
     run_graph,
 )
-from engines.gpus import find_gpu
+from engines.gpu.detection import find_gpu
 from export import ExportOptions, add_heads, build_missing_heads, export_model, merge_stage
 from export.torch_models import rebuild_net
 from planner.config import TimingConfig

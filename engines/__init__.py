@@ -6,8 +6,8 @@ The only room that knows a backend. Importing it loads none: a backend is loaded
 from engines.build_watch import BuildWatch
 from engines.building import build_engine, builder, fixed_batch_sizes, profiles_of
 from engines.cache import CachedEngine, ensure_engine, list_engines
-from engines.cuda_arrays import DeviceArray, is_device_array
 from engines.devices import open_device
+from engines.gpu.arrays import DeviceArray, is_device_array
 from engines.host.fake_engine import FakeEngine
 from engines.host.host_device import HostDevice
 from engines.identity.keys import BACKENDS, DEFAULT_BACKEND

@@ -25,7 +25,7 @@ def open_device(backend: str, index: int = 0, *, cuda_graphs: bool = True, kerne
         EngineError: there is no NVIDIA driver, or it fails.
     """
     if backend in CUDA_BACKENDS:
-        from engines.cuda_device import CudaDevice
+        from engines.gpu.cuda_device import CudaDevice
 
         return CudaDevice(index, cuda_graphs=cuda_graphs, kernel_folder=kernel_folder)
     if index != 0:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineKey, TensorSpec, UsageError, unknown_name
-from engines.gpus import find_gpu
+from engines.gpu.detection import find_gpu
 from engines.identity.keys import BACKENDS, ONNXRUNTIME, TENSORRT_FLAVOURS, open_key, vet_key
 from engines.opening import identify_backend
 

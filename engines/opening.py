@@ -19,7 +19,7 @@ from engines.identity.onnx_facts import read_onnx_facts
 from engines.protocols import Device, Engine
 
 if TYPE_CHECKING:
-    from engines.cuda_device import CudaDevice
+    from engines.gpu.cuda_device import CudaDevice
 
 
 def open_engine(
@@ -63,7 +63,7 @@ def open_engine(
 
 
 def _find_cuda_device(key: EngineKey, device: Device | None) -> CudaDevice:
-    from engines.cuda_device import CudaDevice
+    from engines.gpu.cuda_device import CudaDevice
 
     if not isinstance(device, CudaDevice):
         where = "none" if device is None else device.name

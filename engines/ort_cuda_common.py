@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from artifacts import EngineError, MissingExtraError
-from engines.gpus import find_gpu
+from engines.gpu.detection import find_gpu
 from engines.identity.keys import ONNXRUNTIME_CUDA, BackendIdentity
 from engines.ort_common import load_onnxruntime, ort_errors, session_options, translate_error
 

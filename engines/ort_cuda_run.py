@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey, GraphSpec
-from engines.cuda_alignment import AlignedBuffers
-from engines.cuda_arrays import DeviceArray
-from engines.cuda_device import CudaDevice
+from engines.gpu.alignment import AlignedBuffers
+from engines.gpu.arrays import DeviceArray
+from engines.gpu.cuda_device import CudaDevice
 from engines.host.buffer_checks import check_device_buffers
 from engines.ort_common import load_onnxruntime, ort_errors, translate_error
 from engines.ort_cuda_common import GRAPH_FILE, open_cuda_session

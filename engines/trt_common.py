@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, MissingExtraError
-from engines.gpus import Gpu, find_gpu
+from engines.gpu.detection import Gpu, find_gpu
 from engines.identity.keys import TENSORRT, TENSORRT_RTX, BackendIdentity, rebuild_command
 
 PACKAGES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}

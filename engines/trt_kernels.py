@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from engines.cuda_device import CudaDevice
+from engines.gpu.cuda_device import CudaDevice
 from engines.kept_blobs import blob_path, read_blob, update_blob
 
 _log = logging.getLogger("pame.engines")

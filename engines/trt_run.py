@@ -5,7 +5,7 @@ and addresses set once, so that a run changes nothing. Contexts own no activatio
 work in the one block of the device, sized for the largest engine that was opened, which is sound because everything
 runs on one stream, one after the other, and the block is in use only from the start of a run to its end on the GPU.
 
-**CUDA graphs.** A binding is captured after its first run (``engines/cuda_graphs.py``), where the device wants graphs
+**CUDA graphs.** A binding is captured after its first run (``engines/gpu/graphs.py``), where the device wants graphs
 and the engine allows it: TensorRT-RTX is asked (``is_stream_capturable``) and told to specialise its kernels eagerly,
 since one that it swapped in later would invalidate the graph. What cannot be captured is enqueued anew each time.
 
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey, GraphSpec
-from engines.cuda_alignment import AlignedBuffers
-from engines.cuda_device import CudaDevice
-from engines.cuda_graphs import CapturedGraph, run_and_capture
+from engines.gpu.alignment import AlignedBuffers
+from engines.gpu.cuda_device import CudaDevice
+from engines.gpu.graphs import CapturedGraph, run_and_capture
 from engines.host.buffer_checks import check_device_buffers
 from engines.identity.keys import TENSORRT_RTX, rebuild_command
 from engines.protocols import Buffer, Execution

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, EngineKey, GraphSpec, StaleArtifactError, read_json
-from engines.gpus import find_gpu
+from engines.gpu.detection import find_gpu
 from engines.identity.keys import TENSORRT_RTX, rebuild_command, refuse_differences
 from engines.trt_common import PRODUCTS, load_tensorrt, trt_logger
 from engines.trt_files import PROFILES_JSON, EngineFiles, file_differences

@@ -12,7 +12,7 @@ from artifacts import PameError
 @functools.cache
 def why_no_gpu() -> str | None:
     """Returns what keeps the tests from using a GPU; ``None`` where nothing does."""
-    from engines.cuda_device import CudaDevice
+    from engines.gpu.cuda_device import CudaDevice
 
     try:
         CudaDevice(0).close()

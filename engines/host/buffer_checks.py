@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
-from engines.cuda_arrays import DeviceArray
+from engines.gpu.arrays import DeviceArray
 
 
 def check_host_buffers(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object]) -> int:

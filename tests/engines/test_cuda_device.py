@@ -12,10 +12,10 @@ from artifacts import EngineError, TensorSpec, UsageError
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
 
-from engines.cuda_arrays import DeviceArray
-from engines.cuda_device import CudaDevice
-from engines.cuda_driver import call, load_driver, watch_calls
-from engines.cuda_graphs import CapturedGraph, run_and_capture
+from engines.gpu.arrays import DeviceArray
+from engines.gpu.cuda_device import CudaDevice
+from engines.gpu.driver import call, load_driver, watch_calls
+from engines.gpu.graphs import CapturedGraph, run_and_capture
 
 pytestmark = pytest.mark.gpu
 SPEC = TensorSpec(name="x", dtype="float32", row_shape=(4,))

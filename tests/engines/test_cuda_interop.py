@@ -11,8 +11,8 @@ import pytest
 
 from artifacts import InputError, MissingExtraError, TensorSpec
 from engines import DeviceArray, HostDevice, is_device_array
-from engines.cuda_arrays import LEGACY_STREAM, read_stream, view_foreign
-from engines.pycuda_arrays import as_gpuarray, wrap_allocation
+from engines.gpu.arrays import LEGACY_STREAM, read_stream, view_foreign
+from engines.gpu.pycuda_bridge import as_gpuarray, wrap_allocation
 
 SPEC = TensorSpec(name="x", dtype="float32", row_shape=(2,))
 
@@ -163,7 +163,7 @@ def test_gpuarrays_are_made_of_answers_on_the_gpu(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def device() -> Iterator[Any]:
-    from engines.cuda_device import CudaDevice
+    from engines.gpu.cuda_device import CudaDevice
 
     opened = CudaDevice(0)
     yield opened
@@ -209,7 +209,7 @@ class Envelope:
 @pytest.mark.gpu
 @pytest.mark.parametrize("way", ["argument", "interface"])
 def test_the_device_waits_for_the_stream_on_which_an_input_was_made(device: Any, way: str) -> None:
-    from engines.cuda_driver import call, load_driver
+    from engines.gpu.driver import call, load_driver
 
     theirs, source, ours = filled(device, 0.0), filled(device, 8.0), device.allocate(SPEC, 3)
     device.synchronize()
@@ -225,7 +225,7 @@ def test_the_device_waits_for_the_stream_on_which_an_input_was_made(device: Any,
 
 @pytest.mark.gpu
 def test_memory_of_elsewhere_is_refused(device: Any) -> None:
-    from engines.cuda_driver import call
+    from engines.gpu.driver import call
 
     with pytest.raises(InputError, match="no CUDA context here knows|host"):
         device.adopt(FakeCudaArray((1, 2), pointer=4096))
@@ -244,8 +244,8 @@ def test_memory_of_elsewhere_is_refused(device: Any) -> None:
 
 @pytest.mark.gpu
 def test_memory_of_another_gpu_is_refused(device: Any) -> None:
-    from engines.cuda_device import CudaDevice
-    from engines.cuda_driver import call
+    from engines.gpu.cuda_device import CudaDevice
+    from engines.gpu.driver import call
 
     if call("cuDeviceGetCount") < 2:
         pytest.skip("needs a second GPU")

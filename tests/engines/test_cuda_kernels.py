@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from artifacts import EngineError
 from engines import HostDevice
-from engines import cuda_kernels as kernels
+from engines.gpu import kernels
 from engines.host.departures import close_ranks
 
 Thread = Iterator[str]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.cuda_kernels import SOURCE
+from engines.gpu.kernels import SOURCE
 
 ROOT = Path(__file__).parents[2]
 SUITES = (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.gpus import Gpu, find_gpu
+from engines.gpu.detection import Gpu, find_gpu
 from engines.trt_common import is_portable_target
 
 

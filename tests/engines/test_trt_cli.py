@@ -15,7 +15,7 @@ from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_m
 from engines import ensure_engine
 from engines.bundles import rebuild_bundle
 from engines.cli import main
-from engines.gpus import find_gpu
+from engines.gpu.detection import find_gpu
 from engines.identity.keys import open_key
 
 pytestmark = pytest.mark.usefixtures("rtx")

@@ -20,9 +20,9 @@ from engines.trt_files import EngineFiles, plan_profiles
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
 
-from engines.cuda_arrays import DeviceArray
-from engines.cuda_device import CudaDevice
-from engines.cuda_driver import call, load_driver, watch_calls
+from engines.gpu.arrays import DeviceArray
+from engines.gpu.cuda_device import CudaDevice
+from engines.gpu.driver import call, load_driver, watch_calls
 from engines.trt_run import TrtEngine, open_trt_engine
 
 X, Y = [TensorSpec(name=name, dtype="float32", row_shape=(4,)) for name in "xy"]

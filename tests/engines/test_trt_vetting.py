@@ -30,7 +30,7 @@ from artifacts import (
 from engines import builder, ensure_engine, list_engines, open_engine, read_onnx_facts
 from engines import trt_common as common_module
 from engines import trt_vetting as vetting_module
-from engines.gpus import Gpu
+from engines.gpu.detection import Gpu
 from engines.identity.keys import ENGINE_JSON, open_key
 from engines.kept_blobs import read_blob, update_blob
 from engines.trt_common import PORTABLE_DEVICE, identify_tensorrt, load_tensorrt

@@ -18,7 +18,7 @@ import pytest
 
 from artifacts import EngineError, MissingExtraError, StaleArtifactError, UsageError, open_model
 from engines import builder, ensure_engine, open_device, open_engine, ort_cuda_common
-from engines.gpus import Gpu
+from engines.gpu.detection import Gpu
 from engines.identity.keys import ONNXRUNTIME_CUDA
 from engines.ort_cuda_common import PROVIDER, identify_onnxruntime_cuda, open_cuda_session
 from runtime import Runtime
@@ -122,7 +122,7 @@ class HostSession:
         )
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
-        from engines.cuda_driver import call
+        from engines.gpu.driver import call
 
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
         call("cuCtxSynchronize")
@@ -131,7 +131,7 @@ class HostSession:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engines.gpus import find_gpu
+    from engines.gpu.detection import find_gpu
 
     gpu = find_gpu()
     if gpu is None or gpu.name != "Pretended GPU":
@@ -192,7 +192,7 @@ def test_the_bench_runs_on_the_gpu(bundle: Path, toy_run: Any, tmp_path: Path) -
 def test_the_planner_times_engines_gathers_and_serving_on_the_gpu(
     bundle: Path, toy_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from engines.cuda_device import CudaDevice
+    from engines.gpu.cuda_device import CudaDevice
     from planner.config import TimingConfig
     from planner.timing import TimedGraph, time_graphs
 

@@ -18,14 +18,14 @@ import pytest
 
 from artifacts import EngineError, InputError, MissingExtraError, StaleArtifactError
 from engines import DeviceArray, EngineSet, FakeEngine, plan_covers
-from engines.gpus import find_gpu
+from engines.gpu.detection import find_gpu
 from engines.opening import identify_backend
 from runtime import Runtime
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
 
-from engines.cuda_device import CudaDevice
-from engines.cuda_driver import call, watch_calls
+from engines.gpu.cuda_device import CudaDevice
+from engines.gpu.driver import call, watch_calls
 
 pytestmark = pytest.mark.gpu
 WAITS = {"cuEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize"}

@@ -15,9 +15,9 @@ import weakref
 from typing import Any
 
 from artifacts import EngineError, UsageError
-from engines.cuda_driver import call, load_driver
-from engines.cuda_kernels import KERNELS, compile_kernels
-from engines.gpus import Gpu, find_gpu
+from engines.gpu.detection import Gpu, find_gpu
+from engines.gpu.driver import call, load_driver
+from engines.gpu.kernels import KERNELS, compile_kernels
 
 _log = logging.getLogger("pame.engines")
 

@@ -9,7 +9,7 @@ allocates or waits for the whole GPU:
     (engine) ...
     download_all   one kernel for all answers, into a page-locked block; waits for it
 
-The kernels, and why they are right, are in ``engines/cuda_kernels.py``. *Not yet run on a GPU*: the tests run this
+The kernels, and why they are right, are in ``engines/gpu/kernels.py``. *Not yet run on a GPU*: the tests run this
 module and the source of its kernels against a driver that pretends, see ``tests/engines/fake_cuda``.
 """
 
@@ -24,11 +24,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from artifacts import EngineError, InputError, TensorSpec
-from engines.cuda_arrays import DeviceArray, read_stream, view_foreign
-from engines.cuda_context import Allocation, CudaContext
-from engines.cuda_driver import call, call_unless_pending, load_driver
-from engines.cuda_launches import NonfiniteLaunch, SplitLaunch, gather
-from engines.cuda_staging import PinnedPool
+from engines.gpu.arrays import DeviceArray, read_stream, view_foreign
+from engines.gpu.context import Allocation, CudaContext
+from engines.gpu.driver import call, call_unless_pending, load_driver
+from engines.gpu.launches import NonfiniteLaunch, SplitLaunch, gather
+from engines.gpu.staging import PinnedPool
 from engines.host.departures import close_ranks
 from engines.host.host_device import find_nonfinite
 from engines.protocols import Buffer, Departure, Mark

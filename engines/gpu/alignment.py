@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts import GraphSpec
-from engines.cuda_arrays import DeviceArray
-from engines.cuda_device import CudaDevice
-from engines.cuda_driver import call, load_driver
+from engines.gpu.arrays import DeviceArray
+from engines.gpu.cuda_device import CudaDevice
+from engines.gpu.driver import call, load_driver
 
 ALIGNMENT = 256
 

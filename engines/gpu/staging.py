@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.cuda_context import CudaContext
-from engines.cuda_driver import call, call_unless_pending, load_driver
+from engines.gpu.context import CudaContext
+from engines.gpu.driver import call, call_unless_pending, load_driver
 
 _SMALLEST = 4096
 _MOST_PENDING = 16  # blocks of one size; from here on the host waits for the GPU to catch up

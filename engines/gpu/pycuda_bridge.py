@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import InputError, MissingExtraError
-from engines.cuda_arrays import DeviceArray
+from engines.gpu.arrays import DeviceArray
 
 
 def as_gpuarray(array: DeviceArray) -> Any:

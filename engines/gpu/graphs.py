@@ -22,8 +22,8 @@ import weakref
 from collections.abc import Callable
 
 from artifacts import EngineError
-from engines.cuda_context import CudaContext, undo_calls
-from engines.cuda_driver import call, load_driver
+from engines.gpu.context import CudaContext, undo_calls
+from engines.gpu.driver import call, load_driver
 
 Enqueue = Callable[[int], None]
 _log = logging.getLogger("pame.engines")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from engines.cuda_arrays import DeviceArray
-from engines.cuda_context import CudaContext, Parameters
-from engines.cuda_driver import call, load_driver
-from engines.cuda_kernels import (
+from engines.gpu.arrays import DeviceArray
+from engines.gpu.context import CudaContext, Parameters
+from engines.gpu.driver import call, load_driver
+from engines.gpu.kernels import (
     BLOCK,
     MAX_CARRIED,
     MAX_GATHER_ROWS,

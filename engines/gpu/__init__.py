@@ -1,0 +1,1 @@
+"""The CUDA device: driver, context, buffers, kernels, launches, graphs."""
