@@ -32,9 +32,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from artifacts import environment_fingerprint
-from engines.ort_build import OrtBuilder
-from engines.ort_common import SPINNING
-from engines.ort_files import graph_file
+from engines.ort.build import OrtBuilder
+from engines.ort.files import graph_file
+from engines.ort.session import SPINNING
 
 CHOSEN = "as engines opens them"
 SETTINGS: dict[str, dict[str, str]] = {

@@ -13,7 +13,7 @@ from engines.host.host_device import HostDevice
 from engines.identity.keys import BACKENDS, DEFAULT_BACKEND
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.opening import open_engine
-from engines.probe import GraphRunner, run_graph
+from engines.ort.graph_runner import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
 from engines.sets.covers import Covers, Run, plan_covers
 from engines.sets.engine_set import EngineSet

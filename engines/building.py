@@ -37,11 +37,11 @@ def builder(
     if backend in (ONNXRUNTIME, ONNXRUNTIME_CUDA) and profiles is not None:
         raise UsageError(f"--profiles {profiles}: {backend} has no shape profiles; leave it away")
     if backend == ONNXRUNTIME:
-        from engines.ort_build import OrtBuilder
+        from engines.ort.build import OrtBuilder
 
         return OrtBuilder()
     if backend == ONNXRUNTIME_CUDA:
-        from engines.ort_cuda_build import OrtCudaBuilder
+        from engines.ort.cuda_build import OrtCudaBuilder
 
         return OrtCudaBuilder()
     if backend in TENSORRT_FLAVOURS:

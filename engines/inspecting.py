@@ -90,8 +90,8 @@ def _show(specs: tuple[TensorSpec, ...]) -> tuple[str, ...]:
 
 
 def _describe_ort(folder: Path, key: EngineKey) -> EngineDescription:
-    from engines.ort_common import load_onnxruntime, open_session, session_options
-    from engines.ort_files import graph_file
+    from engines.ort.files import graph_file
+    from engines.ort.session import load_onnxruntime, open_session, session_options
 
     sizes: tuple[int | None, ...] = key.batch_sizes or (None,)
     options = session_options(1)

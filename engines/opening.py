@@ -46,11 +46,11 @@ def open_engine(
     identity = identify_backend(key.backend, getattr(device, "index", 0))
     vet_key(folder, key, identity, onnx=None if onnx is None else read_onnx_facts(onnx))
     if key.backend == ONNXRUNTIME:
-        from engines.ort_run import open_ort_engine
+        from engines.ort.run import open_ort_engine
 
         return open_ort_engine(artifact.folder, key, graph, threads=threads)
     if key.backend == ONNXRUNTIME_CUDA:
-        from engines.ort_cuda_run import open_ort_cuda_engine
+        from engines.ort.cuda_run import open_ort_cuda_engine
 
         return open_ort_cuda_engine(artifact.folder, key, graph, device=_find_cuda_device(key, device))
     if key.backend in TENSORRT_FLAVOURS:
@@ -82,11 +82,11 @@ def identify_backend(backend: str, index: int = 0) -> BackendIdentity:
         EngineError: it is, but cannot be loaded.
     """
     if backend == ONNXRUNTIME:
-        from engines.ort_common import identify_onnxruntime
+        from engines.ort.session import identify_onnxruntime
 
         return identify_onnxruntime()
     if backend == ONNXRUNTIME_CUDA:
-        from engines.ort_cuda_common import identify_onnxruntime_cuda
+        from engines.ort.cuda_session import identify_onnxruntime_cuda
 
         return identify_onnxruntime_cuda(index)
     if backend in TENSORRT_FLAVOURS:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from artifacts import GraphSpec, MissingExtraError, TensorSpec
-from engines import ensure_engine, ort_entries
-from engines.ort_entries import find_entries
+from engines import ensure_engine
+from engines.ort import blocked_layout as ort_entries
+from engines.ort.blocked_layout import find_entries
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

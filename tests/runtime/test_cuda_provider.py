@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from artifacts import EngineError, MissingExtraError, StaleArtifactError, UsageError, open_model
-from engines import builder, ensure_engine, open_device, open_engine, ort_cuda_common
+from engines import builder, ensure_engine, open_device, open_engine
 from engines.gpu.detection import Gpu
 from engines.identity.keys import ONNXRUNTIME_CUDA
-from engines.ort_cuda_common import PROVIDER, identify_onnxruntime_cuda, open_cuda_session
+from engines.ort import cuda_session as ort_cuda_common
+from engines.ort.cuda_session import PROVIDER, identify_onnxruntime_cuda, open_cuda_session
 from runtime import Runtime
 
 GPU = Gpu(name="A GPU", capability=(9, 0), driver="1.2")
@@ -101,7 +102,7 @@ class HostSession:
     """A session on the processor behind the calls of one on the GPU."""
 
     def __init__(self, model: str) -> None:
-        from engines.ort_common import open_session, session_options
+        from engines.ort.session import open_session, session_options
 
         self._session: Any = open_session(model, session_options(1), what="open")
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
@@ -136,8 +137,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = find_gpu()
     if gpu is None or gpu.name != "Pretended GPU":
         pytest.skip("computes over a GPU's memory on the processor: only on the driver that pretends")
-    from engines import ort_cuda_build, ort_cuda_run
-    from engines.ort_common import load_onnxruntime
+    from engines.ort import cuda_build as ort_cuda_build
+    from engines.ort import cuda_run as ort_cuda_run
+    from engines.ort.session import load_onnxruntime
 
     real = load_onnxruntime()
     monkeypatch.setattr(real, "get_available_providers", lambda: [PROVIDER])

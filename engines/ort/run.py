@@ -12,8 +12,8 @@ import numpy as np
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.host.buffer_checks import check_host_buffers
 from engines.identity.keys import rebuild_command
-from engines.ort_common import DTYPES, load_onnxruntime, open_session, ort_errors, session_options, translate_error
-from engines.ort_files import graph_file
+from engines.ort.files import graph_file
+from engines.ort.session import DTYPES, load_onnxruntime, open_session, ort_errors, session_options, translate_error
 from engines.protocols import Buffer, Execution
 
 

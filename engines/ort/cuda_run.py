@@ -17,9 +17,9 @@ from engines.gpu.alignment import AlignedBuffers
 from engines.gpu.arrays import DeviceArray
 from engines.gpu.cuda_device import CudaDevice
 from engines.host.buffer_checks import check_device_buffers
-from engines.ort_common import load_onnxruntime, ort_errors, translate_error
-from engines.ort_cuda_common import GRAPH_FILE, open_cuda_session
-from engines.ort_run import check_session_interface
+from engines.ort.cuda_session import GRAPH_FILE, open_cuda_session
+from engines.ort.run import check_session_interface
+from engines.ort.session import load_onnxruntime, ort_errors, translate_error
 from engines.protocols import Buffer, Execution
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from artifacts import EngineError, MissingExtraError
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import ONNXRUNTIME_CUDA, BackendIdentity
-from engines.ort_common import load_onnxruntime, ort_errors, session_options, translate_error
+from engines.ort.session import load_onnxruntime, ort_errors, session_options, translate_error
 
 PROVIDER = "CUDAExecutionProvider"
 PROVIDER_OPTIONS = {

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from artifacts import EngineError, unknown_name
-from engines.ort_common import open_session, ort_errors, session_options, translate_error
+from engines.ort.session import open_session, ort_errors, session_options, translate_error
 
 
 class GraphRunner:

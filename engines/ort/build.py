@@ -13,9 +13,9 @@ from typing import Any
 
 from artifacts import EngineError, EngineKey
 from engines.identity.keys import ONNXRUNTIME
-from engines.ort_common import identify_onnxruntime, load_onnxruntime, make_key, open_session, session_options
-from engines.ort_entries import find_entries, insert_entries, used_entries
-from engines.ort_files import graph_file, weights_file
+from engines.ort.blocked_layout import find_entries, insert_entries, used_entries
+from engines.ort.files import graph_file, weights_file
+from engines.ort.session import identify_onnxruntime, load_onnxruntime, make_key, open_session, session_options
 
 BUILD_OPTIONS = {"blocked_entries": "AveragePool", "graph_optimization": "all", "initializers": "external, prepacked"}
 _EXTERNAL_BYTES = 1024

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from artifacts import EngineKey
 from engines.identity.keys import ONNXRUNTIME_CUDA
-from engines.ort_common import make_key
-from engines.ort_cuda_common import GRAPH_FILE, PROVIDER_OPTIONS, identify_onnxruntime_cuda, open_cuda_session
-from engines.ort_entries import load_onnx
+from engines.ort.blocked_layout import load_onnx
+from engines.ort.cuda_session import GRAPH_FILE, PROVIDER_OPTIONS, identify_onnxruntime_cuda, open_cuda_session
+from engines.ort.session import make_key
 
 
 class OrtCudaBuilder:
