@@ -17,7 +17,7 @@ from engines.ort.graph_runner import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
 from engines.sets.covers import Covers, Run, plan_covers
 from engines.sets.engine_set import EngineSet
-from engines.trt_options import PROFILE_WAYS
+from engines.trt.profiles import PROFILE_WAYS
 
 __all__ = [
     # seams

@@ -45,7 +45,7 @@ def builder(
 
         return OrtCudaBuilder()
     if backend in TENSORRT_FLAVOURS:
-        from engines.trt_build import TrtBuilder
+        from engines.trt.build import TrtBuilder
 
         return TrtBuilder(backend, profiles=profiles, timings=timings, watch=watch)
     raise unknown_name("engine backend", backend, BACKENDS)
@@ -65,7 +65,7 @@ def fixed_batch_sizes(backend: str, profiles: str | None, sizes: Sequence[int]) 
     """
     if backend not in TENSORRT_FLAVOURS:
         return ()
-    from engines.trt_options import RANGE, choose_profiles
+    from engines.trt.profiles import RANGE, choose_profiles
 
     return () if choose_profiles(backend, profiles) == RANGE else tuple(sizes)
 

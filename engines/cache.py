@@ -146,8 +146,8 @@ def _vet(artifact: Artifact, key: EngineKey) -> str | None:
     if key.backend not in TENSORRT_FLAVOURS:
         vet_key(artifact.folder, key, identity)
         return None
-    from engines.trt_common import NO_GPU
-    from engines.trt_vetting import untold, vet_trt_engine
+    from engines.trt.library import NO_GPU
+    from engines.trt.vetting import untold, vet_trt_engine
 
     missing = untold(key)
     if identity.device == NO_GPU:

@@ -17,7 +17,7 @@ from engines.bundles import find_bundle_engines, rebuild_bundle
 from engines.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
 from engines.identity.keys import DEFAULT_BACKEND, key_digest
 from engines.inspecting import EngineDescription, describe_engine, find_engine
-from engines.trt_options import PROFILE_WAYS
+from engines.trt.profiles import PROFILE_WAYS
 
 DEFAULT_MAX_BATCH_SIZE = 32
 

@@ -64,8 +64,8 @@ def describe_engine(folder: Path) -> EngineDescription:
         return _describe_ort(folder, key)
     if key.backend not in TENSORRT_FLAVOURS:
         raise unknown_name("engine backend", key.backend, BACKENDS)
-    from engines.trt_inspect import inspect_trt
-    from engines.trt_vetting import untold, vet_trt_engine
+    from engines.trt.layers import inspect_trt
+    from engines.trt.vetting import untold, vet_trt_engine
 
     files = vet_trt_engine(artifact, key, None)
     missing = untold(key)

@@ -54,8 +54,8 @@ def open_engine(
 
         return open_ort_cuda_engine(artifact.folder, key, graph, device=_find_cuda_device(key, device))
     if key.backend in TENSORRT_FLAVOURS:
-        from engines.trt_run import open_trt_engine
-        from engines.trt_vetting import vet_trt_engine
+        from engines.trt.run import open_trt_engine
+        from engines.trt.vetting import vet_trt_engine
 
         files = vet_trt_engine(artifact, key, graph)
         return open_trt_engine(artifact.folder, key, graph, files, device=_find_cuda_device(key, device))
@@ -90,7 +90,7 @@ def identify_backend(backend: str, index: int = 0) -> BackendIdentity:
 
         return identify_onnxruntime_cuda(index)
     if backend in TENSORRT_FLAVOURS:
-        from engines.trt_common import identify_tensorrt
+        from engines.trt.library import identify_tensorrt
 
         return identify_tensorrt(backend, index)
     raise unknown_name("engine backend", backend, BACKENDS)

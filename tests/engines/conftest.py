@@ -123,7 +123,7 @@ def engine(request: pytest.FixtureRequest, graph: GraphSpec, cache: Path) -> Ite
 @pytest.fixture(scope="session")
 def rtx() -> str:
     """The name of the TensorRT-RTX backend, where it can build."""
-    from engines.trt_common import load_tensorrt
+    from engines.trt.library import load_tensorrt
 
     try:
         load_tensorrt(TENSORRT_RTX)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.gpu.detection import Gpu, find_gpu
-from engines.trt_common import is_portable_target
+from engines.trt.library import is_portable_target
 
 
 def test_the_driver_is_asked() -> None:

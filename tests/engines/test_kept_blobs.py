@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.kept_blobs import blob_path, read_blob, update_blob
+from engines.trt.cache_files import blob_path, read_blob, update_blob
 
 
 def test_what_is_kept_comes_back(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from artifacts import EngineError, GraphSpec, TensorSpec, UsageError, read_json,
 from engines import BuildWatch, build_engine, builder, ensure_engine, list_engines, profiles_of
 from engines.identity.keys import BUILD_SECONDS, open_key
 from engines.identity.onnx_facts import read_interface_names
-from engines.trt_common import PORTABLE_DEVICE, clean_message
-from engines.trt_files import PROFILES_JSON, EngineFiles
+from engines.trt.files import PROFILES_JSON, EngineFiles
+from engines.trt.library import PORTABLE_DEVICE, clean_message
 
 onnx = pytest.importorskip("onnx")
 MAGIC = b"vtrt"

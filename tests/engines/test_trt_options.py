@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec, UsageError, canonical_json, from_plain
 from engines import fixed_batch_sizes
-from engines.trt_files import EngineFiles, file_differences, plan_profiles
-from engines.trt_options import (
+from engines.trt.files import EngineFiles, file_differences, plan_profiles
+from engines.trt.profiles import (
     PROFILE_WAYS,
     RANGE,
     SEPARATE,

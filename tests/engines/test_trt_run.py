@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
-from engines.trt_files import EngineFiles, plan_profiles
+from engines.trt.files import EngineFiles, plan_profiles
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
 
 from engines.gpu.arrays import DeviceArray
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.driver import call, load_driver, watch_calls
-from engines.trt_run import TrtEngine, open_trt_engine
+from engines.trt.run import TrtEngine, open_trt_engine
 
 X, Y = [TensorSpec(name=name, dtype="float32", row_shape=(4,)) for name in "xy"]
 C = TensorSpec(name="c", dtype="float32", row_shape=())

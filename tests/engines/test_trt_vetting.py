@@ -28,16 +28,16 @@ from artifacts import (
     write_json,
 )
 from engines import builder, ensure_engine, list_engines, open_engine, read_onnx_facts
-from engines import trt_common as common_module
-from engines import trt_vetting as vetting_module
 from engines.gpu.detection import Gpu
 from engines.identity.keys import ENGINE_JSON, open_key
-from engines.kept_blobs import read_blob, update_blob
-from engines.trt_common import PORTABLE_DEVICE, identify_tensorrt, load_tensorrt
-from engines.trt_files import PROFILES_JSON, EngineFiles
-from engines.trt_options import engine_options
-from engines.trt_timing import keep_timings, timing_file
-from engines.trt_vetting import check_validity, name_diagnostics
+from engines.trt import library as common_module
+from engines.trt import vetting as vetting_module
+from engines.trt.cache_files import read_blob, update_blob
+from engines.trt.files import PROFILES_JSON, EngineFiles
+from engines.trt.library import PORTABLE_DEVICE, identify_tensorrt, load_tensorrt
+from engines.trt.profiles import engine_options
+from engines.trt.timing_cache import keep_timings, timing_file
+from engines.trt.vetting import check_validity, name_diagnostics
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", capability=(9, 0), driver="580.95.05")
 RTX_4090 = Gpu(name="NVIDIA GeForce RTX 4090", capability=(8, 9), driver="580.95.05")
@@ -54,10 +54,10 @@ def folder(rtx_folder: Path, tmp_path: Path) -> Path:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders of engines that vetting let through to the runner."""
     passed: list[Path] = []
-    runner = types.ModuleType("engines.trt_run")
+    runner = types.ModuleType("engines.trt.run")
     runner.open_trt_engine = lambda folder, key, graph, files, device: passed.append(folder)  # type: ignore[attr-defined]
     monkeypatch.setattr("engines.opening._find_cuda_device", lambda key, device: device)
-    monkeypatch.setitem(sys.modules, "engines.trt_run", runner)
+    monkeypatch.setitem(sys.modules, "engines.trt.run", runner)
     return passed
 
 
@@ -170,7 +170,7 @@ def test_an_engine_of_classic_tensorrt_belongs_to_one_gpu_and_driver(
     onnx_file: Path, put_gpu: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_classic(monkeypatch)
-    monkeypatch.setattr("engines.trt_build.find_gpu", lambda: H100)
+    monkeypatch.setattr("engines.trt.build.find_gpu", lambda: H100)
     put_gpu(H100)
     key = builder("tensorrt").key(onnx_file, batch_sizes=(), max_batch_size=8)
     assert (key.backend_version, key.device) == ("11.4.0.106", H100.description)
@@ -181,7 +181,7 @@ def test_an_engine_of_classic_tensorrt_belongs_to_one_gpu_and_driver(
         assert identify_tensorrt("tensorrt").device != key.device
     put_gpu(None)
     assert identify_tensorrt("tensorrt").device == "no GPU"
-    monkeypatch.setattr("engines.trt_build.find_gpu", lambda: None)
+    monkeypatch.setattr("engines.trt.build.find_gpu", lambda: None)
     with pytest.raises(EngineError, match="there is none here.*--engine tensorrt-rtx"):
         builder("tensorrt").key(onnx_file, batch_sizes=(), max_batch_size=8)
 

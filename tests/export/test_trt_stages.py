@@ -16,9 +16,9 @@ import pytest
 from artifacts import GraphSpec, Model, PameError, RunFolder
 from engines import PROFILE_WAYS, ensure_engine, fixed_batch_sizes
 from engines.identity.keys import open_key
-from engines.trt_common import load_tensorrt
-from engines.trt_files import EngineFiles
-from engines.trt_vetting import vet_trt_engine
+from engines.trt.files import EngineFiles
+from engines.trt.library import load_tensorrt
+from engines.trt.vetting import vet_trt_engine
 from export import ExportOptions, add_heads, build_missing_heads, export_model, export_torch, merge_stage
 
 SIZES = (1, 8, 32)

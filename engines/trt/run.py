@@ -26,9 +26,9 @@ from engines.gpu.graphs import CapturedGraph, run_and_capture
 from engines.host.buffer_checks import check_device_buffers
 from engines.identity.keys import TENSORRT_RTX, rebuild_command
 from engines.protocols import Buffer, Execution
-from engines.trt_common import PRODUCTS, deserialise_engine, error_text, load_tensorrt, trt_logger
-from engines.trt_files import EngineFiles, Profile
-from engines.trt_kernels import kernel_cache
+from engines.trt.files import EngineFiles, Profile
+from engines.trt.kernel_cache import kernel_cache
+from engines.trt.library import PRODUCTS, deserialise_engine, error_text, load_tensorrt, trt_logger
 
 
 def open_trt_engine(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
-from engines.trt_options import SEPARATE
+from engines.trt.profiles import SEPARATE
 
 PROFILES_JSON = "profiles.json"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from engines.kept_blobs import blob_path, read_blob, update_blob
+from engines.trt.cache_files import blob_path, read_blob, update_blob
 
 _log = logging.getLogger("pame.engines")
 

@@ -13,9 +13,9 @@ from typing import Any
 from artifacts import Artifact, EngineKey, GraphSpec, StaleArtifactError, read_json
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import TENSORRT_RTX, rebuild_command, refuse_differences
-from engines.trt_common import PRODUCTS, load_tensorrt, trt_logger
-from engines.trt_files import PROFILES_JSON, EngineFiles, file_differences
-from engines.trt_options import option_differences
+from engines.trt.files import PROFILES_JSON, EngineFiles, file_differences
+from engines.trt.library import PRODUCTS, load_tensorrt, trt_logger
+from engines.trt.profiles import option_differences
 
 
 def vet_trt_engine(artifact: Artifact, key: EngineKey, graph: GraphSpec | None) -> EngineFiles:

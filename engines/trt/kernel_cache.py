@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 from engines.gpu.cuda_device import CudaDevice
-from engines.kept_blobs import blob_path, read_blob, update_blob
+from engines.trt.cache_files import blob_path, read_blob, update_blob
 
 _log = logging.getLogger("pame.engines")
 

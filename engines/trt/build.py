@@ -20,7 +20,8 @@ from engines.build_watch import UNWATCHED, BuildWatch, PhaseTree
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import TENSORRT
 from engines.identity.onnx_facts import read_interface_names, read_onnx_facts
-from engines.trt_common import (
+from engines.trt.files import PROFILES_JSON, EngineFiles, Profile, plan_profiles
+from engines.trt.library import (
     PORTABLE_DEVICE,
     PRODUCTS,
     clean_message,
@@ -29,9 +30,8 @@ from engines.trt_common import (
     load_tensorrt,
     trt_logger,
 )
-from engines.trt_files import PROFILES_JSON, EngineFiles, Profile, plan_profiles
-from engines.trt_options import SEPARATE, choose_batch_sizes, choose_profiles, engine_options
-from engines.trt_timing import keep_timings, timing_file
+from engines.trt.profiles import SEPARATE, choose_batch_sizes, choose_profiles, engine_options
+from engines.trt.timing_cache import keep_timings, timing_file
 
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 _BUILDING = threading.Lock()  # TensorRT times kernels while it builds: two at once would spoil each other's times

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.trt_common import deserialise_engine, load_tensorrt, trt_logger
-from engines.trt_files import EngineFiles
+from engines.trt.files import EngineFiles
+from engines.trt.library import deserialise_engine, load_tensorrt, trt_logger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
