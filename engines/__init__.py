@@ -3,16 +3,16 @@
 The only room that knows a backend. Importing it loads none: a backend is loaded by the call that needs it.
 """
 
+from engines.backends.building import build_engine, builder, fixed_batch_sizes, profiles_of
+from engines.backends.devices import open_device
+from engines.backends.opening import open_engine
 from engines.build_watch import BuildWatch
-from engines.building import build_engine, builder, fixed_batch_sizes, profiles_of
 from engines.cache import CachedEngine, ensure_engine, list_engines
-from engines.devices import open_device
 from engines.gpu.arrays import DeviceArray, is_device_array
 from engines.host.fake_engine import FakeEngine
 from engines.host.host_device import HostDevice
 from engines.identity.keys import BACKENDS, DEFAULT_BACKEND
 from engines.identity.onnx_facts import read_onnx_facts
-from engines.opening import open_engine
 from engines.ort.graph_runner import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
 from engines.sets.covers import Covers, Run, plan_covers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import Artifact, EngineError, EngineKey, new_artifact, open_artifact, read_json
-from engines.building import build_engine, builder, profiles_of
+from engines.backends.building import build_engine, builder, profiles_of
 from engines.identity.keys import ENGINE_JSON
 from engines.identity.onnx_facts import read_onnx_facts
 

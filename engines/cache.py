@@ -18,8 +18,9 @@ from artifacts import (
     read_json,
     read_manifest,
 )
+from engines.backends.building import build_engine, builder
+from engines.backends.opening import identify_backend
 from engines.build_watch import UNWATCHED, BuildWatch
-from engines.building import build_engine, builder
 from engines.identity.keys import (
     BUILD_SECONDS,
     ENGINE_JSON,
@@ -29,7 +30,6 @@ from engines.identity.keys import (
     open_key,
     vet_key,
 )
-from engines.opening import identify_backend
 
 TIMINGS = ".timings"  # beside the engines; hidden, since it is none
 _log = logging.getLogger("pame.engines")

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineKey, TensorSpec, UsageError, unknown_name
+from engines.backends.opening import identify_backend
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import BACKENDS, ONNXRUNTIME, TENSORRT_FLAVOURS, open_key, vet_key
-from engines.opening import identify_backend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,7 +56,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     passed: list[Path] = []
     runner = types.ModuleType("engines.trt.run")
     runner.open_trt_engine = lambda folder, key, graph, files, device: passed.append(folder)  # type: ignore[attr-defined]
-    monkeypatch.setattr("engines.opening._find_cuda_device", lambda key, device: device)
+    monkeypatch.setattr("engines.backends.opening._find_cuda_device", lambda key, device: device)
     monkeypatch.setitem(sys.modules, "engines.trt.run", runner)
     return passed
 

@@ -109,7 +109,7 @@ def test_an_artifact_of_another_kind_is_refused(toy_run: Any) -> None:
 
 
 def test_a_bundle_from_another_machine_is_refused(toy_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from engines import opening
+    from engines.backends import opening
 
     identity = opening.identify_backend("onnxruntime")
     other = dataclasses.replace(identity, device="another processor")

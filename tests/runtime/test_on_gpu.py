@@ -18,8 +18,8 @@ import pytest
 
 from artifacts import EngineError, InputError, MissingExtraError, StaleArtifactError
 from engines import DeviceArray, EngineSet, FakeEngine, plan_covers
+from engines.backends.opening import identify_backend
 from engines.gpu.detection import find_gpu
-from engines.opening import identify_backend
 from runtime import Runtime
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
