@@ -7,7 +7,7 @@ from engines.backends.building import build_engine, builder, fixed_batch_sizes, 
 from engines.backends.devices import open_device
 from engines.backends.opening import open_engine
 from engines.build_watch import BuildWatch
-from engines.cache import CachedEngine, ensure_engine, list_engines
+from engines.cache.cache import CachedEngine, ensure_engine, list_engines
 from engines.gpu.arrays import DeviceArray, is_device_array
 from engines.host.fake_engine import FakeEngine
 from engines.host.host_device import HostDevice

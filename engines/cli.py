@@ -13,10 +13,10 @@ from artifacts import BUNDLE_JSON, PRECISIONS, GraphSpec, ModelSpec, UsageError,
 from artifacts.console import add_common_arguments, print_table, run_command, say, show_progress
 from engines.backends.building import builder
 from engines.build_watch import BuildWatch
-from engines.bundles import find_bundle_engines, rebuild_bundle
-from engines.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
+from engines.cache.bundled import find_bundle_engines, rebuild_bundle
+from engines.cache.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
+from engines.cache.inspecting import EngineDescription, describe_engine, find_engine
 from engines.identity.keys import DEFAULT_BACKEND, key_digest
-from engines.inspecting import EngineDescription, describe_engine, find_engine
 from engines.trt.profiles import PROFILE_WAYS
 
 DEFAULT_MAX_BATCH_SIZE = 32

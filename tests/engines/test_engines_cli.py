@@ -15,7 +15,7 @@ import pytest
 
 from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_model_spec
 from engines import ensure_engine, open_engine
-from engines.bundles import find_bundle_engines
+from engines.cache.bundled import find_bundle_engines
 from engines.cli import main
 
 pytest.importorskip("onnxruntime")

@@ -13,7 +13,7 @@ import pytest
 
 from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_model_spec
 from engines import ensure_engine
-from engines.bundles import rebuild_bundle
+from engines.cache.bundled import rebuild_bundle
 from engines.cli import main
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import open_key

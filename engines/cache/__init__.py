@@ -1,0 +1,1 @@
+"""The cache of built engines, and the engines that travel in a bundle."""
