@@ -6,7 +6,7 @@ The only room that knows a backend. Importing it loads none: a backend is loaded
 from engines.backends.building import build_engine, builder, fixed_batch_sizes, profiles_of
 from engines.backends.devices import open_device
 from engines.backends.opening import open_engine
-from engines.build_watch import BuildWatch
+from engines.build_progress import BuildWatch
 from engines.cache.cache import CachedEngine, ensure_engine, list_engines
 from engines.gpu.arrays import DeviceArray, is_device_array
 from engines.host.fake_engine import FakeEngine

@@ -12,7 +12,7 @@ from typing import Any
 from artifacts import BUNDLE_JSON, PRECISIONS, GraphSpec, ModelSpec, UsageError, check_precision, find_run, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, say, show_progress
 from engines.backends.building import builder
-from engines.build_watch import BuildWatch
+from engines.build_progress import BuildWatch
 from engines.cache.bundled import find_bundle_engines, rebuild_bundle
 from engines.cache.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
 from engines.cache.inspecting import EngineDescription, describe_engine, find_engine

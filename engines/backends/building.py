@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import EngineKey, UsageError, new_artifact, to_plain, unknown_name, write_json
-from engines.build_watch import UNWATCHED, BuildWatch
+from engines.build_progress import UNWATCHED, BuildWatch
 from engines.identity.keys import (
     BACKENDS,
     BUILD_SECONDS,

@@ -20,7 +20,7 @@ from artifacts import (
 )
 from engines.backends.building import build_engine, builder
 from engines.backends.opening import identify_backend
-from engines.build_watch import UNWATCHED, BuildWatch
+from engines.build_progress import UNWATCHED, BuildWatch
 from engines.identity.keys import (
     BUILD_SECONDS,
     ENGINE_JSON,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey, TensorSpec, write_json
-from engines.build_watch import UNWATCHED, BuildWatch, PhaseTree
+from engines.build_progress import UNWATCHED, BuildWatch, PhaseTree
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import TENSORRT
 from engines.identity.onnx_facts import read_interface_names, read_onnx_facts

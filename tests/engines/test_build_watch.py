@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import BuildWatch
-from engines.build_watch import PhaseTree
+from engines.build_progress import PhaseTree
 
 
 def test_a_child_fills_its_parents_step() -> None:
