@@ -13,7 +13,7 @@ from export.options import ExportOptions
 
 if TYPE_CHECKING:
     from export.cut_finding import CutPlace, DataFlow, find_places
-    from export.graph_loading import load_graph
+    from export.graphs.loading import load_graph
     from export.heads import HEAD_KINDS, build_head
     from export.model_folder import ExportResult, ensure_model, export_model
     from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cut_finding": ("CutPlace", "DataFlow", "find_places"),
-    "graph_loading": ("load_graph",),
+    "graphs.loading": ("load_graph",),
     "heads": ("HEAD_KINDS", "build_head"),
     "model_folder": ("ExportResult", "ensure_model", "export_model"),
     "multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from artifacts import PRECISIONS, GraphError, Model, RunFolder, UsageError, file_digest, open_artifact
 from artifacts.console import say
-from export.graph_loading import LoadedGraph
+from export.graphs.loading import LoadedGraph
+from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.heads import confidence
 from export.model_folder import FORMAT, ExportResult, read_parity, reuse_model, uncut_graph
 from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
 from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
 from export.precision import apply_precision
 from export.pretrained import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
-from export.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.resnet import ResNet, ResNetConfig
 from export.splitting import cut_graph
 from export.torch_graphs import export_module

@@ -9,12 +9,12 @@ from typing import Any
 
 from artifacts import GraphError, MissingArtifactError, Model, RunFolder, file_digest, read_json, to_plain
 from artifacts.console import say
-from export.confidences import add_confidence
-from export.graph_loading import LoadedGraph, load_graph
+from export.graphs.confidence import add_confidence
+from export.graphs.loading import LoadedGraph, load_graph
+from export.graphs.probing import probe_tensors, prove_same
 from export.options import HEADS, ExportOptions, thin_cuts
 from export.parity import PARITY_JSON, ParityReport
 from export.precision import apply_precision
-from export.probing import probe_tensors, prove_same
 from export.splitting import CutGraph, CutReport, cut_graph
 from export.writing import (
     EXPORT_PREFIX,

@@ -11,7 +11,7 @@ import numpy as np
 
 from artifacts import GraphError, ModelSpec
 from engines import GraphRunner
-from export.probing import TOLERANCES, relative_error, sample_rows
+from export.graphs.probing import TOLERANCES, relative_error, sample_rows
 
 PARITY_JSON = "parity.json"
 BATCHES = (1, 3, 32)

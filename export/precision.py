@@ -26,10 +26,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from artifacts import PRECISIONS, GraphError, TensorSpec, unknown_name
-from export.flow import is_heavy, name_of
-from export.graph_loading import LoadedGraph
-from export.onnx_files import add_constant
-from export.probing import open_graph, relative_error, sample_rows
+from export.graphs.dataflow import is_heavy, name_of
+from export.graphs.files import add_constant
+from export.graphs.loading import LoadedGraph
+from export.graphs.probing import open_graph, relative_error, sample_rows
 
 MASK = -1e4
 LOST_LIMIT = 0.05  # of the magnitude: more is no rounding but a conversion that went wrong

@@ -12,10 +12,10 @@ import onnx_ir as ir
 
 from artifacts import Cut, GraphError, GraphSpec, TensorSpec
 from export.cut_finding import CutPlace, find_places
-from export.flow import describe_flow
-from export.graph_loading import LoadedGraph
-from export.onnx_files import add_constant, finish_model
-from export.probing import BatchLine, Probe, probe_tensors
+from export.graphs.dataflow import describe_flow
+from export.graphs.files import add_constant, finish_model
+from export.graphs.loading import LoadedGraph
+from export.graphs.probing import BatchLine, Probe, probe_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from artifacts import GraphError, GraphSpec, Model, ModelSpec, TensorSpec, UsageError, unknown_name
-from export.onnx_files import finish_model, save_graph
+from export.graphs.files import finish_model, save_graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

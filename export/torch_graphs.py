@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import GraphError
-from export.graph_loading import OPSET, LoadedGraph, normalise_model, prepare_graph
-from export.onnx_files import BATCH
+from export.graphs.files import BATCH
+from export.graphs.loading import OPSET, LoadedGraph, normalise_model, prepare_graph
 
 
 def export_module(

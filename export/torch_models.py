@@ -27,7 +27,7 @@ from artifacts import (
 )
 from artifacts.console import say
 from export.families import CONFIDENCE, FamilySettings, build_net, compare_with_torch, write_net
-from export.graph_loading import LoadedGraph, convert_opset
+from export.graphs.loading import LoadedGraph, convert_opset
 from export.heads import ChannelsFirst, DecidingHead, build_head
 from export.model_folder import ExportResult, export_graph, file_parameters, reuse_model
 from export.multi_exit import MultiExitNet, head_state

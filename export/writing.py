@@ -26,10 +26,10 @@ from artifacts import (
     write_json,
     write_model_spec,
 )
-from export.graph_loading import LoadedGraph
-from export.onnx_files import save_graph
+from export.graphs.files import save_graph
+from export.graphs.loading import LoadedGraph
+from export.graphs.probing import TOLERANCES
 from export.parity import PARITY_JSON, ParityReport, check_parity
-from export.probing import TOLERANCES
 from export.splitting import CutGraph, CutReport, extract_part, split_segments
 
 CUTS_JSON = "cuts.json"

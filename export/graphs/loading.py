@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import common as passes
 
 from artifacts import GraphError, InputError, TensorSpec, UsageError, unknown_name
-from export.batch_axis import free_batch
-from export.onnx_files import BATCH
+from export.graphs.batch_axis import free_batch
+from export.graphs.files import BATCH
 
 OPSET = 20
 _IR_VERSION = 10

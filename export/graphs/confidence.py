@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from artifacts import TensorSpec
-from export.graph_loading import LoadedGraph
-from export.onnx_files import add_constant
+from export.graphs.files import add_constant
+from export.graphs.loading import LoadedGraph
 
 _SHAPE_ONLY = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
 _NOT_A_CHOICE = frozenset({"Sigmoid", "HardSigmoid", "Tanh"})

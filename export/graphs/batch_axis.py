@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export.cut_finding import tensor_kinds
-from export.flow import describe_flow, name_of
-from export.onnx_files import add_constant
+from export.graphs.dataflow import describe_flow, name_of
+from export.graphs.files import add_constant
 
 
 def free_batch(graph: ir.Graph, batch: int) -> tuple[str, ...]:

@@ -18,8 +18,8 @@ import onnx_ir as ir
 
 from artifacts import EngineError, GraphError, TensorSpec
 from engines import GraphRunner
-from export.graph_loading import LoadedGraph
-from export.onnx_files import save_graph, weight_bytes
+from export.graphs.files import save_graph, weight_bytes
+from export.graphs.loading import LoadedGraph
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}  # relative; rounding of one float16 is 5e-4, and a network adds them up
 TOLERANCE = TOLERANCES["fp32"]

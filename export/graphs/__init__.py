@@ -1,0 +1,1 @@
+"""ONNX graphs: files, loading, dataflow, batch axis, probing, confidence."""
