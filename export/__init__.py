@@ -12,27 +12,27 @@ from artifacts import MissingExtraError
 from export.options import ExportOptions
 
 if TYPE_CHECKING:
-    from export.cut_finding import CutPlace, DataFlow, find_places
+    from export.cuts.parity import ParityReport, check_parity
+    from export.cuts.separators import CutPlace, DataFlow, find_places
+    from export.cuts.stages import merge_stage
     from export.graphs.loading import load_graph
     from export.heads import HEAD_KINDS, build_head
     from export.model_folder import ExportResult, ensure_model, export_model
     from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
-    from export.parity import ParityReport, check_parity
     from export.pretrained import Recipe, pretrained_folder, write_recipe
     from export.resnet import ResNet, ResNetConfig
-    from export.stages import merge_stage
     from export.torch_models import add_heads, build_missing_heads, export_torch, publish_net, rebuild_net
 
 _HOMES = {
-    "cut_finding": ("CutPlace", "DataFlow", "find_places"),
+    "cuts.separators": ("CutPlace", "DataFlow", "find_places"),
     "graphs.loading": ("load_graph",),
     "heads": ("HEAD_KINDS", "build_head"),
     "model_folder": ("ExportResult", "ensure_model", "export_model"),
     "multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
-    "parity": ("ParityReport", "check_parity"),
+    "cuts.parity": ("ParityReport", "check_parity"),
     "pretrained": ("Recipe", "pretrained_folder", "write_recipe"),
     "resnet": ("ResNet", "ResNetConfig"),
-    "stages": ("merge_stage",),
+    "cuts.stages": ("merge_stage",),
     "torch_models": ("add_heads", "build_missing_heads", "export_torch", "publish_net", "rebuild_net"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from artifacts import PRECISIONS, GraphError, Model, RunFolder, UsageError, file_digest, open_artifact
 from artifacts.console import say
+from export.cuts.splitting import cut_graph
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.heads import confidence
@@ -23,7 +24,6 @@ from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
 from export.precision import apply_precision
 from export.pretrained import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.resnet import ResNet, ResNetConfig
-from export.splitting import cut_graph
 from export.torch_graphs import export_module
 from export.writing import EXPORT_PREFIX, Blueprint, SourceParity, is_model_current, precision_record, write_model
 

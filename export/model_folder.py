@@ -9,13 +9,13 @@ from typing import Any
 
 from artifacts import GraphError, MissingArtifactError, Model, RunFolder, file_digest, read_json, to_plain
 from artifacts.console import say
+from export.cuts.parity import PARITY_JSON, ParityReport
+from export.cuts.splitting import CutGraph, CutReport, cut_graph
 from export.graphs.confidence import add_confidence
 from export.graphs.loading import LoadedGraph, load_graph
 from export.graphs.probing import probe_tensors, prove_same
 from export.options import HEADS, ExportOptions, thin_cuts
-from export.parity import PARITY_JSON, ParityReport
 from export.precision import apply_precision
-from export.splitting import CutGraph, CutReport, cut_graph
 from export.writing import (
     EXPORT_PREFIX,
     Blueprint,

@@ -26,6 +26,7 @@ from artifacts import (
     write_model_spec,
 )
 from artifacts.console import say
+from export.cuts.splitting import extract_part
 from export.families import CONFIDENCE, FamilySettings, build_net, compare_with_torch, write_net
 from export.graphs.loading import LoadedGraph, convert_opset
 from export.heads import ChannelsFirst, DecidingHead, build_head
@@ -34,7 +35,6 @@ from export.multi_exit import MultiExitNet, head_state
 from export.options import ExportOptions
 from export.precision import apply_precision
 from export.pretrained import WEIGHTS_FILE
-from export.splitting import extract_part
 from export.torch_graphs import export_module
 from export.writing import (
     EXPORT_PREFIX,

@@ -26,11 +26,11 @@ from artifacts import (
     write_json,
     write_model_spec,
 )
+from export.cuts.parity import PARITY_JSON, ParityReport, check_parity
+from export.cuts.splitting import CutGraph, CutReport, extract_part, split_segments
 from export.graphs.files import save_graph
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCES
-from export.parity import PARITY_JSON, ParityReport, check_parity
-from export.splitting import CutGraph, CutReport, extract_part, split_segments
 
 CUTS_JSON = "cuts.json"
 EXPORT_PREFIX = "export."

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from export.cut_finding import tensor_kinds
+from export.cuts.separators import tensor_kinds
 from export.graphs.dataflow import describe_flow, name_of
 from export.graphs.files import add_constant
 

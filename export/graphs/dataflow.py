@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from export.cut_finding import DataFlow, FlowNode
+from export.cuts.separators import DataFlow, FlowNode
 
 HEAVY_OPS = frozenset({
     "Attention", "BiasGelu", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedMatMul",

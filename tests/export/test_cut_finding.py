@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import GraphError
-from export.cut_finding import DataFlow, FlowNode, find_data_input, find_places, find_separators, tensor_kinds
+from export.cuts.separators import DataFlow, FlowNode, find_data_input, find_places, find_separators, tensor_kinds
 
 
 @st.composite

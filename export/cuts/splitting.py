@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from artifacts import Cut, GraphError, GraphSpec, TensorSpec
-from export.cut_finding import CutPlace, find_places
+from export.cuts.separators import CutPlace, find_places
 from export.graphs.dataflow import describe_flow
 from export.graphs.files import add_constant, finish_model
 from export.graphs.loading import LoadedGraph
