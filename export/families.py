@@ -21,7 +21,7 @@ from export.heads import confidence
 from export.model_folder import FORMAT, ExportResult, read_parity, reuse_model, uncut_graph
 from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
 from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
-from export.precision import apply_precision
+from export.precision.fp16 import apply_precision
 from export.pretrained import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.resnet import ResNet, ResNetConfig
 from export.torch_graphs import export_module

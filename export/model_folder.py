@@ -15,7 +15,7 @@ from export.graphs.confidence import add_confidence
 from export.graphs.loading import LoadedGraph, load_graph
 from export.graphs.probing import probe_tensors, prove_same
 from export.options import HEADS, ExportOptions, thin_cuts
-from export.precision import apply_precision
+from export.precision.fp16 import apply_precision
 from export.writing import (
     EXPORT_PREFIX,
     Blueprint,

@@ -31,7 +31,7 @@ class ExportOptions:
         weights: ``pretrained``, ``random`` or the path of a ``.safetensors`` or ``.pth`` file; families only.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
         head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``pooled``.
-        precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision``.
+        precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.fp16``.
     """
 
     source: str = "resnet"

@@ -33,7 +33,7 @@ from export.heads import ChannelsFirst, DecidingHead, build_head
 from export.model_folder import ExportResult, export_graph, file_parameters, reuse_model
 from export.multi_exit import MultiExitNet, head_state
 from export.options import ExportOptions
-from export.precision import apply_precision
+from export.precision.fp16 import apply_precision
 from export.pretrained import WEIGHTS_FILE
 from export.torch_graphs import export_module
 from export.writing import (

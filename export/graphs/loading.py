@@ -31,7 +31,7 @@ class LoadedGraph:
         outputs: names of its outputs.
         fixed_batch: the batch size that the file insisted on, before it was rewritten; ``None``: it was open.
         notes: what was rewritten, for the report.
-        precision: what an export pass made of it (``export.precision``).
+        precision: what an export pass made of it (``export.precision.fp16``).
     """
 
     model: ir.Model

@@ -1,0 +1,1 @@
+"""Precision passes over a network before it is cut."""
