@@ -23,7 +23,7 @@ from artifacts.console import track
 from calibration.batches import count_batches, epoch_batches
 from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
 from calibration.data import Dataset
-from export.multi_exit import MultiExitNet
+from export.nets.multi_exit import MultiExitNet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from export.cuts.separators import CutPlace, DataFlow, find_places
     from export.cuts.stages import merge_stage
     from export.graphs.loading import load_graph
-    from export.heads import HEAD_KINDS, build_head
     from export.model_folder import ExportResult, ensure_model, export_model
-    from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
-    from export.pretrained import Recipe, pretrained_folder, write_recipe
-    from export.resnet import ResNet, ResNetConfig
+    from export.nets.heads import HEAD_KINDS, build_head
+    from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
+    from export.nets.resnet import ResNet, ResNetConfig
+    from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
     from export.torch_models import add_heads, build_missing_heads, export_torch, publish_net, rebuild_net
 
 _HOMES = {
     "cuts.separators": ("CutPlace", "DataFlow", "find_places"),
     "graphs.loading": ("load_graph",),
-    "heads": ("HEAD_KINDS", "build_head"),
+    "nets.heads": ("HEAD_KINDS", "build_head"),
     "model_folder": ("ExportResult", "ensure_model", "export_model"),
-    "multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
+    "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
     "cuts.parity": ("ParityReport", "check_parity"),
-    "pretrained": ("Recipe", "pretrained_folder", "write_recipe"),
-    "resnet": ("ResNet", "ResNetConfig"),
+    "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
+    "nets.resnet": ("ResNet", "ResNetConfig"),
     "cuts.stages": ("merge_stage",),
     "torch_models": ("add_heads", "build_missing_heads", "export_torch", "publish_net", "rebuild_net"),
 }  # fmt: skip

@@ -17,13 +17,13 @@ from artifacts.console import say
 from export.cuts.splitting import cut_graph
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
-from export.heads import confidence
 from export.model_folder import FORMAT, ExportResult, read_parity, reuse_model, uncut_graph
-from export.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
+from export.nets.heads import confidence
+from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
+from export.nets.resnet import ResNet, ResNetConfig
+from export.nets.shipped_weights import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
 from export.precision.fp16 import apply_precision
-from export.pretrained import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
-from export.resnet import ResNet, ResNetConfig
 from export.torch_graphs import export_module
 from export.writing import EXPORT_PREFIX, Blueprint, SourceParity, is_model_current, precision_record, write_model
 

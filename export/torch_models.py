@@ -29,12 +29,12 @@ from artifacts.console import say
 from export.cuts.splitting import extract_part
 from export.families import CONFIDENCE, FamilySettings, build_net, compare_with_torch, write_net
 from export.graphs.loading import LoadedGraph, convert_opset
-from export.heads import ChannelsFirst, DecidingHead, build_head
 from export.model_folder import ExportResult, export_graph, file_parameters, reuse_model
-from export.multi_exit import MultiExitNet, head_state
+from export.nets.heads import ChannelsFirst, DecidingHead, build_head
+from export.nets.multi_exit import MultiExitNet, head_state
+from export.nets.shipped_weights import WEIGHTS_FILE
 from export.options import ExportOptions
 from export.precision.fp16 import apply_precision
-from export.pretrained import WEIGHTS_FILE
 from export.torch_graphs import export_module
 from export.writing import (
     EXPORT_PREFIX,

@@ -12,8 +12,8 @@ import torch
 from artifacts import UsageError
 from calibration.data import Dataset, make_dataset, split_indices
 from calibration.joint import JointConfig, measure_accuracy, train_joint
-from export.multi_exit import MultiExitNet, attach_heads
-from export.resnet import ResNet, ResNetConfig
+from export.nets.multi_exit import MultiExitNet, attach_heads
+from export.nets.resnet import ResNet, ResNetConfig
 
 SHAPE = (1, 8, 8)
 

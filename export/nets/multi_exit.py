@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, InputError, TensorSpec, UsageError, unknown_name
-from export.backbones import Backbone
-from export.heads import build_head
+from export.nets.backbone import Backbone
+from export.nets.heads import build_head
 from export.options import thin
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import UsageError
-from export.backbones import Backbone
+from export.nets.backbone import Backbone
 
 CIFAR_DEPTHS = (20, 32, 44, 56)
 IMAGENET_BLOCKS = {

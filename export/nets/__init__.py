@@ -1,0 +1,1 @@
+"""Torch networks with exits: backbones, heads, shipped weights."""
