@@ -28,8 +28,8 @@ from artifacts import PameError, RunFolder, TensorSpec
 from artifacts.console import say
 from engines import GraphRunner
 from export import ExportOptions, export_model
+from export.folder.writing import read_cut_report
 from export.graphs.probing import sample_rows
-from export.writing import read_cut_report
 
 IMAGE: dict[str, Any] = {"dtype": "float32", "row_shape": (3, 224, 224)}
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from export.cuts.parity import ParityReport, check_parity
     from export.cuts.separators import CutPlace, DataFlow, find_places
     from export.cuts.stages import merge_stage
+    from export.folder.pipeline import ExportResult, ensure_model, export_model
     from export.graphs.loading import load_graph
-    from export.model_folder import ExportResult, ensure_model, export_model
     from export.nets.heads import HEAD_KINDS, build_head
     from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.nets.resnet import ResNet, ResNetConfig
@@ -27,7 +27,7 @@ _HOMES = {
     "cuts.separators": ("CutPlace", "DataFlow", "find_places"),
     "graphs.loading": ("load_graph",),
     "nets.heads": ("HEAD_KINDS", "build_head"),
-    "model_folder": ("ExportResult", "ensure_model", "export_model"),
+    "folder.pipeline": ("ExportResult", "ensure_model", "export_model"),
     "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
     "cuts.parity": ("ParityReport", "check_parity"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),

@@ -12,7 +12,7 @@ from artifacts.console import add_common_arguments, print_table, run_command
 from export.options import FAMILIES, HEADS, LATER_FAMILIES, ExportOptions
 
 if TYPE_CHECKING:
-    from export.model_folder import ExportResult
+    from export.folder.pipeline import ExportResult
 
 _DEFAULTS = ExportOptions()
 
@@ -65,7 +65,7 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--name {name}: expected a plain name, which becomes a folder in runs/")
     run = find_run(arguments.run, name=name)
     try:
-        from export.model_folder import export_model
+        from export.folder.pipeline import export_model
 
         result = export_model(run, options)
     except ModuleNotFoundError as error:

@@ -15,9 +15,17 @@ from torch import Tensor, nn
 from artifacts import PRECISIONS, GraphError, Model, RunFolder, UsageError, file_digest, open_artifact
 from artifacts.console import say
 from export.cuts.splitting import cut_graph
+from export.folder.pipeline import FORMAT, ExportResult, read_parity, reuse_model, uncut_graph
+from export.folder.writing import (
+    EXPORT_PREFIX,
+    Blueprint,
+    SourceParity,
+    is_model_current,
+    precision_record,
+    write_model,
+)
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
-from export.model_folder import FORMAT, ExportResult, read_parity, reuse_model, uncut_graph
 from export.nets.heads import confidence
 from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
 from export.nets.resnet import ResNet, ResNetConfig
@@ -25,7 +33,6 @@ from export.nets.shipped_weights import WEIGHTS_FILE, Recipe, find_pretrained, r
 from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
 from export.precision.fp16 import apply_precision
 from export.torch_graphs import export_module
-from export.writing import EXPORT_PREFIX, Blueprint, SourceParity, is_model_current, precision_record, write_model
 
 INPUT = "input"
 ANSWER = "logits"

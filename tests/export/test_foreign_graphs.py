@@ -14,9 +14,9 @@ from export_graphs import write_convnet, write_encoder
 from artifacts import GraphError, InputError, RunFolder, UsageError
 from engines import GraphRunner, run_graph
 from export import ExportOptions, ExportResult, add_heads, build_missing_heads, check_parity, export_model, merge_stage
+from export.folder.writing import read_cut_report
 from export.graphs.loading import load_graph
 from export.graphs.probing import probe_tensors, relative_error
-from export.writing import read_cut_report
 
 
 def export(path: Path, **options: Any) -> ExportResult:

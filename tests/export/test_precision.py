@@ -15,10 +15,10 @@ from export_graphs import TINY, GraphBuilder, write_convnet, write_encoder
 from artifacts import GraphError, Model, RunFolder, UsageError, open_model
 from engines import read_onnx_facts, run_graph
 from export import ExportOptions, export_model, load_graph, merge_stage
+from export.folder.pipeline import read_parity
+from export.folder.writing import export_inputs, is_model_current
 from export.graphs.probing import open_graph, relative_error, sample_rows
-from export.model_folder import read_parity
 from export.precision.fp16 import MASK, apply_precision, find_mask_inputs, limit_masks
-from export.writing import export_inputs, is_model_current
 
 HALF = onnx.TensorProto.FLOAT16
 

@@ -11,12 +11,7 @@ from artifacts import GraphError, MissingArtifactError, Model, RunFolder, file_d
 from artifacts.console import say
 from export.cuts.parity import PARITY_JSON, ParityReport
 from export.cuts.splitting import CutGraph, CutReport, cut_graph
-from export.graphs.confidence import add_confidence
-from export.graphs.loading import LoadedGraph, load_graph
-from export.graphs.probing import probe_tensors, prove_same
-from export.options import HEADS, ExportOptions, thin_cuts
-from export.precision.fp16 import apply_precision
-from export.writing import (
+from export.folder.writing import (
     EXPORT_PREFIX,
     Blueprint,
     SourceParity,
@@ -25,6 +20,11 @@ from export.writing import (
     precision_record,
     write_model,
 )
+from export.graphs.confidence import add_confidence
+from export.graphs.loading import LoadedGraph, load_graph
+from export.graphs.probing import probe_tensors, prove_same
+from export.options import HEADS, ExportOptions, thin_cuts
+from export.precision.fp16 import apply_precision
 
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
 
