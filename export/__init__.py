@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from export.cuts.separators import CutPlace, DataFlow, find_places
     from export.cuts.stages import merge_stage
     from export.folder.pipeline import ExportResult, ensure_model, export_model
+    from export.from_torch.publishing import add_heads, build_missing_heads, export_torch, publish_net, rebuild_net
     from export.graphs.loading import load_graph
     from export.nets.heads import HEAD_KINDS, build_head
     from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
-    from export.torch_models import add_heads, build_missing_heads, export_torch, publish_net, rebuild_net
 
 _HOMES = {
     "cuts.separators": ("CutPlace", "DataFlow", "find_places"),
@@ -33,7 +33,7 @@ _HOMES = {
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "cuts.stages": ("merge_stage",),
-    "torch_models": ("add_heads", "build_missing_heads", "export_torch", "publish_net", "rebuild_net"),
+    "from_torch.publishing": ("add_heads", "build_missing_heads", "export_torch", "publish_net", "rebuild_net"),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -74,7 +74,7 @@ def export_model(run: RunFolder, options: ExportOptions) -> ExportResult:
     """
     if options.is_file:
         return _export_file(run, options)
-    from export.families import export_family
+    from export.from_torch.family import export_family
 
     return export_family(run, options)
 

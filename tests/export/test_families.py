@@ -34,7 +34,7 @@ from export import (
     save_weights,
     write_recipe,
 )
-from export import families as families_module
+from export.from_torch import family as families_module
 
 ROWS = np.random.default_rng(3).standard_normal((4, 1, 12, 12), dtype=np.float32)
 

@@ -212,7 +212,7 @@ def test_a_value_called_like_an_input_gets_another_name() -> None:
     """torch numbers its values without looking at the names that inputs are given."""
     import torch
 
-    from export.torch_graphs import export_module
+    from export.from_torch.graphs import export_module
 
     class Net(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from export.folder.writing import (
     precision_record,
     write_model,
 )
+from export.from_torch.graphs import export_module
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.nets.heads import confidence
@@ -32,7 +33,6 @@ from export.nets.resnet import ResNet, ResNetConfig
 from export.nets.shipped_weights import WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.options import HEADS, PRETRAINED, RANDOM, ExportOptions, thin
 from export.precision.fp16 import apply_precision
-from export.torch_graphs import export_module
 
 INPUT = "input"
 ANSWER = "logits"

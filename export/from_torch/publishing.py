@@ -27,7 +27,6 @@ from artifacts import (
 )
 from artifacts.console import say
 from export.cuts.splitting import extract_part
-from export.families import CONFIDENCE, FamilySettings, build_net, compare_with_torch, write_net
 from export.folder.pipeline import ExportResult, export_graph, file_parameters, reuse_model
 from export.folder.writing import (
     EXPORT_PREFIX,
@@ -38,13 +37,14 @@ from export.folder.writing import (
     open_run_model,
     save_part,
 )
+from export.from_torch.family import CONFIDENCE, FamilySettings, build_net, compare_with_torch, write_net
+from export.from_torch.graphs import export_module
 from export.graphs.loading import LoadedGraph, convert_opset
 from export.nets.heads import ChannelsFirst, DecidingHead, build_head
 from export.nets.multi_exit import MultiExitNet, head_state
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.options import ExportOptions
 from export.precision.fp16 import apply_precision
-from export.torch_graphs import export_module
 
 
 def export_torch(
