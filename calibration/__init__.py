@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError
-from calibration.certify import RISKS, Halves, RiskTest, check_labels, choose_test, run_sequence, split_halves
+from calibration.certify.risk_tests import (
+    RISKS,
+    Halves,
+    RiskTest,
+    check_labels,
+    choose_test,
+    run_sequence,
+    split_halves,
+)
 from calibration.data import Dataset, load_dataset
 from calibration.sources import load_run_data
 from calibration.tasks import Classification, Task, find_task

@@ -25,7 +25,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say
-from calibration.certify import check_labels
+from calibration.certify.risk_tests import check_labels
 from calibration.chain import ModelChain
 from calibration.checkpoints import History
 from calibration.data import SPLITS, Dataset

@@ -11,7 +11,7 @@
    costs nothing in a fixed sequence, and plans with the same exits have nearly the same samples against them.
 3. The plans are put in order from safe to bold by their p-values on the first half; what is not expected to be faster
    than a safer plan is dropped.
-4. On the second half the plans are tested in this order until the first that fails (``calibration.certify`` has the
+4. On the second half the plans are tested in this order until the first that fails (``calibration.certify.risk_tests`` has the
    theory). All that passed meet the tolerance together, except with probability ``delta``, so the fastest of them by
    any measure may be taken.
 5. The plan without exits loses nothing and needs no test. When no other passes it is the answer, together with how
@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import Certificate, NoPlanError, Trace
-from calibration.certify import (
+from calibration.certify.risk_tests import (
     Halves,
     RiskTest,
     count_needed,

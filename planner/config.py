@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from artifacts import UsageError, unknown_name
-from calibration.certify import RISKS
+from calibration.certify.risk_tests import RISKS
 from planner.greedy import TailRule
 from planner.grids import DEFAULT_STEP, threshold_grid
 from planner.load import Load

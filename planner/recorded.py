@@ -17,7 +17,7 @@ from artifacts import (
     read_json,
     read_manifest,
 )
-from calibration.certify import check_labels
+from calibration.certify.risk_tests import check_labels
 from planner.config import PlanConfig
 from planner.importing import END
 from planner.timing import ITM_JSON, ensure_itm

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from artifacts import InputError, Trace
-from calibration.set_metrics import SET_METRICS
+from calibration.certify.set_metrics import SET_METRICS
 from planner.evaluate import ChosenExits, evaluate_exits, exit_rows
 
 
@@ -30,7 +30,7 @@ def metric_under(trace: Trace, chosen: ChosenExits) -> np.ndarray:
 
 
 def evidence_under(trace: Trace, chosen: ChosenExits, risk: str) -> np.ndarray:
-    """Returns what a test of the risk is told of each sample under a plan, see ``calibration.certify.RiskTest``.
+    """Returns what a test of the risk is told of each sample under a plan, see ``calibration.certify.risk_tests.RiskTest``.
 
     Raises:
         InputError: the trace has no predictions and labels, which a set metric needs.

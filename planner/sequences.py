@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from artifacts import Trace
-from calibration.certify import RiskTest, choose_test
+from calibration.certify.risk_tests import RiskTest, choose_test
 from planner.config import CertifyConfig
 from planner.evaluate import NO_EXITS, ChosenExits
 from planner.risks import evidence_under, risk_trace

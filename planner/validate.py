@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import Trace, UsageError
-from calibration.pvalues import lower_share, upper_share
+from calibration.certify.pvalues import lower_share, upper_share
 from planner.costs import NetworkCosts, expect_mean_ms
 from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits
 from planner.greedy import configure_candidates

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import InputError, UsageError
-from calibration.certify import (
+from calibration.certify.risk_tests import (
     RiskTest,
     bounded_losses,
     choose_test,

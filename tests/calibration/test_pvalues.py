@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from artifacts import InputError
-from calibration.pvalues import (
+from calibration.certify.pvalues import (
     betting,
     binomial_cdf,
     binomial_pmf_at,

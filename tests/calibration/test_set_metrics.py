@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import InputError
-from calibration.certify import RiskTest
-from calibration.set_metrics import bootstrap_p_value, set_metric
+from calibration.certify.risk_tests import RiskTest
+from calibration.certify.set_metrics import bootstrap_p_value, set_metric
 
 pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=50)
 

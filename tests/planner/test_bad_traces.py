@@ -15,7 +15,7 @@ from planning_worlds import make_costs, make_trace
 from test_importing import EXITS, SIZES, SLOW, write_npz, write_times
 
 from artifacts import Trace
-from calibration.certify import split_halves
+from calibration.certify.risk_tests import split_halves
 from planner import NO_EXITS, ChosenExits, NetworkCosts, TailRule, evaluate_exits
 from planner.certified import CertifiedPlans, plan_certified
 from planner.cli import main

@@ -10,7 +10,7 @@ import pytest
 from planning_worlds import make_costs, make_trace
 
 from artifacts import InputError, NoPlanError, Trace, UsageError
-from calibration.certify import split_halves
+from calibration.certify.risk_tests import split_halves
 from planner import (
     NO_EXITS,
     ChosenExits,

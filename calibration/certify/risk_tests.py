@@ -24,7 +24,7 @@ the exact paired test. For 0/1 metrics the exact paired test is the tightest of 
 
 *Without labels* the risk is disagreement with the final head: a 0/1 loss against the level ``tolerance``, for which
 the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus. *Set metrics* (F1, Matthews) are no means
-and have a bootstrap instead of a guarantee, see ``calibration.set_metrics``.
+and have a bootstrap instead of a guarantee, see ``calibration.certify.risk_tests.set_metrics``.
 
 *Which test?* The smaller of two p-values from the same samples is not a p-value. Here the tuning samples decide: every
 test that fits the risk is rehearsed on them, the one that passes the most plans is applied to the other samples (of
@@ -42,8 +42,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import InputError, UsageError, array_digest, unknown_name
-from calibration.pvalues import betting, binomial_tail, hoeffding_bentkus, paired_exact, paired_exact_counts
-from calibration.set_metrics import SET_METRICS, bootstrap_p_value, check_evidence, set_metric
+from calibration.certify.pvalues import betting, binomial_tail, hoeffding_bentkus, paired_exact, paired_exact_counts
+from calibration.certify.set_metrics import SET_METRICS, bootstrap_p_value, check_evidence, set_metric
 
 RISKS = ("metric", "agreement", *SET_METRICS)
 _ETA = 1 / 20  # share of delta that each nuisance of the exact paired test may take

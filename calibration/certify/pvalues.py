@@ -41,7 +41,7 @@ mean (n - 1) e (Darroch 1964). So ``psi <= 1/2`` and ``d <= (n - 1) e - 2`` are 
 metrics are rounded against the plan (full up, early down), which keeps the test valid for any metric in [0, 1].
 
 The smaller of two of these p-values is *not* a p-value. Which one to use must be settled without looking at the
-samples that are tested; ``calibration.certify`` does.
+samples that are tested; ``calibration.certify.risk_tests`` does.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The mathematics of certification: risk tests, p-values, set metrics."""
