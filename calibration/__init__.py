@@ -16,8 +16,8 @@ from calibration.certify.risk_tests import (
     run_sequence,
     split_halves,
 )
-from calibration.data import Dataset, load_dataset
-from calibration.sources import load_run_data
+from calibration.data.datasets import Dataset, load_dataset
+from calibration.data.sources import load_run_data
 from calibration.tasks import Classification, Task, find_task
 
 if TYPE_CHECKING:

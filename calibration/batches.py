@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from artifacts import UsageError
-from calibration.data import Dataset, normalise
+from calibration.data.datasets import Dataset, normalise
 
 
 def epoch_batches(

@@ -23,7 +23,7 @@ from artifacts.console import track
 from calibration.batches import count_batches, epoch_batches
 from calibration.chain import ModelChain
 from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
-from calibration.data import Dataset
+from calibration.data.datasets import Dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from artifacts import UsageError, to_plain
 from artifacts.console import track
 from calibration.batches import count_batches, epoch_batches
 from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
-from calibration.data import Dataset
+from calibration.data.datasets import Dataset
 from export.nets.multi_exit import MultiExitNet
 
 

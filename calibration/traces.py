@@ -7,7 +7,7 @@ import numpy as np
 from artifacts import Model, Trace
 from artifacts.console import track
 from calibration.chain import ModelChain
-from calibration.data import Dataset
+from calibration.data.datasets import Dataset
 from calibration.tasks import find_task
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from artifacts import InputError, UsageError
 from calibration.batches import augment, count_batches, epoch_batches
-from calibration.data import SPLITS, Dataset, load_dataset, make_dataset, normalise, split_indices
+from calibration.data.datasets import SPLITS, Dataset, load_dataset, make_dataset, normalise, split_indices
 
 SHAPE = (1, 6, 5)
 

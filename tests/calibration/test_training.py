@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from artifacts import UsageError
-from calibration.data import Dataset, make_dataset, split_indices
+from calibration.data.datasets import Dataset, make_dataset, split_indices
 from calibration.joint import JointConfig, measure_accuracy, train_joint
 from export.nets.multi_exit import MultiExitNet, attach_heads
 from export.nets.resnet import ResNet, ResNetConfig

@@ -21,8 +21,8 @@ from artifacts import (
     open_model,
 )
 from calibration import Dataset
-from calibration.fashion_mnist import DIGESTS, load_fashion_mnist
-from calibration.sources import CACHE
+from calibration.data.fashion_mnist import DIGESTS, load_fashion_mnist
+from calibration.data.sources import CACHE
 from engines import EngineSet, HostDevice
 from planner import ChosenExits
 from planner.bundle import assemble_bundle, merge_stages, stage_bounds

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import InputError
-from calibration.data import Dataset, make_dataset, split_indices
+from calibration.data.datasets import Dataset, make_dataset, split_indices
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from artifacts import MANIFEST, GraphError, InputError, Model, RunFolder, UsageError, open_model, read_manifest
-from calibration.data import Dataset, load_dataset
-from calibration.fashion_mnist import load_fashion_mnist
+from calibration.data.datasets import Dataset, load_dataset
+from calibration.data.fashion_mnist import load_fashion_mnist
 
 CACHE = Path("~/.cache/pame/fashion-mnist")
 FASHION_MNIST = "fashion-mnist"
