@@ -23,7 +23,7 @@ from artifacts import (
     to_plain,
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say
-from calibration.flips import FlipReport, count_flips
+from calibration.tracing.flips import FlipReport, count_flips
 
 if TYPE_CHECKING:
     from calibration.frozen import FrozenConfig

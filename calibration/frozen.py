@@ -21,9 +21,9 @@ from torch.nn import functional
 from artifacts import UsageError, to_plain
 from artifacts.console import track
 from calibration.batches import count_batches, epoch_batches
-from calibration.chain import ModelChain
 from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
 from calibration.data.datasets import Dataset
+from calibration.tracing.all_exits import ModelChain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

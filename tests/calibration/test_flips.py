@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import InputError, Trace
-from calibration.flips import count_flips
+from calibration.tracing.flips import count_flips
 
 EXITS = ("a", "b")
 

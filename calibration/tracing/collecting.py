@@ -6,9 +6,9 @@ import numpy as np
 
 from artifacts import Model, Trace
 from artifacts.console import track
-from calibration.chain import ModelChain
 from calibration.data.datasets import Dataset
 from calibration.tasks import find_task
+from calibration.tracing.all_exits import ModelChain
 
 
 def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, rows: int) -> Trace:

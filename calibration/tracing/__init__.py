@@ -1,0 +1,1 @@
+"""Traces: what every exit would answer for every sample."""
