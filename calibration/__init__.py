@@ -22,13 +22,13 @@ from calibration.tasks import Classification, Task, find_task
 
 if TYPE_CHECKING:
     from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, trace_model, train_missing
-    from calibration.frozen import FrozenConfig
-    from calibration.joint import JointConfig
+    from calibration.training.end_to_end import JointConfig
+    from calibration.training.frozen import FrozenConfig
 
 _HOMES = {
     "EngineChoice": "flow",
-    "FrozenConfig": "frozen",
-    "JointConfig": "joint",
+    "FrozenConfig": "training.frozen",
+    "JointConfig": "training.end_to_end",
     "ensure_trace": "flow",
     "retrain_jointly": "flow",
     "trace_model": "flow",

@@ -26,8 +26,8 @@ from artifacts.console import add_common_arguments, print_table, run_command, sa
 from calibration.tracing.flips import FlipReport, count_flips
 
 if TYPE_CHECKING:
-    from calibration.frozen import FrozenConfig
-    from calibration.joint import JointConfig
+    from calibration.training.end_to_end import JointConfig
+    from calibration.training.frozen import FrozenConfig
 
 WAYS = ("frozen", "joint")
 
@@ -157,8 +157,8 @@ def _load_flow() -> Any:
 
 
 def _config(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
-    from calibration.frozen import FrozenConfig
-    from calibration.joint import JointConfig
+    from calibration.training.end_to_end import JointConfig
+    from calibration.training.frozen import FrozenConfig
 
     kind = JointConfig if arguments.train == "joint" else FrozenConfig
     if arguments.backbone_epochs is not None and kind is FrozenConfig:

@@ -26,13 +26,13 @@ from artifacts import (
 )
 from artifacts.console import say
 from calibration.certify.risk_tests import check_labels
-from calibration.checkpoints import History
 from calibration.data.datasets import SPLITS, Dataset
 from calibration.data.sources import class_count, load_run_data, normalisation_of, source_name
-from calibration.frozen import FrozenConfig, train_frozen
-from calibration.joint import JointConfig, measure_accuracy, train_joint
 from calibration.tracing.all_exits import ModelChain
 from calibration.tracing.collecting import collect_trace
+from calibration.training.checkpoints import History
+from calibration.training.end_to_end import JointConfig, measure_accuracy, train_joint
+from calibration.training.frozen import FrozenConfig, train_frozen
 from export import (
     MultiExitNet,
     Recipe,

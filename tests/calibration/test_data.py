@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from artifacts import InputError, UsageError
-from calibration.batches import augment, count_batches, epoch_batches
 from calibration.data.datasets import SPLITS, Dataset, load_dataset, make_dataset, normalise, split_indices
+from calibration.training.minibatches import augment, count_batches, epoch_batches
 
 SHAPE = (1, 6, 5)
 

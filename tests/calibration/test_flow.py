@@ -23,8 +23,8 @@ from calibration.cli import main
 from calibration.data.datasets import SPLITS, load_dataset
 from calibration.data.sources import load_run_data, source_name
 from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, train_missing
-from calibration.frozen import FrozenConfig
-from calibration.joint import JointConfig
+from calibration.training.end_to_end import JointConfig
+from calibration.training.frozen import FrozenConfig
 from engines import run_graph
 from export import ExportOptions, ensure_model
 

@@ -11,7 +11,7 @@ import torch
 
 from artifacts import UsageError
 from calibration.data.datasets import Dataset, make_dataset, split_indices
-from calibration.joint import JointConfig, measure_accuracy, train_joint
+from calibration.training.end_to_end import JointConfig, measure_accuracy, train_joint
 from export.nets.multi_exit import MultiExitNet, attach_heads
 from export.nets.resnet import ResNet, ResNetConfig
 
@@ -63,7 +63,7 @@ def test_the_first_phase_leaves_the_heads_alone(bars: Dataset, tmp_path: Path) -
         raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.joint.save_checkpoint", stop)
+        patch.setattr("calibration.training.end_to_end.save_checkpoint", stop)
         with pytest.raises(StopError):
             train_joint(net, bars, one, tmp_path / "checkpoint", inputs={})
     for now, before in zip(net.heads.parameters(), untrained.heads.parameters(), strict=True):
@@ -80,13 +80,13 @@ def test_an_interrupted_training_continues_to_the_same_end(bars: Dataset, tmp_pa
         pass
 
     def save_then_die(*args: object, **kwargs: object) -> None:
-        from calibration.checkpoints import save_checkpoint
+        from calibration.training.checkpoints import save_checkpoint
 
         save_checkpoint(*args, **kwargs)
         raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.joint.save_checkpoint", save_then_die)
+        patch.setattr("calibration.training.end_to_end.save_checkpoint", save_then_die)
         for _ in range(CONFIG.epochs):
             with pytest.raises(KilledError):
                 train_joint(make_net(), bars, CONFIG, tmp_path / "pieces", inputs={"data": "1"})
@@ -100,7 +100,7 @@ def test_an_interrupted_training_continues_to_the_same_end(bars: Dataset, tmp_pa
 def test_another_training_does_not_continue_this_one(bars: Dataset, tmp_path: Path) -> None:
     short = JointConfig(epochs=1, backbone_epochs=0, batch_size=32, crop_padding=0)
     train_joint(make_net(), bars, short, tmp_path / "checkpoint", inputs={"data": "1"})
-    from calibration.checkpoints import resume_checkpoint
+    from calibration.training.checkpoints import resume_checkpoint
 
     net = make_net()
     optimiser = torch.optim.SGD(net.parameters(), 0.1)

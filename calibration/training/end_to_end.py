@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from artifacts import UsageError, to_plain
 from artifacts.console import track
-from calibration.batches import count_batches, epoch_batches
-from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
 from calibration.data.datasets import Dataset
+from calibration.training.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
+from calibration.training.minibatches import count_batches, epoch_batches
 from export.nets.multi_exit import MultiExitNet
 
 

@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from artifacts import UsageError, to_plain
 from artifacts.console import track
-from calibration.batches import count_batches, epoch_batches
-from calibration.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
 from calibration.data.datasets import Dataset
 from calibration.tracing.all_exits import ModelChain
+from calibration.training.checkpoints import History, record_epoch, resume_checkpoint, save_checkpoint
+from calibration.training.minibatches import count_batches, epoch_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
