@@ -56,10 +56,10 @@ from planner import (
     plan_ladder,
     threshold_grid,
 )
-from planner.costs import gather_row, head_row, segment_row
 from planner.flow import search_plans
 from planner.joint import make_case
 from planner.objectives import BATCH, MEAN, OBJECTIVES, objective_ms
+from planner.predict.costs import gather_row, head_row, segment_row
 from planner.tables import make_table, spread_levels
 from planner.timing import ITM_JSON
 from planner.zoom import pick_cells

@@ -10,24 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 from planner.certified import CertifiedPlans, certify_plans, plan_certified
 from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
-from planner.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
-from planner.evaluate import NO_EXITS, ChosenExits, Outcome, PlanFigures, evaluate_exits, evaluate_oracle, evaluate_plan
 from planner.greedy import Considered, SearchResult, TailRule, plan_greedy
 from planner.grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
 from planner.joint import plan_joint, plan_ladder
 from planner.ladders import make_ladder, make_price
-from planner.load import Load, read_load
 from planner.objectives import OBJECTIVES, objective_ms
-from planner.patterns import (
+from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
+from planner.predict.percentiles import latency_distribution, latency_quantile
+from planner.predict.replay import (
+    NO_EXITS,
+    ChosenExits,
+    Outcome,
+    PlanFigures,
+    evaluate_exits,
+    evaluate_oracle,
+    evaluate_plan,
+)
+from planner.predict.survivors import (
     BatchingPatternMatrix,
     binomial_pmf,
     count_survivors,
     draw_patterns,
     survivor_transition,
 )
+from planner.predict.traffic import Load, read_load
 from planner.risks import risk_trace
 from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
-from planner.tails import latency_distribution, latency_quantile
 from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Bucket sets: which batch sizes to build, where every engine is bound to one. ``--max-engines``, ``--memory-mb``.
 
-Theory. A stage sees ``n`` rows with a known probability (``planner.patterns``), so every ``n`` has a weight ``w(n)``
+Theory. A stage sees ``n`` rows with a known probability (``planner.predict.survivors``), so every ``n`` has a weight ``w(n)``
 in the expected cost: ``P(N = n) n / B`` for the mean latency, ``P(N = n)`` for the batch time. With engines for the
 batch sizes ``s_1 < .. < s_m`` (the last one holds the largest batch) and rows padded up to the next of them, the
 stage costs
@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import UsageError
-from planner.load import Load
 from planner.objectives import BATCH
-from planner.patterns import binomial_pmf
+from planner.predict.survivors import binomial_pmf
+from planner.predict.traffic import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

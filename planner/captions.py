@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from planner.costs import FULL
 from planner.objectives import MEAN, OBJECTIVE_WORDS
+from planner.predict.costs import FULL
 from planner.report_data import (
     Depth,
     ReportData,

@@ -24,8 +24,8 @@ from planner.config import (
     batch_sizes_up_to,
 )
 from planner.greedy import TailRule
-from planner.load import read_load
 from planner.objectives import BATCH, MEAN, OBJECTIVES, P99
+from planner.predict.traffic import read_load
 from planner.risks import metric_word
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from artifacts import UsageError, unknown_name
 from calibration.certify.risk_tests import RISKS
 from planner.greedy import TailRule
 from planner.grids import DEFAULT_STEP, threshold_grid
-from planner.load import Load
 from planner.objectives import MEAN, check_objective
+from planner.predict.traffic import Load
 
 DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
 

@@ -14,9 +14,9 @@ from engines import ensure_engine
 from planner.buckets import StageDemand, plan_buckets, weigh_rows
 from planner.bundle import MergedStage, StageBounds, stage_bounds
 from planner.config import PlanConfig
-from planner.costs import stage_row
-from planner.evaluate import ChosenExits, Outcome
-from planner.load import Load
+from planner.predict.costs import stage_row
+from planner.predict.replay import ChosenExits, Outcome
+from planner.predict.traffic import Load
 
 Sizes = Mapping[StageBounds, tuple[int, ...]]
 

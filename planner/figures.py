@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from artifacts import MissingExtraError
-from planner.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
 from planner.figure_graph import draw_cut_graph
 from planner.objectives import OBJECTIVE_WORDS
+from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
 from planner.report_data import (
     ReportData,
     committed,

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import CorruptArtifactError, Trace, UsageError, load_arrays, save_arrays
-from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits, exit_rows
+from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_exits, exit_rows
 
 DEFAULT_STEP = 0.05
 _SUMS = ("leaving", "metric_sum", "final_sum")

@@ -21,7 +21,6 @@ from artifacts import (
 from artifacts.console import say
 from planner.certified import describe_certified
 from planner.config import PlanConfig
-from planner.costs import NetworkCosts
 from planner.flow import (
     BPM_NPZ,
     CERTIFICATION_JSON,
@@ -33,6 +32,7 @@ from planner.flow import (
 )
 from planner.greedy import SearchResult
 from planner.grids import KeptGrids, threshold_grid
+from planner.predict.costs import NetworkCosts
 from planner.recorded import Recorded, read_recorded
 from planner.risks import risk_trace
 

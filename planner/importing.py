@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
-from planner.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
+from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
 
 FINAL, END = "final", "end"
 _NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")

@@ -45,9 +45,7 @@ from dataclasses import replace
 import numpy as np
 
 from artifacts import Trace, UsageError
-from planner.costs import NetworkCosts
 from planner.descent import Descent, Waypoint
-from planner.evaluate import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.greedy import (
     ROUNDING,
     Considered,
@@ -60,6 +58,8 @@ from planner.greedy import (
 )
 from planner.grids import KeptGrids, threshold_grid
 from planner.objectives import MEAN, P99, Prices, check_objective, objective_ms
+from planner.predict.costs import NetworkCosts
+from planner.predict.replay import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
 from planner.tables import LevelTable, RankedTrace, make_table, spread_levels
 from planner.zoom import Case, Spot, level_count, pick_cells, zoom
 

@@ -1,6 +1,6 @@
 """What a plan is to be good at, and its price for all combinations of thresholds at once.
 
-Theory. ``planner.costs`` shows that the mean latency is a sum over the stages in which stage ``j`` depends on nothing
+Theory. ``planner.predict.costs`` shows that the mean latency is a sum over the stages in which stage ``j`` depends on nothing
 but the share ``s_(j-1)`` of the samples that enter it:
 
     E[mean] = sum_j g_j(s_(j-1)),   g_j(s) = sum_b q_b / b * sum_n P(Binomial(b, s) = n) n c_j(n),
@@ -14,7 +14,7 @@ that many steps; the plans that a search ends with are priced exactly all the sa
 The 99th percentile of query latency is no such sum. Combinations are ranked by a surrogate: the exit ``k`` where the
 99th percentile of the queries leaves, and the time of stages ``1..k`` at survivor counts as far above their means as
 that percentile lies in the group of those who leave there (a logistic curve stands in for the normal one). The best
-by the surrogate are then evaluated exactly (``planner.tails``).
+by the surrogate are then evaluated exactly (``planner.predict.percentiles``).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Protocol
 import numpy as np
 
 from artifacts import UsageError, unknown_name
-from planner.costs import NetworkCosts
-from planner.patterns import binomial_pmf
+from planner.predict.costs import NetworkCosts
+from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
+from planner.predict.survivors import binomial_pmf
 from planner.tables import LevelTable
-from planner.tails import TAIL_QUANTILE, latency_quantile
 
 MEAN, P99, BATCH = "mean", "p99", "batch"
 OBJECTIVES = (MEAN, P99, BATCH)

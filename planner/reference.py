@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from artifacts import StreamReference, Trace
-from planner.evaluate import ChosenExits, evaluate_exits, exit_rows
+from planner.predict.replay import ChosenExits, evaluate_exits, exit_rows
 from runtime.stats import CONFIDENCE_BINS, count_cells
 
 

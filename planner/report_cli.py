@@ -37,7 +37,7 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, run_command, say
 from planner.config import PlanConfig
-from planner.patterns import BatchingPatternMatrix
+from planner.predict.survivors import BatchingPatternMatrix
 from planner.report_data import ReportData
 
 BENCH_JSON = "bench.json"

@@ -8,7 +8,7 @@ import numpy as np
 
 from artifacts import InputError, Trace
 from calibration.certify.set_metrics import SET_METRICS
-from planner.evaluate import ChosenExits, evaluate_exits, exit_rows
+from planner.predict.replay import ChosenExits, evaluate_exits, exit_rows
 
 
 def risk_trace(trace: Trace, risk: str) -> Trace:

@@ -13,7 +13,7 @@ import numpy as np
 from artifacts import Trace
 from calibration.certify.risk_tests import RiskTest, choose_test
 from planner.config import CertifyConfig
-from planner.evaluate import NO_EXITS, ChosenExits
+from planner.predict.replay import NO_EXITS, ChosenExits
 from planner.risks import evidence_under, risk_trace
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric

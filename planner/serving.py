@@ -13,7 +13,7 @@ import numpy as np
 
 from artifacts import BundleSpec, EngineKey, ExitPlan, GraphSpec, ModelSpec, PredictedLatency, StageSpec
 from engines import Buffer, Device, Engine, EngineSet, Execution, FakeEngine, HostDevice, plan_covers
-from planner.costs import SERVING
+from planner.predict.costs import SERVING
 
 
 def serving_calls(

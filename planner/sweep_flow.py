@@ -29,11 +29,11 @@ from artifacts import (
 )
 from artifacts.console import say, track
 from planner.config import PlanConfig
-from planner.costs import NetworkCosts
 from planner.flow import find_search, kept_grids, share_grids
 from planner.greedy import SearchResult
 from planner.grids import KeptGrids
 from planner.importing import END
+from planner.predict.costs import NetworkCosts
 from planner.recorded import is_imported, read_recorded
 from planner.risks import risk_trace
 from planner.sweep import Sweep, sweep_levels, sweep_tolerances

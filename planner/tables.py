@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artifacts import Trace
-from planner.evaluate import ChosenExits
+from planner.predict.replay import ChosenExits
 
 _REACH = 5.0  # log-odds: quantiles from 0.7 % to 99.3 %
 

@@ -41,7 +41,7 @@ from artifacts import (
 from artifacts.console import say, track
 from engines import Device, Engine, builder, ensure_engine, fixed_batch_sizes, open_device, open_engine
 from planner.config import TimingConfig
-from planner.costs import SERVING, gather_row
+from planner.predict.costs import SERVING, gather_row
 from planner.serving import serving_calls
 
 ITM_JSON = "itm.json"

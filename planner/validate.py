@@ -23,10 +23,10 @@ import numpy as np
 
 from artifacts import Trace, UsageError
 from calibration.certify.pvalues import lower_share, upper_share
-from planner.costs import NetworkCosts, expect_mean_ms
-from planner.evaluate import NO_EXITS, ChosenExits, evaluate_exits
 from planner.greedy import configure_candidates
 from planner.grids import evaluate_grid, threshold_grid
+from planner.predict.costs import NetworkCosts, expect_mean_ms
+from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_exits
 from planner.risks import metric_under
 
 Method = Callable[[Trace, int], ChosenExits]  # a calibration set and a seed -> the plan that the method would ship

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.costs import NetworkCosts
 from planner.greedy import TailRule, staying_allowed
 from planner.objectives import P99, Prices
+from planner.predict.costs import NetworkCosts
 from planner.tables import LevelTable, RankedTrace, make_table
 
 _CELLS = 32_768  # combinations in one table

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from artifacts import InferenceTimeMatrix, Trace
 from planner import NetworkCosts
-from planner.costs import gather_row, head_row, segment_row
+from planner.predict.costs import gather_row, head_row, segment_row
 
 
 def make_trace(

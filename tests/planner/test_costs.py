@@ -14,8 +14,8 @@ from planning_worlds import make_costs, make_itm
 from artifacts import UsageError
 from engines import plan_covers
 from planner import NetworkCosts, binomial_pmf, count_survivors, expect_times, price_stage, record_times
-from planner.costs import gather_row, head_row, segment_row
-from planner.load import Load
+from planner.predict.costs import gather_row, head_row, segment_row
+from planner.predict.traffic import Load
 
 
 def brute_force(leaves: list[int], costs: list[list[float]], batch_size: int) -> tuple[float, float, list[float]]:

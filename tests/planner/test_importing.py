@@ -11,8 +11,8 @@ from planning_worlds import make_trace
 
 from artifacts import ExitPlan, InputError, RunFolder, Trace, UsageError, open_artifact, read_json
 from planner.cli import main
-from planner.costs import NetworkCosts
 from planner.importing import END, build_trace, read_times, read_trace
+from planner.predict.costs import NetworkCosts
 
 EXITS, SIZES = ("early", "late"), (1, 4, 8)
 SLOW = {"segment early": 1.0, "head early": 0.1, "segment late": 2.0, "head late": 0.1, "segment end": 5.0}

@@ -17,7 +17,7 @@ from report_worlds import NASTY, bundle_digest, make_bench, make_report, write_r
 from artifacts import Certificate, RunFolder, digest_of, new_artifact, open_model, write_model_spec
 from planner.captions import caption_of, faster, summarise
 from planner.cli import main
-from planner.evaluate import evaluate_exits
+from planner.predict.replay import evaluate_exits
 from planner.report import render_report, render_table
 from planner.report_data import (
     depths,

@@ -63,9 +63,9 @@ def test_many_paths_are_merged_upwards_and_hardly_change_the_percentile(monkeypa
     random = np.random.default_rng(3)
     costs = [np.concatenate([[0.0], np.sort(random.random(24))]) for _ in range(5)]
     survival = [1.0, 0.7, 0.5, 0.3, 0.1]
-    monkeypatch.setattr("planner.tails._MOST_PATHS", 10**7)
+    monkeypatch.setattr("planner.predict.percentiles._MOST_PATHS", 10**7)
     exact = latency_quantile(costs, survival, Load.of(24))
-    monkeypatch.setattr("planner.tails._MOST_PATHS", 100)
+    monkeypatch.setattr("planner.predict.percentiles._MOST_PATHS", 100)
     merged = latency_quantile(costs, survival, Load.of(24))
     assert exact <= merged <= exact * 1.005
 

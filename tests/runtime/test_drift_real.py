@@ -26,7 +26,7 @@ from calibration.data.sources import CACHE
 from engines import EngineSet, HostDevice
 from planner import ChosenExits
 from planner.bundle import assemble_bundle, merge_stages, stage_bounds
-from planner.costs import stage_row
+from planner.predict.costs import stage_row
 from runtime import Runtime
 from runtime.loading import open_bundle
 

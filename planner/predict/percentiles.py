@@ -1,7 +1,7 @@
 """The latency of a query as a distribution, and its percentiles.
 
 Theory. In a batch of ``b`` queries drawn at random the survivors form a Markov chain, ``N_0 = b`` and ``N_k | N_(k-1)
-~ Binomial(N_(k-1), r_k)`` with ``r_k = s_k / s_(k-1)`` (``planner.patterns``). A query that leaves at exit ``k`` has
+~ Binomial(N_(k-1), r_k)`` with ``r_k = s_k / s_(k-1)`` (``planner.predict.survivors``). A query that leaves at exit ``k`` has
 waited
 
     T_k = c_1(N_0) + c_2(N_1) + .. + c_k(N_(k-1)),
@@ -12,7 +12,7 @@ r_k) / b``. So the latency of a query takes the value ``T_k`` of a path with the
     P(N_1 .. N_(k-1)) * N_(k-1) (1 - r_k) / b,
 
 and summed over all paths and exits these weights are 1. The percentile is read off that list: exact, no Monte Carlo.
-A mixture of batch sizes (``planner.load``) mixes the lists by the share of the queries.
+A mixture of batch sizes (``planner.predict.traffic``) mixes the lists by the share of the queries.
 
 The assumption: queries arrive in random order, and a stage takes its median time for its number of rows. The noise of
 the machine is not in it; a measured percentile has it on top.
@@ -28,8 +28,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planner.load import Load
-from planner.patterns import survivor_transition
+from planner.predict.survivors import survivor_transition
+from planner.predict.traffic import Load
 
 TAIL_QUANTILE = 0.99
 _NEGLIGIBLE = 1e-9

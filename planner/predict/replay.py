@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import InputError, PlannedExit, PredictedLatency, Trace, unknown_name
-from planner.costs import ChainTimes, expect_mean_ms, expect_times, record_times
-from planner.load import Load
-from planner.patterns import count_survivors
+from planner.predict.costs import ChainTimes, expect_mean_ms, expect_times, record_times
+from planner.predict.survivors import count_survivors
+from planner.predict.traffic import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

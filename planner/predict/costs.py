@@ -6,7 +6,7 @@ waits for all of it, so for one batch
 
     sum of all query latencies = sum_j N_(j-1) * c_j(N_(j-1)),        batch time = sum_j c_j(N_(j-1)).
 
-Batches drawn at random have N_k ~ Binomial(B, s_k) (see ``planner.patterns``), and by the size-biasing identity
+Batches drawn at random have N_k ~ Binomial(B, s_k) (see ``planner.predict.survivors``), and by the size-biasing identity
 E[N c(N)] = B s E[c(1 + Binomial(B - 1, s))] the expected mean latency is
 
     E[mean] = (1/B) sum_j E[N_(j-1) c_j(N_(j-1))] = sum_j s_(j-1) t_j,      t_j = E[c_j(1 + Binomial(B - 1, s_(j-1)))],
@@ -15,8 +15,8 @@ where ``t_j`` is the time of stage ``j`` as a query sees it that takes part in i
 waits ``t_1 + .. + t_k`` in the mean, its *arrival time*. All of this is exact: no Monte Carlo, no smoothing of
 ``c_j``.
 
-With batches of several sizes (``planner.load``) the mean latency is the query-weighted mixture of these, the batch
-time the mixture by the share of the batches. The 99th percentile comes from ``planner.tails``, as exact.
+With batches of several sizes (``planner.predict.traffic``) the mean latency is the query-weighted mixture of these, the batch
+time the mixture by the share of the batches. The 99th percentile comes from ``planner.predict.percentiles``, as exact.
 
 ``c_j`` comes from the inference time matrix. Where the stage itself was timed, that row is it. Before that, a stage
 is the sum of its segments, its head and the gather behind it, less what merging saves: separate engines pay a start
@@ -53,9 +53,9 @@ import numpy as np
 
 from artifacts import InferenceTimeMatrix, UsageError, unknown_name
 from engines import plan_covers
-from planner.load import Load
-from planner.patterns import binomial_pmf
-from planner.tails import TAIL_QUANTILE, latency_quantile
+from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
+from planner.predict.survivors import binomial_pmf
+from planner.predict.traffic import Load
 
 FULL = "full"
 FINAL_HEAD = "final_head"

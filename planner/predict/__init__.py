@@ -1,0 +1,1 @@
+"""The model of time and metric: survivors, costs, replay of a trace, percentiles, objectives."""
