@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.certified import CertifiedPlans, certify_plans, plan_certified
 from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
-from planner.greedy import Considered, SearchResult, TailRule, plan_greedy
-from planner.grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
-from planner.joint import plan_joint, plan_ladder
 from planner.ladders import make_ladder, make_price
-from planner.objectives import OBJECTIVES, objective_ms
 from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
 from planner.predict.percentiles import latency_distribution, latency_quantile
 from planner.predict.replay import (
@@ -35,6 +31,10 @@ from planner.predict.survivors import (
 )
 from planner.predict.traffic import Load, read_load
 from planner.risks import risk_trace
+from planner.search.greedy import Considered, SearchResult, TailRule, plan_greedy
+from planner.search.joint import plan_joint, plan_ladder
+from planner.search.prices import OBJECTIVES, objective_ms
+from planner.search.threshold_grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
 from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
 from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 

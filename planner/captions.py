@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from planner.objectives import MEAN, OBJECTIVE_WORDS
 from planner.predict.costs import FULL
 from planner.report_data import (
     Depth,
@@ -19,6 +18,7 @@ from planner.report_data import (
     survivor_chain,
     without_exits,
 )
+from planner.search.prices import MEAN, OBJECTIVE_WORDS
 
 _TYPICAL = 0.9  # the threshold to speak of where the plan has none
 

@@ -40,11 +40,11 @@ from calibration.certify.risk_tests import (
     split_halves,
 )
 from planner.config import CertifyConfig, PlanConfig
-from planner.greedy import Considered, SearchResult, share_in_time
-from planner.objectives import P99, objective_ms
 from planner.predict.costs import NetworkCosts
 from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_plan
 from planner.risks import evidence_under
+from planner.search.greedy import Considered, SearchResult, share_in_time
+from planner.search.prices import P99, objective_ms
 from planner.sequences import Ladder, Price, arrange, climb, rehearse, vary_plans
 
 

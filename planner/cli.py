@@ -23,10 +23,10 @@ from planner.config import (
     TimingConfig,
     batch_sizes_up_to,
 )
-from planner.greedy import TailRule
-from planner.objectives import BATCH, MEAN, OBJECTIVES, P99
 from planner.predict.traffic import read_load
 from planner.risks import metric_word
+from planner.search.greedy import TailRule
+from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99
 
 if TYPE_CHECKING:
     from planner.flow import PlanningResult

@@ -37,13 +37,13 @@ from artifacts.store import recover_artifact
 from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.config import MeasureConfig, PlanConfig
 from planner.engine_sizes import Sizes, choose_sizes
-from planner.greedy import SearchResult
-from planner.objectives import BATCH, MEAN, P99, objective_ms
 from planner.predict.costs import price_staying
 from planner.predict.percentiles import TAIL_QUANTILE
 from planner.predict.replay import NO_EXITS, ChosenExits, PlanFigures, evaluate_exits, evaluate_plan
 from planner.predict.traffic import Load
 from planner.reference import describe_reference
+from planner.search.greedy import SearchResult
+from planner.search.prices import BATCH, MEAN, P99, objective_ms
 from planner.timing import Clock, time_graphs
 
 NOISE = 0.02  # two measurements of the same plan differ by that much
@@ -95,7 +95,7 @@ class Contender:
     allowed: bool
 
     def measured_ms(self, objective: str) -> float:
-        """Returns what an objective of ``planner.objectives`` looks at."""
+        """Returns what an objective of ``planner.search.prices`` looks at."""
         return {MEAN: self.measured_mean_ms, BATCH: self.measured_batch_ms, P99: self.measured_p99_ms}[objective]
 
 

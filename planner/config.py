@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from artifacts import UsageError, unknown_name
 from calibration.certify.risk_tests import RISKS
-from planner.greedy import TailRule
-from planner.grids import DEFAULT_STEP, threshold_grid
-from planner.objectives import MEAN, check_objective
 from planner.predict.traffic import Load
+from planner.search.greedy import TailRule
+from planner.search.prices import MEAN, check_objective
+from planner.search.threshold_grids import DEFAULT_STEP, threshold_grid
 
 DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from artifacts import MissingExtraError
 from planner.figure_graph import draw_cut_graph
-from planner.objectives import OBJECTIVE_WORDS
 from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
 from planner.report_data import (
     ReportData,
@@ -26,6 +25,7 @@ from planner.report_data import (
     survivor_chain,
     threshold_curves,
 )
+from planner.search.prices import OBJECTIVE_WORDS
 from runtime import bench_plot
 from runtime.bench_plot import EARLY, FAINT, INK, clean_axes, draw_latencies
 

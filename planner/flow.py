@@ -33,13 +33,13 @@ from planner.certified import CertifiedPlans, describe_certified, merge_certifie
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.engine_sizes import check_limits
-from planner.greedy import SearchResult, plan_greedy
-from planner.grids import KeptGrids, threshold_grid
-from planner.joint import plan_joint
 from planner.ladders import make_ladder, make_price
-from planner.objectives import objective_ms
 from planner.predict.costs import NetworkCosts
 from planner.risks import risk_trace
+from planner.search.greedy import SearchResult, plan_greedy
+from planner.search.joint import plan_joint
+from planner.search.prices import objective_ms
+from planner.search.threshold_grids import KeptGrids, threshold_grid
 from planner.timing import ensure_itm
 
 BPM_NPZ = "bpm.npz"

@@ -30,11 +30,11 @@ from planner.flow import (
     read_result,
     search_plans,
 )
-from planner.greedy import SearchResult
-from planner.grids import KeptGrids, threshold_grid
 from planner.predict.costs import NetworkCosts
 from planner.recorded import Recorded, read_recorded
 from planner.risks import risk_trace
+from planner.search.greedy import SearchResult
+from planner.search.threshold_grids import KeptGrids, threshold_grid
 
 _REMEDY = "python -m planner --run runs/NAME"
 

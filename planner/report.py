@@ -13,8 +13,8 @@ from typing import Any
 
 from artifacts import PlannedExit, to_plain
 from planner.captions import caption_of, describe_measured, plural, summarise
-from planner.objectives import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.report_data import ReportData, headline, survivor_chain
+from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.sweep import OperatingPoint
 
 _STYLE = """

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from artifacts import ExitPlan, InferenceTimeMatrix, ModelSpec, Trace
-from planner.grids import evaluate_grid
 from planner.predict.costs import FINAL_HEAD, FULL, SERVING, NetworkCosts, gather_row, head_row, segment_row
 from planner.predict.replay import ChosenExits, Outcome, evaluate_exits
 from planner.predict.survivors import BatchingPatternMatrix, binomial_pmf, count_survivors
+from planner.search.threshold_grids import evaluate_grid
 from planner.sweep import Sweep
 
 CURVE_THRESHOLDS = np.linspace(0, 1, 201).astype(np.float32)

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from artifacts import InputError, NoPlanError, Trace
-from planner.greedy import SearchResult
-from planner.objectives import MEAN, check_objective, objective_ms, time_ms
 from planner.predict.replay import NO_EXITS, PlanFigures
+from planner.search.greedy import SearchResult
+from planner.search.prices import MEAN, check_objective, objective_ms, time_ms
 
 LEVELS = (
     0.0, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,

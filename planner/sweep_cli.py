@@ -8,7 +8,7 @@ from typing import Any
 from artifacts import RunFolder, UsageError, to_plain
 from artifacts.console import print_table, say
 from planner.config import PlanConfig
-from planner.objectives import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
+from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.sweep import Sweep
 from planner.sweep_flow import ensure_sweep, prepare_sweep
 

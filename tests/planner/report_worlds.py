@@ -26,9 +26,9 @@ from artifacts import (
     write_model_spec,
 )
 from planner import KeptGrids, NetworkCosts, PlanConfig, SearchResult, TailRule, TimingConfig, plan_greedy
-from planner.grids import threshold_grid
 from planner.predict.replay import PlanFigures
 from planner.report_data import ReportData
+from planner.search.threshold_grids import threshold_grid
 from planner.sweep import SearchAt, sweep_levels, sweep_tolerances
 
 NASTY = 'a$b$<script>alert("x")</script>&'

@@ -33,7 +33,7 @@ from planner.commit import (
     rank_contenders,
     warn_of_staying,
 )
-from planner.objectives import BATCH, MEAN, P99
+from planner.search.prices import BATCH, MEAN, P99
 
 
 def search(**options: object):

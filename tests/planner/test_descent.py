@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from planning_worlds import make_costs, make_trace
 
-from planner.descent import Descent
-from planner.objectives import BATCH, MEAN, Prices
-from planner.tables import RankedTrace
+from planner.search.descent import Descent
+from planner.search.level_tables import RankedTrace
+from planner.search.prices import BATCH, MEAN, Prices
 
 
 def make_descent(seed: int, *, exits: int = 4, samples: int = 40, objective: str = MEAN, **options: object) -> Descent:

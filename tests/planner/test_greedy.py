@@ -13,7 +13,7 @@ from planning_worlds import make_costs, make_trace, traces
 
 from artifacts import NoPlanError, Trace, UsageError
 from planner import KeptGrids, NetworkCosts, TailRule, binomial_pmf, plan_greedy, threshold_grid
-from planner.greedy import share_in_time
+from planner.search.greedy import share_in_time
 
 ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
 tolerances = st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5])

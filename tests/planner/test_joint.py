@@ -27,8 +27,8 @@ from planner import (
     plan_ladder,
     threshold_grid,
 )
-from planner.greedy import share_in_time, staying_allowed
-from planner.objectives import OBJECTIVES, objective_ms
+from planner.search.greedy import share_in_time, staying_allowed
+from planner.search.prices import OBJECTIVES, objective_ms
 
 ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
 TAILS = [ANY_TAIL, TailRule(), TailRule(share=0.5, allowance=0.1, stay_allowance=0.3)]
@@ -129,7 +129,7 @@ def test_ladder_is_as_good_as_one_by_one_and_monotone(objective: str) -> None:
 
 
 def test_within_a_hundredth_of_a_fine_exhaustive_search() -> None:
-    from planner.tables import RankedTrace, make_table, spread_levels
+    from planner.search.level_tables import RankedTrace, make_table, spread_levels
 
     trace, costs = make_trace(2, exits=5, samples=3000), make_costs(2, exits=5, head=0.05)
     ranked, budget = RankedTrace.of(trace), 0.02 * trace.full_metric * trace.sample_count
@@ -187,7 +187,7 @@ def test_search_on_many_samples_prices_nearly_as_the_exact_costs(monkeypatch: py
     """Beyond ``_FINEST`` samples the survivors are rounded; the answer hardly changes."""
     trace, costs = make_trace(3, exits=4, samples=3000), make_costs(3, exits=4, head=0.05)
     exact = plan_joint(trace, costs, tolerance=0.03, tail=ANY_TAIL).best.times.mean_ms
-    monkeypatch.setattr("planner.objectives._FINEST", 500)
+    monkeypatch.setattr("planner.search.prices._FINEST", 500)
     assert plan_joint(trace, costs, tolerance=0.03, tail=ANY_TAIL).best.times.mean_ms == pytest.approx(exact, rel=2e-3)
 
 

@@ -7,8 +7,8 @@ from planning_worlds import make_costs, make_trace
 
 from planner.config import CertifyConfig, PlanConfig, TimingConfig
 from planner.flow import search_plans
-from planner.greedy import TailRule, plan_greedy
-from planner.grids import KeptGrids, threshold_grid
+from planner.search.greedy import TailRule, plan_greedy
+from planner.search.threshold_grids import KeptGrids, threshold_grid
 
 SIZES = (1, 2, 4, 8)
 

@@ -41,9 +41,9 @@ from planner import (
 )
 from planner.cli import main
 from planner.flow import kept_grids, share_grids
-from planner.grids import threshold_grid
-from planner.objectives import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
 from planner.risks import risk_trace
+from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
+from planner.search.threshold_grids import threshold_grid
 from planner.sweep import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
 from planner.sweep_flow import SweepCase, ensure_sweep
 
@@ -223,7 +223,7 @@ def test_a_sweep_is_kept_with_its_grids_and_touches_nothing_else(run: RunFolder,
         run.sweep
     }
     evaluated: list[Any] = []
-    monkeypatch.setattr("planner.grids.evaluate_grid", lambda *arguments: evaluated.append(arguments))
+    monkeypatch.setattr("planner.search.threshold_grids.evaluate_grid", lambda *arguments: evaluated.append(arguments))
     assert ensure_sweep(case_of(run, CONFIG)) == (sweep, True)
     levels = [point.tolerance for point in sweep.points][:3]
     again, reused = ensure_sweep(case_of(run, replace(CONFIG, tolerance=0.3)), levels)

@@ -11,7 +11,7 @@ from planning_worlds import make_trace, traces
 
 from artifacts import Trace
 from planner import evaluate_exits
-from planner.tables import RankedTrace, make_table, spread_levels
+from planner.search.level_tables import RankedTrace, make_table, spread_levels
 
 
 @settings(max_examples=60, deadline=None)

@@ -17,9 +17,9 @@ too much, is tried in the place of its neighbours. The weight falls step by step
 where time is everything, and rises again, each time from where the last descent ended; along the way lie good plans
 for every tolerance. For one tolerance the weight is then bisected between the last plan that keeps it and the first
 that does not. What a coordinate descent cannot do, to move several thresholds against each other at a fixed budget,
-is left to the zoom of ``planner.joint``.
+is left to the zoom of ``planner.search.joint``.
 
-Only for costs that are a sum over stages (``planner.objectives``).
+Only for costs that are a sum over stages (``planner.search.prices``).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.objectives import Prices
-from planner.tables import RankedTrace
+from planner.search.level_tables import RankedTrace
+from planner.search.prices import Prices
 
 State = dict[int, int]  # a plan: row -> rank
 Key = tuple[tuple[int, int], ...]

@@ -1,25 +1,25 @@
 """The joint search: exits and all their thresholds at once. ``--search joint``, the default.
 
 Problem. Of all subsets of the exit candidates, with any thresholds, find the least expected cost
-(``planner.objectives``: the time that the runtime takes by the inference time matrix, covers, heads and gathers
+(``planner.search.prices``: the time that the runtime takes by the inference time matrix, covers, heads and gathers
 included) such that on the trace
 
     metric >= (1 - tolerance) * metric of the full network,
 
-and such that the tail rule and the stay allowance hold (``planner.greedy.TailRule``, the same as for the greedy
+and such that the tail rule and the stay allowance hold (``planner.search.greedy.TailRule``, the same as for the greedy
 search). The plan without exits competes.
 
 Where a sample leaves depends on all exits before, so a program over exits cannot be exact on a plain trace: the
 samples that arrive at an exit, not only their number, depend on the thresholds before it. Two methods complement each
 other.
 
-1. *Survey* (``planner.tables``). One pass over the samples gives survivors and loss of tens of thousands of
+1. *Survey* (``planner.search.level_tables``). One pass over the samples gives survivors and loss of tens of thousands of
    combinations of thresholds, exactly. Every subset of few candidates is surveyed: one exit with all its thresholds,
    two with 140 levels each, three with 27, where there are few candidates also four with 11; the fewer subsets there
    are, the finer, up to two exits with 1,000 levels each, three with 100, four with 31. Subsets that begin
    alike share the tables of their beginnings; one whose first stage alone costs more than the best known plan is left
    out.
-2. *Descent* (``planner.descent``). The tolerance becomes a price of loss; exits come, go and move their thresholds
+2. *Descent* (``planner.search.descent``). The tolerance becomes a price of loss; exits come, go and move their thresholds
    one at a time, all thresholds tried exactly, with any number of exits.
 3. *Zoom.* The best plans of both are looked at more closely: a table over a window of ranks around each, windows
    shrink round by round until they hold every single threshold that some arriving sample has, and move when the best
@@ -45,8 +45,10 @@ from dataclasses import replace
 import numpy as np
 
 from artifacts import Trace, UsageError
-from planner.descent import Descent, Waypoint
-from planner.greedy import (
+from planner.predict.costs import NetworkCosts
+from planner.predict.replay import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
+from planner.search.descent import Descent, Waypoint
+from planner.search.greedy import (
     ROUNDING,
     Considered,
     KnownPlans,
@@ -56,12 +58,10 @@ from planner.greedy import (
     plan_greedy,
     share_in_time,
 )
-from planner.grids import KeptGrids, threshold_grid
-from planner.objectives import MEAN, P99, Prices, check_objective, objective_ms
-from planner.predict.costs import NetworkCosts
-from planner.predict.replay import NO_EXITS, ChosenExits, PlanFigures, evaluate_plan
-from planner.tables import LevelTable, RankedTrace, make_table, spread_levels
-from planner.zoom import Case, Spot, level_count, pick_cells, zoom
+from planner.search.level_tables import LevelTable, RankedTrace, make_table, spread_levels
+from planner.search.prices import MEAN, P99, Prices, check_objective, objective_ms
+from planner.search.refine import Case, Spot, level_count, pick_cells, zoom
+from planner.search.threshold_grids import KeptGrids, threshold_grid
 
 _CELLS = (20_000, 1_000_000)  # combinations in a table of the survey, at least and at most
 _ALL_CELLS = 2_000_000  # and in all tables of one number of exits

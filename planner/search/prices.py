@@ -29,7 +29,7 @@ from artifacts import UsageError, unknown_name
 from planner.predict.costs import NetworkCosts
 from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
 from planner.predict.survivors import binomial_pmf
-from planner.tables import LevelTable
+from planner.search.level_tables import LevelTable
 
 MEAN, P99, BATCH = "mean", "p99", "batch"
 OBJECTIVES = (MEAN, P99, BATCH)

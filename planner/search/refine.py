@@ -1,6 +1,6 @@
 """The zoom: from a combination of thresholds to the best one around it, down to single samples.
 
-A table (``planner.tables``) over a window of ranks around the combination tries some thousands of others with all
+A table (``planner.search.level_tables``) over a window of ranks around the combination tries some thousands of others with all
 exits moving together. The next window lies around the best of them and is narrower, in proportion to how far apart
 its levels were; where the best lies at the edge of a window, the window moves instead. It ends when the windows hold
 every single threshold that some arriving sample has, and nothing is better.
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.greedy import TailRule, staying_allowed
-from planner.objectives import P99, Prices
 from planner.predict.costs import NetworkCosts
-from planner.tables import LevelTable, RankedTrace, make_table
+from planner.search.greedy import TailRule, staying_allowed
+from planner.search.level_tables import LevelTable, RankedTrace, make_table
+from planner.search.prices import P99, Prices
 
 _CELLS = 32_768  # combinations in one table
 _ROUNDS = 14
