@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from planner.certified import CertifiedPlans, certify_plans, plan_certified
+from planner.certify.certified import CertifiedPlans, certify_plans, plan_certified
+from planner.certify.evidence import risk_trace
+from planner.certify.ladders import make_ladder, make_price
 from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
-from planner.ladders import make_ladder, make_price
 from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
 from planner.predict.percentiles import latency_distribution, latency_quantile
 from planner.predict.replay import (
@@ -30,7 +31,6 @@ from planner.predict.survivors import (
     survivor_transition,
 )
 from planner.predict.traffic import Load, read_load
-from planner.risks import risk_trace
 from planner.search.greedy import Considered, SearchResult, TailRule, plan_greedy
 from planner.search.joint import plan_joint, plan_ladder
 from planner.search.prices import OBJECTIVES, objective_ms

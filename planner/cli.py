@@ -14,6 +14,7 @@ from artifacts import PRECISIONS, ExitPlan, UsageError, find_run, to_plain, unkn
 from artifacts.console import add_common_arguments, print_table, run_command
 from calibration.certify.risk_tests import RISKS
 from engines import BACKENDS, PROFILE_WAYS
+from planner.certify.evidence import metric_word
 from planner.config import (
     CERTIFY_METHODS,
     SEARCHES,
@@ -24,7 +25,6 @@ from planner.config import (
     batch_sizes_up_to,
 )
 from planner.predict.traffic import read_load
-from planner.risks import metric_word
 from planner.search.greedy import TailRule
 from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99
 

@@ -29,13 +29,13 @@ from artifacts import (
 )
 from artifacts.console import say
 from planner.bundle import publish_bundle
-from planner.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified
+from planner.certify.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified
+from planner.certify.evidence import risk_trace
+from planner.certify.ladders import make_ladder, make_price
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.engine_sizes import check_limits
-from planner.ladders import make_ladder, make_price
 from planner.predict.costs import NetworkCosts
-from planner.risks import risk_trace
 from planner.search.greedy import SearchResult, plan_greedy
 from planner.search.joint import plan_joint
 from planner.search.prices import objective_ms

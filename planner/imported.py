@@ -19,7 +19,8 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say
-from planner.certified import describe_certified
+from planner.certify.certified import describe_certified
+from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
 from planner.flow import (
     BPM_NPZ,
@@ -32,7 +33,6 @@ from planner.flow import (
 )
 from planner.predict.costs import NetworkCosts
 from planner.recorded import Recorded, read_recorded
-from planner.risks import risk_trace
 from planner.search.greedy import SearchResult
 from planner.search.threshold_grids import KeptGrids, threshold_grid
 

@@ -120,8 +120,8 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
         MissingArtifactError: the run has no plan yet; the message says the command.
         StaleArtifactError: plan and measurements do not belong together any more.
     """
+    from planner.certify.evidence import risk_trace
     from planner.flow import BPM_NPZ, CONSIDERED_JSON
-    from planner.risks import risk_trace
     from planner.sweep_flow import SweepCase, ensure_sweep
     from planner.timing import ITM_JSON
 

@@ -28,12 +28,12 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
+from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
 from planner.flow import find_search, kept_grids, share_grids
 from planner.importing import END
 from planner.predict.costs import NetworkCosts
 from planner.recorded import is_imported, read_recorded
-from planner.risks import risk_trace
 from planner.search.greedy import SearchResult
 from planner.search.threshold_grids import KeptGrids
 from planner.sweep import Sweep, sweep_levels, sweep_tolerances

@@ -23,9 +23,9 @@ import numpy as np
 
 from artifacts import Trace, UsageError
 from calibration.certify.pvalues import lower_share, upper_share
+from planner.certify.evidence import metric_under
 from planner.predict.costs import NetworkCosts, expect_mean_ms
 from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_exits
-from planner.risks import metric_under
 from planner.search.greedy import configure_candidates
 from planner.search.threshold_grids import evaluate_grid, threshold_grid
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from artifacts import Trace, environment_fingerprint, find_run
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
-from planner.certified import plan_certified
+from planner.certify.certified import plan_certified
+from planner.certify.evidence import metric_word, risk_trace
+from planner.certify.ladders import make_ladder, make_price
 from planner.config import CertifyConfig, PlanConfig
-from planner.ladders import make_ladder, make_price
 from planner.predict.costs import NetworkCosts
 from planner.predict.replay import ChosenExits
 from planner.recorded import read_recorded
-from planner.risks import metric_word, risk_trace
 from planner.search.greedy import TailRule, check_tolerance
 from planner.search.threshold_grids import threshold_grid
 from planner.validate import Method, MethodRecord, ValidationConfig, plan_per_exit, validate_methods

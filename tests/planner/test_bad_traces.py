@@ -17,11 +17,11 @@ from test_importing import EXITS, SIZES, SLOW, write_npz, write_times
 from artifacts import Trace
 from calibration.certify.risk_tests import split_halves
 from planner import NO_EXITS, ChosenExits, NetworkCosts, TailRule, evaluate_exits
-from planner.certified import CertifiedPlans, plan_certified
+from planner.certify.certified import CertifiedPlans, plan_certified
+from planner.certify.evidence import metric_under
+from planner.certify.ladders import make_ladder, make_price
 from planner.cli import main
 from planner.config import CertifyConfig
-from planner.ladders import make_ladder, make_price
-from planner.risks import metric_under
 
 COSTS = make_costs(0, exits=2, head=0.01)
 ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
@@ -145,7 +145,7 @@ def barely_bad(kind: str, samples: int = 4000, excess: float = 0.052) -> Trace:
 def test_certificates_of_bad_traces_fail_with_delta_at_most(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every plan with exits breaks the tolerance, by a hair: to certify any is to be wrong, which delta bounds."""
     for advice in ("count_needed", "find_tolerance"):  # what is said afterwards takes most of the time
-        monkeypatch.setattr(f"planner.certified.{advice}", lambda *_, **__: None)
+        monkeypatch.setattr(f"planner.certify.certified.{advice}", lambda *_, **__: None)
     whole, random = barely_bad(kind), np.random.default_rng(11)
     for cut, row in zip(whole.exits, whole.confidence[:-1], strict=True):
         for threshold in np.unique(row).tolist():

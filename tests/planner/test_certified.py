@@ -22,10 +22,10 @@ from planner import (
     plan_greedy,
     threshold_grid,
 )
-from planner.certified import CertifiedPlans, plan_certified
+from planner.certify.certified import CertifiedPlans, plan_certified
+from planner.certify.evidence import metric_under, risk_trace
+from planner.certify.test_order import Ladder, rehearse, vary_plans
 from planner.config import CertifyConfig
-from planner.risks import metric_under, risk_trace
-from planner.sequences import Ladder, rehearse, vary_plans
 
 COSTS = make_costs(0, exits=2, head=0.01)
 

@@ -39,9 +39,9 @@ from planner import (
     plan_greedy,
     plan_joint,
 )
+from planner.certify.evidence import risk_trace
 from planner.cli import main
 from planner.flow import kept_grids, share_grids
-from planner.risks import risk_trace
 from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances

@@ -1,17 +1,17 @@
-"""Searches as ladders: one plan per tolerance, for ``planner.certified`` and ``planner.validate``. Pure."""
+"""Searches as ladders: one plan per tolerance, for ``planner.certify.certified`` and ``planner.validate``. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from artifacts import Trace, unknown_name
+from planner.certify.test_order import Ladder, Price
 from planner.predict.costs import NetworkCosts, expect_mean_ms, expect_times
 from planner.predict.replay import ChosenExits, evaluate_exits
 from planner.search.greedy import KnownPlans, TailRule, plan_greedy
 from planner.search.joint import plan_ladder, survey_ladder
 from planner.search.prices import MEAN, P99, objective_ms
 from planner.search.threshold_grids import KeptGrids, threshold_grid
-from planner.sequences import Ladder, Price
 
 LADDERS = ("joint", "joint survey", "greedy")
 

@@ -39,13 +39,13 @@ from calibration.certify.risk_tests import (
     run_sequence,
     split_halves,
 )
+from planner.certify.evidence import evidence_under
+from planner.certify.test_order import Ladder, Price, arrange, climb, rehearse, vary_plans
 from planner.config import CertifyConfig, PlanConfig
 from planner.predict.costs import NetworkCosts
 from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_plan
-from planner.risks import evidence_under
 from planner.search.greedy import Considered, SearchResult, share_in_time
 from planner.search.prices import P99, objective_ms
-from planner.sequences import Ladder, Price, arrange, climb, rehearse, vary_plans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The fixed sequence of plans that a certificate tests, from safe to bold, by the tuning half alone. Pure.
 
-``planner.certified`` tells why it looks like this.
+``planner.certify.certified`` tells why it looks like this.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 
 from artifacts import Trace
 from calibration.certify.risk_tests import RiskTest, choose_test
+from planner.certify.evidence import evidence_under, risk_trace
 from planner.config import CertifyConfig
 from planner.predict.replay import NO_EXITS, ChosenExits
-from planner.risks import evidence_under, risk_trace
 
 RUNGS = tuple(step / 6 for step in range(8))  # of the tolerance that is asked for, for the metric
 AGREEMENT_RUNGS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and for the agreement
