@@ -62,7 +62,7 @@ from engines.gpu.detection import find_gpu
 from export import ExportOptions, add_heads, build_missing_heads, export_model, merge_stage
 from export.from_torch.publishing import rebuild_net
 from planner.config import TimingConfig
-from planner.timing import TimedGraph, time_graphs
+from planner.measure.timing import TimedGraph, time_graphs
 from runtime import Result, Runtime
 
 NETWORKS = ("demo", "resnet50", "bert")

@@ -42,13 +42,13 @@ if TYPE_CHECKING:
     from planner.bundle import MergedStage, assemble_bundle, merge_stages
     from planner.commit import Commitment, Contender, PlanningCase, commit_plan
     from planner.flow import PlanningResult, ensure_plan
-    from planner.timing import TimedGraph, ensure_itm, time_graphs
+    from planner.measure.timing import TimedGraph, ensure_itm, time_graphs
 
 _HOMES = {
     "bundle": ("MergedStage", "assemble_bundle", "merge_stages"),
     "commit": ("Commitment", "Contender", "PlanningCase", "commit_plan"),
     "flow": ("PlanningResult", "ensure_plan"),
-    "timing": ("TimedGraph", "ensure_itm", "time_graphs"),
+    "measure.timing": ("TimedGraph", "ensure_itm", "time_graphs"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -31,9 +31,9 @@ from artifacts import (
 from artifacts.store import MANIFEST
 from engines import ensure_engine
 from export import merge_stage
+from planner.measure.timing import TimedGraph
 from planner.predict.costs import host_row, keep_sizes, price_stage, stage_row
 from planner.predict.replay import ChosenExits
-from planner.timing import TimedGraph
 
 StageBounds = tuple[str | None, str | None]
 

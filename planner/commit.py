@@ -37,6 +37,7 @@ from artifacts.store import recover_artifact
 from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.config import MeasureConfig, PlanConfig
 from planner.engine_sizes import Sizes, choose_sizes
+from planner.measure.timing import Clock, time_graphs
 from planner.predict.costs import price_staying
 from planner.predict.percentiles import TAIL_QUANTILE
 from planner.predict.replay import NO_EXITS, ChosenExits, PlanFigures, evaluate_exits, evaluate_plan
@@ -44,7 +45,6 @@ from planner.predict.traffic import Load
 from planner.reference import describe_reference
 from planner.search.greedy import SearchResult
 from planner.search.prices import BATCH, MEAN, P99, objective_ms
-from planner.timing import Clock, time_graphs
 
 NOISE = 0.02  # two measurements of the same plan differ by that much
 Serve = Callable[[np.ndarray], np.ndarray]

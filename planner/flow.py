@@ -35,12 +35,12 @@ from planner.certify.ladders import make_ladder, make_price
 from planner.commit import Commitment, PlanningCase, commit_plan
 from planner.config import PlanConfig
 from planner.engine_sizes import check_limits
+from planner.measure.timing import ensure_itm
 from planner.predict.costs import NetworkCosts
 from planner.search.greedy import SearchResult, plan_greedy
 from planner.search.joint import plan_joint
 from planner.search.prices import objective_ms
 from planner.search.threshold_grids import KeptGrids, threshold_grid
-from planner.timing import ensure_itm
 
 BPM_NPZ = "bpm.npz"
 GRID_NPZ = "grid.npz"

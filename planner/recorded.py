@@ -20,7 +20,7 @@ from artifacts import (
 from calibration.certify.risk_tests import check_labels
 from planner.config import PlanConfig
 from planner.importing import END
-from planner.timing import ITM_JSON, ensure_itm
+from planner.measure.timing import ITM_JSON, ensure_itm
 
 TRACE_NPZ = "trace.npz"
 

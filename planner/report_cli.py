@@ -122,8 +122,8 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
     """
     from planner.certify.evidence import risk_trace
     from planner.flow import BPM_NPZ, CONSIDERED_JSON
+    from planner.measure.timing import ITM_JSON
     from planner.sweep_flow import SweepCase, ensure_sweep
-    from planner.timing import ITM_JSON
 
     remedy = f"python -m planner --run {run.root} --tolerance 0.01"
     planned = open_artifact(run.plan, kind="plan", remedy=remedy)

@@ -32,12 +32,12 @@ from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
 from planner.flow import find_search, kept_grids, share_grids
 from planner.importing import END
+from planner.measure.timing import ensure_itm
 from planner.predict.costs import NetworkCosts
 from planner.recorded import is_imported, read_recorded
 from planner.search.greedy import SearchResult
 from planner.search.threshold_grids import KeptGrids
 from planner.sweep import Sweep, sweep_levels, sweep_tolerances
-from planner.timing import ensure_itm
 
 SWEEP_JSON = "sweep.json"
 GRID_NPZ = "grid.npz"

@@ -32,7 +32,7 @@ the heads and gathers of the exits. That is a little less than it takes; ``plann
 
 A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
-stage comes on top, and on top of the first stage what serving a batch takes besides its engines (``planner.serving``).
+stage comes on top, and on top of the first stage what serving a batch takes besides its engines (``planner.measure.host_overhead``).
 
 Two decisions at run time were worked out and left out (``docs/adr/0008-joint-search.md``). *Carrying leavers along*
 where the next cover costs as much with them saves the gather and nothing else. Its exact value is that of a Markov

@@ -69,7 +69,7 @@ def test_merged_stages_have_the_same_name_in_every_plan(made_run: RunFolder, tmp
 def bound_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime engines that are bound to the batch sizes that are timed, one graph per size."""
     import engines
-    import planner.timing
+    import planner.measure.timing
 
     def ensure_bound(onnx: Path, graph: GraphSpec, cache: Path, **options: object) -> Path:
         return engines.ensure_engine(onnx, graph, cache, **{**options, "batch_sizes": (1, 2, 4)})

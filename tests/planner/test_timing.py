@@ -11,7 +11,7 @@ from artifacts import Cut, GraphSpec, ModelSpec, TensorSpec, UsageError
 from engines import Device, FakeEngine
 from planner import TimingConfig
 from planner.config import DEFAULT_SIZES, batch_sizes_up_to
-from planner.timing import TimedGraph, time_calls, time_graphs
+from planner.measure.timing import TimedGraph, time_calls, time_graphs
 
 
 class Clock:
@@ -112,8 +112,8 @@ def timed(monkeypatch: pytest.MonkeyPatch):
             )  # fmt: skip
             return engines[graph.name]
 
-        monkeypatch.setattr("planner.timing.ensure_engine", lambda onnx, graph, cache, **_: cache / graph.name)
-        monkeypatch.setattr("planner.timing.open_engine", open_fake)
+        monkeypatch.setattr("planner.measure.timing.ensure_engine", lambda onnx, graph, cache, **_: cache / graph.name)
+        monkeypatch.setattr("planner.measure.timing.open_engine", open_fake)
         graphs = [
             TimedGraph(row="segment_00", onnx=Path("s"), graph=SEGMENT),
             TimedGraph(row="exit_h", onnx=Path("e"), graph=HEAD, gather="h", carried=(H,)),

@@ -196,7 +196,7 @@ def test_the_planner_times_engines_gathers_and_serving_on_the_gpu(
 ) -> None:
     from engines.gpu.cuda_device import CudaDevice
     from planner.config import TimingConfig
-    from planner.timing import TimedGraph, time_graphs
+    from planner.measure.timing import TimedGraph, time_graphs
 
     waits: list[None] = []
     synchronize = CudaDevice.synchronize

@@ -41,8 +41,8 @@ from artifacts import (
 from artifacts.console import say, track
 from engines import Device, Engine, builder, ensure_engine, fixed_batch_sizes, open_device, open_engine
 from planner.config import TimingConfig
+from planner.measure.host_overhead import serving_calls
 from planner.predict.costs import SERVING, gather_row
-from planner.serving import serving_calls
 
 ITM_JSON = "itm.json"
 _MIN_ROUNDS = 3

@@ -1,0 +1,1 @@
+"""Measurement of engines and of the host's own time."""
