@@ -39,14 +39,14 @@ from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
 from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 if TYPE_CHECKING:
-    from planner.bundle import MergedStage, assemble_bundle, merge_stages
-    from planner.commit import Commitment, Contender, PlanningCase, commit_plan
+    from planner.commit.committing import Commitment, Contender, PlanningCase, commit_plan
+    from planner.commit.stages import MergedStage, assemble_bundle, merge_stages
     from planner.flow import PlanningResult, ensure_plan
     from planner.measure.timing import TimedGraph, ensure_itm, time_graphs
 
 _HOMES = {
-    "bundle": ("MergedStage", "assemble_bundle", "merge_stages"),
-    "commit": ("Commitment", "Contender", "PlanningCase", "commit_plan"),
+    "commit.stages": ("MergedStage", "assemble_bundle", "merge_stages"),
+    "commit.committing": ("Commitment", "Contender", "PlanningCase", "commit_plan"),
     "flow": ("PlanningResult", "ensure_plan"),
     "measure.timing": ("TimedGraph", "ensure_itm", "time_graphs"),
 }

@@ -28,13 +28,13 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say
-from planner.bundle import publish_bundle
 from planner.certify.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified
 from planner.certify.evidence import risk_trace
 from planner.certify.ladders import make_ladder, make_price
-from planner.commit import Commitment, PlanningCase, commit_plan
+from planner.commit.committing import Commitment, PlanningCase, commit_plan
+from planner.commit.engine_sizes import check_limits
+from planner.commit.stages import publish_bundle
 from planner.config import PlanConfig
-from planner.engine_sizes import check_limits
 from planner.measure.timing import ensure_itm
 from planner.predict.costs import NetworkCosts
 from planner.search.greedy import SearchResult, plan_greedy

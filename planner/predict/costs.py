@@ -28,7 +28,7 @@ together, and each joint is credited with an equal part, so that the stage witho
 network was measured to take. At an exit half of a joint stays: the cut's tensors are read by the head where they are,
 but still written for the next stage, which reads them. A joint is the small difference of large sums, in which the
 noise of all rows meets: what a batch costs that nobody leaves is therefore told without them, as the full network and
-the heads and gathers of the exits. That is a little less than it takes; ``planner.commit`` measures it.
+the heads and gathers of the exits. That is a little less than it takes; ``planner.commit.committing`` measures it.
 
 A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a

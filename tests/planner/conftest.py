@@ -52,4 +52,4 @@ def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
         return np.column_stack([in_order, in_order, in_order, np.ones(len(serves))]), 1
 
     monkeypatch.setattr("planner.flow.ensure_itm", timed)
-    monkeypatch.setattr("planner.commit.measure_plans", measured)
+    monkeypatch.setattr("planner.commit.committing.measure_plans", measured)

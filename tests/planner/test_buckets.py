@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from artifacts import UsageError
 from engines import plan_covers
 from planner import Load, binomial_pmf
-from planner.buckets import StageDemand, plan_buckets, weigh_rows
+from planner.commit.buckets import StageDemand, plan_buckets, weigh_rows
 from planner.search.prices import BATCH, MEAN
 
 LARGEST = 8

@@ -18,8 +18,8 @@ def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path)
     """The plan is made from the trace, the answers come from merged stages: row by row they are the same."""
     from calibration import ensure_trace, load_run_data
     from planner import PlanningCase, merge_stages, time_graphs
-    from planner.bundle import assemble_bundle, stage_graphs
-    from planner.commit import describe_plan, price_plan
+    from planner.commit.committing import describe_plan, price_plan
+    from planner.commit.stages import assemble_bundle, stage_graphs
     from runtime import Runtime
 
     data = run.root / "data.npz"

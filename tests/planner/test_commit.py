@@ -24,7 +24,7 @@ from planner import (
     plan_joint,
     threshold_grid,
 )
-from planner.commit import (
+from planner.commit.committing import (
     NOISE,
     Contender,
     draw_batches,

@@ -84,7 +84,7 @@ def test_a_failed_measurement_leaves_no_trace(
     def fail(*_: object, **__: object) -> None:
         raise EngineError("the backend fell over")
 
-    monkeypatch.setattr("planner.commit.measure_plans", fail)
+    monkeypatch.setattr("planner.commit.committing.measure_plans", fail)
     code, _ = plan(run, tmp_path, "--tolerance", "0.9")
     assert code == 1
     assert "the backend fell over" in capsys.readouterr().err

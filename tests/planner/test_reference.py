@@ -10,7 +10,7 @@ from planning_worlds import traces
 
 from artifacts import Trace
 from planner import ChosenExits, evaluate_exits
-from planner.reference import describe_reference
+from planner.commit.stream_reference import describe_reference
 from runtime.stats import CONFIDENCE_BINS
 
 

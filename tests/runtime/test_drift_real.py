@@ -25,7 +25,7 @@ from calibration.data.fashion_mnist import DIGESTS, load_fashion_mnist
 from calibration.data.sources import CACHE
 from engines import EngineSet, HostDevice
 from planner import ChosenExits
-from planner.bundle import assemble_bundle, merge_stages, stage_bounds
+from planner.commit.stages import assemble_bundle, merge_stages, stage_bounds
 from planner.predict.costs import stage_row
 from runtime import Runtime
 from runtime.loading import open_bundle

@@ -1,6 +1,6 @@
 """From measured stages to the batch sizes that a plan's bundle holds engines for, where engines are bound to sizes.
 
-Every size was built and timed for every stage. ``planner.buckets`` says which of them a plan keeps under its limits;
+Every size was built and timed for every stage. ``planner.commit.committing.buckets`` says which of them a plan keeps under its limits;
 the plan is then priced from these alone, and its bundle holds these alone.
 """
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from artifacts import InferenceTimeMatrix, UsageError, read_manifest
 from engines import ensure_engine
-from planner.buckets import StageDemand, plan_buckets, weigh_rows
-from planner.bundle import MergedStage, StageBounds, stage_bounds
+from planner.commit.buckets import StageDemand, plan_buckets, weigh_rows
+from planner.commit.stages import MergedStage, StageBounds, stage_bounds
 from planner.config import PlanConfig
 from planner.predict.costs import stage_row
 from planner.predict.replay import ChosenExits, Outcome

@@ -34,15 +34,22 @@ from artifacts import (
 )
 from artifacts.console import say, track
 from artifacts.store import recover_artifact
-from planner.bundle import MergedStage, StageBounds, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
+from planner.commit.engine_sizes import Sizes, choose_sizes
+from planner.commit.stages import (
+    MergedStage,
+    StageBounds,
+    assemble_bundle,
+    measured_stage_costs,
+    merge_stages,
+    stage_graphs,
+)
+from planner.commit.stream_reference import describe_reference
 from planner.config import MeasureConfig, PlanConfig
-from planner.engine_sizes import Sizes, choose_sizes
 from planner.measure.timing import Clock, time_graphs
 from planner.predict.costs import price_staying
 from planner.predict.percentiles import TAIL_QUANTILE
 from planner.predict.replay import NO_EXITS, ChosenExits, PlanFigures, evaluate_exits, evaluate_plan
 from planner.predict.traffic import Load
-from planner.reference import describe_reference
 from planner.search.greedy import SearchResult
 from planner.search.prices import BATCH, MEAN, P99, objective_ms
 

@@ -1,0 +1,1 @@
+"""From candidate plans to a measured, published bundle."""
