@@ -21,8 +21,8 @@ from artifacts import EXIT_PLAN_JSON, ExitPlan, InferenceTimeMatrix, find_run, r
 from artifacts.console import add_common_arguments, print_table, run_command
 from engines import plan_covers
 from planner import survivor_transition
-from planner.flow import STAGES_JSON
 from planner.predict.costs import gather_row, stage_row
+from planner.workflow.planning import STAGES_JSON
 
 
 def expected_mean_ms(

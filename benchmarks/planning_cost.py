@@ -56,13 +56,13 @@ from planner import (
     plan_ladder,
     threshold_grid,
 )
-from planner.flow import search_plans
 from planner.measure.timing import ITM_JSON
 from planner.predict.costs import gather_row, head_row, segment_row
 from planner.search.joint import make_case
 from planner.search.level_tables import make_table, spread_levels
 from planner.search.prices import BATCH, MEAN, OBJECTIVES, objective_ms
 from planner.search.refine import pick_cells
+from planner.workflow.planning import search_plans
 
 TRACE_NPZ = "trace.npz"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

@@ -41,13 +41,13 @@ from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, vali
 if TYPE_CHECKING:
     from planner.commit.committing import Commitment, Contender, PlanningCase, commit_plan
     from planner.commit.stages import MergedStage, assemble_bundle, merge_stages
-    from planner.flow import PlanningResult, ensure_plan
     from planner.measure.timing import TimedGraph, ensure_itm, time_graphs
+    from planner.workflow.planning import PlanningResult, ensure_plan
 
 _HOMES = {
     "commit.stages": ("MergedStage", "assemble_bundle", "merge_stages"),
     "commit.committing": ("Commitment", "Contender", "PlanningCase", "commit_plan"),
-    "flow": ("PlanningResult", "ensure_plan"),
+    "workflow.planning": ("PlanningResult", "ensure_plan"),
     "measure.timing": ("TimedGraph", "ensure_itm", "time_graphs"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

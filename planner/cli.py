@@ -29,7 +29,7 @@ from planner.search.greedy import TailRule
 from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99
 
 if TYPE_CHECKING:
-    from planner.flow import PlanningResult
+    from planner.workflow.planning import PlanningResult
 
 COMMANDS: Mapping[str, str] = {  # further commands: python -m planner NAME -> the module whose main(argv) it is
     "report": "planner.report_cli",
@@ -184,14 +184,14 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         from planner.sweep_cli import run_sweep
 
         return run_sweep(arguments, run, config)
-    from planner.recorded import is_imported
+    from planner.workflow.inputs import is_imported
 
     if is_imported(run):
         from planner.imported import plan_imported
 
         result = plan_imported(run, config)
     else:
-        from planner.flow import ensure_plan
+        from planner.workflow.planning import ensure_plan
 
         result = ensure_plan(run, config, data=arguments.data, precision=arguments.precision)
     print_result(result, to_stderr=arguments.json == "-")

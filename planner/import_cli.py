@@ -21,7 +21,7 @@ from artifacts import (
 from artifacts.console import add_common_arguments, print_table, run_command
 from planner.importing import read_times, read_trace
 from planner.measure.timing import ITM_JSON
-from planner.recorded import TRACE_NPZ
+from planner.workflow.inputs import TRACE_NPZ
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,11 @@ from artifacts.console import say
 from planner.certify.certified import describe_certified
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
-from planner.flow import (
+from planner.predict.costs import NetworkCosts
+from planner.search.greedy import SearchResult
+from planner.search.threshold_grids import KeptGrids, threshold_grid
+from planner.workflow.inputs import Recorded, read_recorded
+from planner.workflow.planning import (
     BPM_NPZ,
     CERTIFICATION_JSON,
     CONSIDERED_JSON,
@@ -31,10 +35,6 @@ from planner.flow import (
     read_result,
     search_plans,
 )
-from planner.predict.costs import NetworkCosts
-from planner.recorded import Recorded, read_recorded
-from planner.search.greedy import SearchResult
-from planner.search.threshold_grids import KeptGrids, threshold_grid
 
 _REMEDY = "python -m planner --run runs/NAME"
 

@@ -121,9 +121,9 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
         StaleArtifactError: plan and measurements do not belong together any more.
     """
     from planner.certify.evidence import risk_trace
-    from planner.flow import BPM_NPZ, CONSIDERED_JSON
     from planner.measure.timing import ITM_JSON
     from planner.sweep_flow import SweepCase, ensure_sweep
+    from planner.workflow.planning import BPM_NPZ, CONSIDERED_JSON
 
     remedy = f"python -m planner --run {run.root} --tolerance 0.01"
     planned = open_artifact(run.plan, kind="plan", remedy=remedy)

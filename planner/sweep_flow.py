@@ -30,14 +30,14 @@ from artifacts import (
 from artifacts.console import say, track
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
-from planner.flow import find_search, kept_grids, share_grids
 from planner.importing import END
 from planner.measure.timing import ensure_itm
 from planner.predict.costs import NetworkCosts
-from planner.recorded import is_imported, read_recorded
 from planner.search.greedy import SearchResult
 from planner.search.threshold_grids import KeptGrids
 from planner.sweep import Sweep, sweep_levels, sweep_tolerances
+from planner.workflow.inputs import is_imported, read_recorded
+from planner.workflow.planning import find_search, kept_grids, share_grids
 
 SWEEP_JSON = "sweep.json"
 GRID_NPZ = "grid.npz"

@@ -18,10 +18,10 @@ from planner.certify.ladders import make_ladder, make_price
 from planner.config import CertifyConfig, PlanConfig
 from planner.predict.costs import NetworkCosts
 from planner.predict.replay import ChosenExits
-from planner.recorded import read_recorded
 from planner.search.greedy import TailRule, check_tolerance
 from planner.search.threshold_grids import threshold_grid
 from planner.validate import Method, MethodRecord, ValidationConfig, plan_per_exit, validate_methods
+from planner.workflow.inputs import read_recorded
 
 _BINS = 40
 _DEFAULT = ValidationConfig()

@@ -36,7 +36,7 @@ def run(made_run: RunFolder, tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the last segment took nearly all of the time, in the matrix and in the measurement of the plans."""
-    import planner.flow
+    import planner.workflow.planning
 
     ensure = planner.flow.ensure_itm
 
@@ -51,5 +51,5 @@ def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
         in_order = np.arange(1.0, len(serves) + 1)
         return np.column_stack([in_order, in_order, in_order, np.ones(len(serves))]), 1
 
-    monkeypatch.setattr("planner.flow.ensure_itm", timed)
+    monkeypatch.setattr("planner.workflow.planning.ensure_itm", timed)
     monkeypatch.setattr("planner.commit.committing.measure_plans", measured)

@@ -43,7 +43,7 @@ def _nothing_is_timed_again_when_nothing_changed(run: RunFolder, tmp_path: Path,
     before = {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()}
     with monkeypatch.context() as patched:
         patched.setattr("planner.measure.timing.time_graphs", None)
-        patched.setattr("planner.flow.commit_plan", None)
+        patched.setattr("planner.workflow.planning.commit_plan", None)
         code, found = plan(run, tmp_path, "--tolerance", "0.9")
     assert (code, found["reused"]) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()} == before

@@ -6,9 +6,9 @@ import pytest
 from planning_worlds import make_costs, make_trace
 
 from planner.config import CertifyConfig, PlanConfig, TimingConfig
-from planner.flow import search_plans
 from planner.search.greedy import TailRule, plan_greedy
 from planner.search.threshold_grids import KeptGrids, threshold_grid
+from planner.workflow.planning import search_plans
 
 SIZES = (1, 2, 4, 8)
 

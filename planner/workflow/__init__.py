@@ -1,0 +1,1 @@
+"""Planning runs: their inputs, the search, their record."""
