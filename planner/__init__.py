@@ -35,7 +35,7 @@ from planner.search.greedy import Considered, SearchResult, TailRule, plan_greed
 from planner.search.joint import plan_joint, plan_ladder
 from planner.search.prices import OBJECTIVES, objective_ms
 from planner.search.threshold_grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
-from planner.sweep import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
+from planner.sweep.points import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
 from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from artifacts import PlannedExit, to_plain
 from planner.captions import caption_of, describe_measured, plural, summarise
 from planner.report_data import ReportData, headline, survivor_chain
 from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
-from planner.sweep import OperatingPoint
+from planner.sweep.points import OperatingPoint
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1f2933; --soft: #5b6577; --line: #d9dee5; --blue: #0b6e99; --paper: #f7f8fa; }

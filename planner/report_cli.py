@@ -122,7 +122,7 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
     """
     from planner.certify.evidence import risk_trace
     from planner.measure.timing import ITM_JSON
-    from planner.sweep_flow import SweepCase, ensure_sweep
+    from planner.sweep.sweeping import SweepCase, ensure_sweep
     from planner.workflow.planning import BPM_NPZ, CONSIDERED_JSON
 
     remedy = f"python -m planner --run {run.root} --tolerance 0.01"

@@ -17,7 +17,7 @@ from planner.predict.costs import FINAL_HEAD, FULL, SERVING, NetworkCosts, gathe
 from planner.predict.replay import ChosenExits, Outcome, evaluate_exits
 from planner.predict.survivors import BatchingPatternMatrix, binomial_pmf, count_survivors
 from planner.search.threshold_grids import evaluate_grid
-from planner.sweep import Sweep
+from planner.sweep.points import Sweep
 
 CURVE_THRESHOLDS = np.linspace(0, 1, 201).astype(np.float32)
 FINAL = "final head"

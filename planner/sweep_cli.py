@@ -9,8 +9,8 @@ from artifacts import RunFolder, UsageError, to_plain
 from artifacts.console import print_table, say
 from planner.config import PlanConfig
 from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
-from planner.sweep import Sweep
-from planner.sweep_flow import ensure_sweep, prepare_sweep
+from planner.sweep.points import Sweep
+from planner.sweep.sweeping import ensure_sweep, prepare_sweep
 
 
 def run_sweep(arguments: argparse.Namespace, run: RunFolder, config: PlanConfig) -> dict[str, Any]:

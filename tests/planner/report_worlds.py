@@ -29,7 +29,7 @@ from planner import KeptGrids, NetworkCosts, PlanConfig, SearchResult, TailRule,
 from planner.predict.replay import PlanFigures
 from planner.report_data import ReportData
 from planner.search.threshold_grids import threshold_grid
-from planner.sweep import SearchAt, sweep_levels, sweep_tolerances
+from planner.sweep.points import SearchAt, sweep_levels, sweep_tolerances
 
 NASTY = 'a$b$<script>alert("x")</script>&'
 TAIL = TailRule(share=0.0, stay_allowance=None)

@@ -43,8 +43,8 @@ from planner.certify.evidence import risk_trace
 from planner.cli import main
 from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
 from planner.search.threshold_grids import threshold_grid
-from planner.sweep import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
-from planner.sweep_flow import SweepCase, ensure_sweep
+from planner.sweep.points import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
+from planner.sweep.sweeping import SweepCase, ensure_sweep
 from planner.workflow.planning import kept_grids, share_grids
 
 TOLERANCES = (0.0, 0.01, 0.05, 0.2, 0.5)

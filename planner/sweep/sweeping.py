@@ -35,7 +35,7 @@ from planner.measure.timing import ensure_itm
 from planner.predict.costs import NetworkCosts
 from planner.search.greedy import SearchResult
 from planner.search.threshold_grids import KeptGrids
-from planner.sweep import Sweep, sweep_levels, sweep_tolerances
+from planner.sweep.points import Sweep, sweep_levels, sweep_tolerances
 from planner.workflow.inputs import is_imported, read_recorded
 from planner.workflow.planning import find_search, kept_grids, share_grids
 
