@@ -36,7 +36,7 @@ from planner.search.joint import plan_joint, plan_ladder
 from planner.search.prices import OBJECTIVES, objective_ms
 from planner.search.threshold_grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
 from planner.sweep.points import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
-from planner.validate import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
+from planner.validate.resampling import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 if TYPE_CHECKING:
     from planner.commit.committing import Commitment, Contender, PlanningCase, commit_plan

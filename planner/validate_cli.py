@@ -20,7 +20,7 @@ from planner.predict.costs import NetworkCosts
 from planner.predict.replay import ChosenExits
 from planner.search.greedy import TailRule, check_tolerance
 from planner.search.threshold_grids import threshold_grid
-from planner.validate import Method, MethodRecord, ValidationConfig, plan_per_exit, validate_methods
+from planner.validate.resampling import Method, MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 from planner.workflow.inputs import read_recorded
 
 _BINS = 40
@@ -97,7 +97,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     result |= {"run": str(run.root), "trace": recorded.trace_artifact.digest, "itm": recorded.itm_artifact.digest}
     print_validation(result, to_stderr=arguments.json == "-")
     if arguments.plot is not None:
-        from planner.validate_plot import draw_validation
+        from planner.validate.plot import draw_validation
 
         draw_validation(result, arguments.plot)
         say(f"drew {arguments.plot}")

@@ -1,0 +1,1 @@
+"""Validation of planning methods on redrawn calibration sets."""
