@@ -187,7 +187,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     from planner.workflow.inputs import is_imported
 
     if is_imported(run):
-        from planner.imported import plan_imported
+        from planner.foreign.planning import plan_imported
 
         result = plan_imported(run, config)
     else:

@@ -19,7 +19,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import add_common_arguments, print_table, run_command
-from planner.importing import read_times, read_trace
+from planner.foreign.files import read_times, read_trace
 from planner.measure.timing import ITM_JSON
 from planner.workflow.inputs import TRACE_NPZ
 

@@ -30,7 +30,7 @@ from artifacts import (
 from artifacts.console import say, track
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
-from planner.importing import END
+from planner.foreign.files import END
 from planner.measure.timing import ensure_itm
 from planner.predict.costs import NetworkCosts
 from planner.search.greedy import SearchResult

@@ -19,7 +19,7 @@ from artifacts import (
 )
 from calibration.certify.risk_tests import check_labels
 from planner.config import PlanConfig
-from planner.importing import END
+from planner.foreign.files import END
 from planner.measure.timing import ITM_JSON, ensure_itm
 
 TRACE_NPZ = "trace.npz"

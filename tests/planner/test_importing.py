@@ -11,7 +11,7 @@ from planning_worlds import make_trace
 
 from artifacts import ExitPlan, InputError, RunFolder, Trace, UsageError, open_artifact, read_json
 from planner.cli import main
-from planner.importing import END, build_trace, read_times, read_trace
+from planner.foreign.files import END, build_trace, read_times, read_trace
 from planner.predict.costs import NetworkCosts
 
 EXITS, SIZES = ("early", "late"), (1, 4, 8)

@@ -1,0 +1,1 @@
+"""Planning for systems that are not PAME's, from files of confidences, answers and times."""
