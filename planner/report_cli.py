@@ -38,7 +38,7 @@ from artifacts import (
 from artifacts.console import add_common_arguments, run_command, say
 from planner.config import PlanConfig
 from planner.predict.survivors import BatchingPatternMatrix
-from planner.report_data import ReportData
+from planner.report.data import ReportData
 
 BENCH_JSON = "bench.json"
 _SIDE = ("metric", "mean_latency_ms", "p50_ms", "p99_ms", "batch_ms", "throughput_per_s")
@@ -74,8 +74,8 @@ def report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes the page and the pictures, and returns where they are for ``--json``."""
     run = find_run(arguments.run)
     output = check_output(arguments.output or run.root / "report.html", run, given=arguments.output is not None)
-    from planner.figures import check_matplotlib, draw_figures, encode_png
-    from planner.report import render_report
+    from planner.report.figures import check_matplotlib, draw_figures, encode_png
+    from planner.report.page import render_report
 
     check_matplotlib()
     data = gather_report(run, arguments.bench)
@@ -179,7 +179,7 @@ def list_commands(
 ) -> tuple[str, ...]:
     """Returns the commands that make the run again."""
     from planner.cli import make_parser as make_planner_parser
-    from planner.reproduce import reproduce_run
+    from planner.report.commands import reproduce_run
 
     return reproduce_run(
         run.root, spec=model.spec, model=model.artifact.manifest, trace=trace, training=find_training(run, model),

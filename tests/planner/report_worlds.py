@@ -27,7 +27,7 @@ from artifacts import (
 )
 from planner import KeptGrids, NetworkCosts, PlanConfig, SearchResult, TailRule, TimingConfig, plan_greedy
 from planner.predict.replay import PlanFigures
-from planner.report_data import ReportData
+from planner.report.data import ReportData
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep.points import SearchAt, sweep_levels, sweep_tolerances
 

@@ -15,11 +15,10 @@ import pytest
 from report_worlds import NASTY, bundle_digest, make_bench, make_report, write_run
 
 from artifacts import Certificate, RunFolder, digest_of, new_artifact, open_model, write_model_spec
-from planner.captions import caption_of, faster, summarise
 from planner.cli import main
 from planner.predict.replay import evaluate_exits
-from planner.report import render_report, render_table
-from planner.report_data import (
+from planner.report.captions import caption_of, faster, summarise
+from planner.report.data import (
     depths,
     headline,
     quantile_of,
@@ -27,6 +26,7 @@ from planner.report_data import (
     survivor_chain,
     threshold_curves,
 )
+from planner.report.page import render_report, render_table
 
 pytest.importorskip("matplotlib", reason="draws figures: pip install 'pame[report]'")
 SECTIONS = (
@@ -70,13 +70,13 @@ class Page(HTMLParser):
 
 
 def draw(data: Any) -> dict[str, Any]:
-    from planner.figures import draw_figures
+    from planner.report.figures import draw_figures
 
     return draw_figures(data)
 
 
 def render(data: Any) -> str:
-    from planner.figures import encode_png
+    from planner.report.figures import encode_png
 
     return render_report(data, {name: encode_png(figure) for name, figure in draw(data).items()})
 
@@ -309,8 +309,8 @@ def test_quantiles_of_a_distribution() -> None:
 
 
 def test_the_training_that_the_model_holds_is_among_the_commands(tmp_path: Path) -> None:
+    from planner.report.commands import training_arguments
     from planner.report_cli import find_training
-    from planner.reproduce import training_arguments
 
     run, parameters = RunFolder(root=tmp_path), {"mode": "frozen", "epochs": 4, "seed": 1, "weight_decay": 0.01}
     for folder, told in ((run.training / "result", {"mode": "joint"}), (run.training / "weights", parameters)):

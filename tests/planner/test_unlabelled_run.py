@@ -18,7 +18,7 @@ import runtime.bench
 from artifacts import BUNDLE_JSON, BundleSpec, Manifest, RunFolder, read_json
 from planner import PlanConfig, risk_trace
 from planner.cli import main, make_parser
-from planner.reproduce import reproduce_run
+from planner.report.commands import reproduce_run
 from runtime import Runtime
 
 pytestmark = pytest.mark.slow
@@ -128,8 +128,8 @@ def test_agreement_on_labelled_data_is_told_as_agreement(run: RunFolder, tmp_pat
 
 
 def test_a_report_tells_the_accuracy_where_labelled_data_was_measured() -> None:
-    from planner.figures import figure_names
-    from planner.report import render_report
+    from planner.report.figures import figure_names
+    from planner.report.page import render_report
 
     pictures = dict.fromkeys(figure_names(), b"")
     data = make_report()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from planner.predict.costs import FINAL_HEAD, FULL, segment_row
-from planner.report_data import ReportData, short_names
+from planner.report.data import ReportData, short_names
 from runtime import bench_plot
 from runtime.bench_plot import EARLY, FAINT, INK
 

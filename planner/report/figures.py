@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from artifacts import MissingExtraError
-from planner.figure_graph import draw_cut_graph
 from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
-from planner.report_data import (
+from planner.report.cut_graph import draw_cut_graph
+from planner.report.data import (
     ReportData,
     committed,
     depths,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from planner.predict.costs import FULL
-from planner.report_data import (
+from planner.report.data import (
     Depth,
     ReportData,
     committed,
