@@ -1,5 +1,5 @@
 import sys
 
-from planner.cli import main
+from planner.commands.plan import main
 
 sys.exit(main(sys.argv[1:]))

@@ -20,7 +20,7 @@ from planner import NO_EXITS, ChosenExits, NetworkCosts, TailRule, evaluate_exit
 from planner.certify.certified import CertifiedPlans, plan_certified
 from planner.certify.evidence import metric_under
 from planner.certify.ladders import make_ladder, make_price
-from planner.cli import main
+from planner.commands.plan import main
 from planner.config import CertifyConfig
 
 COSTS = make_costs(0, exits=2, head=0.01)

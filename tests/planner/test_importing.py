@@ -10,7 +10,7 @@ import pytest
 from planning_worlds import make_trace
 
 from artifacts import ExitPlan, InputError, RunFolder, Trace, UsageError, open_artifact, read_json
-from planner.cli import main
+from planner.commands.plan import main
 from planner.foreign.files import END, build_trace, read_times, read_trace
 from planner.predict.costs import NetworkCosts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import planner
-from planner.cli import main
+from planner.commands.plan import main
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from dense_worlds import QUICK, plan
 
 from artifacts import BUNDLE_JSON, BundleSpec, RunFolder, is_current, open_artifact, read_json
-from planner.cli import main
+from planner.commands.plan import main
 
 pytestmark = pytest.mark.slow
 

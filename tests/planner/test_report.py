@@ -15,7 +15,7 @@ import pytest
 from report_worlds import NASTY, bundle_digest, make_bench, make_report, write_run
 
 from artifacts import Certificate, RunFolder, digest_of, new_artifact, open_model, write_model_spec
-from planner.cli import main
+from planner.commands.plan import main
 from planner.predict.replay import evaluate_exits
 from planner.report.captions import caption_of, faster, summarise
 from planner.report.data import (
@@ -309,8 +309,8 @@ def test_quantiles_of_a_distribution() -> None:
 
 
 def test_the_training_that_the_model_holds_is_among_the_commands(tmp_path: Path) -> None:
+    from planner.commands.report import find_training
     from planner.report.commands import training_arguments
-    from planner.report_cli import find_training
 
     run, parameters = RunFolder(root=tmp_path), {"mode": "frozen", "epochs": 4, "seed": 1, "weight_decay": 0.01}
     for folder, told in ((run.training / "result", {"mode": "joint"}), (run.training / "weights", parameters)):

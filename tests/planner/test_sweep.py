@@ -40,7 +40,7 @@ from planner import (
     plan_joint,
 )
 from planner.certify.evidence import risk_trace
-from planner.cli import main
+from planner.commands.plan import main
 from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep.points import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
@@ -272,7 +272,7 @@ def test_another_config_is_swept_again(run: RunFolder) -> None:
 
 
 def test_the_command(run: RunFolder, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("planner.sweep_cli.prepare_sweep", lambda run, config, data: case_of(run, config))
+    monkeypatch.setattr("planner.commands.sweep.prepare_sweep", lambda run, config, data: case_of(run, config))
     target = tmp_path / "sweep.json"
     arguments = ["--run", str(run.root), "--batch-size", "8", "--threads", "1", "--json", str(target)]
     assert main([*arguments, "--sweep"]) == 0

@@ -17,7 +17,7 @@ import calibration.cli
 import runtime.bench
 from artifacts import BUNDLE_JSON, BundleSpec, Manifest, RunFolder, read_json
 from planner import PlanConfig, risk_trace
-from planner.cli import main, make_parser
+from planner.commands.plan import main, make_parser
 from planner.report.commands import reproduce_run
 from runtime import Runtime
 

@@ -12,7 +12,7 @@ from test_importing import run_import
 
 from artifacts import Trace, UsageError
 from planner import NO_EXITS, ChosenExits, evaluate_exits, expect_times
-from planner.cli import main
+from planner.commands.plan import main
 from planner.validate.resampling import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 COSTS = make_costs(0, head=0.01)

@@ -178,7 +178,7 @@ def list_commands(
     run: RunFolder, model: Model, trace: Manifest, config: PlanConfig, measured: Mapping[str, Any] | None
 ) -> tuple[str, ...]:
     """Returns the commands that make the run again."""
-    from planner.cli import make_parser as make_planner_parser
+    from planner.commands.plan import make_parser as make_planner_parser
     from planner.report.commands import reproduce_run
 
     return reproduce_run(

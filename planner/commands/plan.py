@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from planner.workflow.planning import PlanningResult
 
 COMMANDS: Mapping[str, str] = {  # further commands: python -m planner NAME -> the module whose main(argv) it is
-    "report": "planner.report_cli",
-    "validate": "planner.validate_cli",
-    "import-trace": "planner.import_cli",
+    "report": "planner.commands.report",
+    "validate": "planner.commands.validate",
+    "import-trace": "planner.commands.import_trace",
 }
 _SHOWN_PLANS = 6
 _PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
@@ -181,7 +181,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     config = read_config(arguments)
     run = find_run(arguments.run)
     if arguments.sweep is not None:
-        from planner.sweep_cli import run_sweep
+        from planner.commands.sweep import run_sweep
 
         return run_sweep(arguments, run, config)
     from planner.workflow.inputs import is_imported
