@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 from runtime.batches import Batch
-from runtime.drift import DriftAlarm, DriftConfig, DriftState
+from runtime.monitor.drift import DriftAlarm, DriftConfig, DriftState
+from runtime.monitor.stats import ExitStats, RuntimeStats
 from runtime.runtime import Outputs, Result, Runtime
-from runtime.stats import ExitStats, RuntimeStats
 
 __all__ = [
     # the whole of it

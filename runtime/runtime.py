@@ -17,11 +17,11 @@ from artifacts import BundleSpec, InputError, UsageError
 from engines import Buffer, Device, EngineSet
 from runtime.batches import Batch, read_batch
 from runtime.chain import Chain
-from runtime.drift import DriftConfig
 from runtime.loading import open_bundle
+from runtime.monitor.drift import DriftConfig
+from runtime.monitor.stats import RuntimeStats, ShadowCounts, StatsCollector
 from runtime.pool import ChainPool
 from runtime.shadow import ShadowDraw, ShadowRows, find_agreement
-from runtime.stats import RuntimeStats, ShadowCounts, StatsCollector
 
 Outputs = Any  # an array, or a tuple of arrays: numpy's, or ``engines.DeviceArray`` where that was asked for
 _DRIFT = DriftConfig()

@@ -11,7 +11,7 @@ from planning_worlds import traces
 from artifacts import Trace
 from planner import ChosenExits, evaluate_exits
 from planner.commit.stream_reference import describe_reference
-from runtime.stats import CONFIDENCE_BINS
+from runtime.monitor.stats import CONFIDENCE_BINS
 
 
 @given(traces(), st.data())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from artifacts import ExitPlan, PlannedExit, PredictedLatency, StreamReference
-from runtime.drift_events import BlockCounts
+from runtime.monitor.drift_events import BlockCounts
 
 CELLS = np.array([
     [0, 0, 0, 0, 0, 0, 0, 2, 10, 48],

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.betting import ODDS_STEPS, Bets, reserve
+from runtime.monitor.sequential_test import ODDS_STEPS, Bets, reserve
 
 probabilities = st.floats(0.01, 0.99)
 

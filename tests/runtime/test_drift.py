@@ -11,8 +11,8 @@ from drift_worlds import CELLS, DISAGREEMENT, draw_block, draw_reference, make_p
 
 from artifacts import Certificate, SchemaError, StreamReference, UsageError, to_plain
 from runtime import DriftAlarm, DriftConfig
-from runtime.drift import DriftTest
-from runtime.drift_events import bound_probability, list_events, list_hypotheses
+from runtime.monitor.drift import DriftTest
+from runtime.monitor.drift_events import bound_probability, list_events, list_hypotheses
 
 FEWER = np.array([[0.75], [1.375], [1.375]])  # times CELLS: 45 % instead of 60 % leave at the first exit
 

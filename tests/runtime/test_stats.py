@@ -14,7 +14,7 @@ from drift_worlds import draw_reference
 
 from artifacts import SchemaError, StreamReference, UsageError, to_plain
 from runtime import DriftConfig, Runtime, RuntimeStats
-from runtime.stats import FOLD_CALLS, StatsCollector, count_cells
+from runtime.monitor.stats import FOLD_CALLS, StatsCollector, count_cells
 
 THRESHOLDS = (0.5, 0.7)
 

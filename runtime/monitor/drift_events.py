@@ -1,6 +1,6 @@
 """What is watched in a stream, and how often it may happen by the calibration samples. Pure.
 
-``runtime.drift`` tells the theory; here the events become rows of matrices over the counts of a block.
+``runtime.monitor.drift`` tells the theory; here the events become rows of matrices over the counts of a block.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ to the calibration sample, half to the stream:
 * An event's probability is known from n samples only. It lies in the interval of all p with ``n KL(seen || p) <=
   log(1 / d)`` on each side, except with probability d (Chernoff's bound; Hoeffding, JASA 1963, theorem 1). The d of all
   events and sides add up to half of the rate. Interval and margin together are what is allowed.
-* Against "at most the upper end" and "at least the lower end" of each, bets are placed (``runtime.betting``). The
+* Against "at most the upper end" and "at least the lower end" of each, bets are placed (``runtime.monitor.sequential_test``). The
   capital of all together reaches 2 / rate, and then the alarm is raised, with probability at most half of the rate.
 
 So a small calibration sample makes a blunt test, not a nervous one. What the rate does not cover: exits and thresholds
@@ -37,8 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import ExitPlan, UsageError
-from runtime.betting import Bets
-from runtime.drift_events import (
+from runtime.monitor.drift_events import (
     CONFIDENCE,
     DISAGREEMENT,
     SHARE,
@@ -48,6 +47,7 @@ from runtime.drift_events import (
     list_events,
     list_hypotheses,
 )
+from runtime.monitor.sequential_test import Bets
 
 ALL_EXITS = "all exits"
 FINAL_HEAD = "final head"

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import ExitPlan, SchemaError
-from runtime.drift import FINAL_HEAD, DriftAlarm, DriftConfig, DriftState, DriftTest
-from runtime.drift_events import BlockCounts
 from runtime.loading import REMEDY
+from runtime.monitor.drift import FINAL_HEAD, DriftAlarm, DriftConfig, DriftState, DriftTest
+from runtime.monitor.drift_events import BlockCounts
 
 CONFIDENCE_BINS = 20
 FOLD_CALLS = 256

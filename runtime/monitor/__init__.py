@@ -1,0 +1,1 @@
+"""Monitoring: running statistics and drift of the live stream."""
