@@ -26,7 +26,7 @@ from calibration import ensure_trace, find_task, load_run_data
 from engines import ensure_engine, open_device, open_engine
 from export import merge_stage
 from runtime import Runtime
-from runtime.bench_contenders import WholeNetwork
+from runtime.bench.contenders import WholeNetwork
 
 FULL, BUNDLE = "full network", "bundle"
 Serve = Callable[[np.ndarray], tuple[np.ndarray, float]]

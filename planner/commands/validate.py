@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Validates, prints the table, draws the picture, and returns the result for ``--json``."""
     if arguments.plot is not None:
-        from runtime.bench_plot import check_plot
+        from runtime.bench.plot import check_plot
 
         check_plot(arguments.plot)
     config = ValidationConfig(

@@ -9,8 +9,8 @@ import numpy as np
 
 from planner.predict.costs import FINAL_HEAD, FULL, segment_row
 from planner.report.data import ReportData, short_names
-from runtime import bench_plot
-from runtime.bench_plot import EARLY, FAINT, INK
+from runtime.bench import plot as bench_plot
+from runtime.bench.plot import EARLY, FAINT, INK
 
 GREY = bench_plot.FULL
 _PER_ROW = 6

@@ -26,8 +26,8 @@ from planner.report.data import (
     threshold_curves,
 )
 from planner.search.prices import OBJECTIVE_WORDS
-from runtime import bench_plot
-from runtime.bench_plot import EARLY, FAINT, INK, clean_axes, draw_latencies
+from runtime.bench import plot as bench_plot
+from runtime.bench.plot import EARLY, FAINT, INK, clean_axes, draw_latencies
 
 GREY, ORANGE = bench_plot.FULL, "#d55e00"
 DPI = 160
@@ -311,7 +311,7 @@ def draw_survivors(data: ReportData) -> Any:
 
 
 def draw_latency(data: ReportData) -> Any:
-    """Latency distributions of the full network and of the bundle, as measured by ``runtime.bench``."""
+    """Latency distributions of the full network and of the bundle, as measured by ``runtime.bench.command``."""
     figure = _new_figure(3.6)
     axes = figure.subplots()
     draw_latencies(axes, data.bench or {})

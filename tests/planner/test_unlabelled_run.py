@@ -14,7 +14,7 @@ from dense_worlds import CERTIFIED, QUICK
 from report_worlds import make_bench, make_report
 
 import calibration.cli
-import runtime.bench
+import runtime.bench.command
 from artifacts import BUNDLE_JSON, BundleSpec, Manifest, RunFolder, read_json
 from planner import PlanConfig, risk_trace
 from planner.commands.plan import main, make_parser

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 
 from artifacts import BUNDLE_JSON, StaleArtifactError, new_artifact, read_json, write_json
 from runtime import Runtime
-from runtime.bench import main
-from runtime.bench_contenders import WholeNetwork, until_exit
-from runtime.bench_plot import label_exit
-from runtime.bench_stats import (
+from runtime.bench.command import main
+from runtime.bench.contenders import WholeNetwork, until_exit
+from runtime.bench.figures import (
     Timings,
     check_held_out,
     compare_timings,
@@ -31,6 +30,7 @@ from runtime.bench_stats import (
     paired_ratio,
     replay_mean_ms,
 )
+from runtime.bench.plot import label_exit
 from runtime.loading import without_leaving
 
 CONTRACT = {
@@ -216,7 +216,7 @@ def test_bundles_without_leaving_and_cut_off(fake_net: Any) -> None:
 
 
 def test_the_command(toy_run: Any) -> None:
-    command = [sys.executable, "-m", "runtime.bench", "--run", str(toy_run.root), "--data", str(toy_run.data)]
+    command = [sys.executable, "-m", "runtime.bench.command", "--run", str(toy_run.root), "--data", str(toy_run.data)]
     done = subprocess.run([*command, "--samples", "8"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "8 test samples in batches of 8" in done.stdout

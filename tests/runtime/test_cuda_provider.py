@@ -179,7 +179,7 @@ def test_an_engine_of_another_gpu_is_refused(bundle: Path, monkeypatch: pytest.M
 
 @pytest.mark.gpu
 def test_the_bench_runs_on_the_gpu(bundle: Path, toy_run: Any, tmp_path: Path) -> None:
-    from runtime.bench import main
+    from runtime.bench.command import main
 
     target = tmp_path / "bench.json"
     arguments = ["--run", toy_run.root, "--bundle", bundle, "--data", toy_run.data, "--json", target]

@@ -13,7 +13,7 @@ import numpy as np
 
 from artifacts import BundleSpec, GraphSpec
 from engines import Device, Engine, Execution
-from runtime.bench_stats import Timings
+from runtime.bench.figures import Timings
 from runtime.chain import Chain
 from runtime.loading import OpenBundle, without_leaving
 from runtime.runtime import Result, Runtime

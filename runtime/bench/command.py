@@ -33,9 +33,8 @@ from artifacts import (
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from calibration import Dataset, find_task, load_run_data
 from engines import Engine, ensure_engine, open_engine, profiles_of
-from runtime.bench_contenders import NO_EXIT_BATCHES, Contenders, Recording
-from runtime.bench_plot import check_plot, draw_result
-from runtime.bench_stats import (
+from runtime.bench.contenders import NO_EXIT_BATCHES, Contenders, Recording
+from runtime.bench.figures import (
     check_held_out,
     compare_timings,
     describe_exits,
@@ -47,6 +46,7 @@ from runtime.bench_stats import (
     replay_mean_ms,
     speedup_by_round,
 )
+from runtime.bench.plot import check_plot, draw_result
 from runtime.loading import REMEDY, OpenBundle, open_bundle
 
 
