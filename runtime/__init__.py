@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from runtime.batches import Batch
+from runtime.inputs import Batch
 from runtime.monitor.drift import DriftAlarm, DriftConfig, DriftState
 from runtime.monitor.stats import ExitStats, RuntimeStats
 from runtime.runtime import Outputs, Result, Runtime

@@ -15,8 +15,8 @@ import numpy as np
 
 from artifacts import BundleSpec, InputError, UsageError
 from engines import Buffer, Device, EngineSet
-from runtime.batches import Batch, read_batch
 from runtime.chain import Chain
+from runtime.inputs import Batch, read_batch
 from runtime.loading import open_bundle
 from runtime.monitor.drift import DriftConfig
 from runtime.monitor.stats import RuntimeStats, ShadowCounts, StatsCollector

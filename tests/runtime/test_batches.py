@@ -9,7 +9,7 @@ import pytest
 
 from artifacts import InputError, TensorSpec, UsageError
 from engines import HostDevice
-from runtime.batches import read_batch
+from runtime.inputs import read_batch
 
 HOST = HostDevice()
 
