@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests are no package and are never shipped
-
-from export_graphs import TINY, GraphBuilder
-
 from artifacts import Model, RunFolder, open_model
 from export import add_heads, build_missing_heads, export_model
+from tests.export.export_graphs import TINY, GraphBuilder
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from export_graphs import write_convnet
 
 import export
 from artifacts import Cut, RunFolder, TensorSpec, UsageError
 from export import ExportOptions
 from export.cli import main
 from export.options import thin, thin_cuts
+from tests.export.export_graphs import write_convnet
 
 
 def test_the_public_names_exist() -> None:

@@ -12,15 +12,13 @@ import pytest
 
 from artifacts import RunFolder
 
-sys.path.append(str(Path(__file__).parent))
-
 
 @pytest.fixture(scope="session")
 def made_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run with model and data, see ``dense_worlds``."""
     for name in ("torch", "onnx", "onnx_ir", "onnxruntime"):
         pytest.importorskip(name, reason="traces and merges a network: pip install 'pame[train]'")
-    from dense_worlds import write_dense_run
+    from tests.planner.dense_worlds import write_dense_run
 
     run = RunFolder(root=tmp_path_factory.mktemp("runs") / "small")
     write_dense_run(run)

@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from planning_worlds import make_itm, make_trace
-
 from artifacts import (
     EXIT_PLAN_JSON,
     Artifact,
@@ -30,6 +28,7 @@ from planner.predict.replay import PlanFigures
 from planner.report.data import ReportData
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep.points import SearchAt, sweep_levels, sweep_tolerances
+from tests.planner.planning_worlds import make_itm, make_trace
 
 NASTY = 'a$b$<script>alert("x")</script>&'
 TAIL = TailRule(share=0.0, stay_allowance=None)

@@ -38,7 +38,6 @@ from calibration import Dataset, load_dataset
 from engines import Device, EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
 from runtime import Runtime
 
-sys.path.append(str(Path(__file__).parent))  # tests are no package and are never shipped
 Values = Mapping[str, np.ndarray]
 
 

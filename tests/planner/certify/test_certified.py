@@ -1,0 +1,314 @@
+"""Certified plans: validity by simulation on populations whose truth is known, and what bad traces lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from artifacts import InputError, NoPlanError, Trace, UsageError
+from calibration.certify.risk_tests import split_halves
+from planner import (
+    NO_EXITS,
+    ChosenExits,
+    KeptGrids,
+    NetworkCosts,
+    TailRule,
+    evaluate_exits,
+    expect_times,
+    plan_greedy,
+    threshold_grid,
+)
+from planner.certify.certified import CertifiedPlans, plan_certified
+from planner.certify.evidence import metric_under, risk_trace
+from planner.certify.test_order import Ladder, rehearse, vary_plans
+from planner.config import CertifyConfig
+from tests.planner.planning_worlds import make_costs, make_trace
+
+COSTS = make_costs(0, exits=2, head=0.01)
+
+
+def greedy_ladder(costs: NetworkCosts) -> Ladder:
+    def climb(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
+        kept, tail = KeptGrids(thresholds=threshold_grid(0.05)), TailRule(share=0.0, stay_allowance=None)
+        return [plan_greedy(trace, costs, tolerance=t, kept=kept, tail=tail).best.chosen for t in tolerances]
+
+    return climb
+
+
+def mean_ms(trace: Trace, plan: ChosenExits) -> float:
+    return expect_times(COSTS.plan_costs(plan.cuts), evaluate_exits(trace, plan).survival).mean_ms
+
+
+def one_exit_ladder(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
+    """The lowest threshold of the first exit that keeps each tolerance on this trace."""
+    plans = [ChosenExits(cuts=trace.exits[:1], thresholds=(float(t),)) for t in np.linspace(1, 0.3, 24)]
+    kept = [metric_under(trace, plan).mean(dtype=float) for plan in plans]
+    found = []
+    for tolerance in tolerances:
+        good = [plan for plan, metric in zip(plans, kept, strict=True) if metric >= (1 - tolerance) * trace.full_metric]
+        found.append(good[-1] if good else NO_EXITS)
+    return found
+
+
+def population(seed: int, *, graded: bool = False, samples: int = 4000) -> Trace:
+    """Two exits whose confidence tells how likely the answer is right; the final head is better and independent."""
+    random = np.random.default_rng(seed)
+    ease = random.random(samples)
+    confidence = np.clip(ease + random.normal(0, 0.05, (3, samples)), 0, 1)
+    chance = np.stack([0.55 + 0.45 * ease, 0.7 + 0.3 * ease, np.full(samples, 0.93)])
+    draw = random.random(samples)  # shared: most samples are right or wrong for all exits alike
+    metric = np.clip(chance + random.normal(0, 0.05, (3, samples)), 0, 1) if graded else draw < chance
+    return Trace(
+        exits=("cut0", "cut1"), confidence=confidence.astype(np.float32), metric=metric.astype(np.float32),
+        agreement=np.concatenate([draw < chance[:2] + 0.07, np.ones((1, samples), bool)]),
+    )  # fmt: skip
+
+
+def true_risk(trace: Trace, plan: ChosenExits) -> float:
+    return 1 - metric_under(trace, plan).mean(dtype=float) / trace.full_metric
+
+
+@pytest.mark.parametrize(("risk", "graded"), [("metric", False), ("metric", True), ("agreement", False)])
+def test_certified_plans_exceed_the_tolerance_at_most_with_delta(risk: str, graded: bool) -> None:
+    """Redrawn calibration sets of a population; the same search without a certificate fails about every second time."""
+    whole = risk_trace(population(1, graded=graded), risk)
+    random = np.random.default_rng(2)
+    rounds, tolerance, delta = 40, 0.05, 0.2
+    violations = uncertified = with_exits = 0
+    for seed in range(rounds):
+        drawn = whole.select(random.integers(0, whole.sample_count, 800))
+        settings = CertifyConfig(delta=delta, seed=seed, risk=risk)
+        found = plan_certified(drawn, one_exit_ladder, mean_ms, tolerance=tolerance, settings=settings)
+        risks = [true_risk(whole, plan) for plan in found.certificates]
+        violations += max(risks) > tolerance
+        with_exits += len(risks) > 1
+        uncertified += true_risk(whole, one_exit_ladder(drawn, [tolerance])[0]) > tolerance
+    assert violations / rounds <= delta + 3 * np.sqrt(delta * (1 - delta) / rounds)
+    assert uncertified / rounds > 0.25
+    assert with_exits / rounds > 0.9
+
+
+def test_first_bad_plan_passes_with_delta_at_most_and_nearly_so() -> None:
+    """The sequence is as bold as it may be: a plan exactly at the tolerance passes with a chance of about delta."""
+    whole = population(3, samples=20000)
+    plan = ChosenExits(cuts=("cut0",), thresholds=(0.4,))
+    tolerance, delta = float(true_risk(whole, plan)), 0.2
+    assert tolerance > 0.02
+    random = np.random.default_rng(0)
+    passed = 0
+    for seed in range(200):
+        drawn = whole.select(random.integers(0, whole.sample_count, 2000))
+        halves = split_halves(2000, seed=seed)
+        tuning, held_out = drawn.select(halves.tuning), drawn.select(halves.certification)
+        settings = CertifyConfig(delta=delta, seed=seed)
+        test, order = rehearse(tuning, [plan], mean_ms, tolerance=tolerance, settings=settings)
+        assert order == (plan,)
+        passed += test.p_value(held_out.metric[-1], metric_under(held_out, plan), tolerance=tolerance) <= delta
+    assert 0.05 < passed / 200 <= delta + 3 * np.sqrt(delta * (1 - delta) / 200)
+
+
+def certified(trace: Trace, *, tolerance: float = 0.05, **settings: object) -> CertifiedPlans:
+    return plan_certified(trace, greedy_ladder(COSTS), mean_ms, tolerance=tolerance, settings=CertifyConfig(**settings))
+
+
+def test_search_never_sees_the_samples_of_the_test() -> None:
+    """Whatever happens to them, the same plans are tried in the same order with the same test."""
+    trace = population(4, samples=1500)
+    halves = split_halves(1500, seed=0)
+    spoiled = trace.metric.copy()
+    spoiled[:-1, halves.certification] = 0
+    before, after = certified(trace), certified(replace(trace, metric=spoiled))
+    assert [one.chosen for one in before.sequence] == [one.chosen for one in after.sequence]
+    assert before.boldest.cuts
+    assert after.boldest == NO_EXITS
+    assert after.shortage is not None
+    assert after.shortage.needed is None
+    assert "more samples alone would hardly help" in after.shortage.describe(tolerance=0.05, delta=0.05)
+
+
+def test_certificate_says_what_was_done() -> None:
+    trace = population(5, samples=3001)
+    found = certified(trace, seed=7)
+    halves = split_halves(3001, seed=7)
+    passed = [one for one in found.sequence if one.certificate]
+    assert passed == list(found.sequence[: len(passed)])
+    for position, one in enumerate(passed, start=1):
+        certificate = one.certificate
+        assert (certificate.position, certificate.bound, certificate.risk) == (position, 0.05, "metric")
+        assert certificate.p_value == one.p_value <= certificate.delta == 0.05
+        assert certificate.observed == pytest.approx(true_risk(trace.select(halves.certification), one.chosen))
+        assert (certificate.samples, certificate.tuning_samples) == (1501, 1500)
+        assert certificate.tuning_digest == halves.tuning_digest != certificate.certification_digest
+        assert certificate.finite_sample
+    tried = [one.p_value is not None for one in found.sequence]
+    assert tried == sorted(tried, reverse=True)
+    assert found.no_exits.method == "no exits"
+    assert found.certificates[found.boldest] == passed[-1].certificate
+
+
+def test_plans_are_faster_from_one_to_the_next() -> None:
+    trace = population(6)
+    found = certified(trace)
+    tuning = trace.select(found.halves.tuning)
+    means = [mean_ms(tuning, one.chosen) for one in found.sequence]
+    assert means == sorted(means, reverse=True)
+    assert len(means) > 2
+    assert means[0] < mean_ms(tuning, NO_EXITS)
+
+
+def test_variants_fill_the_gaps_between_plans() -> None:
+    """So the sequence goes nearly as far as it could: a small step further fails."""
+    safe, bold = (ChosenExits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.5))
+    other = ChosenExits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.1))
+    varied = vary_plans([safe, bold, other])
+    assert varied[:3] == (safe, bold, other)
+    assert len(varied) == len(set(varied))
+    alone = sorted(one.thresholds[0] for one in varied if one.cuts == ("cut0",))
+    way, around_bold, around_safe = (
+        [0.6, 0.7, 0.8],
+        [0.4, 0.45, 0.55, 0.6, 0.65, 0.7],
+        [0.88, 0.89, 0.91, 0.92, 0.93, 0.94],
+    )
+    assert alone == pytest.approx(sorted({*way, *around_bold, *around_safe, 0.5, 0.9}))
+    both = [one.thresholds for one in varied if len(one.cuts) == 2]
+    assert both[1:3] == [pytest.approx((0.94, 0.46)), pytest.approx((0.93, 0.37))]
+    assert both[-1] == pytest.approx((0.88, 0.0))
+    trace = population(4, samples=6000)
+    coarse = [ChosenExits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.7, 0.5, 0.3, 0.1)]
+    found = plan_certified(trace, lambda *_: coarse, mean_ms, tolerance=0.05, settings=CertifyConfig())
+    tested = [one.chosen.thresholds[0] for one in found.sequence if one.p_value is not None]
+    assert found.sequence[len(tested) - 1].certificate is None
+    assert 0 < tested[-2] - tested[-1] <= 0.05 + 1e-6
+
+
+def test_too_few_samples_are_counted_and_a_tolerance_is_offered() -> None:
+    whole = population(7)
+    few = certified(whole.select(np.arange(160)), tolerance=0.02)
+    assert few.boldest == NO_EXITS
+    shortage = few.shortage
+    assert shortage is not None
+    assert shortage.least <= 298 < 300
+    if shortage.needed is not None:
+        assert shortage.needed > 160
+    assert shortage.offered > 0.02
+    said = shortage.describe(tolerance=0.02, delta=0.05)
+    assert "160 samples" in said
+    assert "--tolerance" in said
+    assert "--certify none" in said
+
+
+@pytest.mark.parametrize("samples", [2, 3, 10])
+def test_a_handful_of_samples_certifies_nothing(samples: int) -> None:
+    trace = population(8).select(np.arange(samples))
+    trace = replace(trace, metric=np.ones_like(trace.metric))
+    found = certified(trace, tolerance=0.01)
+    assert found.boldest == NO_EXITS
+    assert list(found.certificates) == [NO_EXITS]
+
+
+def test_one_sample_is_refused() -> None:
+    with pytest.raises(InputError, match="1 samples cannot be split"):
+        certified(population(8).select(np.arange(1)))
+
+
+def test_constant_confidences_lead_to_a_sound_plan() -> None:
+    """Everybody leaves or nobody does, at the first exit; the certificate still speaks of the truth."""
+    trace = population(9)
+    flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5))
+    found = certified(flat, tolerance=0.05)
+    assert found.boldest == NO_EXITS
+    perfect = replace(flat, metric=np.repeat(trace.metric[-1:], 3, axis=0))
+    assert certified(perfect, tolerance=0.05).boldest.cuts
+
+
+def test_one_class_and_a_useless_network() -> None:
+    trace = population(10)
+    ones = certified(replace(trace, metric=np.ones_like(trace.metric)))
+    assert ones.boldest.cuts
+    with pytest.raises(NoPlanError, match="no meaning"):
+        certified(replace(trace, metric=np.zeros_like(trace.metric)))
+
+
+def test_metric_right_on_one_half_only_has_no_plan() -> None:
+    trace = population(11, samples=40)
+    halves = split_halves(40, seed=0)
+    metric = trace.metric.copy()
+    metric[:, halves.certification] = 0
+    with pytest.raises(NoPlanError, match="one half"):
+        certified(replace(trace, metric=metric))
+
+
+def test_agreement_needs_no_labels() -> None:
+    trace = risk_trace(replace(population(12), metric=np.zeros((3, 4000), np.float32)), "agreement")
+    found = certified(trace, risk="agreement")
+    assert found.boldest.cuts
+    certificate = found.certificates[found.boldest]
+    assert (certificate.method, certificate.risk) == ("binomial", "agreement")
+
+
+def test_noise_in_the_times_does_not_touch_the_certificate() -> None:
+    """An inference time matrix that is no monotone function of the batch makes other plans, not wrong ones."""
+    trace = population(13)
+    random = np.random.default_rng(0)
+    noisy = {
+        name: tuple(float(x) for x in np.array(row) * random.uniform(0.2, 3, len(row)))
+        for name, row in COSTS.itm.median_ms.items()
+    }
+    costs = NetworkCosts(itm=replace(COSTS.itm, median_ms=noisy), cuts=COSTS.cuts, batch_size=8)
+    found = plan_certified(trace, greedy_ladder(costs), mean_ms, tolerance=0.05, settings=CertifyConfig())
+    for plan in found.certificates:
+        assert true_risk(trace, plan) <= 0.05
+
+
+def test_holes_in_the_times_are_refused() -> None:
+    with pytest.raises(InputError, match="no time"):
+        replace(COSTS.itm, median_ms={**COSTS.itm.median_ms, "full": (1.0, 2.0, float("nan"), 4.0)})
+    holes = {name: row for name, row in COSTS.itm.median_ms.items() if name != "exit_cut1"}
+    spread = {name: COSTS.itm.spread_ms[name] for name in holes}
+    costs = NetworkCosts(itm=replace(COSTS.itm, median_ms=holes, spread_ms=spread), cuts=COSTS.cuts, batch_size=8)
+    with pytest.raises(UsageError, match="exit_cut1"):
+        plan_certified(population(1), greedy_ladder(costs), mean_ms, tolerance=0.05, settings=CertifyConfig())
+
+
+@pytest.mark.parametrize("name", ["confidence", "metric"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.1, 1.1])
+def test_values_that_are_none_are_refused(name: str, value: float) -> None:
+    trace = make_trace(0)
+    spoiled = getattr(trace, name).copy()
+    spoiled[1, 5] = value
+    with pytest.raises(InputError, match=name):
+        replace(trace, **{name: spoiled})
+
+
+def test_exits_out_of_order_or_twice_are_refused() -> None:
+    trace = make_trace(0, exits=2)
+    with pytest.raises(InputError, match="names of their own"):
+        replace(trace, exits=("cut0", "cut0"))
+    turned = replace(trace, exits=("cut1", "cut0"))
+    plan = ChosenExits(cuts=("cut1", "cut0"), thresholds=(0.2, 0.2))
+    with pytest.raises(UsageError, match="data flow"):
+        rehearse(turned, [plan], mean_ms, tolerance=0.1, settings=CertifyConfig())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"delta": 0.0}, {"delta": 1.0}, {"delta": np.nan}, {"method": "lt"}, {"risk": "loss"}, {"seed": -1}]
+)
+def test_settings_check_themselves(settings: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        CertifyConfig(**settings)
+
+
+def test_set_metrics_are_certified_by_bootstrap_and_say_so() -> None:
+    trace = population(14)
+    labels = np.random.default_rng(0).integers(0, 2, trace.sample_count).astype(np.int32)
+    predictions = np.where(trace.metric > 0.5, labels, 1 - labels).astype(np.int32)
+    classed = replace(trace, predictions=predictions, labels=labels)
+    found = certified(classed, risk="f1")
+    certificate = found.certificates[found.boldest]
+    assert found.boldest.cuts
+    assert (certificate.risk, certificate.method, certificate.finite_sample) == ("f1", "bootstrap", False)
+    with pytest.raises(InputError, match="--risk f1 needs the class"):
+        certified(trace, risk="f1")

@@ -1,0 +1,270 @@
+"""Traces and times from elsewhere: the documented forms, what is wrong with others, and a plan at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts import ExitPlan, InputError, RunFolder, Trace, UsageError, open_artifact, read_json
+from planner.commands.plan import main
+from planner.foreign.files import END, build_trace, read_times, read_trace
+from planner.predict.costs import NetworkCosts
+from tests.planner.planning_worlds import make_trace
+
+EXITS, SIZES = ("early", "late"), (1, 4, 8)
+SLOW = {"segment early": 1.0, "head early": 0.1, "segment late": 2.0, "head late": 0.1, "segment end": 5.0}
+
+
+def write_times(path: Path, rows: dict[str, object] | None = None, sizes: tuple[object, ...] = SIZES) -> Path:
+    """Times that grow with the batch; ``rows`` replaces rows by cells, or drops them with ``None``."""
+    lines: dict[str, object] = {
+        name: ",".join(str(ms * (0.5 + size / 8)) for size in SIZES) for name, ms in SLOW.items()
+    }
+    lines |= rows or {}
+    text = "\n".join(f"{name},{cells}" for name, cells in lines.items() if cells is not None)
+    path.write_text(f"part,{','.join(map(str, sizes))}\n{text}\n")
+    return path
+
+
+def arrays(samples: int = 2000, seed: int = 0) -> dict[str, np.ndarray]:
+    trace = make_trace(seed, exits=2, samples=samples)
+    final = trace.metric[-1] > 0
+    correct = np.stack([(trace.metric[0] > 0) | final, final | (trace.metric[1] > 0), final])
+    return {"confidence": trace.confidence, "correct": correct, "exits": np.array(EXITS)}
+
+
+def write_npz(path: Path, **content: np.ndarray) -> Path:
+    np.savez(path, **content)
+    return path
+
+
+def as_csv(path: Path, found: dict[str, np.ndarray], what: str = "correct", label: bool = False) -> Path:
+    names = [*EXITS, "final"]
+    header = [
+        "sample",
+        *(f"confidence {n}" for n in names),
+        *(f"{what} {n}" for n in names),
+        *(["label"] if label else []),
+    ]
+    values = found["correct" if what == "correct" else "predictions"]
+    rows = []
+    for i in range(found["confidence"].shape[1]):
+        row = [i, *found["confidence"][:, i].tolist(), *(int(v) for v in values[:, i])]
+        rows.append([*row, int(found["labels"][i])] if label else row)
+    path.write_text("\n".join(",".join(map(str, row)) for row in [header, *rows]) + "\n")
+    return path
+
+
+def test_confidence_and_correctness(tmp_path: Path) -> None:
+    found = arrays(50)
+    imported = read_trace(write_npz(tmp_path / "a.npz", **found))
+    again = read_trace(as_csv(tmp_path / "a.csv", found))
+    for one in (imported, again):
+        assert one.labelled
+        assert one.exits == EXITS
+        np.testing.assert_array_equal(one.confidence, found["confidence"])
+        np.testing.assert_array_equal(one.metric, found["correct"])
+        np.testing.assert_array_equal(one.agreement[:-1], found["correct"][:-1] & found["correct"][-1])
+        assert one.agreement[-1].all()
+
+
+def test_logits_with_and_without_labels() -> None:
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(0, 3, (3, 40, 5)), random.integers(0, 5, 40)
+    found = build_trace({"logits": logits, "labels": labels})
+    shares = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(found.confidence, shares.max(axis=2), rtol=1e-6)
+    np.testing.assert_array_equal(found.metric, logits.argmax(axis=2) == labels)
+    np.testing.assert_array_equal(found.agreement, logits.argmax(axis=2) == logits[-1].argmax(axis=1))
+    assert found.exits == ("exit_1", "exit_2")
+    assert found.labels is not None
+    blind = build_trace({"logits": logits})
+    assert not blind.labelled
+    np.testing.assert_array_equal(blind.metric, found.agreement)
+
+
+def test_predictions_and_labels_in_a_csv(tmp_path: Path) -> None:
+    found = arrays(30)
+    found["predictions"] = np.random.default_rng(0).integers(0, 3, (3, 30))
+    found["labels"] = np.random.default_rng(1).integers(0, 3, 30)
+    imported = read_trace(as_csv(tmp_path / "a.csv", found, "prediction", label=True))
+    np.testing.assert_array_equal(imported.metric, found["predictions"] == found["labels"])
+    np.testing.assert_array_equal(imported.predictions, found["predictions"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confidence": np.full((3, 9), np.nan)}, "confidence must be finite"),
+        ({"confidence": np.full((3, 9), 2.0)}, "within .0, 1.*found 2 to 2"),
+        ({"correct": np.full((3, 9), 1.5)}, "correct must be finite"),
+        ({"correct": np.ones((2, 9))}, "correct has shape"),
+        ({"confidence": np.ones((1, 9))}, "one row per exit"),
+        ({"confidence": np.ones((3, 0)), "correct": np.ones((3, 0))}, "samples"),
+        ({"exits": np.array(["a"])}, "expected 2 names"),
+        ({"exits": np.array(["a", "a"])}, "names of their own"),
+        ({"exits": np.array(["a", "final"])}, "none 'final'"),
+        ({"correct": None}, "does not tell what an exit answers"),
+        ({"confidence": None}, "neither logits nor confidence"),
+        ({"logits": np.full((3, 9, 2), np.inf)}, "logits: expected finite"),
+    ],
+)
+def test_arrays_that_are_no_trace_are_refused(change: dict[str, np.ndarray | None], message: str) -> None:
+    good = {"confidence": np.full((3, 9), 0.5), "correct": np.ones((3, 9)), "exits": np.array(EXITS)}
+    with pytest.raises(InputError, match=message):
+        build_trace({name: array for name, array in {**good, **change}.items() if array is not None})
+
+
+def test_files_that_are_no_trace_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read_trace(tmp_path / "none.npz")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UsageError, match=r"\.npz or a \.csv"):
+        read_trace(tmp_path / "a.txt")
+    with pytest.raises(InputError, match="unknown arrays"):
+        read_trace(write_npz(tmp_path / "b.npz", confidences=np.ones(3)))
+    for text, message in (
+        ("confidence early\n0.5\n", "confidence final"),
+        ("confidence early,confidence final,colour\n1,1,1\n", "column 'colour'"),
+        ("confidence early,confidence final,correct final\n1,1,1\n", "columns 'correct'"),
+        ("confidence early,confidence final\n1,many\n", "line 2: 'many' is no number"),
+        ("confidence early,confidence final\n1\n", "line 2: 1 cells"),
+        ("confidence early,confidence early\n1,1\n", "comes twice"),
+        ("confidence early\n", "at least one more"),
+    ):
+        (tmp_path / "c.csv").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_trace(tmp_path / "c.csv")
+
+
+def test_times_become_the_costs_that_they_are(tmp_path: Path) -> None:
+    itm = read_times(write_times(tmp_path / "t.csv", {"gather late": "0.1,0.2,0.3"}), EXITS)
+    costs = NetworkCosts(itm=itm, cuts=(*EXITS, END), batch_size=8)
+    assert costs.stage_cost(None, None)[8] == pytest.approx(8 * 1.5)
+    assert costs.stage_cost(None, "late")[8] == pytest.approx((1 + 2 + 0.1) * 1.5 + 0.3)
+    assert costs.stage_cost("late", None)[4] == pytest.approx(5.0)
+    faster = read_times(write_times(tmp_path / "t.csv", {"full": "3,5,9"}), EXITS)
+    assert NetworkCosts(itm=faster, cuts=(*EXITS, END), batch_size=8).full_ms == 9
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"segment late": None}, r"rows \['segment late'\] are missing"),
+        ({"segment middle": "1,2,3"}, r"rows \['segment middle'\] are unknown"),
+        ({"head late": "1,,3"}, "row 'head late' at batch size 4 holds ''"),
+        ({"head late": "1,nan,3"}, "which is no time"),
+        ({"head late": "1,-2,3"}, "which is no time"),
+        ({"head late": "1,2"}, "3 cells, the headings are 4"),
+    ],
+)
+def test_times_with_holes_are_refused(rows: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        read_times(write_times(tmp_path / "t.csv", rows), EXITS)
+
+
+def test_exits_in_another_order_than_the_segments_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="order of the data flow"):
+        read_times(write_times(tmp_path / "t.csv"), EXITS[::-1])
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 4), (0, 4, 8), (1, "four", 8)])
+def test_batch_sizes_that_are_none_are_refused(sizes: tuple[object, ...], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch size"):
+        read_times(write_times(tmp_path / "t.csv", sizes=sizes), EXITS)
+
+
+def run_import(tmp_path: Path, **content: np.ndarray) -> RunFolder:
+    run = RunFolder(root=tmp_path / "other")
+    trace = write_npz(tmp_path / "trace.npz", **(content or arrays()))
+    words = [
+        "import-trace",
+        "--run",
+        str(run.root),
+        "--trace",
+        str(trace),
+        "--itm",
+        str(write_times(tmp_path / "t.csv")),
+    ]
+    assert main(words) == 0
+    return run
+
+
+def command(run: RunFolder, tmp_path: Path, *words: str) -> tuple[int, dict]:
+    target = tmp_path / "result.json"
+    target.unlink(missing_ok=True)
+    first = words[:1] if words and not words[0].startswith("-") else ()
+    code = main([*first, "--run", str(run.root), "--json", str(target), "--batch-size", "8", *words[len(first) :]])
+    return code, json.loads(target.read_text()) if target.exists() else {}
+
+
+def test_an_imported_run_is_planned_and_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_import(tmp_path)
+    assert "plan with: python -m planner --run" in capsys.readouterr().out
+    code, found = command(run, tmp_path, "--tolerance", "0.1", "--stay-allowance", "9", "--tail-share", "0")
+    assert (code, found["bundle"]) == (0, None)
+    assert found["plan"]["exits"]
+    assert found["plan"]["certificate"]["bound"] == 0.1
+    assert "no model to bundle" in capsys.readouterr().out
+    plan = read_json(open_artifact(run.plan, kind="plan", remedy="").path("exit_plan.json"), ExitPlan)
+    assert (plan.backend, plan.model_digest) == ("imported", "")
+    code, again = command(run, tmp_path, "--tolerance", "0.1", "--stay-allowance", "9", "--tail-share", "0")
+    assert (code, again["reused"]) == (0, True)
+
+
+def test_without_labels_only_agreement_can_be_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (3, 500, 4))
+    logits[:2] += 2 * logits[2]
+    run = run_import(tmp_path, logits=logits, exits=np.array(EXITS))
+    assert "--risk agreement" in capsys.readouterr().out
+    code, _ = command(run, tmp_path, "--tolerance", "0.2")
+    assert code == 2
+    assert "--risk agreement" in capsys.readouterr().err
+    assert command(run, tmp_path, "validate", "--resplits", "2")[0] == 2
+    code, found = command(run, tmp_path, "--tolerance", "0.2", "--risk", "agreement")
+    assert (code, found["plan"]["full_metric"]) == (0, 1)
+
+
+def test_an_imported_run_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_import(tmp_path)
+    loose = ("--stay-allowance", "9", "--tail-share", "0")
+    code, found = command(run, tmp_path, "--sweep", "0,0.1,0.2", "--objective", "batch", *loose)
+    assert (code, found["objective"]) == (0, "batch")
+    assert [one["tolerance"] for one in found["points"]] == [0, 0.1, 0.2]
+    assert found["points"][-1]["speedup"] == pytest.approx(found["full_ms"] / found["points"][-1]["batch_ms"])
+    assert found["points"][-1]["batch_ms"] < found["full_ms"]
+    assert "time of a whole batch" in capsys.readouterr().out
+    assert not run.plan.exists()
+    blind = RunFolder(root=tmp_path / "blind")
+    logits = np.random.default_rng(0).normal(0, 2, (3, 50, 4))
+    trace = write_npz(tmp_path / "b.npz", logits=logits, exits=np.array(EXITS))
+    words = ["import-trace", "--trace", str(trace), "--itm", str(tmp_path / "t.csv"), "--run", str(blind.root)]
+    assert main(words) == 0
+    assert command(blind, tmp_path, "--sweep", "0.1")[0] == 2
+    assert command(blind, tmp_path, "--sweep", "0.1", "--risk", "agreement")[0] == 0
+
+
+def test_what_the_import_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, times = write_npz(tmp_path / "trace.npz", **arrays(20)), write_times(tmp_path / "t.csv")
+    words = ["import-trace", "--trace", str(trace), "--itm", str(times)]
+    assert main(words) == 2
+    assert "--run runs/NAME" in capsys.readouterr().err
+    (tmp_path / "ours" / "model").mkdir(parents=True)
+    assert main([*words, "--run", str(tmp_path / "ours")]) == 2
+    assert "a model of ours" in capsys.readouterr().err
+    run = run_import(tmp_path)
+    assert command(run, tmp_path, "--batch-size", "16")[0] == 2
+    assert "go up to 8 rows" in capsys.readouterr().err
+
+
+def test_a_trace_written_and_read_keeps_its_predictions(tmp_path: Path) -> None:
+    logits, labels = np.random.default_rng(0).normal(0, 1, (2, 9, 3)), np.arange(9) % 3
+    trace = build_trace({"logits": logits, "labels": labels})
+    trace.save(tmp_path / "t.npz")
+    back = Trace.load(tmp_path / "t.npz")
+    np.testing.assert_array_equal(back.predictions, trace.predictions)
+    np.testing.assert_array_equal(back.labels, labels)
+    np.testing.assert_array_equal(back.select(np.array([3, 3])).labels, labels[[3, 3]])
