@@ -24,7 +24,7 @@ the exact paired test. For 0/1 metrics the exact paired test is the tightest of 
 
 *Without labels* the risk is disagreement with the final head: a 0/1 loss against the level ``tolerance``, for which
 the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus. *Set metrics* (F1, Matthews) are no means
-and have a bootstrap instead of a guarantee, see ``calibration.certify.risk_tests.set_metrics``.
+and have a bootstrap instead of a guarantee, see ``calibration.certify.set_metrics``.
 
 *Which test?* The smaller of two p-values from the same samples is not a p-value. Here the tuning samples decide: every
 test that fits the risk is rehearsed on them, the one that passes the most plans is applied to the other samples (of

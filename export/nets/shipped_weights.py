@@ -1,4 +1,4 @@
-"""Weights that ship with PAME: ``export/pretrained/<name>/``, an artifact of kind ``weights``."""
+"""Weights that ship with PAME: ``export/nets/pretrained/<name>/``, an artifact of kind ``weights``."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@
    costs nothing in a fixed sequence, and plans with the same exits have nearly the same samples against them.
 3. The plans are put in order from safe to bold by their p-values on the first half; what is not expected to be faster
    than a safer plan is dropped.
-4. On the second half the plans are tested in this order until the first that fails (``calibration.certify.risk_tests`` has the
-   theory). All that passed meet the tolerance together, except with probability ``delta``, so the fastest of them by
-   any measure may be taken.
+4. On the second half the plans are tested in this order until the first that fails
+   (``calibration.certify.risk_tests`` has the theory). All that passed meet the tolerance together, except with
+   probability ``delta``, so the fastest of them by any measure may be taken.
 5. The plan without exits loses nothing and needs no test. When no other passes it is the answer, together with how
    many samples it would take, and which tolerance these samples can certify.
 

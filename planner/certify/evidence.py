@@ -30,7 +30,7 @@ def metric_under(trace: Trace, chosen: ChosenExits) -> np.ndarray:
 
 
 def evidence_under(trace: Trace, chosen: ChosenExits, risk: str) -> np.ndarray:
-    """Returns what a test of the risk is told of each sample under a plan, see ``calibration.certify.risk_tests.RiskTest``.
+    """Returns what a test of the risk is told of each sample under a plan, see ``RiskTest``.
 
     Raises:
         InputError: the trace has no predictions and labels, which a set metric needs.

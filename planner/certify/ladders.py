@@ -1,4 +1,4 @@
-"""Searches as ladders: one plan per tolerance, for ``planner.certify.certified`` and ``planner.validate.resampling``. Pure."""
+"""Searches as ladders: one plan per tolerance, for certified planning and for validation. Pure."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Bucket sets: which batch sizes to build, where every engine is bound to one. ``--max-engines``, ``--memory-mb``.
 
-Theory. A stage sees ``n`` rows with a known probability (``planner.predict.survivors``), so every ``n`` has a weight ``w(n)``
-in the expected cost: ``P(N = n) n / B`` for the mean latency, ``P(N = n)`` for the batch time. With engines for the
-batch sizes ``s_1 < .. < s_m`` (the last one holds the largest batch) and rows padded up to the next of them, the
-stage costs
+Theory. A stage sees ``n`` rows with a known probability (``planner.predict.survivors``), so every ``n`` has a weight
+``w(n)`` in the expected cost: ``P(N = n) n / B`` for the mean latency, ``P(N = n)`` for the batch time. With engines
+for the batch sizes ``s_1 < .. < s_m`` (the last one holds the largest batch) and rows padded up to the next of them,
+the stage costs
 
     sum_i t(s_i) * W(s_(i-1), s_i),    W(a, b) = sum of w(n) over a < n <= b,
 

@@ -1,7 +1,7 @@
 """From measured stages to the batch sizes that a plan's bundle holds engines for, where engines are bound to sizes.
 
-Every size was built and timed for every stage. ``planner.commit.committing.buckets`` says which of them a plan keeps under its limits;
-the plan is then priced from these alone, and its bundle holds these alone.
+Every size was built and timed for every stage. ``planner.commit.buckets`` says which of them a plan keeps under its
+limits; the plan is then priced from these alone, and its bundle holds these alone.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ waits for all of it, so for one batch
 
     sum of all query latencies = sum_j N_(j-1) * c_j(N_(j-1)),        batch time = sum_j c_j(N_(j-1)).
 
-Batches drawn at random have N_k ~ Binomial(B, s_k) (see ``planner.predict.survivors``), and by the size-biasing identity
-E[N c(N)] = B s E[c(1 + Binomial(B - 1, s))] the expected mean latency is
+Batches drawn at random have N_k ~ Binomial(B, s_k) (see ``planner.predict.survivors``), and by the size-biasing
+identity E[N c(N)] = B s E[c(1 + Binomial(B - 1, s))] the expected mean latency is
 
     E[mean] = (1/B) sum_j E[N_(j-1) c_j(N_(j-1))] = sum_j s_(j-1) t_j,      t_j = E[c_j(1 + Binomial(B - 1, s_(j-1)))],
 
@@ -15,8 +15,9 @@ where ``t_j`` is the time of stage ``j`` as a query sees it that takes part in i
 waits ``t_1 + .. + t_k`` in the mean, its *arrival time*. All of this is exact: no Monte Carlo, no smoothing of
 ``c_j``.
 
-With batches of several sizes (``planner.predict.traffic``) the mean latency is the query-weighted mixture of these, the batch
-time the mixture by the share of the batches. The 99th percentile comes from ``planner.predict.percentiles``, as exact.
+With batches of several sizes (``planner.predict.traffic``) the mean latency is the query-weighted mixture of these,
+the batch time the mixture by the share of the batches. The 99th percentile comes from
+``planner.predict.percentiles``, as exact.
 
 ``c_j`` comes from the inference time matrix. Where the stage itself was timed, that row is it. Before that, a stage
 is the sum of its segments, its head and the gather behind it, less what merging saves: separate engines pay a start
@@ -32,7 +33,8 @@ the heads and gathers of the exits. That is a little less than it takes; ``plann
 
 A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
-stage comes on top, and on top of the first stage what serving a batch takes besides its engines (``planner.measure.host_overhead``).
+stage comes on top, and on top of the first stage what serving a batch takes besides its engines
+(``planner.measure.host_overhead``).
 
 Two decisions at run time were worked out and left out (``docs/adr/0008-joint-search.md``). *Carrying leavers along*
 where the next cover costs as much with them saves the gather and nothing else. Its exact value is that of a Markov

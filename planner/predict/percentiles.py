@@ -1,8 +1,8 @@
 """The latency of a query as a distribution, and its percentiles.
 
 Theory. In a batch of ``b`` queries drawn at random the survivors form a Markov chain, ``N_0 = b`` and ``N_k | N_(k-1)
-~ Binomial(N_(k-1), r_k)`` with ``r_k = s_k / s_(k-1)`` (``planner.predict.survivors``). A query that leaves at exit ``k`` has
-waited
+~ Binomial(N_(k-1), r_k)`` with ``r_k = s_k / s_(k-1)`` (``planner.predict.survivors``). A query that leaves at exit
+``k`` has waited
 
     T_k = c_1(N_0) + c_2(N_1) + .. + c_k(N_(k-1)),
 

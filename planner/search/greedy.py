@@ -2,7 +2,8 @@
 
 1. *Precision-aware candidate configuration.* Per candidate, every threshold of a grid is tried. Those that keep the
    overall metric at ``(1 - tolerance) * full`` or above are allowed; of them the one with the lowest move-on ratio is
-   taken (the higher, more careful threshold where two are equal). The grid is kept (``planner.search.threshold_grids``).
+   taken (the higher, more careful threshold where two are equal). The grid is kept
+   (``planner.search.threshold_grids``).
 2. *First exit*: the candidate with the least expected time (BPM x ITM, ``planner.predict.costs``; the time of the mean
    query), subject to the tail rule.
 3. *Tail rule*. The break-even of an exit is the largest survivor count ``n`` at which the batch, exit taken, is done

@@ -13,14 +13,14 @@ Where a sample leaves depends on all exits before, so a program over exits canno
 samples that arrive at an exit, not only their number, depend on the thresholds before it. Two methods complement each
 other.
 
-1. *Survey* (``planner.search.level_tables``). One pass over the samples gives survivors and loss of tens of thousands of
-   combinations of thresholds, exactly. Every subset of few candidates is surveyed: one exit with all its thresholds,
-   two with 140 levels each, three with 27, where there are few candidates also four with 11; the fewer subsets there
-   are, the finer, up to two exits with 1,000 levels each, three with 100, four with 31. Subsets that begin
-   alike share the tables of their beginnings; one whose first stage alone costs more than the best known plan is left
-   out.
-2. *Descent* (``planner.search.descent``). The tolerance becomes a price of loss; exits come, go and move their thresholds
-   one at a time, all thresholds tried exactly, with any number of exits.
+1. *Survey* (``planner.search.level_tables``). One pass over the samples gives survivors and loss of tens of
+   thousands of combinations of thresholds, exactly. Every subset of few candidates is surveyed: one exit with all
+   its thresholds, two with 140 levels each, three with 27, where there are few candidates also four with 11; the
+   fewer subsets there are, the finer, up to two exits with 1,000 levels each, three with 100, four with 31. Subsets
+   that begin alike share the tables of their beginnings; one whose first stage alone costs more than the best known
+   plan is left out.
+2. *Descent* (``planner.search.descent``). The tolerance becomes a price of loss; exits come, go and move their
+   thresholds one at a time, all thresholds tried exactly, with any number of exits.
 3. *Zoom.* The best plans of both are looked at more closely: a table over a window of ranks around each, windows
    shrink round by round until they hold every single threshold that some arriving sample has, and move when the best
    lies at an edge. All exits move together, so the budget is traded between them and used up to the last sample.

@@ -1,7 +1,7 @@
 """What a plan is to be good at, and its price for all combinations of thresholds at once.
 
-Theory. ``planner.predict.costs`` shows that the mean latency is a sum over the stages in which stage ``j`` depends on nothing
-but the share ``s_(j-1)`` of the samples that enter it:
+Theory. ``planner.predict.costs`` shows that the mean latency is a sum over the stages in which stage ``j`` depends
+on nothing but the share ``s_(j-1)`` of the samples that enter it:
 
     E[mean] = sum_j g_j(s_(j-1)),   g_j(s) = sum_b q_b / b * sum_n P(Binomial(b, s) = n) n c_j(n),
 

@@ -1,9 +1,9 @@
 """The zoom: from a combination of thresholds to the best one around it, down to single samples.
 
-A table (``planner.search.level_tables``) over a window of ranks around the combination tries some thousands of others with all
-exits moving together. The next window lies around the best of them and is narrower, in proportion to how far apart
-its levels were; where the best lies at the edge of a window, the window moves instead. It ends when the windows hold
-every single threshold that some arriving sample has, and nothing is better.
+A table (``planner.search.level_tables``) over a window of ranks around the combination tries some thousands of
+others with all exits moving together. The next window lies around the best of them and is narrower, in proportion to
+how far apart its levels were; where the best lies at the edge of a window, the window moves instead. It ends when
+the windows hold every single threshold that some arriving sample has, and nothing is better.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from export import (
     export_model,
     export_torch,
     merge_stage,
-    pretrained,
     publish_net,
     read_weights,
     rebuild_net,
@@ -34,6 +33,7 @@ from export import (
     write_recipe,
 )
 from export.from_torch import family as families_module
+from export.nets import shipped_weights
 from tests.export.export_graphs import TINY
 
 ROWS = np.random.default_rng(3).standard_normal((4, 1, 12, 12), dtype=np.float32)
@@ -158,9 +158,9 @@ def shipped(root: Path, *, every: int = 3) -> Path:
 
 def test_shipped_weights_bring_their_exits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = shipped(tmp_path)
-    monkeypatch.setattr(pretrained, "PRETRAINED_ROOT", tmp_path)
-    assert pretrained.pretrained_folder("resnet20-test") == folder
-    assert pretrained.pretrained_folder("other") is None
+    monkeypatch.setattr(shipped_weights, "PRETRAINED_ROOT", tmp_path)
+    assert shipped_weights.pretrained_folder("resnet20-test") == folder
+    assert shipped_weights.pretrained_folder("other") is None
     run = RunFolder(root=tmp_path / "run")
     model = ensure_model(run, ExportOptions(depth=20, input_shape=(1, 12, 12)))
     assert list(model.spec.heads) == ["layer1.2", "layer2.2"]
