@@ -311,7 +311,7 @@ def draw_survivors(data: ReportData) -> Any:
 
 
 def draw_latency(data: ReportData) -> Any:
-    """Latency distributions of the full network and of the bundle, as measured by ``runtime.bench.command``."""
+    """Latency distributions of the full network and of the bundle, as measured by ``runtime.bench``."""
     figure = _new_figure(3.6)
     axes = figure.subplots()
     draw_latencies(axes, data.bench or {})

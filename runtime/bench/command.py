@@ -338,6 +338,3 @@ def _times(ratio: float | None, digits: int = 2) -> str:
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
-
-if __name__ == "__main__":
-    sys.exit(main())

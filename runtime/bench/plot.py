@@ -30,7 +30,7 @@ def check_plot(path: Path) -> None:
 
 
 def draw_result(result: Mapping[str, Any], path: Path) -> None:
-    """Writes the picture of ``runtime.bench.command``'s JSON object as a PNG of 1800 x 760 pixels.
+    """Writes the picture of ``runtime.bench``'s JSON object as a PNG of 1800 x 760 pixels.
 
     Raises:
         PameError: the file cannot be written.
