@@ -45,7 +45,7 @@ from planner.commit.stages import (
 )
 from planner.commit.stream_reference import describe_reference
 from planner.config import MeasureConfig, PlanConfig
-from planner.measure.timing import Clock, time_graphs
+from planner.measure.timing import Clock, EngineSettings, time_graphs
 from planner.predict.costs import price_staying
 from planner.predict.percentiles import TAIL_QUANTILE
 from planner.predict.replay import NO_EXITS, ChosenExits, PlanFigures, evaluate_exits, evaluate_plan
@@ -200,7 +200,7 @@ def commit_plan(
         stages = merge_stages(case.model, plans, scratch / "stages")
         itm = time_graphs(
             stage_graphs(case.model, stages), case.model.spec, case.run.engines, config.timing,
-            backend=config.backend, threads=config.threads, profiles=config.profiles, clock=clock,
+            EngineSettings.of(config), clock=clock,
         )  # fmt: skip
         priced = _price_fitting(case, plans, stages, itm)
         certificates = {one.figures.chosen: one.certificate for one in result.considered}

@@ -1,18 +1,19 @@
-"""``python -m planner --sweep``: the operating points of a run, searched on its trace and its measured times.
+"""Sweep of a run over tolerances: its operating points, searched on its trace and its measured times.
 
 Nothing is merged, compiled or bundled, and engines are timed only where the run has no times yet; an imported run has
-all that it takes. What was swept lies in ``runs/<name>/sweep/``, with the grids that were evaluated for it; both are
-reused.
+everything that a sweep needs. The result is in ``runs/<name>/sweep/``, with the grids that were evaluated for it; both
+are reused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from artifacts import (
+    COMMAND,
     Artifact,
     ArtifactError,
     InferenceTimeMatrix,
@@ -27,9 +28,10 @@ from artifacts import (
     to_plain,
     write_json,
 )
-from artifacts.console import say, track
+from artifacts.console import track
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
+from planner.flags import planner_command
 from planner.foreign.files import END
 from planner.measure.timing import ensure_itm
 from planner.predict.costs import NetworkCosts
@@ -42,18 +44,18 @@ from planner.workflow.planning import find_search, kept_grids, share_grids
 SWEEP_JSON = "sweep.json"
 GRID_NPZ = "grid.npz"
 _FORM = 2  # of ``sweep.json``
-_REMEDY = "python -m planner --sweep"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SweepCase:
-    """What is swept: the parts of a run with the artifacts that they came from.
+    """The inputs of a sweep: the parts of a run with the artifacts that they came from.
 
     Attributes:
-        run: where the sweep is kept.
+        run: where the sweep is stored.
         model, trace, itm: the network (``None`` for an imported run), its calibration data and its measured times.
         trace_artifact, itm_artifact: for their digests.
-        config: what the search is asked for; its tolerance does not count.
+        config: the configuration of the search; its tolerance does not count.
+        command: the command line to record; ``None``: the planner's with this config.
     """
 
     run: RunFolder
@@ -63,12 +65,15 @@ class SweepCase:
     itm: InferenceTimeMatrix
     itm_artifact: Artifact
     config: PlanConfig
+    command: str | None = None
 
     def inputs(self) -> dict[str, str]:
-        found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
-        return found if self.model is None else {"model": self.model.digest, **found}
+        """Returns name -> digest of the artifacts that a sweep is made from."""
+        digests = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
+        return digests if self.model is None else {"model": self.model.digest, **digests}
 
     def parameters(self, tolerances: Sequence[float]) -> dict[str, Any]:
+        """Returns the settings that decide the result of a sweep."""
         config = {name: value for name, value in to_plain(self.config).items() if name not in ("tolerance", "measure")}
         return {"config": config, "tolerances": list(tolerances), "form": _FORM}
 
@@ -79,8 +84,22 @@ class SweepCase:
         return NetworkCosts(itm=self.itm, cuts=cuts, batch_size=config.batch_size, mixture=config.load)
 
 
-def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = None) -> SweepCase:
-    """Returns what a sweep of this run needs; trace and times are made where they are missing.
+def prepare_sweep(
+    run: RunFolder,
+    config: PlanConfig,
+    *,
+    data: Path | None = None,
+    command: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> SweepCase:
+    """Returns the inputs of a sweep; trace and times are made where they are missing.
+
+    Args:
+        run: of ours, or imported.
+        config: the configuration of the search.
+        data: ``--data``; ``None``: what the run used before.
+        command: the command line to record; ``None``: the planner's with this config.
+        report: receives lines on the progress.
 
     Raises:
         UsageError: the run is an imported one without labels, and the risk needs them.
@@ -91,28 +110,41 @@ def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = Non
     if is_imported(run):
         recorded = read_recorded(run, risk=config.certify.risk)
         return SweepCase(
-            run=run, model=None, trace=recorded.trace, trace_artifact=recorded.trace_artifact, itm=recorded.itm,
-            itm_artifact=recorded.itm_artifact, config=config,
-        )  # fmt: skip
+            run=run,
+            model=None,
+            trace=recorded.trace,
+            trace_artifact=recorded.trace_artifact,
+            itm=recorded.itm,
+            itm_artifact=recorded.itm_artifact,
+            config=config,
+            command=command,
+        )
     trace_artifact, trace = ensure_trace(
         run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
     )
-    model = open_model(run.model, remedy="python -m export resnet --segments")
-    itm_artifact, itm = ensure_itm(
-        run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads
-    )
+    model = open_model(run.model, remedy=run.remedy("export"))
+    itm_artifact, itm = ensure_itm(run, model, config, command=command, report=report)
     return SweepCase(
-        run=run, model=model, trace=trace, trace_artifact=trace_artifact, itm=itm, itm_artifact=itm_artifact,
+        run=run,
+        model=model,
+        trace=trace,
+        trace_artifact=trace_artifact,
+        itm=itm,
+        itm_artifact=itm_artifact,
         config=config,
-    )  # fmt: skip
+        command=command,
+    )
 
 
-def ensure_sweep(case: SweepCase, tolerances: Sequence[float] | None = None) -> tuple[Sweep, bool]:
+def ensure_sweep(
+    case: SweepCase, tolerances: Sequence[float] | None = None, *, report: Callable[[str], None] = lambda _: None
+) -> tuple[Sweep, bool]:
     """Returns the operating points and whether they were there already; publishes ``sweep/`` otherwise.
 
     Args:
-        case: what is swept.
+        case: the inputs of the sweep.
         tolerances: strictly ascending, in [0, 1); ``None``: the whole range.
+        report: receives lines on the progress.
 
     Raises:
         NoPlanError: no tolerance has a plan.
@@ -122,31 +154,32 @@ def ensure_sweep(case: SweepCase, tolerances: Sequence[float] | None = None) -> 
     levels = sweep_levels(trace) if tolerances is None else tuple(tolerances)
     inputs, parameters = case.inputs(), case.parameters(levels)
     if is_current(run.sweep, kind="sweep", inputs=inputs, parameters=parameters):
-        artifact = open_artifact(run.sweep, kind="sweep", remedy=_REMEDY)
+        artifact = open_artifact(run.sweep, kind="sweep", remedy=run.remedy("sweep"))
         return read_json(artifact.path(SWEEP_JSON), Sweep), True
-    kept = _known_grids(case)
-    known = len(kept.grids)
+    kept = _find_grids(case)
+    found = len(kept.grids)
 
     def search(tolerance: float) -> SearchResult:
         return find_search(config)(trace, costs, replace(config, tolerance=tolerance), kept)
 
     tracked = track(levels, description="sweeping tolerances", total=len(levels))
     sweep = sweep_tolerances(search, tracked, full_metric=trace.full_metric, objective=config.objective)
-    say(
+    report(
         f"{config.search} search at {len(levels)} tolerances: {kept.evaluations} grids evaluated, "
-        f"{known} kept from before"
+        f"{found} kept from before"
     )
-    with new_artifact(run.sweep, kind="sweep", inputs=inputs, parameters=parameters) as staging:
+    notes = {COMMAND: case.command or planner_command(run.root, config, sweep=tolerances or ())}
+    with new_artifact(run.sweep, kind="sweep", inputs=inputs, parameters=parameters, notes=notes) as staging:
         write_json(staging / SWEEP_JSON, sweep)
         kept.save(staging / GRID_NPZ)
     return sweep, False
 
 
-def _known_grids(case: SweepCase) -> KeptGrids:
-    """Returns the grids that the last planning and the last sweep left of this trace at these thresholds."""
+def _find_grids(case: SweepCase) -> KeptGrids:
+    """Returns the grids that the last planning and the last sweep stored for this trace at these thresholds."""
     kept = kept_grids(case.run, case.trace_artifact, case.config)
     try:
-        swept = open_artifact(case.run.sweep, kind="sweep", remedy=_REMEDY)
+        swept = open_artifact(case.run.sweep, kind="sweep", remedy=case.run.remedy("sweep"))
         if share_grids(swept.manifest, case.trace_artifact, case.config):
             earlier = KeptGrids.load(swept.path(GRID_NPZ))
             if earlier.thresholds.tolist() == kept.thresholds.tolist():

@@ -105,4 +105,4 @@ def _make_missing(run: RunFolder, risk: str | None) -> None:
     default = PlanConfig(threads=os.cpu_count() or 1)
     ensure_trace(run, backend=default.backend, threads=default.threads, risk=risk)
     model = open_model(run.model, remedy="python -m export resnet --segments")
-    ensure_itm(run, model, default.timing, backend=default.backend, threads=default.threads)
+    ensure_itm(run, model, default)

@@ -116,9 +116,7 @@ def ensure_plan(
     )
     model = open_model(run.model, remedy="python -m export resnet --segments")
     check_precision(model.spec, precision, run=run.root)
-    itm_artifact, itm = ensure_itm(
-        run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads
-    )
+    itm_artifact, itm = ensure_itm(run, model, config, report=say)
     check_limits(config, itm)
     inputs = {"model": model.digest, "trace": trace_artifact.digest, "itm": itm_artifact.digest}
     parameters = {"config": to_plain(config)}

@@ -38,7 +38,7 @@ from planner import (
     plan_joint,
 )
 from planner.certify.evidence import risk_trace
-from planner.commands.plan import main
+from planner.commands.main import main
 from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep.points import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances

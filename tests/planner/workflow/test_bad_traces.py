@@ -18,7 +18,7 @@ from planner import NO_EXITS, ChosenExits, NetworkCosts, TailRule, evaluate_exit
 from planner.certify.certified import CertifiedPlans, plan_certified
 from planner.certify.evidence import metric_under
 from planner.certify.ladders import make_ladder, make_price
-from planner.commands.plan import main
+from planner.commands.main import main
 from planner.config import CertifyConfig
 from tests.planner.foreign.test_importing import EXITS, SIZES, SLOW, write_npz, write_times
 from tests.planner.planning_worlds import make_costs, make_trace
