@@ -15,9 +15,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,7 +39,18 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import track
-from engines import Device, Engine, builder, ensure_engine, fixed_batch_sizes, open_device, open_engine
+from engines import (
+    Buffer,
+    BuildOptions,
+    Device,
+    DeviceOptions,
+    Engine,
+    builder,
+    ensure_engine,
+    fixed_batch_sizes,
+    open_device,
+    open_engine,
+)
 from planner.config import PlanConfig, TimingConfig
 from planner.flags import planner_command
 from planner.measure.host_overhead import serving_calls
@@ -189,7 +199,7 @@ def time_graphs(
         One row per graph and gather, and ``serving``; the environment also holds ``timing_rounds``, their number.
     """
     with ExitStack() as stack:
-        device = open_device(settings.backend, settings.device, kernel_folder=cache)
+        device = open_device(settings.backend, DeviceOptions(index=settings.device, kernel_folder=cache))
         stack.callback(device.close)
         engines = _open_engines(graphs, cache, config, settings, device=device, stack=stack)
         sizes = _common_sizes(engines, config.batch_sizes)
@@ -214,14 +224,12 @@ def _open_engines(
     device: Device,
     stack: ExitStack,
 ) -> list[Engine]:
-    backend, largest = settings.backend, config.batch_sizes[-1]
-    fixed = fixed_batch_sizes(backend, settings.profiles, config.batch_sizes)
+    backend, sizes = settings.backend, config.batch_sizes
+    options = BuildOptions(max_batch_size=sizes[-1], batch_sizes=sizes, profiles=settings.profiles)
+    options = replace(options, batch_sizes=fixed_batch_sizes(backend, options))
     engines = []
     for timed in track(graphs, description="opening engines", total=len(graphs)):
-        folder = ensure_engine(
-            timed.onnx, timed.graph, cache, backend=backend, max_batch_size=largest, batch_sizes=fixed,
-            profiles=settings.profiles,
-        )  # fmt: skip
+        folder = ensure_engine(timed.onnx, timed.graph, cache, backend=backend, options=options)
         engine = open_engine(folder, timed.graph, threads=settings.threads, device=device)
         stack.callback(engine.close)
         engines.append(engine)
@@ -258,7 +266,7 @@ class _SharedBuffers:
         self._device = device
         self._rows = rows
         self._random = np.random.default_rng(0)
-        self._buffers: dict[TensorSpec, Any] = {}
+        self._buffers: dict[TensorSpec, Buffer] = {}
 
     def calls(self, timed: TimedGraph, engine: Engine, size: int) -> Iterator[tuple[str, Call]]:
         """Yields the rows of one graph at one batch size, each with its call."""
@@ -272,7 +280,7 @@ class _SharedBuffers:
                 lambda: self._device.split_rows(size, confidence=half, threshold=0.5, carried=carried),
             )
 
-    def _buffer(self, spec: TensorSpec) -> Any:
+    def _buffer(self, spec: TensorSpec) -> Buffer:
         if spec not in self._buffers:
             buffer = self._device.allocate(spec, self._rows)
             if np.issubdtype(np.dtype(spec.dtype), np.floating):
@@ -281,7 +289,7 @@ class _SharedBuffers:
             self._buffers[spec] = buffer
         return self._buffers[spec]
 
-    def _half_leave(self) -> Any:
+    def _half_leave(self) -> Buffer:
         spec = TensorSpec(name="every second row leaves", dtype="float32", row_shape=())
         if spec not in self._buffers:
             self._buffers[spec] = self._device.allocate(spec, self._rows)
@@ -325,8 +333,8 @@ def ensure_itm(
         clock: seconds.
     """
     inputs, timing, settings = {"model": model.digest}, config.timing, EngineSettings.of(config)
-    engines = builder(settings.backend, profiles=settings.profiles)
-    key = engines.key(model.path(model.spec.full), batch_sizes=(), max_batch_size=timing.batch_sizes[-1])
+    options = BuildOptions(max_batch_size=timing.batch_sizes[-1], profiles=settings.profiles)
+    key = builder(settings.backend, options).key(model.path(model.spec.full))
     parameters = {
         "backend": settings.backend,
         "engine_options": dict(key.options),

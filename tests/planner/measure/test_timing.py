@@ -119,7 +119,8 @@ def timed(monkeypatch: pytest.MonkeyPatch):
             TimedGraph(row="exit_h", onnx=Path("e"), graph=HEAD, gather="h", carried=(H,)),
             TimedGraph(row="full", onnx=Path("f"), graph=FULL),
         ]
-        itm = time_graphs(graphs, SPEC, Path("cache"), config, EngineSettings(backend="fake", threads=2), clock=clock)
+        settings = EngineSettings(backend="onnxruntime", threads=2)
+        itm = time_graphs(graphs, SPEC, Path("cache"), config, settings, clock=clock)
         return itm, engines
 
     return run
