@@ -8,9 +8,18 @@ from pathlib import Path
 
 from artifacts.codec import read_json, write_json
 from artifacts.errors import SchemaError, UsageError, unknown_name
+from artifacts.preprocessing import Preprocessing
 from artifacts.store import Artifact, open_artifact
 
 MODEL_JSON = "model.json"
+
+FINAL_HEAD = "final"
+"""The name of the final head among the exits: in traces, imported files and JSON results."""
+FINAL_HEAD_GRAPH = f"{FINAL_HEAD}_head"
+"""The name of its graph in a model folder, and of its row in the inference time matrix."""
+FINAL_HEAD_LABEL = f"{FINAL_HEAD} head"
+"""Its name in tables, reports and statistics."""
+
 PRECISIONS = ("fp32", "fp16")  # of the export; it is part of the graph, so of its digest
 
 
@@ -89,7 +98,8 @@ class ModelSpec:
         segments: as many as cuts.
         final_head: from the last cut to the model's outputs; ``None`` without cuts.
         heads: cut name -> exit head, for the cuts that have a trained one.
-        settings: the family's own parameters (depth, classes, normalisation ...), for the record.
+        settings: the family's own parameters (depth, classes ...), for the record.
+        preprocessing: how the network wants its images; ``None`` where that is not recorded, or the input is no image.
     """
 
     name: str
@@ -101,6 +111,7 @@ class ModelSpec:
     final_head: GraphSpec | None = None
     heads: Mapping[str, GraphSpec] = field(default_factory=dict)
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
     @property
     def precision(self) -> str:

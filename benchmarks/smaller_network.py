@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import Model, RunFolder, Trace, UsageError, environment_fingerprint, find_run, open_model
+from artifacts import Model, RunFolder, Trace, UsageError, environment_fingerprint, find_run, find_task, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, track
-from calibration import ensure_trace, find_task, load_run_data
+from calibration import ensure_trace, load_run_data
 from engines import ensure_engine, open_device, open_engine
 from export import merge_stage
 from runtime import Runtime
@@ -116,7 +116,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         found = measure(open_networks(run, model, runtime, stack), batches, arguments.rounds)
     labels = data.labels_of(rows)
     metric = {
-        name: float(task.metric([answers], labels).mean(dtype=np.float64)) for name, (answers, _) in found.items()
+        name: float(task.quality([answers], labels).mean(dtype=np.float64)) for name, (answers, _) in found.items()
     }
     times_ms = {name: ms for name, (_, ms) in found.items()}
     best = fastest_precise(trace, times_ms, spec.plan.tolerance)

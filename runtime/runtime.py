@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from artifacts import BundleSpec, InputError, UsageError
+from artifacts import BundleSpec, InputError, UsageError, find_task
 from engines import Buffer, Device, EngineSet
 from runtime.chain import Chain
 from runtime.inputs import Batch, read_batch
@@ -21,7 +21,7 @@ from runtime.loading import open_bundle
 from runtime.monitor.drift import DriftConfig
 from runtime.monitor.stats import RuntimeStats, ShadowCounts, StatsCollector
 from runtime.pool import ChainPool
-from runtime.shadow import ShadowDraw, ShadowRows, find_agreement
+from runtime.shadow import ShadowDraw, ShadowRows
 
 Outputs = Any  # an array, or a tuple of arrays: numpy's, or ``engines.DeviceArray`` where that was asked for
 _DRIFT = DriftConfig()
@@ -96,7 +96,7 @@ class Runtime:
         if self._shadow is not None:
             if not stats:
                 raise UsageError(f"shadow_fraction={shadow_fraction} is for the statistics: open without stats=False")
-            self._agree = find_agreement(spec.task)
+            self._agree = find_task(spec.task).agreement
         self._stats = (
             StatsCollector(spec.plan, len(spec.stages), drift=drift, shadow_fraction=shadow_fraction) if stats else None
         )
@@ -290,7 +290,7 @@ class Runtime:
             return ()
         _, early = chain.answers([row.place for row in shadow.finished])
         _, final = chain.answers([row.final_place for row in shadow.finished])
-        agree = self._agree(early, final).tolist()
+        agree = (self._agree(early, final) >= 1).tolist()
         return [(row.exit_index, same) for row, same in zip(shadow.finished, agree, strict=True)]
 
     def _answer_part(

@@ -207,7 +207,7 @@ def describe_environment(itm: InferenceTimeMatrix, bench: Mapping[str, Any] | No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchResult:
-    """What ``runtime.bench.command`` measured for the run's bundle, or why there is nothing."""
+    """What ``runtime.bench`` measured for the run's bundle, or why there is nothing."""
 
     result: Mapping[str, Any] | None
     note: str
@@ -222,7 +222,7 @@ def read_bench(run: RunFolder, given: Path | None) -> BenchResult:
 
     Raises:
         UsageError: the file that was named is not there.
-        CorruptArtifactError: it is no result of ``runtime.bench.command``.
+        CorruptArtifactError: it is no result of ``runtime.bench``.
         StaleArtifactError: the file that was named is of another bundle.
     """
     path = given or run.root / BENCH_JSON
@@ -244,7 +244,7 @@ def read_bench(run: RunFolder, given: Path | None) -> BenchResult:
 
 
 def find_missing(result: Mapping[str, Any]) -> list[str]:
-    """Returns what a result of ``runtime.bench.command`` lacks, by name."""
+    """Returns what a result of ``runtime.bench`` lacks, by name."""
     parts = {"full": _SIDE, "early_exit": _SIDE, "latency_histogram": ("edges_ms", "full", "early_exit")}
     missing = [name for name in _BENCH if name not in result]
     for part, names in parts.items():

@@ -95,7 +95,7 @@ def evaluate_exits(trace: Trace, exits: Exits) -> Outcome:
 def evaluate_oracle(trace: Trace, exits: Exits) -> Outcome:
     """Sends every sample out at the first exit that answers as the final head does, whatever its confidence."""
     rows = exit_rows(trace, exits.cuts)
-    return _describe_outcome(trace, rows, _first_true(trace.agreement[rows]))
+    return _describe_outcome(trace, rows, _first_true(trace.agrees[rows]))
 
 
 def _leave(trace: Trace, rows: list[int], exits: Exits) -> np.ndarray:

@@ -54,7 +54,7 @@ def reproduce_run(
         ["python", "-m", "calibration", *where, *data, *(training_arguments(training) if labelled else [])],
         ["python", "-m", "planner", *where, *data, *flags],
         ["python", "-m", "planner", "--sweep", *where, *data, *_without_tolerance(flags)],
-        ["python", "-m", "runtime.bench.command", *where, *data, *settings, "--json", str(bench)],
+        ["python", "-m", "runtime.bench", *where, *data, *settings, "--json", str(bench)],
         ["python", "-m", "planner", "report", *where],
     ]
     told = [*map(shlex.join, lines)]

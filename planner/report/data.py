@@ -37,7 +37,7 @@ class ReportData:
         itm: times of segments, heads and gathers.
         patterns: the BPM of the candidates.
         sweep: the operating points.
-        bench: the JSON object of ``runtime.bench.command`` for the plan's bundle, or ``None``.
+        bench: the JSON object of ``runtime.bench`` for the plan's bundle, or ``None``.
         bench_note: without ``bench``: why, and what to do.
         environment: what the times were taken on.
         commands: what makes it all again, in order.

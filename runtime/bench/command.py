@@ -24,14 +24,16 @@ from artifacts import (
     RunFolder,
     StaleArtifactError,
     UsageError,
+    check_plot,
     environment_fingerprint,
     find_run,
+    find_task,
     open_model,
     read_manifest,
     to_plain,
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
-from calibration import Dataset, find_task, load_run_data
+from calibration import Dataset, load_run_data
 from engines import Engine, ensure_engine, open_engine, profiles_of
 from runtime.bench.contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench.figures import (
@@ -46,7 +48,7 @@ from runtime.bench.figures import (
     replay_mean_ms,
     speedup_by_round,
 )
-from runtime.bench.plot import check_plot, draw_result
+from runtime.bench.plot import draw_result
 from runtime.loading import REMEDY, OpenBundle, open_bundle
 
 
@@ -247,7 +249,7 @@ def describe_recording(
     spec, plan = opened.spec, opened.spec.plan
     task = find_task(spec.task)
     full_metric, metric = (
-        None if queries.labels is None else task.metric(answers, queries.labels)
+        None if queries.labels is None else task.quality(answers, queries.labels)
         for answers in (recording.full_answers, recording.early_answers)
     )  # fmt: skip
     agreement = task.agreement(recording.early_answers, recording.full_answers)
@@ -337,7 +339,3 @@ def _times(ratio: float | None, digits: int = 2) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

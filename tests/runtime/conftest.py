@@ -83,6 +83,7 @@ class FakeNet:
     hook: Callable[[], None] | None = None
     check_finite: bool = True
     reference: StreamReference | None = None
+    task: str = "classification"
     fakes: list[FakeEngine] = field(default_factory=list)
 
     @property
@@ -137,7 +138,7 @@ class FakeNet:
         )
         return BundleSpec(
             name="fake",
-            task="classification",
+            task=self.task,
             backend="fake",
             threads=1,
             max_batch_size=self.max_batch_size,

@@ -216,7 +216,7 @@ def test_bundles_without_leaving_and_cut_off(fake_net: Any) -> None:
 
 
 def test_the_command(toy_run: Any) -> None:
-    command = [sys.executable, "-m", "runtime.bench.command", "--run", str(toy_run.root), "--data", str(toy_run.data)]
+    command = [sys.executable, "-m", "runtime.bench", "--run", str(toy_run.root), "--data", str(toy_run.data)]
     done = subprocess.run([*command, "--samples", "8"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "8 test samples in batches of 8" in done.stdout
