@@ -53,15 +53,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from artifacts import InferenceTimeMatrix, UsageError, unknown_name
+from artifacts import FINAL_HEAD_GRAPH, InferenceTimeMatrix, UsageError, unknown_name
 from engines import plan_covers
 from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
 from planner.predict.survivors import binomial_pmf
 from planner.predict.traffic import Load
 
 FULL = "full"
-FINAL_HEAD = "final_head"
 SERVING = "serving"
+END = "end"  # the last cut of an imported network, where the final head sits
 
 
 def segment_row(index: int) -> str:
@@ -209,7 +209,7 @@ class NetworkCosts:
         if until is None and start == 0:
             return self._row(FULL)
         total = sum((self._row(segment_row(i)) for i in range(start, stop)), np.zeros(len(self.itm.batch_sizes)))
-        total = total + self._row(FINAL_HEAD if until is None else head_row(until))
+        total = total + self._row(FINAL_HEAD_GRAPH if until is None else head_row(until))
         joint_ms = self._joint_ms()
         total = total - (stop - start) * joint_ms
         if until is not None:
@@ -218,7 +218,7 @@ class NetworkCosts:
         return row
 
     def _joint_ms(self) -> np.ndarray:
-        parts = [self._row(segment_row(i)) for i in range(len(self.cuts))] + [self._row(FINAL_HEAD)]
+        parts = [self._row(segment_row(i)) for i in range(len(self.cuts))] + [self._row(FINAL_HEAD_GRAPH)]
         saved: np.ndarray = (np.sum(parts, axis=0) - self._row(FULL)) / len(self.cuts)
         return saved
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from artifacts import InputError
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """Batch size -> share of the batches.

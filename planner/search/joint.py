@@ -202,13 +202,13 @@ def _conclude(problem: SearchProblem, best: BestOfSubsets, greedy: SearchResult)
     """Evaluates the best plans in full and ranks them."""
     ranked = sorted(best.values(), key=lambda found: found.price_ms)
     by_size = {len(found.rows): found for found in reversed(ranked)}
-    reported = [
-        found for place, found in enumerate(ranked) if place < _REPORTED or by_size[len(found.rows)] is found
-    ]
+    reported = [found for place, found in enumerate(ranked) if place < _REPORTED or by_size[len(found.rows)] is found]
     considered = [_evaluate(problem, problem.ranked.choose(found.rows, found.ranks)) for found in reported]
     baseline, most = greedy.best.exits, problem.rules.max_exits
     considered += [
-        replace(plan, priced=problem.price(plan.exits), allowed=plan.allowed and (most is None or plan.exit_count <= most))
+        replace(
+            plan, priced=problem.price(plan.exits), allowed=plan.allowed and (most is None or plan.exit_count <= most)
+        )
         for plan in greedy.considered
         if plan.exits in (baseline, NO_EXITS)
     ]

@@ -98,7 +98,7 @@ class RankedTrace:
         )
 
     def rank_levels(self, rows: Sequence[int], thresholds: Sequence[float]) -> tuple[int, ...] | None:
-        """Returns the ranks of thresholds, the next rank above where there is none; ``None`` if no sample reaches one."""
+        """Returns the ranks of thresholds, rounded up to those that there are; ``None`` if no sample reaches one."""
         found = []
         for row, threshold in zip(rows, thresholds, strict=True):
             rank = int(np.searchsorted(self.values[row], np.float32(threshold)))

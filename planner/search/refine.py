@@ -27,9 +27,7 @@ def level_count(size: int, cells: int) -> int:
     return max(3, int(cells ** (1 / size) + 1e-9))
 
 
-def pick_combinations(
-    problem: SearchProblem, table: LevelTable, budgets: Sequence[float]
-) -> list[Combination | None]:
+def pick_combinations(problem: SearchProblem, table: LevelTable, budgets: Sequence[float]) -> list[Combination | None]:
     """Returns the best allowed combination of a table for every budget; ``None`` where there is none.
 
     Args:
