@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from artifacts import InferenceTimeMatrix, UsageError, read_manifest
-from engines import ensure_engine
+from engines import BuildOptions, ensure_engine
 from planner.commit.buckets import StageDemand, plan_buckets, weigh_rows
 from planner.commit.stages import StageBounds, TimedStages, stage_bounds
 from planner.config import PlanConfig
@@ -62,8 +62,7 @@ def _measure_engines(stages: TimedStages, bounds: StageBounds, backend: str) -> 
     """Returns the megabytes of the files of an engine for each batch size alone; what runs needs comes on top."""
     stage, found = stages.merged[bounds], {}
     for size in stages.itm.batch_sizes:
-        folder = ensure_engine(
-            stage.onnx, stage.graph, stages.cache, backend=backend, max_batch_size=size, batch_sizes=(size,)
-        )
+        options = BuildOptions(max_batch_size=size, batch_sizes=(size,))
+        folder = ensure_engine(stage.onnx, stage.graph, stages.cache, backend=backend, options=options)
         found[size] = sum(entry.size for entry in read_manifest(folder).files) / 1e6
     return found
