@@ -17,9 +17,11 @@ from typing import Any
 from artifacts import UsageError, to_plain, unknown_name
 from calibration import RISKS
 from engines import BACKENDS, PROFILE_WAYS
-from planner.config import CERTIFY_METHODS, SEARCHES, PlanConfig, TimingConfig, batch_sizes_up_to
-from planner.predict.traffic import Load, read_load
-from planner.search.prices import OBJECTIVES
+from planner.config import CERTIFY_METHODS, PlanConfig, TimingConfig, batch_sizes_up_to
+from planner.predict.objectives import OBJECTIVES
+from planner.predict.traffic import Load
+from planner.search.rules import OFFERED_SEARCHES
+from planner.workflow.load_file import read_load
 
 _DEFAULT = PlanConfig()
 _LOAD, _BATCH_SIZE, _BATCH_SIZES, _THREADS = "load", "batch_size", "timing.batch_sizes", "threads"
@@ -96,7 +98,7 @@ FLAGS: tuple[Flag, ...] = (
         help="TensorRT's shape profiles (default: the backend's)",
     ),
     Flag(name="--threads", field=_THREADS, read=int, derived=True, help="threads of each engine (default: all cores)"),
-    Flag(name="--search", field="search", choices=SEARCHES, help="how to search (default: %(default)s)"),
+    Flag(name="--search", field="search", choices=OFFERED_SEARCHES, help="how to search (default: %(default)s)"),
     Flag(
         name="--certify",
         field="certify.method",

@@ -11,6 +11,7 @@ from artifacts import find_run
 from artifacts.console import add_common_arguments, run_command, say
 from planner.report.benchmark import BENCH_JSON
 from planner.report.figures import check_matplotlib, draw_figures, encode_png
+from planner.report.gathering import gather_report
 from planner.report.page import render_report
 from planner.report.writing import check_output, write_report
 
@@ -41,8 +42,6 @@ def main(argv: Sequence[str]) -> int:
 
 def report(arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes the page and the pictures, and returns where they are for ``--json``."""
-    from planner.report.gathering import gather_report  # not above: it loads onnx
-
     run = find_run(arguments.run)
     output = check_output(arguments.output or run.root / "report.html", run, given=arguments.output is not None)
     check_matplotlib()

@@ -9,8 +9,10 @@ from artifacts import UsageError, find_run, to_plain
 from artifacts.console import print_table, say
 from planner.config import PlanConfig
 from planner.flags import planner_command, read_config
-from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
+from planner.predict.objectives import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.sweep.points import OperatingPoint, Sweep
+from planner.sweep.sweeping import ensure_sweep
+from planner.workflow.inputs import ensure_inputs, is_imported, read_inputs
 
 
 def read_tolerances(text: str) -> tuple[float, ...]:
@@ -23,8 +25,6 @@ def read_tolerances(text: str) -> tuple[float, ...]:
 
 def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     """Sweeps, prints the table and returns the result for ``--json``."""
-    from planner.sweep.sweeping import ensure_sweep, prepare_sweep  # not above: it loads onnx
-
     config = read_config(arguments)
     run = find_run(arguments.run)
     wrong = [tolerance for tolerance in arguments.sweep if not 0 <= tolerance < 1]
@@ -33,8 +33,12 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     command = planner_command(
         run.root, config, data=arguments.data, distribution=arguments.batch_distribution, sweep=arguments.sweep
     )
-    case = prepare_sweep(run, config, data=arguments.data, command=command, report=say)
-    found, reused = ensure_sweep(case, arguments.sweep or None, report=say)
+    inputs = (
+        read_inputs(run, risk=config.certify.risk)
+        if is_imported(run)
+        else ensure_inputs(run, config, data=arguments.data, command=command, report=say)
+    )
+    found, reused = ensure_sweep(inputs, config, arguments.sweep or None, command=command, report=say)
     if reused:
         say(f"nothing has changed: the sweep in {run.sweep} stands")
     print_sweep(found, config, to_stderr=arguments.json == "-")

@@ -13,12 +13,12 @@ from artifacts.console import add_common_arguments, print_table, run_command, sa
 from planner.certify.evidence import metric_word, risk_trace
 from planner.config import CertifyConfig, PlanConfig
 from planner.flags import BY_FIELD, add_flags, read_batches
-from planner.predict.costs import NetworkCosts
-from planner.search.greedy import check_tolerance
+from planner.search.problem import check_tolerance
+from planner.search.rules import COARSE, JOINT, OFFERED_SEARCHES
 from planner.search.threshold_grids import threshold_grid
 from planner.validate.methods import describe_validation, make_methods
 from planner.validate.resampling import ValidationConfig, validate_methods
-from planner.workflow.inputs import read_recorded
+from planner.workflow.inputs import read_inputs
 
 _DEFAULT = ValidationConfig()
 
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--resplits", type=int, default=_DEFAULT.resplits, help="calibration sets to draw (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, help="samples of each (default: as many as the trace has)")
-    parser.add_argument("--search", choices=("joint", "greedy"), default="joint", help="default: %(default)s")
+    parser.add_argument("--search", choices=OFFERED_SEARCHES, default=JOINT, help="default: %(default)s")
     parser.add_argument(
         "--thorough",
         action="store_true",
@@ -73,10 +73,10 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     threshold_grid(arguments.grid_step)
     batch_size, load = read_batches(arguments)
     run = find_run(arguments.run)
-    recorded = read_recorded(run, risk=arguments.risk)
-    population = risk_trace(recorded.trace, arguments.risk)
+    inputs = read_inputs(run, risk=arguments.risk)
+    population = risk_trace(inputs.trace, arguments.risk)
     check_tolerance(config.tolerance, population)
-    costs = NetworkCosts(itm=recorded.itm, cuts=recorded.cuts, batch_size=batch_size, mixture=load)
+    costs = inputs.costs(batch_size=batch_size, load=load)
     samples = config.samples or population.sample_count
     say(
         f"drawing {config.resplits} calibration sets of {samples} samples from the {population.sample_count} of "
@@ -86,8 +86,8 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     records = validate_methods(population, costs, methods, config, over=_progress(config.resplits))
     result = describe_validation(records, config, certify, samples=samples) | {
         "run": str(run.root),
-        "trace": recorded.trace_artifact.digest,
-        "itm": recorded.itm_artifact.digest,
+        "trace": inputs.trace_artifact.digest,
+        "itm": inputs.itm_artifact.digest,
         "load": {} if load is None else load.to_plain(),
     }
     print_validation(result, to_stderr=arguments.json == "-")
@@ -100,7 +100,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _name_search(arguments: argparse.Namespace) -> str:
-    return "joint survey" if arguments.search == "joint" and not arguments.thorough else str(arguments.search)
+    return COARSE if arguments.search == JOINT and not arguments.thorough else str(arguments.search)
 
 
 def _progress(total: int) -> Callable[[Any], Any]:

@@ -21,18 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import (
-    FINAL_HEAD,
-    FINAL_HEAD_GRAPH,
-    InferenceTimeMatrix,
-    InputError,
-    Trace,
-    UsageError,
-    load_arrays,
-)
-from planner.predict.costs import FULL, SERVING, gather_row, head_row, segment_row
+from artifacts import FINAL_HEAD, FINAL_HEAD_GRAPH, InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
+from planner.predict.costs import END, FULL, SERVING, gather_row, head_row, segment_row
 
-END = "end"  # the last cut of an imported network, where the final head sits
 _NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")
 
 

@@ -24,6 +24,7 @@ from artifacts import (
     clean_axes,
 )
 from planner.predict.costs import FULL, SERVING, gather_row, head_row, segment_row
+from planner.predict.objectives import OBJECTIVE_WORDS
 from planner.report.cut_graph import draw_cut_graph
 from planner.report.data import (
     ReportData,
@@ -34,7 +35,6 @@ from planner.report.data import (
     survivor_chain,
     threshold_curves,
 )
-from planner.search.prices import OBJECTIVE_WORDS
 from runtime.bench.plot import draw_latencies
 
 GREY, ORANGE = FULL_COLOUR, "#d55e00"
@@ -348,7 +348,7 @@ def draw_pareto(data: ReportData) -> Any:
             lost[~best], spent_ms[~best], linestyle="none", marker="o", markersize=6, markerfacecolor="white",
             markeredgecolor=EARLY_COLOUR, label="another point is better", zorder=3,
         )  # fmt: skip
-    star = (1 - plan["metric"] / sweep.full_metric, plan[f"searched_{sweep.objective}_ms"])
+    star = (1 - plan.metric / sweep.full_metric, plan.searched_ms(sweep.objective))
     axes.plot(
         *star, linestyle="none", marker="*", markersize=15, color=ORANGE, markeredgecolor="white", zorder=4,
         label="committed plan",

@@ -28,12 +28,12 @@ from artifacts import (
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON
-from planner.predict.survivors import BatchingPatternMatrix
 from planner.report.benchmark import read_bench
 from planner.report.commands import RunRecord, reproduce_run
 from planner.report.data import ReportData
-from planner.sweep.sweeping import SweepCase, ensure_sweep
-from planner.workflow.planning import BPM_NPZ, CONSIDERED_JSON
+from planner.sweep.sweeping import ensure_sweep
+from planner.workflow.inputs import PlanningInputs
+from planner.workflow.record import open_plan, read_considered, read_patterns
 
 
 def gather_report(
@@ -51,24 +51,22 @@ def gather_report(
         StaleArtifactError: plan and measurements do not belong together any more.
     """
     remedy = run.remedy("planner")
-    planned = open_artifact(run.plan, kind="plan", remedy=remedy)
+    planned = open_plan(run)
     model = open_model(run.model, remedy=run.remedy("export"))
     traced = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
     timed = open_artifact(run.itm, kind="itm", remedy=remedy)
-    digests = {"model": model.digest, "trace": traced.digest, "itm": timed.digest}
-    check_origin(run, planned.manifest, digests)
-    config = read_plan_config(planned.manifest, remedy)
-    plan = read_json(planned.path(EXIT_PLAN_JSON), ExitPlan)
-    case = SweepCase(
+    inputs = PlanningInputs(
         run=run,
         model=model,
-        trace=risk_trace(Trace.load(traced.path(TRACE_NPZ)), plan.risk),
-        trace_artifact=traced,
+        trace=Trace.load(traced.path(TRACE_NPZ)),
         itm=read_json(timed.path(ITM_JSON), InferenceTimeMatrix),
+        trace_artifact=traced,
         itm_artifact=timed,
-        config=config,
     )
-    sweep, _ = ensure_sweep(case, report=report)
+    check_origin(run, planned.manifest, inputs.digests)
+    config = read_plan_config(planned.manifest, remedy)
+    plan = read_json(planned.path(EXIT_PLAN_JSON), ExitPlan)
+    sweep, _ = ensure_sweep(inputs, config, report=report)
     measured = read_bench(run, bench)
     record = RunRecord(
         run=run.root,
@@ -82,16 +80,16 @@ def gather_report(
     return ReportData(
         spec=model.spec,
         plan=plan,
-        considered=tuple(read_json(planned.path(CONSIDERED_JSON), list)),
-        trace=case.trace,
-        costs=case.costs(),
+        considered=read_considered(planned),
+        trace=risk_trace(inputs.trace, plan.risk),
+        costs=inputs.costs(batch_size=config.batch_size, load=config.load),
         sweep=sweep,
-        patterns=BatchingPatternMatrix.load(planned.path(BPM_NPZ)),
+        patterns=read_patterns(planned),
         bench=measured.result,
         bench_note=measured.note,
-        environment=describe_environment(case.itm, measured.result),
+        environment=describe_environment(inputs.itm, measured.result),
         commands=reproduce_run(record),
-        digests={**digests, "plan": planned.digest},
+        digests={**inputs.digests, "plan": planned.digest},
     )
 
 

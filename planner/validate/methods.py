@@ -9,11 +9,13 @@ import numpy as np
 
 from artifacts import Trace, environment_fingerprint
 from planner.certify.certified import plan_certified
-from planner.certify.ladders import make_ladder, make_price
 from planner.config import CertifyConfig
 from planner.predict.costs import NetworkCosts
-from planner.predict.replay import ChosenExits
-from planner.search.greedy import TailRule
+from planner.predict.replay import Exits
+from planner.search.problem import SearchProblem
+from planner.search.rules import GREEDY
+from planner.search.searches import SEARCHES
+from planner.search.threshold_grids import KeptGrids, threshold_grid
 from planner.validate.resampling import Method, MethodRecord, ValidationConfig, plan_per_exit
 
 _BINS = 40  # of the histograms of losses
@@ -28,24 +30,27 @@ def make_methods(
         costs: the prices of the stages.
         config: the tolerance.
         certify: risk and delta.
-        search: one of ``ladders.LADDERS``.
+        search: one of ``SEARCHES``.
         step: distance of the thresholds of the grids.
     """
-    tail = TailRule()
-    ladders = {name: make_ladder(name, costs, step=step, tail=tail) for name in dict.fromkeys((search, "greedy"))}
-    price = make_price(costs)
+    thresholds = threshold_grid(step)
 
-    def certified(drawn: Trace, seed: int) -> ChosenExits:
+    def problem(drawn: Trace) -> SearchProblem:
+        return SearchProblem(
+            trace=drawn, costs=costs, tolerances=(config.tolerance,), grids=KeptGrids(thresholds=thresholds)
+        )
+
+    def certified(drawn: Trace, seed: int) -> Exits:
         settings = CertifyConfig(risk=certify.risk, delta=certify.delta, seed=seed)
-        return plan_certified(drawn, ladders[search], price, tolerance=config.tolerance, settings=settings).boldest
+        return plan_certified(problem(drawn), SEARCHES[search], settings).boldest
 
     def uncertified(name: str) -> Method:
-        return lambda drawn, _: ladders[name](drawn, (config.tolerance,))[0]
+        return lambda drawn, _: SEARCHES[name](problem(drawn))[0].best.exits
 
     return {
         f"{search}, certified": certified,
-        **({} if search == "greedy" else {f"{search}, not certified": uncertified(search)}),
-        "greedy (the paper's)": uncertified("greedy"),
+        **({} if search == GREEDY else {f"{search}, not certified": uncertified(search)}),
+        "greedy (the paper's)": uncertified(GREEDY),
         "per-exit grid": lambda drawn, _: plan_per_exit(drawn, tolerance=config.tolerance, step=step),
     }
 

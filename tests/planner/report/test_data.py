@@ -28,7 +28,7 @@ def test_captions_follow_the_data() -> None:
     wrong[-1] = 1
     hopeless = replace(data, trace=replace(data.trace, metric=wrong))
     assert "No exit alone keeps" in caption_of("accuracy_by_depth", hopeless)
-    slower = dict(data.considered[0], searched_mean_ms=2 * data.considered[0]["searched_mean_ms"])
+    slower = replace(data.considered[0], searched_mean_ms=2 * data.considered[0].searched_mean_ms)
     behind = replace(data, considered=[slower, data.considered[1]])
     assert "the least expected time within its tolerance" in caption_of("pareto", data)
     assert "measured end to end" in caption_of("pareto", behind)

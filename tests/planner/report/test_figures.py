@@ -91,7 +91,7 @@ def test_pareto_figure() -> None:
     drawn = lines["fastest plan found at a tolerance"]
     np.testing.assert_allclose(sorted(drawn.get_ydata()), sorted(point.mean_ms for point in best))
     np.testing.assert_allclose(sorted(drawn.get_xdata()), sorted(1 - point.metric_ratio for point in best))
-    assert lines["committed plan"].get_ydata() == [data.considered[0]["searched_mean_ms"]]
+    assert lines["committed plan"].get_ydata() == [data.considered[0].searched_mean_ms]
     low, high = axes.get_ylim()
     assert low <= min(point.mean_ms for point in data.sweep.points) <= max(point.mean_ms for point in best) <= high
 
@@ -100,7 +100,7 @@ def test_pareto_figure_and_words_go_by_the_objective() -> None:
     """A sweep by the time of a whole batch, which is above the mean latency everywhere."""
     data = make_report()
     by_batch = [replace(point, efficient=point.exits == data.sweep.points[-1].exits) for point in data.sweep.points]
-    searched = {**data.considered[0], "searched_batch_ms": data.sweep.points[-1].batch_ms}
+    searched = replace(data.considered[0], searched_batch_ms=data.sweep.points[-1].batch_ms)
     sweep = replace(data.sweep, objective="batch", points=tuple(by_batch))
     data = replace(data, sweep=sweep, considered=[searched, data.considered[1]])
     axes = draw(data)["pareto"].axes[0]

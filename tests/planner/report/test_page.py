@@ -48,7 +48,7 @@ def test_without_a_measurement_the_page_says_how_to_get_one() -> None:
     assert data.bench_note in "".join(found.text)
     assert headline(data).source == "planner"
     assert headline(data).speedup == pytest.approx(
-        data.considered[1]["measured_mean_ms"] / data.considered[0]["measured_mean_ms"]
+        data.considered[1].measured_mean_ms / data.considered[0].measured_mean_ms
     )
 
 
