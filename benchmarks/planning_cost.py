@@ -141,7 +141,7 @@ def plan_certified(trace: Trace, costs: NetworkCosts) -> None:
 
 
 def compare_with_all(*, rounds: int, seed: int) -> list[dict[str, Any]]:
-    """Compares the joint search with every plan there is, on random traces that are small; any batch may be slow.
+    """Compares the joint search with every plan there is, on small random traces; any batch may be slow.
 
     Returns:
         One entry per objective and number of samples: of how many cases how many had the least time of all plans, and
