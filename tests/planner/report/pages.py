@@ -58,6 +58,6 @@ def draw(data: ReportData) -> dict[str, Any]:
 
 def render(data: ReportData) -> str:
     """Renders the page of a report with its figures."""
-    from planner.report.figures import encode_png
+    from planner.report.drawing import encode_png
 
     return render_report(data, {name: encode_png(figure) for name, figure in draw(data).items()})
