@@ -1,4 +1,4 @@
-"""The words of PAME as frozen types, the file formats, and the store. Imports none of the other rooms."""
+"""Artifacts: the words of PAME as frozen types, the file formats and the store. Imports none of the other rooms."""
 
 from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json

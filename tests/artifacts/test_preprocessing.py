@@ -1,4 +1,4 @@
-"""Tests of preprocessing: pixel arithmetic against its definition, and settings that cannot be."""
+"""Tests of preprocessing: pixel arithmetic against its definition, and invalid settings."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def test_it_survives_the_way_through_json() -> None:
         ({"scale": -1.0}, InputError, "positive"),
     ],
 )
-def test_what_cannot_be_is_refused(settings: dict, error: type[Exception], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Preprocessing(**{"height": 32, "width": 32, **settings})
