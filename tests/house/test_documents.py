@@ -6,6 +6,7 @@ import importlib
 import re
 import runpy
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,11 @@ def test_the_table_of_foreign_files_is_the_one_that_its_benchmark_writes() -> No
     source = read("benchmarks/foreign_onnx.py")
     (head,) = re.findall(r'^HEAD = """(.*?)"""', source, flags=re.DOTALL | re.MULTILINE)
     assert read("docs/foreign-onnx.md").startswith(head)
+
+
+def test_the_changelog_begins_with_the_version_of_the_package() -> None:
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    releases = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", read("CHANGELOG.md"), flags=re.MULTILINE)
+    assert releases[0][0] in (project["version"], "Unreleased")
+    assert project["version"] in [version for version, _ in releases]
+    assert all(date for version, date in releases if version != "Unreleased")
