@@ -21,8 +21,8 @@ from artifacts import EXIT_PLAN_JSON, ExitPlan, InferenceTimeMatrix, find_run, r
 from artifacts.console import add_common_arguments, print_table, run_command
 from engines import plan_covers
 from planner import survivor_transition
-from planner.predict.costs import gather_row, stage_row
-from planner.workflow.planning import STAGES_JSON
+
+STAGES_JSON = "stages.json"  # in the folder of a plan: the times of its merged stages and of the gathers
 
 
 def expected_mean_ms(
@@ -56,11 +56,11 @@ def compare(itm: InferenceTimeMatrix, plan: ExitPlan, sizes: tuple[int, ...] | N
     cuts = [planned.cut for planned in plan.exits]
     stages = []
     for after, until in zip([None, *cuts], [*cuts, None], strict=True):
-        times = dict(zip(itm.batch_sizes, itm.row_ms(stage_row(after, until)), strict=True))
+        times = dict(zip(itm.batch_sizes, itm.row_ms(f"stage_{after or 'input'}..{until or 'output'}"), strict=True))
         own = times if sizes is None else {size: times[size] for size in sizes}
         stages.append(plan_covers(own, largest=plan.batch_size, fixed=sizes is not None).cost_ms)
     rows = np.arange(plan.batch_size + 1)
-    gathers = [np.interp(rows, itm.batch_sizes, itm.row_ms(gather_row(cut))) for cut in cuts]
+    gathers = [np.interp(rows, itm.batch_sizes, itm.row_ms(f"gather_{cut}")) for cut in cuts]
     left = np.cumsum([0.0, *(planned.leaving_share for planned in plan.exits)])
     going = [float((1 - after) / (1 - before)) for before, after in itertools.pairwise(left)]
     always, best = (expected_mean_ms(stages, gathers, going, may_carry=flag) for flag in (False, True))

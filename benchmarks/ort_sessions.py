@@ -32,9 +32,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from artifacts import environment_fingerprint
-from engines.ort.build import OrtBuilder
-from engines.ort.files import graph_file
-from engines.ort.session import SPINNING
+from engines import builder
 
 CHOSEN = "as engines opens them"
 SETTINGS: dict[str, dict[str, str]] = {
@@ -46,7 +44,7 @@ SETTINGS: dict[str, dict[str, str]] = {
         "session.force_spinning_stop": "1",
         "session.intra_op.spin_duration_us": "200",
     },
-    CHOSEN: SPINNING,
+    CHOSEN: {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "50"},
     "global pool": {},
 }
 WIDTHS = (16, 32, 64)
@@ -220,14 +218,14 @@ def measure_batch(full: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_storage(full: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    made_by, stored = OrtBuilder(), folder / "engine"
+    made_by, stored = builder("onnxruntime"), folder / "engine"
     stored.mkdir()
     batch = max(arguments.batch_size)
     made_by.build(full, stored, made_by.key(full, batch_sizes=(), max_batch_size=batch))
     rounds = []
     for _ in range(arguments.rounds):
         item, calls = {}, {}
-        for name, path, optimise in (("exported", full, True), ("stored", stored / graph_file(None), False)):
+        for name, path, optimise in (("exported", full, True), ("stored", stored / "graph.onnx", False)):
             start = time.perf_counter()
             session = open_session(path, CHOSEN, threads=arguments.threads, optimise=optimise)
             item[f"{name}_open_ms"] = (time.perf_counter() - start) * 1e3
