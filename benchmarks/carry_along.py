@@ -22,7 +22,7 @@ from artifacts.console import add_common_arguments, print_table, run_command
 from engines import plan_covers
 from planner import survivor_transition
 
-STAGES_JSON = "stages.json"  # in the folder of a plan: the times of its merged stages and of the gathers
+STAGES_JSON = "stage_itm.json"  # in the folder of a plan: the times of its merged stages and of the gathers
 
 
 def expected_mean_ms(

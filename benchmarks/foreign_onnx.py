@@ -17,20 +17,18 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from artifacts import PameError, RunFolder, TensorSpec
+from artifacts import PameError, RunFolder
 from artifacts.console import say
 from engines import GraphRunner
 from export import ExportOptions, export_model
 from export.folder.writing import read_cut_report
-from export.graphs.probing import sample_rows
 
-IMAGE: dict[str, Any] = {"dtype": "float32", "row_shape": (3, 224, 224)}
+IMAGE = (3, 224, 224)
 
 HEAD = """# ONNX files that nobody here wrote
 
@@ -106,9 +104,8 @@ def settle_weights(model: onnx.ModelProto) -> None:
     """
     weights = {item.name: item for item in model.graph.initializer}
     arrays = {name: numpy_helper.to_array(item) for name, item in weights.items()}
-    spec = TensorSpec(name=next(item.name for item in model.graph.input if item.name not in weights), **IMAGE)
-    images = sample_rows([spec], 4)[spec.name]
-    seen: list[dict[str, np.ndarray]] = [{spec.name: image[None]} for image in images]
+    image_input = next(item.name for item in model.graph.input if item.name not in weights)
+    seen: list[dict[str, np.ndarray]] = [{image_input: image[None]} for image in draw_images(4)]
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
             stacked = np.concatenate([tensors[node.input[0]] for tensors in seen])
@@ -124,6 +121,13 @@ def settle_weights(model: onnx.ModelProto) -> None:
             tensors.update(result)
     for name, item in weights.items():
         item.CopyFrom(numpy_helper.from_array(np.asarray(arrays[name]), name))
+
+
+def draw_images(count: int) -> np.ndarray:
+    """Draws (count, 3, 224, 224) float32 images, each with a mean and a spread of its own."""
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((count, *IMAGE), dtype=np.float32) * random.uniform(0.5, 1.5, (count, 1, 1, 1))
+    return (noise + random.normal(0, 0.5, (count, 1, 1, 1))).astype(np.float32)
 
 
 def run_node(
