@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import (
+    TRACE_NPZ,
     InferenceTimeMatrix,
     RunFolder,
     Trace,
@@ -21,7 +22,6 @@ from artifacts import (
 from artifacts.console import add_common_arguments, print_table, run_command
 from planner.foreign.files import read_times, read_trace
 from planner.measure.timing import ITM_JSON
-from planner.workflow.inputs import TRACE_NPZ
 
 
 def make_parser() -> argparse.ArgumentParser:

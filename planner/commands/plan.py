@@ -11,25 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import PRECISIONS, ExitPlan, UsageError, find_run, to_plain, unknown_name
-from artifacts.console import add_common_arguments, print_table, run_command
+from artifacts.console import add_common_arguments, print_table, run_command, say
 from calibration.certify.risk_tests import RISKS
 from engines import BACKENDS, PROFILE_WAYS
 from planner.certify.evidence import metric_word
 from planner.config import (
     CERTIFY_METHODS,
-    SEARCHES,
     CertifyConfig,
     MeasureConfig,
     PlanConfig,
     TimingConfig,
     batch_sizes_up_to,
 )
-from planner.predict.traffic import read_load
-from planner.search.greedy import TailRule
-from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99
+from planner.predict.objectives import OBJECTIVES
+from planner.search.rules import OFFERED_SEARCHES, SlowBatchRule
 
 if TYPE_CHECKING:
-    from planner.workflow.planning import PlanningResult
+    from planner.workflow.record import ConsideredPlan, PlanningResult
 
 COMMANDS: Mapping[str, str] = {  # further commands: python -m planner NAME -> the module whose main(argv) it is
     "report": "planner.commands.report",
@@ -37,7 +35,7 @@ COMMANDS: Mapping[str, str] = {  # further commands: python -m planner NAME -> t
     "import-trace": "planner.commands.import_trace",
 }
 _SHOWN_PLANS = 6
-_PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), TailRule()
+_PLAN, _TIMING, _MEASURE, _TAIL = PlanConfig(), TimingConfig(), MeasureConfig(), SlowBatchRule()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,7 +59,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--profiles", choices=PROFILE_WAYS, help="TensorRT's shape profiles (default: the backend's)")
     parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="refuse a network of another precision")
     parser.add_argument("--threads", type=int, help="threads of each engine (default: all cores)")
-    parser.add_argument("--search", choices=SEARCHES, default=_PLAN.search, help="how to search (default: %(default)s)")
+    parser.add_argument(
+        "--search", choices=OFFERED_SEARCHES, default=_PLAN.search, help="how to search (default: %(default)s)"
+    )
     parser.add_argument(
         "--data", type=Path, metavar="DIR",
         help="your images: class folders or an .npz; queries without labels: a folder or an .npz of images alone",
@@ -193,18 +193,20 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         from planner.workflow.planning import ensure_plan
 
-        result = ensure_plan(run, config, data=arguments.data, precision=arguments.precision)
+        result = ensure_plan(run, config, say, data=arguments.data, precision=arguments.precision)
     print_result(result, to_stderr=arguments.json == "-")
     return {
         "run": str(run.root), "bundle": None if result.bundle is None else str(result.bundle),
         "plan_digest": result.plan_digest, "reused": result.reused,
-        "plan": to_plain(result.plan), "considered": list(result.considered),
+        "plan": to_plain(result.plan), "considered": to_plain(result.considered),
         "certification": result.certification,
     }  # fmt: skip
 
 
 def read_config(arguments: argparse.Namespace) -> PlanConfig:
     """Turns the flags into a validated config; errors are ``UsageError``."""
+    from planner.workflow.inputs import read_load
+
     load = None if arguments.batch_distribution is None else read_load(arguments.batch_distribution)
     batch_size = arguments.batch_size
     if batch_size is None:
@@ -229,7 +231,7 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
         max_engines=arguments.max_engines,
         memory_mb=arguments.memory_mb,
         grid_step=arguments.grid_step,
-        tail=TailRule(
+        tail=SlowBatchRule(
             share=arguments.tail_share,
             allowance=arguments.tail_allowance,
             stay_allowance=arguments.stay_allowance,
@@ -248,10 +250,11 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
     """Prints the committed plan, its expectation against the full network, and the runner-up plans."""
     plan, predicted = result.plan, result.plan.predicted
     committed = result.considered[0]
-    full = next(one for one in result.considered if not one["exits"])
-    compared = "measured" if committed["measured_mean_ms"] is not None else "predicted"
-    faster = full[f"{compared}_mean_ms"] / committed[f"{compared}_mean_ms"]
-    _print_exits(plan, committed["arrival_ms"], to_stderr=to_stderr)
+    full = next(plan for plan in result.considered if not plan.exits)
+    faster = full.predicted_mean_ms / committed.predicted_mean_ms
+    if committed.measured_mean_ms is not None and full.measured_mean_ms is not None:
+        faster = full.measured_mean_ms / committed.measured_mean_ms
+    _print_exits(plan, committed.arrival_ms, to_stderr=to_stderr)
     kept = plan.predicted_metric / plan.full_metric
     perfect = predicted.oracle_mean_ms
     stream = sys.stderr if to_stderr else sys.stdout
@@ -271,24 +274,25 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
     print(f"\n{made}", file=stream, flush=True)
 
 
-def _measured(considered: Mapping[str, Any]) -> str:
-    mean = considered["measured_mean_ms"]
-    return "" if mean is None else f", {mean:.3f} ms measured"
+def _measured(considered: ConsideredPlan) -> str:
+    mean_ms = considered.measured_mean_ms
+    return "" if mean_ms is None else f", {mean_ms:.3f} ms measured"
 
 
 def describe_reference(result: PlanningResult) -> str:
     """Returns the line that compares the committed plan with the greedy search's; empty where that was the search."""
-    found = next((one for one in result.considered if one["reference"]), None)
-    if found is None:
+    baseline = next((plan for plan in result.considered if plan.reference), None)
+    if baseline is None:
         return ""
+    mine, objective = result.considered[0], result.plan.objective
     said = []
-    for title, key in (("expected", "searched"), ("measured", "measured")):
-        for objective in (MEAN, BATCH, P99):
-            name = f"{key}_{objective}_ms"
-            mine = result.considered[0][name]
-            if objective == result.plan.objective and mine is not None and found[name] is not None:
-                said.append(f"{title} {mine:.3f} ms against {found[name]:.3f} ms, a factor of {found[name] / mine:.3f}")
-    return f"beside the greedy search's plan ({_name_exits(found)}): {'; '.join(said)}\n"
+    for title, mine_ms, its_ms in (
+        ("expected", mine.searched_ms(objective), baseline.searched_ms(objective)),
+        ("measured", mine.measured_ms(objective), baseline.measured_ms(objective)),
+    ):
+        if mine_ms is not None and its_ms is not None:
+            said.append(f"{title} {mine_ms:.3f} ms against {its_ms:.3f} ms, a factor of {its_ms / mine_ms:.3f}")
+    return f"beside the greedy search's plan ({baseline.label}): {'; '.join(said)}\n"
 
 
 def describe_certificate(plan: ExitPlan) -> str:
@@ -338,15 +342,15 @@ def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
     what = metric_word(result.plan.risk)
     rows = [
         [
-            _name_exits(one),
-            f"{one['metric']:.4f}",
-            f"{one['predicted_mean_ms']:.3f}",
-            _show(one["measured_mean_ms"], ".3f"),
-            _show(one["stay_ratio"], ".3f"),
-            f"{one['predicted_full_ms'] / one['predicted_mean_ms']:.2f}",
-            "yes" if one["allowed"] else "no",
+            considered.label,
+            f"{considered.metric:.4f}",
+            f"{considered.predicted_mean_ms:.3f}",
+            _show(considered.measured_mean_ms, ".3f"),
+            _show(considered.stay_ratio, ".3f"),
+            f"{considered.predicted_full_ms / considered.predicted_mean_ms:.2f}",
+            "yes" if considered.allowed else "no",
         ]
-        for one in result.considered[:_SHOWN_PLANS]
+        for considered in result.considered[:_SHOWN_PLANS]
     ]
     print_table(
         f"plans considered: {len(result.considered)}; the committed one first",
@@ -354,11 +358,6 @@ def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
         rows,
         to_stderr=to_stderr,
     )
-
-
-def _name_exits(considered: Mapping[str, Any]) -> str:
-    pairs = zip(considered["exits"], considered["thresholds"], strict=True)
-    return ", ".join(f"{cut} >= {threshold:.3g}" for cut, threshold in pairs) or "no exits"
 
 
 def _show(value: float | None, form: str) -> str:

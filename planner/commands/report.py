@@ -37,7 +37,6 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, run_command, say
 from planner.config import PlanConfig
-from planner.predict.survivors import BatchingPatternMatrix
 from planner.report.data import ReportData
 
 BENCH_JSON = "bench.json"
@@ -123,7 +122,7 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
     from planner.certify.evidence import risk_trace
     from planner.measure.timing import ITM_JSON
     from planner.sweep.sweeping import SweepCase, ensure_sweep
-    from planner.workflow.planning import BPM_NPZ, CONSIDERED_JSON
+    from planner.workflow.record import read_considered, read_patterns
 
     remedy = f"python -m planner --run {run.root} --tolerance 0.01"
     planned = open_artifact(run.plan, kind="plan", remedy=remedy)
@@ -144,9 +143,9 @@ def gather_report(run: RunFolder, bench: Path | None = None) -> ReportData:
     return ReportData(
         spec=model.spec,
         plan=plan,
-        considered=tuple(read_json(planned.path(CONSIDERED_JSON), list)),
+        considered=read_considered(planned),
         trace=trace, itm=itm, sweep=sweep,
-        patterns=BatchingPatternMatrix.load(planned.path(BPM_NPZ)),
+        patterns=read_patterns(planned),
         bench=measured.result, bench_note=measured.note,
         environment=describe_environment(itm, measured.result),
         commands=list_commands(run, model, traced.manifest, config, measured.result),

@@ -8,7 +8,7 @@ from typing import Any
 from artifacts import RunFolder, UsageError, to_plain
 from artifacts.console import print_table, say
 from planner.config import PlanConfig
-from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
+from planner.predict.objectives import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.sweep.points import Sweep
 from planner.sweep.sweeping import ensure_sweep, prepare_sweep
 

@@ -14,14 +14,15 @@ from artifacts import Trace, check_plot, environment_fingerprint, find_run
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from planner.certify.certified import plan_certified
 from planner.certify.evidence import metric_word, risk_trace
-from planner.certify.ladders import make_ladder, make_price
 from planner.config import CertifyConfig, PlanConfig
 from planner.predict.costs import NetworkCosts
-from planner.predict.replay import ChosenExits
-from planner.search.greedy import TailRule, check_tolerance
-from planner.search.threshold_grids import threshold_grid
+from planner.predict.replay import Exits
+from planner.search.problem import SearchProblem, check_tolerance
+from planner.search.rules import COARSE, GREEDY, JOINT, OFFERED_SEARCHES
+from planner.search.searches import SEARCHES
+from planner.search.threshold_grids import KeptGrids, threshold_grid
 from planner.validate.resampling import Method, MethodRecord, ValidationConfig, plan_per_exit, validate_methods
-from planner.workflow.inputs import read_recorded
+from planner.workflow.inputs import read_inputs
 
 _BINS = 40
 _DEFAULT = ValidationConfig()
@@ -53,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--resplits", type=int, default=_DEFAULT.resplits, help="calibration sets to draw (default: %(default)s)"
     )
     parser.add_argument("--samples", type=int, help="samples of each (default: as many as the trace has)")
-    parser.add_argument("--search", choices=("joint", "greedy"), default="joint", help="default: %(default)s")
+    parser.add_argument("--search", choices=OFFERED_SEARCHES, default=JOINT, help="default: %(default)s")
     parser.add_argument(
         "--thorough", action="store_true",
         help="the whole joint search every time; without, its survey alone: up to three exits over coarse thresholds, "
@@ -81,10 +82,10 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     certify = CertifyConfig(risk=arguments.risk, delta=arguments.delta)
     threshold_grid(arguments.grid_step)
     run = find_run(arguments.run)
-    recorded = read_recorded(run, risk=arguments.risk)
-    population = risk_trace(recorded.trace, arguments.risk)
+    inputs = read_inputs(run, risk=arguments.risk)
+    population = risk_trace(inputs.trace, arguments.risk)
     check_tolerance(config.tolerance, population)
-    costs = NetworkCosts(itm=recorded.itm, cuts=recorded.cuts, batch_size=arguments.batch_size)
+    costs = inputs.costs(batch_size=arguments.batch_size)
     say(
         f"drawing {config.resplits} calibration sets of {config.samples or population.sample_count} samples from the "
         f"{population.sample_count} of {run.trace}"
@@ -92,7 +93,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     methods = make_methods(costs, config, certify, search=_name_search(arguments), step=arguments.grid_step)
     records = validate_methods(population, costs, methods, config, over=_progress(config.resplits))
     result = describe_validation(records, config, certify, samples=config.samples or population.sample_count)
-    result |= {"run": str(run.root), "trace": recorded.trace_artifact.digest, "itm": recorded.itm_artifact.digest}
+    result |= {"run": str(run.root), "trace": inputs.trace_artifact.digest, "itm": inputs.itm_artifact.digest}
     print_validation(result, to_stderr=arguments.json == "-")
     if arguments.plot is not None:
         from planner.validate.plot import draw_validation
@@ -103,7 +104,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _name_search(arguments: argparse.Namespace) -> str:
-    return "joint survey" if arguments.search == "joint" and not arguments.thorough else str(arguments.search)
+    return COARSE if arguments.search == JOINT and not arguments.thorough else str(arguments.search)
 
 
 def _progress(total: int) -> Callable[[Any], Any]:
@@ -119,24 +120,27 @@ def make_methods(
         costs: the prices of the stages.
         config: the tolerance.
         certify: risk and delta.
-        search: one of ``ladders.LADDERS``.
+        search: one of ``searches.SEARCHES``.
         step: distance of the thresholds of the grids.
     """
-    tail = TailRule()
-    ladders = {name: make_ladder(name, costs, step=step, tail=tail) for name in dict.fromkeys((search, "greedy"))}
-    price = make_price(costs)
+    thresholds = threshold_grid(step)
 
-    def certified(drawn: Trace, seed: int) -> ChosenExits:
+    def problem(drawn: Trace) -> SearchProblem:
+        return SearchProblem(
+            trace=drawn, costs=costs, tolerances=(config.tolerance,), grids=KeptGrids(thresholds=thresholds)
+        )
+
+    def certified(drawn: Trace, seed: int) -> Exits:
         settings = CertifyConfig(risk=certify.risk, delta=certify.delta, seed=seed)
-        return plan_certified(drawn, ladders[search], price, tolerance=config.tolerance, settings=settings).boldest
+        return plan_certified(problem(drawn), SEARCHES[search], settings).boldest
 
     def uncertified(name: str) -> Method:
-        return lambda drawn, _: ladders[name](drawn, (config.tolerance,))[0]
+        return lambda drawn, _: SEARCHES[name](problem(drawn))[0].best.exits
 
     return {
         f"{search}, certified": certified,
-        **({} if search == "greedy" else {f"{search}, not certified": uncertified(search)}),
-        "greedy (the paper's)": uncertified("greedy"),
+        **({} if search == GREEDY else {f"{search}, not certified": uncertified(search)}),
+        "greedy (the paper's)": uncertified(GREEDY),
         "per-exit grid": lambda drawn, _: plan_per_exit(drawn, tolerance=config.tolerance, step=step),
     }
 

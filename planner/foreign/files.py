@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
-from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
+from artifacts import FINAL_HEAD, FINAL_HEAD_GRAPH, InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
+from planner.predict.costs import END, FULL, SERVING, gather_row, head_row, segment_row
 
-FINAL, END = "final", "end"
 _NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")
 
 
@@ -75,8 +74,8 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
         if array is not None and array.shape != confidence.shape:
             raise InputError(f"{name} has shape {array.shape}, confidence {confidence.shape}")
     exits = tuple(map(str, arrays.get("exits", [f"exit_{i + 1}" for i in range(len(confidence) - 1)])))
-    if len(exits) != len(confidence) - 1 or {FINAL, END} & set(exits):
-        raise InputError(f"exits {list(exits)}: expected {len(confidence) - 1} names, none '{FINAL}' or '{END}'")
+    if len(exits) != len(confidence) - 1 or {FINAL_HEAD, END} & set(exits):
+        raise InputError(f"exits {list(exits)}: expected {len(confidence) - 1} names, none '{FINAL_HEAD}' or '{END}'")
     metric = _find_metric(arrays, predictions)
     agreement = _find_agreement(arrays, predictions, metric)
     labels = arrays.get("labels")
@@ -156,15 +155,15 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
                 "'sample'"
             )
     names = list(columns.get("confidence", {}))
-    if FINAL not in names:
-        raise InputError(f"{path}: there is no column 'confidence {FINAL}' for the final head")
-    exits = [name for name in names if name != FINAL]
+    if FINAL_HEAD not in names:
+        raise InputError(f"{path}: there is no column 'confidence {FINAL_HEAD}' for the final head")
+    exits = [name for name in names if name != FINAL_HEAD]
     for what, found in columns.items():
         if set(found) != set(names):
             raise InputError(
                 f"{path}: columns '{what}' are of {sorted(found)}, columns 'confidence' of {sorted(names)}"
             )
-        array = np.stack([found[name] for name in (*exits, FINAL)])
+        array = np.stack([found[name] for name in (*exits, FINAL_HEAD)])
         arrays["predictions" if what == "prediction" else what] = array
     return {**arrays, "exits": np.array(exits, np.str_)}
 
@@ -208,7 +207,7 @@ def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads
     nothing = (0.0,) * len(sizes)
     whole = tuple(np.sum([found[name] for name in segments], axis=0).tolist())
     medians = {segment_row(index): found[name] for index, name in enumerate(segments)}
-    medians |= {FINAL_HEAD: nothing, FULL: found.get(FULL, whole), SERVING: found.get(SERVING, nothing)}
+    medians |= {FINAL_HEAD_GRAPH: nothing, FULL: found.get(FULL, whole), SERVING: found.get(SERVING, nothing)}
     for name in exits:
         medians[head_row(name)] = found[f"head {name}"]
         medians[gather_row(name)] = found.get(f"gather {name}", nothing)

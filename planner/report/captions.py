@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from planner.predict.costs import FULL
+from planner.predict.objectives import MEAN, OBJECTIVE_WORDS
 from planner.report.data import (
     Depth,
     ReportData,
@@ -14,11 +15,11 @@ from planner.report.data import (
     depths,
     headline,
     matrix_groups,
+    measured_mean_ms,
     quantile_of,
     survivor_chain,
     without_exits,
 )
-from planner.search.prices import MEAN, OBJECTIVE_WORDS
 
 _TYPICAL = 0.9  # the threshold to speak of where the plan has none
 
@@ -197,8 +198,8 @@ def _caption_pareto(data: ReportData) -> str:
 def _explain_committed(data: ReportData) -> str:
     sweep = data.sweep
     within = [sweep.time_ms(one) for one in sweep.points if one.tolerance <= data.plan.tolerance]
-    mine = committed(data)[f"searched_{sweep.objective}_ms"]
-    if not within or mine <= min(within) * (1 + 1e-9):
+    mine = committed(data).searched_ms(sweep.objective)
+    if not within or mine is None or mine <= min(within) * (1 + 1e-9):
         return "The committed plan is the one with the least expected time within its tolerance."
     why = (
         "it was the fastest of the few best when they were measured end to end"
@@ -213,12 +214,11 @@ def _explain_committed(data: ReportData) -> str:
 
 def describe_measured(data: ReportData) -> str:
     """Returns how the committed plan's prediction compares with the planner's own measurement."""
-    mine, full = committed(data), without_exits(data)
-    ratio = mine["predicted_mean_ms"] / mine["measured_mean_ms"]
+    predicted_ms, measured_ms = committed(data).predicted_mean_ms, measured_mean_ms(committed(data))
     return (
-        f"The planner predicted {mine['predicted_mean_ms']:.3f} ms for the mean query and measured "
-        f"{mine['measured_mean_ms']:.3f} ms (the prediction is {ratio:.0%} of that); for the full network it measured "
-        f"{full['measured_mean_ms']:.3f} ms."
+        f"The planner predicted {predicted_ms:.3f} ms for the mean query and measured {measured_ms:.3f} ms (the "
+        f"prediction is {predicted_ms / measured_ms:.0%} of that); for the full network it measured "
+        f"{measured_mean_ms(without_exits(data)):.3f} ms."
     )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK
-from planner.predict.costs import FINAL_HEAD, FULL, segment_row
+from artifacts import EARLY_COLOUR, FAINT, FINAL_HEAD_GRAPH, FULL_COLOUR, INK
+from planner.predict.costs import FULL, segment_row
 from planner.report.data import ReportData, short_names
 
 GREY = FULL_COLOUR
@@ -24,7 +24,7 @@ def time_shares(data: ReportData) -> list[float | None]:
 
     ``None`` where the matrix does not tell.
     """
-    rows = [*(segment_row(index) for index in range(len(data.spec.segments))), FINAL_HEAD]
+    rows = [*(segment_row(index) for index in range(len(data.spec.segments))), FINAL_HEAD_GRAPH]
     if not data.spec.cuts or FULL not in data.itm.median_ms:
         return [1.0]
     known = [data.itm.row_ms(row)[-1] if row in data.itm.median_ms else None for row in rows]

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import ExitPlan, InferenceTimeMatrix, ModelSpec, Trace
-from planner.predict.costs import FINAL_HEAD, FULL, SERVING, NetworkCosts, gather_row, head_row, segment_row
-from planner.predict.replay import ChosenExits, Outcome, evaluate_exits
+from artifacts import FINAL_HEAD_GRAPH, ExitPlan, InferenceTimeMatrix, InputError, ModelSpec, Trace
+from planner.predict.costs import FULL, SERVING, NetworkCosts, gather_row, head_row, segment_row
+from planner.predict.replay import Exits, Outcome, evaluate_exits
 from planner.predict.survivors import BatchingPatternMatrix, binomial_pmf, count_survivors
 from planner.search.threshold_grids import evaluate_grid
 from planner.sweep.points import Sweep
+from planner.workflow.record import ConsideredPlan
 
 CURVE_THRESHOLDS = np.linspace(0, 1, 201).astype(np.float32)
 FINAL = "final head"
@@ -46,7 +47,7 @@ class ReportData:
 
     spec: ModelSpec
     plan: ExitPlan
-    considered: Sequence[Mapping[str, Any]]
+    considered: Sequence[ConsideredPlan]
     trace: Trace
     itm: InferenceTimeMatrix
     patterns: BatchingPatternMatrix
@@ -58,8 +59,8 @@ class ReportData:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def chosen(self) -> ChosenExits:
-        return ChosenExits(
+    def chosen(self) -> Exits:
+        return Exits(
             cuts=tuple(one.cut for one in self.plan.exits), thresholds=tuple(one.threshold for one in self.plan.exits)
         )
 
@@ -199,21 +200,32 @@ def matrix_groups(data: ReportData) -> dict[str, tuple[str, ...]]:
     spec, known = data.spec, data.itm.median_ms
     names = [cut.name for cut in spec.candidates]
     groups = {
-        "network": (*(segment_row(index) for index in range(len(spec.segments))), FINAL_HEAD, FULL),
+        "network": (*(segment_row(index) for index in range(len(spec.segments))), FINAL_HEAD_GRAPH, FULL),
         "exit heads": tuple(head_row(name) for name in names),
         "host": (*(gather_row(name) for name in names), SERVING),
     }
     return {title: tuple(row for row in rows if row in known) for title, rows in groups.items()}
 
 
-def committed(data: ReportData) -> Mapping[str, Any]:
+def committed(data: ReportData) -> ConsideredPlan:
     """Returns the planner's record of the plan that was committed."""
     return data.considered[0]
 
 
-def without_exits(data: ReportData) -> Mapping[str, Any]:
+def without_exits(data: ReportData) -> ConsideredPlan:
     """Returns the planner's record of the plan without exits."""
-    return next(one for one in data.considered if not one["exits"])
+    return next(plan for plan in data.considered if not plan.exits)
+
+
+def measured_mean_ms(plan: ConsideredPlan) -> float:
+    """Returns the measured mean latency of a plan.
+
+    Raises:
+        InputError: the plan was not measured.
+    """
+    if plan.measured_mean_ms is None:
+        raise InputError(f"the plan with {plan.label} was not measured end to end; plan the run again")
+    return plan.measured_mean_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +261,7 @@ def headline(data: ReportData) -> Headline:
             metric_ratio=data.bench["agreement" if unlabelled else "metric_ratio"],
             speedup_p99=data.bench["speedup_p99"],
         )  # fmt: skip
-    full_ms, early_ms = without_exits(data)["measured_mean_ms"], committed(data)["measured_mean_ms"]
+    full_ms, early_ms = measured_mean_ms(without_exits(data)), measured_mean_ms(committed(data))
     return Headline(
         source="planner", full_ms=full_ms, early_ms=early_ms, speedup=full_ms / early_ms,
         metric_ratio=data.plan.predicted_metric / data.plan.full_metric, agreement=data.plan.risk == "agreement",

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, MissingExtraError, clean_axes
-from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
+from artifacts import EARLY_COLOUR, FAINT, FINAL_HEAD_GRAPH, FULL_COLOUR, INK, MissingExtraError, clean_axes
+from planner.predict.costs import FULL, SERVING, gather_row, head_row, segment_row
+from planner.predict.objectives import OBJECTIVE_WORDS
 from planner.report.cut_graph import draw_cut_graph
 from planner.report.data import (
     ReportData,
@@ -25,7 +26,6 @@ from planner.report.data import (
     survivor_chain,
     threshold_curves,
 )
-from planner.search.prices import OBJECTIVE_WORDS
 from runtime.bench.plot import draw_latencies
 
 GREY, ORANGE = FULL_COLOUR, "#d55e00"
@@ -267,7 +267,7 @@ def _row_labels(data: ReportData) -> dict[str, str]:
     short = short_names(data.spec)
     return {
         **{segment_row(index): f"segment {index + 1}" for index in range(len(data.spec.segments))},
-        FINAL_HEAD: "final head", FULL: "full network", SERVING: "serving a batch",
+        FINAL_HEAD_GRAPH: "final head", FULL: "full network", SERVING: "serving a batch",
         **{head_row(name): f"head at {short[name]}" for name in cuts},
         **{gather_row(name): f"gather after {short[name]}" for name in cuts},
     }  # fmt: skip
@@ -337,7 +337,7 @@ def draw_pareto(data: ReportData) -> Any:
             lost[~best], spent_ms[~best], linestyle="none", marker="o", markersize=6, markerfacecolor="white",
             markeredgecolor=EARLY_COLOUR, label="another point is better", zorder=3,
         )  # fmt: skip
-    star = (1 - plan["metric"] / sweep.full_metric, plan[f"searched_{sweep.objective}_ms"])
+    star = (1 - plan.metric / sweep.full_metric, plan.searched_ms(sweep.objective))
     axes.plot(
         *star, linestyle="none", marker="*", markersize=15, color=ORANGE, markeredgecolor="white", zorder=4,
         label="committed plan",

@@ -12,9 +12,9 @@ from html import escape
 from typing import Any
 
 from artifacts import PlannedExit, to_plain
+from planner.predict.objectives import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.report.captions import caption_of, describe_measured, plural, summarise
 from planner.report.data import ReportData, headline, survivor_chain
-from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.sweep.points import OperatingPoint
 
 _STYLE = """

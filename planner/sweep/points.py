@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from artifacts import InputError, NoPlanError, Trace
-from planner.predict.replay import NO_EXITS, PlanFigures
-from planner.search.greedy import SearchResult
-from planner.search.prices import MEAN, check_objective, objective_ms, time_ms
+from planner.predict.objectives import MEAN, check_objective, objective_ms, time_ms
+from planner.predict.replay import NO_EXITS, PricedExits
+from planner.search.problem import SearchResult
 
 LEVELS = (
     0.0, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
@@ -148,7 +148,7 @@ def sweep_tolerances(
         except NoPlanError as error:
             refused.append(Refusal(tolerance=tolerance, reason=str(error)))
             continue
-        none = next(one.figures for one in result.considered if one.figures.chosen == NO_EXITS)
+        none = next(plan.priced for plan in result.considered if plan.exits == NO_EXITS)
         full_ms = time_ms(none.times, objective)
         point = describe_point(result.best, tolerance, full_metric=full_metric, full_ms=full_ms, objective=objective)
         if found and objective_ms(found[-1], objective) < objective_ms(point, objective):
@@ -163,20 +163,20 @@ def sweep_tolerances(
 
 
 def describe_point(
-    figures: PlanFigures, tolerance: float, *, full_metric: float, full_ms: float, objective: str
+    priced: PricedExits, tolerance: float, *, full_metric: float, full_ms: float, objective: str
 ) -> OperatingPoint:
     """Returns the operating point for the plan that a search found at a tolerance; not yet marked as efficient."""
-    spent_ms = time_ms(figures.times, objective)
+    spent_ms = time_ms(priced.times, objective)
     return OperatingPoint(
         tolerance=tolerance,
-        exits=figures.chosen.cuts,
-        thresholds=figures.chosen.thresholds,
-        leaving_shares=figures.outcome.shares,
-        metric=figures.outcome.metric,
-        metric_ratio=figures.outcome.metric / full_metric,
-        mean_ms=figures.times.mean_ms,
-        batch_ms=figures.times.batch_ms,
-        p99_ms=figures.times.p99_ms,
+        exits=priced.exits.cuts,
+        thresholds=priced.exits.thresholds,
+        leaving_shares=priced.outcome.shares,
+        metric=priced.outcome.metric,
+        metric_ratio=priced.outcome.metric / full_metric,
+        mean_ms=priced.times.mean_ms,
+        batch_ms=priced.times.batch_ms,
+        p99_ms=priced.times.p99_ms,
         speedup=full_ms / spent_ms,
         found_at=tolerance,
         searched_ms=spent_ms,

@@ -22,7 +22,6 @@ from artifacts import (
     is_current,
     new_artifact,
     open_artifact,
-    open_model,
     read_json,
     to_plain,
     write_json,
@@ -30,14 +29,14 @@ from artifacts import (
 from artifacts.console import say, track
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
-from planner.foreign.files import END
-from planner.measure.timing import ensure_itm
-from planner.predict.costs import NetworkCosts
-from planner.search.greedy import SearchResult
+from planner.predict.costs import END, NetworkCosts
+from planner.search.problem import SearchResult
+from planner.search.searches import find_search
 from planner.search.threshold_grids import KeptGrids
 from planner.sweep.points import Sweep, sweep_levels, sweep_tolerances
-from planner.workflow.inputs import is_imported, read_recorded
-from planner.workflow.planning import find_search, kept_grids, share_grids
+from planner.workflow.inputs import ensure_inputs, is_imported, read_inputs
+from planner.workflow.record import read_grids, reusable_grids, share_grids, write_grids
+from planner.workflow.searching import make_problem
 
 SWEEP_JSON = "sweep.json"
 GRID_NPZ = "grid.npz"
@@ -86,24 +85,11 @@ def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = Non
         UsageError: the run is an imported one without labels, and the risk needs them.
         PameError: something upstream cannot be made; the message says what.
     """
-    from calibration import ensure_trace
-
-    if is_imported(run):
-        recorded = read_recorded(run, risk=config.certify.risk)
-        return SweepCase(
-            run=run, model=None, trace=recorded.trace, trace_artifact=recorded.trace_artifact, itm=recorded.itm,
-            itm_artifact=recorded.itm_artifact, config=config,
-        )  # fmt: skip
-    trace_artifact, trace = ensure_trace(
-        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
-    )
-    model = open_model(run.model, remedy="python -m export resnet --segments")
-    itm_artifact, itm = ensure_itm(
-        run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads
-    )
+    imported = is_imported(run)
+    inputs = read_inputs(run, risk=config.certify.risk) if imported else ensure_inputs(run, config, data=data)
     return SweepCase(
-        run=run, model=model, trace=trace, trace_artifact=trace_artifact, itm=itm, itm_artifact=itm_artifact,
-        config=config,
+        run=run, model=inputs.model, trace=inputs.trace, trace_artifact=inputs.trace_artifact, itm=inputs.itm,
+        itm_artifact=inputs.itm_artifact, config=config,
     )  # fmt: skip
 
 
@@ -128,7 +114,9 @@ def ensure_sweep(case: SweepCase, tolerances: Sequence[float] | None = None) -> 
     known = len(kept.grids)
 
     def search(tolerance: float) -> SearchResult:
-        return find_search(config)(trace, costs, replace(config, tolerance=tolerance), kept)
+        problem = make_problem(trace, costs, replace(config, tolerance=tolerance), kept)
+        (result,) = find_search(config.search)(problem)
+        return result
 
     tracked = track(levels, description="sweeping tolerances", total=len(levels))
     sweep = sweep_tolerances(search, tracked, full_metric=trace.full_metric, objective=config.objective)
@@ -138,17 +126,17 @@ def ensure_sweep(case: SweepCase, tolerances: Sequence[float] | None = None) -> 
     )
     with new_artifact(run.sweep, kind="sweep", inputs=inputs, parameters=parameters) as staging:
         write_json(staging / SWEEP_JSON, sweep)
-        kept.save(staging / GRID_NPZ)
+        write_grids(staging / GRID_NPZ, kept)
     return sweep, False
 
 
 def _known_grids(case: SweepCase) -> KeptGrids:
     """Returns the grids that the last planning and the last sweep left of this trace at these thresholds."""
-    kept = kept_grids(case.run, case.trace_artifact, case.config)
+    kept = reusable_grids(case.run, case.trace_artifact, case.config)
     try:
         swept = open_artifact(case.run.sweep, kind="sweep", remedy=_REMEDY)
         if share_grids(swept.manifest, case.trace_artifact, case.config):
-            earlier = KeptGrids.load(swept.path(GRID_NPZ))
+            earlier = read_grids(swept.path(GRID_NPZ))
             if earlier.thresholds.tolist() == kept.thresholds.tolist():
                 kept.grids.update(earlier.grids)
     except ArtifactError:

@@ -25,11 +25,11 @@ from artifacts import Trace, UsageError
 from calibration.certify.pvalues import lower_share, upper_share
 from planner.certify.evidence import metric_under
 from planner.predict.costs import NetworkCosts, expect_mean_ms
-from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_exits
+from planner.predict.replay import NO_EXITS, Exits, evaluate_exits
 from planner.search.greedy import configure_candidates
 from planner.search.threshold_grids import evaluate_grid, threshold_grid
 
-Method = Callable[[Trace, int], ChosenExits]  # a calibration set and a seed -> the plan that the method would ship
+Method = Callable[[Trace, int], Exits]  # a calibration set and a seed -> the plan that the method would ship
 _ROUNDING = 1e-9
 _SURE = 0.025  # on either side: 95 % intervals of the frequencies
 
@@ -132,7 +132,7 @@ def validate_methods(
     )
 
 
-def plan_per_exit(trace: Trace, *, tolerance: float, step: float) -> ChosenExits:
+def plan_per_exit(trace: Trace, *, tolerance: float, step: float) -> Exits:
     """Plans as toolkits do that set every exit's threshold by itself: ``per-exit grid``.
 
     Each exit takes the lowest threshold of a grid at which the network with this exit alone keeps the tolerance; then
@@ -148,4 +148,4 @@ def plan_per_exit(trace: Trace, *, tolerance: float, step: float) -> ChosenExits
     kept = [
         (cut, float(grid.thresholds[column])) for cut, column in zip(trace.exits, columns, strict=True) if column >= 0
     ]
-    return ChosenExits(cuts=tuple(cut for cut, _ in kept), thresholds=tuple(threshold for _, threshold in kept))
+    return Exits(cuts=tuple(cut for cut, _ in kept), thresholds=tuple(threshold for _, threshold in kept))

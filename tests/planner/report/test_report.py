@@ -111,7 +111,7 @@ def test_without_a_measurement_the_page_says_how_to_get_one() -> None:
     assert data.bench_note in "".join(found.text)
     assert headline(data).source == "planner"
     assert headline(data).speedup == pytest.approx(
-        data.considered[1]["measured_mean_ms"] / data.considered[0]["measured_mean_ms"]
+        data.considered[1].measured_mean_ms / data.considered[0].measured_mean_ms
     )
 
 
@@ -227,7 +227,7 @@ def test_pareto_figure() -> None:
     drawn = lines["fastest plan found at a tolerance"]
     np.testing.assert_allclose(sorted(drawn.get_ydata()), sorted(one.mean_ms for one in best))
     np.testing.assert_allclose(sorted(drawn.get_xdata()), sorted(1 - one.metric_ratio for one in best))
-    assert lines["committed plan"].get_ydata() == [data.considered[0]["searched_mean_ms"]]
+    assert lines["committed plan"].get_ydata() == [data.considered[0].searched_mean_ms]
     low, high = axes.get_ylim()
     assert low <= min(one.mean_ms for one in data.sweep.points) <= max(one.mean_ms for one in best) <= high
 
@@ -236,7 +236,7 @@ def test_pareto_figure_and_words_go_by_the_objective() -> None:
     """A sweep by the time of a whole batch, which is above the mean latency everywhere."""
     data = make_report()
     by_batch = [replace(one, efficient=one.exits == data.sweep.points[-1].exits) for one in data.sweep.points]
-    searched = {**data.considered[0], "searched_batch_ms": data.sweep.points[-1].batch_ms}
+    searched = replace(data.considered[0], searched_batch_ms=data.sweep.points[-1].batch_ms)
     sweep = replace(data.sweep, objective="batch", points=tuple(by_batch))
     data = replace(data, sweep=sweep, considered=[searched, data.considered[1]])
     axes = draw(data)["pareto"].axes[0]
@@ -279,7 +279,7 @@ def test_captions_follow_the_data() -> None:
     wrong[-1] = 1
     hopeless = replace(data, trace=replace(data.trace, metric=wrong))
     assert "No exit alone keeps" in caption_of("accuracy_by_depth", hopeless)
-    slower = dict(data.considered[0], searched_mean_ms=2 * data.considered[0]["searched_mean_ms"])
+    slower = replace(data.considered[0], searched_mean_ms=2 * data.considered[0].searched_mean_ms)
     behind = replace(data, considered=[slower, data.considered[1]])
     assert "the least expected time within its tolerance" in caption_of("pareto", data)
     assert "measured end to end" in caption_of("pareto", behind)

@@ -26,7 +26,7 @@ from artifacts import (
 )
 from planner import (
     NO_EXITS,
-    ChosenExits,
+    Exits,
     KeptGrids,
     Load,
     NetworkCosts,
@@ -34,17 +34,15 @@ from planner import (
     SearchResult,
     TimingConfig,
     evaluate_plan,
-    plan_greedy,
-    plan_joint,
 )
 from planner.certify.evidence import risk_trace
 from planner.commands.plan import main
-from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
+from planner.predict.objectives import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep.points import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
 from planner.sweep.sweeping import SweepCase, ensure_sweep
-from planner.workflow.planning import kept_grids, share_grids
-from tests.planner.planning_worlds import make_costs, make_trace, traces
+from planner.workflow.record import reusable_grids, share_grids
+from tests.planner.planning_worlds import make_costs, make_trace, search_greedily, search_jointly, traces
 from tests.planner.report_worlds import TAIL, greedy_search, make_report, opened, write_run
 
 TOLERANCES = (0.0, 0.01, 0.05, 0.2, 0.5)
@@ -77,13 +75,13 @@ def test_a_point_is_the_single_plan_of_its_tolerance(trace: Trace, seed: int) ->
     sweep = sweep_tolerances(greedy_search(trace, costs), TOLERANCES, full_metric=trace.full_metric)
     for point in sweep.points:
         fresh = KeptGrids(thresholds=threshold_grid())
-        own = plan_greedy(trace, costs, tolerance=point.tolerance, kept=fresh, tail=TAIL).best
+        own = search_greedily(trace, costs, tolerance=point.tolerance, grids=fresh, slow_batches=TAIL).best
         assert point.searched_ms == own.times.mean_ms
         source = own
         if point.found_at < point.tolerance:
             assert point.mean_ms < own.times.mean_ms
-            source = plan_greedy(trace, costs, tolerance=point.found_at, kept=fresh, tail=TAIL).best
-        assert (point.exits, point.thresholds) == (source.chosen.cuts, source.chosen.thresholds)
+            source = search_greedily(trace, costs, tolerance=point.found_at, grids=fresh, slow_batches=TAIL).best
+        assert (point.exits, point.thresholds) == (source.exits.cuts, source.exits.thresholds)
         assert (point.metric, point.mean_ms) == (source.outcome.metric, source.times.mean_ms)
 
 
@@ -101,14 +99,14 @@ def test_a_search_that_gets_worse_keeps_the_plan_before() -> None:
     assert second.found_at == 0.05
 
 
-def result_of(trace: Trace, costs: NetworkCosts, chosen: ChosenExits) -> SearchResult:
+def result_of(trace: Trace, costs: NetworkCosts, chosen: Exits) -> SearchResult:
     """A search's answer with every time worked out, the plan without exits behind it."""
-    found = plan_joint(trace, costs, tolerance=0.3, objective=P99, tail=TAIL)
+    found = search_jointly(trace, costs, tolerance=0.3, objective=P99, slow_batches=TAIL)
     plans = [
         evaluate_plan(trace, one, costs.plan_costs(one.cuts), full_ms=costs.full_ms, percentile=True)
         for one in (chosen, NO_EXITS)
     ]
-    considered = [replace(found.considered[0], figures=figures, step=len(figures.chosen.cuts)) for figures in plans]
+    considered = [replace(found.considered[0], priced=figures) for figures in plans]
     return replace(found, considered=tuple(considered))
 
 
@@ -117,8 +115,8 @@ def test_points_are_compared_by_the_objective(objective: str) -> None:
     """Of two plans the one is better by the mean, the other by the objective; found in this order or the other."""
     trace, costs = make_trace(33, samples=200), make_costs(33, head=0.05)
     by_mean, by_objective = (
-        result_of(trace, costs, plan_joint(trace, costs, tolerance=0.3, objective=one, tail=TAIL).best.chosen)
-        for one in (MEAN, objective)
+        result_of(trace, costs, search_jointly(trace, costs, tolerance=0.3, objective=by, slow_batches=TAIL).best.exits)
+        for by in (MEAN, objective)
     )
     assert by_mean.best.times.mean_ms < by_objective.best.times.mean_ms
     assert objective_ms(by_mean.best.times, objective) > objective_ms(by_objective.best.times, objective)
@@ -128,7 +126,7 @@ def test_points_are_compared_by_the_objective(objective: str) -> None:
             found = dict(zip((0.3, 0.4), answers, strict=True))
             sweep = sweep_tolerances(found.__getitem__, found, full_metric=trace.full_metric, objective=asked)
             last = sweep.points[-1]
-            assert (sweep.objective, last.exits) == (asked, better.best.chosen.cuts)
+            assert (sweep.objective, last.exits) == (asked, better.best.exits.cuts)
             assert last.found_at == (0.3 if answers[0] is better else 0.4)
             assert sweep.time_ms(last) == time_ms(better.best.times, asked)
             assert last.speedup == pytest.approx(full_ms / time_ms(better.best.times, asked))
@@ -246,8 +244,8 @@ def test_a_sweep_goes_by_the_config(run: RunFolder, objective: str) -> None:
     none = evaluate_plan(trace, NO_EXITS, costs.plan_costs(()), full_ms=costs.full_ms, load=load, percentile=True)
     assert sweep.full_ms == time_ms(none.times, objective)
     for point in sweep.points:
-        best = plan_joint(trace, costs, tolerance=point.found_at, objective=objective, tail=TAIL).best
-        assert (point.exits, sweep.time_ms(point)) == (best.chosen.cuts, time_ms(best.times, objective))
+        best = search_jointly(trace, costs, tolerance=point.found_at, objective=objective, slow_batches=TAIL).best
+        assert (point.exits, sweep.time_ms(point)) == (best.exits.cuts, time_ms(best.times, objective))
 
 
 def test_kept_grids_of_another_risk_are_not_used(run: RunFolder) -> None:
@@ -259,7 +257,7 @@ def test_kept_grids_of_another_risk_are_not_used(run: RunFolder) -> None:
     shutil.rmtree(run.sweep)
     assert ensure_sweep(case_of(run, asked), (0.1,))[0] == found
     assert found.points[0].metric_ratio >= 0.9
-    trace, grids = opened(run.trace, "trace"), kept_grids(run, opened(run.trace, "trace"), asked)
+    trace, grids = opened(run.trace, "trace"), reusable_grids(run, opened(run.trace, "trace"), asked)
     assert share_grids(read_manifest(run.plan), trace, config)
     assert not share_grids(read_manifest(run.plan), trace, asked)
     assert not grids.grids

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from artifacts import Trace, UsageError
-from planner import NO_EXITS, ChosenExits, evaluate_exits, expect_times
+from planner import NO_EXITS, Exits, evaluate_exits, expect_times
 from planner.commands.plan import main
 from planner.validate.resampling import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 from tests.planner.foreign.test_importing import run_import
 from tests.planner.planning_worlds import make_costs, make_trace
 
 COSTS = make_costs(0, head=0.01)
-PLAN = ChosenExits(cuts=("cut0", "cut2"), thresholds=(0.6, 0.7))
+PLAN = Exits(cuts=("cut0", "cut2"), thresholds=(0.6, 0.7))
 
 
 def test_truth_is_that_of_the_population() -> None:
@@ -39,7 +39,7 @@ def test_every_method_plans_on_the_same_sets_and_the_seed_decides() -> None:
     seen: dict[str, list[float]] = {"a": [], "b": []}
 
     def watch(name: str):
-        def method(drawn: Trace, seed: int) -> ChosenExits:
+        def method(drawn: Trace, seed: int) -> Exits:
             seen[name].append(float(drawn.confidence.sum()))
             assert drawn.sample_count == 40
             assert seed == len(seen[name]) - 1
@@ -78,9 +78,9 @@ def test_per_exit_grid_keeps_the_tolerance_at_each_exit_by_itself() -> None:
     plan = plan_per_exit(trace, tolerance=0.1, step=0.05)
     assert len(plan.cuts) > 1
     for cut, threshold in zip(plan.cuts, plan.thresholds, strict=True):
-        alone = ChosenExits(cuts=(cut,), thresholds=(threshold,))
+        alone = Exits(cuts=(cut,), thresholds=(threshold,))
         assert evaluate_exits(trace, alone).metric >= 0.9 * trace.full_metric - 1e-9
-        bolder = ChosenExits(cuts=(cut,), thresholds=(threshold - 0.05,))
+        bolder = Exits(cuts=(cut,), thresholds=(threshold - 0.05,))
         kept = evaluate_exits(trace, bolder)
         assert kept.metric < 0.9 * trace.full_metric or kept.shares == evaluate_exits(trace, alone).shares
 
