@@ -66,9 +66,9 @@ CASES = (
 
 def make_run(case: Case) -> Callable[[], float]:
     """Returns what serves one batch and returns its overhead in microseconds."""
+    import runtime
     from artifacts import BundleSpec, ExitPlan, GraphSpec, PlannedExit, PredictedLatency, StageSpec, TensorSpec
     from engines import EngineSet, FakeEngine, HostDevice, plan_covers
-    from runtime import Runtime
 
     random = np.random.default_rng(0)
     evicted = np.zeros(CACHE_BYTES // 8)
@@ -109,12 +109,16 @@ def make_run(case: Case) -> Callable[[], float]:
         name="overhead", task="classification", backend="fake", threads=1, max_batch_size=LARGEST, inputs=(x,),
         outputs=(answer,), stages=tuple(stages), plan=plan,
     )  # fmt: skip
-    runtime = Runtime(spec, sets, HostDevice(), drift=None, shadow_fraction=case.shadow_fraction, shadow_seed=0)
+    chosen: dict[str, Any] = {"drift": None, "shadow_fraction": case.shadow_fraction, "shadow_seed": 0}
+    if hasattr(runtime, "RuntimeOptions"):
+        served = runtime.Runtime(spec, sets, HostDevice(), runtime.RuntimeOptions(**chosen))
+    else:  # a tree of release 0.1.0
+        served = runtime.Runtime(spec, sets, HostDevice(), **chosen)
     batch = random.random((case.batch_size, WIDTH), np.float32)
 
     def run() -> float:
         started = perf_counter()
-        result = runtime.run(batch)
+        result = served.run(batch)
         return (perf_counter() - started) * 1e6 - result.engine_ms * 1e3
 
     return run

@@ -42,7 +42,7 @@ def read_batch(
             break
     for array, spec in zip(arrays, inputs, strict=True):
         _check_array(array, spec)
-    if len({len(array) for array in arrays}) > 1:
+    if len(arrays) > 1 and len({len(array) for array in arrays}) > 1:
         counts = ", ".join(f"{len(array)} of '{spec.name}'" for array, spec in zip(arrays, inputs, strict=True))
         raise InputError(f"the inputs have different numbers of rows: {counts}. Pass one row of each per query")
     if len(arrays[0]) == 0:

@@ -35,7 +35,7 @@ from artifacts import (
 )
 from calibration import Dataset, load_dataset
 from engines import Device, EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
-from runtime import Runtime
+from runtime import Runtime, RuntimeOptions
 
 Values = Mapping[str, np.ndarray]
 
@@ -176,7 +176,7 @@ class FakeNet:
     def open_on(self, device: Device) -> Runtime:
         """Opens the network over buffers of another device; its fakes still compute on the host."""
         sets = [EngineSet(HostedEngine(fake, device), stage.covers) for fake, stage in self._pairs()]
-        return Runtime(self.spec(), sets, device, check_finite=self.check_finite)
+        return Runtime(self.spec(), sets, device, RuntimeOptions(check_finite=self.check_finite))
 
     def _pairs(self) -> list[tuple[FakeEngine, EngineSet]]:
         self.fakes.clear()
@@ -184,7 +184,8 @@ class FakeNet:
         return list(zip(self.fakes, sets, strict=True))
 
     def open(self, **options: Any) -> Runtime:
-        return Runtime(self.spec(), self.engine_sets(), HostDevice(), check_finite=self.check_finite, **options)
+        chosen = RuntimeOptions(check_finite=self.check_finite, **options)
+        return Runtime(self.spec(), self.engine_sets(), HostDevice(), chosen)
 
     def batch(self, confidence: np.ndarray, *, mask: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Returns the inputs whose rows are 0, 1, 2 ... and have these confidences (B, depth) at the exits."""

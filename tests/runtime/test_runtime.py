@@ -126,14 +126,14 @@ def test_abandoned_and_nested_streams_block_nobody(fake_net: Any) -> None:
 
 def test_an_abandoned_stream_gives_its_buffers_back(fake_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    from runtime.chain import Chain
+    from runtime.chain import StageChain
 
-    class Counted(Chain):
+    class Counted(StageChain):
         def __init__(self, *arguments: Any) -> None:
             made.append(self)
             super().__init__(*arguments)
 
-    monkeypatch.setattr("runtime.runtime.Chain", Counted)
+    monkeypatch.setattr("runtime.runtime.StageChain", Counted)
     net = fake_net(thresholds=(0.5,), faults={0: EngineError("boom")})
     batch = net.batch(np.array([[1.0, 0.0], [0.0, 0.0]]))
     with net.open() as runtime:

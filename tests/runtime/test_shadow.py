@@ -1,4 +1,4 @@
-"""Shadowed rows: answered where they leave, seen at the end, and nobody else's business."""
+"""Shadowed rows: answered where they leave, compared at the end, and without an effect on other rows."""
 
 from __future__ import annotations
 
@@ -139,6 +139,51 @@ def test_the_draw_is_seeded_and_fair() -> None:
 def test_a_fraction_that_is_none_is_refused(fake_net: Any, fraction: float) -> None:
     with pytest.raises(UsageError, match="shadow_fraction.*from 0 to 1"):
         fake_net(thresholds=(0.5,)).open(shadow_fraction=fraction)
+
+
+class CloseAnswers:
+    """A task of a host's own: answers are numbers, and agree the more the closer they are."""
+
+    name = "numbers"
+    metric_name = "closeness"
+    confidence = "max-softmax"
+    loss = "squared-error"
+
+    def quality(self, answers: Any, targets: np.ndarray, /) -> np.ndarray:
+        return self.agreement(answers, (targets,))
+
+    def agreement(self, answers: Any, final: Any, /) -> np.ndarray:
+        return np.maximum(0, 1 - np.abs(answers[0][:, 0] - final[0][:, 0]) / 4).astype(np.float32)
+
+    def counts(self, answers: Any, targets: np.ndarray, /) -> None:
+        return None
+
+    def summarise(self, counts: np.ndarray, /) -> float:
+        raise NotImplementedError
+
+    def predictions(self, answers: Any, /) -> None:
+        return None
+
+
+def test_a_hosts_own_task_says_how_far_answers_agree(fake_net: Any) -> None:
+    """The fake's first number grows by one from stage to stage, and by twice the row's number at the last."""
+    net = fake_net(thresholds=(0.5, 0.5), masked=False, task="numbers")
+    confidence = np.zeros((3, 3))
+    confidence[0, 0] = confidence[1, 1] = 1
+    with net.open(shadow_fraction=1.0, task=CloseAnswers()) as runtime:
+        result = runtime.run(net.batch(confidence))
+        stats = runtime.stats()
+    final = [final_answer(net, net.batch(confidence)[0][row], np.zeros(2, np.bool_))[0] for row in range(2)]
+    means = [1 - abs(result.outputs[row, 0] - final[row]) / 4 for row in range(2)]
+    assert [exit_.mean_agreement for exit_ in stats.exits] == [means[0], means[1], None]
+    assert means == [0.5, 0.25]
+    assert [exit_.agreements for exit_ in stats.exits] == [0, 0, 0], "only the very same answer counts as one"
+    assert stats.disagreement == pytest.approx(2 / 3)
+
+
+def test_a_task_of_another_name_than_the_bundles_is_refused(fake_net: Any) -> None:
+    with pytest.raises(UsageError, match="task=numbers: bundle 'fake' is for the task 'classification'"):
+        fake_net(thresholds=(0.5,)).open(task=CloseAnswers())
 
 
 def test_shadowing_needs_statistics_and_a_known_task(fake_net: Any) -> None:

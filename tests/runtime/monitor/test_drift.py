@@ -212,8 +212,14 @@ def test_a_config_that_is_none_is_refused(wrong: dict[str, float]) -> None:
         (None, "no reference"),
         (StreamReference(samples=3, confidence_counts=((1, 2),), agreements=(3,)), "2 exits and the final head"),
         (StreamReference(samples=3, confidence_counts=((1,), (1, 0), (1,)), agreements=(1, 1, 1)), "2 exits"),
-        (StreamReference(samples=4, confidence_counts=((1,), (1,), (1,)), agreements=(1, 1, 1)), "not those of its"),
-        (StreamReference(samples=0, confidence_counts=((0,), (0,), (0,)), agreements=(0, 0, 0)), "not those of its"),
+        (
+            StreamReference(samples=4, confidence_counts=((1,), (1,), (1,)), agreements=(1, 1, 1)),
+            "do not add up to its",
+        ),
+        (
+            StreamReference(samples=0, confidence_counts=((0,), (0,), (0,)), agreements=(0, 0, 0)),
+            "do not add up to its",
+        ),
         (StreamReference(samples=3, confidence_counts=((1,), (1,), (1,)), agreements=(1, 2, 1)), "more agreements"),
     ],
 )

@@ -27,7 +27,7 @@ from engines import EngineSet, HostDevice
 from planner import ChosenExits
 from planner.commit.stages import assemble_bundle, merge_stages, stage_bounds
 from planner.predict.costs import stage_row
-from runtime import Runtime
+from runtime import Runtime, RuntimeOptions
 from runtime.loading import open_bundle
 
 pytestmark = pytest.mark.slow
@@ -94,7 +94,9 @@ def serve(demo: tuple[Path, BundleSpec], images: np.ndarray) -> Runtime:
     bundle, spec = demo
     with ExitStack() as stack:
         engine_sets: tuple[EngineSet, ...] = open_bundle(bundle).engine_sets
-        runtime = stack.enter_context(Runtime(spec, engine_sets, HostDevice(), shadow_fraction=0.05, shadow_seed=0))
+        runtime = stack.enter_context(
+            Runtime(spec, engine_sets, HostDevice(), RuntimeOptions(shadow_fraction=0.05, shadow_seed=0))
+        )
         for start in range(0, len(images), BATCH):
             runtime.run(images[start : start + BATCH])
     return runtime
