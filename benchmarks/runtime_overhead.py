@@ -3,10 +3,11 @@
     python benchmarks/runtime_overhead.py                                        # this tree
     python benchmarks/runtime_overhead.py --tree before=/path/to/other/checkout  # against another one
 
-Each tree serves fake engines in a process of its own. The processes take turns in alternating order (A B, B A ...), case
-by case, so that whatever else the machine does hits them alike. Between two engine runs the caches are emptied, as a
-real engine does, except in the cases named ``warm``. A case's figure is the median over its batches of the call's time
-minus the time inside engines; the ratio of two trees is the median over the rounds of the ratio of neighbouring figures.
+Each tree serves fake engines in a process of its own. The processes take turns in alternating order (A B, B A ...),
+case by case, so that whatever else the machine does hits them alike. Between two engine runs the caches are emptied, as
+a real engine does, except in the cases named ``warm``. The figure of a turn is the time of a call minus the time inside
+engines, the lowest tenth of its batches (whatever else the machine does only adds to it); that of a case is the median
+of its turns, and the ratio of two trees the median of the ratios of neighbouring turns.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def make_run(case: Case) -> Callable[[], float]:
 
 
 def work(batches: int) -> None:
-    """Serves the parent: reads the number of a case, writes its median overhead in microseconds."""
+    """Serves the parent: reads the number of a case, writes its overhead in microseconds."""
     runs = [make_run(case) for case in CASES]
     for run in runs:
         for _ in range(WARM_UP):
@@ -134,7 +135,7 @@ def work(batches: int) -> None:
     for line in sys.stdin:
         run = runs[int(line)]
         run()
-        print(float(np.median([run() for _ in range(batches)])), flush=True)
+        print(float(np.quantile([run() for _ in range(batches)], 0.1)), flush=True)
 
 
 # ---------------------------------------------------------------- the parent

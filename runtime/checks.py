@@ -1,11 +1,11 @@
-"""Checks of a bundle's stages: they fit together, and follow the bundle's exit plan."""
+"""Checks of a bundle: its stages fit together and follow its exit plan, and a caller's task is the one it names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
 
-from artifacts import BundleSpec, GraphSpec, SchemaError, TensorSpec
+from artifacts import BundleSpec, GraphSpec, SchemaError, Task, TensorSpec, UsageError
 from engines import EngineSet
 from runtime.remedy import PLAN_AGAIN
 
@@ -34,6 +34,20 @@ def check_stages(spec: BundleSpec, engine_sets: Sequence[EngineSet], *, remedy: 
         raise SchemaError(
             f"the stages of bundle '{spec.name}' do not fit together: {why}. Make it again with: {remedy}"
         )
+
+
+def check_task(spec: BundleSpec, task: Task | None) -> Task | None:
+    """Returns a caller's own task.
+
+    Raises:
+        UsageError: the bundle is for a task of another name.
+    """
+    if task is not None and task.name != spec.task:
+        raise UsageError(
+            f"task {task.name}: bundle '{spec.name}' is for the task '{spec.task}'; pass the task that it was planned "
+            "with, or none"
+        )
+    return task
 
 
 def _find_engine_misfits(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> Iterator[str]:

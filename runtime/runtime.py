@@ -14,9 +14,9 @@ from typing import Any, Self
 import numpy as np
 
 from artifacts import BundleSpec, InputError, Task, UsageError, find_task
-from engines import Buffer, Device, DeviceArray, EngineSet
+from engines import Buffer, Device, DeviceOptions, EngineSet
 from runtime.chain import StageChain
-from runtime.checks import check_stages
+from runtime.checks import check_stages, check_task
 from runtime.inputs import Batch, read_batch
 from runtime.loading import open_bundle
 from runtime.monitor.drift import DriftConfig
@@ -26,8 +26,8 @@ from runtime.pool import ChainPool
 from runtime.scheduling.batch_steps import BatchState, ShadowState
 from runtime.shadow import ShadowDraw
 
-Array = np.ndarray | DeviceArray
-Outputs = Array | tuple[Array, ...]
+Output = np.ndarray | Buffer
+Outputs = Output | tuple[Output, ...]
 """One array for a network with one output, otherwise a tuple; arrays on the GPU only where that was asked for."""
 
 _OPTIONS = RuntimeOptions()
@@ -94,7 +94,7 @@ class Runtime:
                     stack.callback(engines.close)
 
         self._pool = ChainPool(lambda: StageChain(spec, engine_sets, device), free)
-        task = _check_task(spec, options.task)
+        task = check_task(spec, options.task)
         self._shadow: ShadowDraw | None = None
         if options.shadow_fraction != 0:
             self._shadow = ShadowDraw(options.shadow_fraction, seed=options.shadow_seed)
@@ -155,10 +155,9 @@ class Runtime:
             check_finite=check_finite, stats=stats, drift=drift, shadow_fraction=shadow_fraction,
             shadow_seed=shadow_seed, task=task,
         )  # fmt: skip
-        opened = open_bundle(
-            Path(bundle), threads=threads, device=device, cuda_graphs=cuda_graphs,
-            kernel_folder=None if kernel_folder is None else Path(kernel_folder),
-        )  # fmt: skip
+        folder = None if kernel_folder is None else Path(kernel_folder)
+        where = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
+        opened = open_bundle(Path(bundle), threads=threads, device=where)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.close)
             runtime = cls(opened.spec, opened.engine_sets, opened.device, options)
@@ -313,7 +312,7 @@ class Runtime:
             left_ms, exit_index = (perf_counter() - started) * 1e3, leaving.exit_index
             for row, place in zip(leaving.rows, leaving.places, strict=True):
                 places[row], left[row], latency_ms[row] = place, exit_index, left_ms
-        answers: tuple[Array, ...]
+        answers: tuple[Output, ...]
         confidence, answers = chain.answers_on_device(places) if on_device else chain.answers(places)
         self._count(chain, left, confidence.tobytes(), state)
         return Result(
@@ -345,14 +344,5 @@ def _join_parts(parts: Sequence[Result]) -> Result:
     )
 
 
-def _as_outputs(arrays: tuple[Array, ...]) -> Outputs:
+def _as_outputs(arrays: tuple[Output, ...]) -> Outputs:
     return arrays[0] if len(arrays) == 1 else arrays
-
-
-def _check_task(spec: BundleSpec, task: Task | None) -> Task | None:
-    if task is not None and task.name != spec.task:
-        raise UsageError(
-            f"task={task.name}: bundle '{spec.name}' is for the task '{spec.task}'; pass the task that it was planned "
-            "with, or none"
-        )
-    return task

@@ -26,7 +26,7 @@ from planner.report.data import (
     threshold_curves,
 )
 from planner.search.prices import OBJECTIVE_WORDS
-from runtime.bench.plot import draw_latencies
+from runtime.bench import draw_latencies
 
 GREY, ORANGE = FULL_COLOUR, "#d55e00"
 DPI = 160

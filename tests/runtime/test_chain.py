@@ -1,4 +1,4 @@
-"""The chain of stages: where rows leave and what they are answered, against a reference that takes one row at a time."""
+"""The chain of stages: where rows leave and with which answers, against a reference that takes one row at a time."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from artifacts import UsageError
 from runtime.shadow import ShadowDraw
+from tests.runtime.task_worlds import CloseAnswers
 
 
 @st.composite
@@ -67,9 +68,9 @@ def test_every_row_gets_the_answer_it_would_get_alone_and_shadows_meet_the_final
             np.testing.assert_array_equal(outputs, [answer for _, _, answer in alone])
             stats = runtime.stats()
         assert stats.shadowed == len(early)
-        for index, one in enumerate(stats.exits):
+        for index, exit_ in enumerate(stats.exits):
             there = [agrees for row, agrees in zip(early, same, strict=True) if alone[row][0] == index]
-            assert (one.shadowed, one.agreements) == (len(there), sum(there))
+            assert (exit_.shadowed, exit_.agreements) == (len(there), sum(there))
 
 
 def test_latency_remains_that_of_the_exit_and_the_engines_time_is_all_of_it(
@@ -130,7 +131,7 @@ def test_the_draw_is_seeded_and_fair() -> None:
     assert drawn == [again.draw(1000) for _ in range(3)]
     assert drawn[0] != drawn[1]
     assert drawn[0] != other.draw(1000)
-    assert all(240 < len(one) < 360 for one in drawn)
+    assert all(240 < len(rows) < 360 for rows in drawn)
     assert ShadowDraw(1.0).draw(5) == set(range(5))
     assert ShadowDraw(0.0).draw(5) == set()
 
@@ -139,30 +140,6 @@ def test_the_draw_is_seeded_and_fair() -> None:
 def test_a_fraction_that_is_none_is_refused(fake_net: Any, fraction: float) -> None:
     with pytest.raises(UsageError, match="shadow_fraction.*from 0 to 1"):
         fake_net(thresholds=(0.5,)).open(shadow_fraction=fraction)
-
-
-class CloseAnswers:
-    """A task of a host's own: answers are numbers, and agree the more the closer they are."""
-
-    name = "numbers"
-    metric_name = "closeness"
-    confidence = "max-softmax"
-    loss = "squared-error"
-
-    def quality(self, answers: Any, targets: np.ndarray, /) -> np.ndarray:
-        return self.agreement(answers, (targets,))
-
-    def agreement(self, answers: Any, final: Any, /) -> np.ndarray:
-        return np.maximum(0, 1 - np.abs(answers[0][:, 0] - final[0][:, 0]) / 4).astype(np.float32)
-
-    def counts(self, answers: Any, targets: np.ndarray, /) -> None:
-        return None
-
-    def summarise(self, counts: np.ndarray, /) -> float:
-        raise NotImplementedError
-
-    def predictions(self, answers: Any, /) -> None:
-        return None
 
 
 def test_a_hosts_own_task_says_how_far_answers_agree(fake_net: Any) -> None:
@@ -182,7 +159,7 @@ def test_a_hosts_own_task_says_how_far_answers_agree(fake_net: Any) -> None:
 
 
 def test_a_task_of_another_name_than_the_bundles_is_refused(fake_net: Any) -> None:
-    with pytest.raises(UsageError, match="task=numbers: bundle 'fake' is for the task 'classification'"):
+    with pytest.raises(UsageError, match="task numbers: bundle 'fake' is for the task 'classification'"):
         fake_net(thresholds=(0.5,)).open(task=CloseAnswers())
 
 

@@ -89,7 +89,7 @@ def _everything_told_of_the_plan_is_its_agreement(run: RunFolder, out: Path, cap
     assert (code, valid["risk"]) == (0, "agreement")
     assert "agreement kept" in capsys.readouterr().out
     bench = run.root / "bench.json"
-    code, measured = command(run, bench, "--rounds", "1", entry=runtime.bench.main)
+    code, measured = command(run, bench, "--rounds", "1", entry=runtime.bench.command.main)
     assert (code, measured["samples"], measured["test_data"], measured["risk"]) == (0, 60, "held out", "agreement")
     assert measured["full"]["metric"] is measured["metric_ratio"] is None
     assert 0 < measured["agreement"] <= 1
