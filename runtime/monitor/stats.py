@@ -97,7 +97,7 @@ class StatsCollector:
         self._drift = drift if plan.reference is not None else None
         self._bins = CONFIDENCE_BINS if plan.reference is None else len(plan.reference.confidence_counts[0])
         if drift is not None and plan.reference is None and plan.exits:
-            _log.info("the exit plan has no reference (PAME 0.1.0): statistics are kept, drift is not tested")
+            _log.info("the exit plan has no reference (PAME 0.1.0): statistics are collected, drift is not tested")
         self._pending: deque[_Call] = deque()
         self._lock = threading.Lock()
         self._start()

@@ -101,11 +101,11 @@ def test_damaged_bundles(damage: str, bundle: Path) -> None:
 def reseal(bundle: Path, changed: Mapping[str, Any], *, notes: Mapping[str, str] | None = None) -> None:
     """Publishes the bundle again with another ``bundle.json``."""
     spec = read_json(bundle / BUNDLE_JSON, dict) | changed
-    kept = bundle.parent / "kept"
-    shutil.copytree(bundle, kept)
+    before = bundle.parent / "before"
+    shutil.copytree(bundle, before)
     with new_artifact(bundle, kind="bundle", notes=notes or {}) as staging:
         for name in ("engines", "stages"):
-            shutil.copytree(kept / name, staging / name)
+            shutil.copytree(before / name, staging / name)
         write_json(staging / BUNDLE_JSON, spec)
 
 

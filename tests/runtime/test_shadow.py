@@ -32,9 +32,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def final_answer(net: Any, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What the whole network answers one row."""
-    nobody = type(net)(thresholds=(2.0,) * len(net.thresholds), check_finite=False)
-    return nobody.answer_row(x, mask)[2]
+    """The answer of the whole network to one row."""
+    without_leaving = type(net)(thresholds=(2.0,) * len(net.thresholds), check_finite=False)
+    return without_leaving.answer_row(x, mask)[2]
 
 
 @settings(deadline=None)

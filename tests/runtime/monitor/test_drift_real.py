@@ -80,10 +80,10 @@ def demo(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         for start in range(0, len(images), 500):
             runtime.run(images[start : start + 500])
         stats, spec = runtime.stats(), runtime.spec
-    early = [one.agreements for one in stats.exits[:-1]]
+    early = [exit_.agreements for exit_ in stats.exits[:-1]]
     reference = StreamReference(
         samples=stats.queries,
-        confidence_counts=tuple(one.confidence_counts for one in stats.exits),
+        confidence_counts=tuple(exit_.confidence_counts for exit_ in stats.exits),
         agreements=(*early, stats.exits[-1].count),
     )
     return bundle, dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, reference=reference))
