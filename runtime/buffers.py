@@ -53,7 +53,7 @@ class StageBuffers:
         self._executions: dict[int, tuple[Execution, ...]] = {}
 
     def carry(self, carried: Mapping[str, Buffer]) -> None:
-        """Says what a later stage still reads."""
+        """Sets the buffers that a later stage still reads."""
         self.carried = dict(carried)
         self.carried_buffers = tuple(self.carried.values())
 
@@ -151,4 +151,4 @@ class ChainBuffers:
     def answers_on_device(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[Buffer, ...]]:
         """As ``answers``, but the answers stay on the device; they are complete, and the caller owns them."""
         taken = self._device.take(self._answers, places)
-        return self._device.download(self._confidence, places), taken  # the download waits, for what was taken as well
+        return self._device.download(self._confidence, places), taken  # the download waits, for the copies as well

@@ -21,7 +21,8 @@ class ChainPool:
 
         Args:
             make: makes another chain over the shared engines.
-            free: frees what the chains share; called once, when the pool is closed and no chain is out.
+            free: frees the engines and the device that the chains share; called once, when the pool is closed and no
+                chain is out.
         """
         self._make = make
         self._free = free

@@ -180,8 +180,8 @@ class Runtime:
         Args:
             batch: (B, ...) array for a network with one input; otherwise a mapping by input name, or a sequence in the
                 order of ``spec.inputs``. Exactly the dtype and row shape of ``spec.inputs``, any memory layout, any
-                B >= 1: what exceeds ``spec.max_batch_size`` runs in parts, one after the other. Where the runtime
-                works on a GPU, also contiguous arrays on it, of anything with ``__dlpack__`` or
+                B >= 1: a batch of more than ``spec.max_batch_size`` rows runs in parts, one after the other. Where the
+                runtime works on a GPU, also contiguous arrays on it, of anything with ``__dlpack__`` or
                 ``__cuda_array_interface__``: they do not pass through the host.
             stream: where arrays on the GPU were made, if not on the stream that they name: a handle, an object with
                 ``__cuda_stream__``, or a stream of torch, CuPy or PyCUDA.
@@ -211,8 +211,8 @@ class Runtime:
     def stream(self, batch: Batch, *, stream: Any = None) -> Generator[tuple[np.ndarray, Outputs], None, None]:
         """Answers a batch, handing out answers as queries leave.
 
-        The batch is checked and copied before this returns. The stream may be dropped half-way; what it holds goes
-        back when it is closed or finalised.
+        The batch is checked and copied before this returns. The stream may be dropped half-way; its buffers are
+        reused once it is closed or finalised.
 
         Args:
             batch, stream: as for ``run``.

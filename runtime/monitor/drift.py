@@ -21,7 +21,7 @@ goes to the calibration sample, half to the stream:
 
 * An event's probability is estimated from n samples. It lies in the interval of all p with ``n KL(seen || p) <=
   log(1 / d)`` on each side, except with probability d (Chernoff's bound; Hoeffding, JASA 1963, theorem 1). The d of all
-  events and sides add up to half of the rate. Interval and margin together are what is allowed.
+  events and sides add up to half of the rate. Interval and margin together are allowed.
 * Against "at most the upper end" and "at least the lower end" of each, bets are placed
   (``runtime.monitor.sequential_test``). The capital of all together reaches 2 / rate, and then the alarm is raised,
   with probability at most half of the rate.

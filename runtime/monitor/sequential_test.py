@@ -73,7 +73,7 @@ class Bets:
         self._staked = np.full(steps.shape, -np.inf)  # log capital by hypothesis and alternative
         self._held = np.ones(len(bounds))  # what is not staked yet, of each hypothesis
         self._rows = np.zeros(len(bounds))
-        self._best = np.full(steps.shape, -np.inf)  # log capital of the best start alone, and what came since
+        self._best = np.full(steps.shape, -np.inf)  # log capital of the best start alone, and hits and misses since
         self._best_rows = np.zeros((2, *steps.shape))
 
     def update(self, hits: np.ndarray, rows: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Running statistics of a runtime: where queries leave, with which confidence, and whether that has changed.
+"""Statistics of a runtime while it runs: where queries leave, with which confidence, and whether that has changed.
 
 With the cold caches that an engine leaves behind every array call costs tens of microseconds, so a call of the runtime
 only leaves a copy of its numbers. They are counted in bulk, by every ``FOLD_CALLS``-th call and by every snapshot.
@@ -32,7 +32,7 @@ _Call = tuple[list[int], bytes, Agreements]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStats:
-    """What happened at one exit, or at the final head; plain data.
+    """Counts of one exit, or of the final head; plain data.
 
     Attributes:
         name: its cut, or ``final head``.

@@ -152,7 +152,7 @@ def record_outcome(state: BatchState, outcome: StageOutcome) -> LeavingRows | No
 
 
 def _record_shadowed(state: BatchState, shadow: ShadowState, outcome: StageOutcome) -> list[int]:
-    """Records what became of shadowed rows; returns the places of the rows that leave now, for the first time."""
+    """Records shadowed rows that leave or arrive; returns the places of the rows that leave now, for the first time."""
     leaving = []
     for place in outcome.left:
         row = state.rows[place]

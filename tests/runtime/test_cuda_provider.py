@@ -27,7 +27,7 @@ GPU = Gpu(name="A GPU", capability=(9, 0), driver="1.2")
 
 
 class FakeOnnxRuntime:
-    """What ``ort_cuda_common`` uses of onnxruntime; a session whose provider cannot be loaded goes on without it."""
+    """The part of onnxruntime that is used; a session whose provider cannot be loaded goes on without it."""
 
     def __init__(self, *, provider: bool = True, loads: bool = True) -> None:
         self.__version__ = "1.31.1"

@@ -60,7 +60,7 @@ def whole_network(net: Any) -> FakeEngine:
 
 
 def answer_all(net: Any, values: Mapping[str, np.ndarray], index: int) -> Mapping[str, np.ndarray]:
-    """What every row is answered at one exit, whatever its confidence before."""
+    """Returns the answers of one exit to every row, whatever its confidence before."""
     alone = type(net)(thresholds=(2.0,) * index, check_finite=False)
     alone_depth = alone.depth
     rows = []

@@ -24,7 +24,7 @@ def random_confidence(count: int, seed: int) -> np.ndarray:
 
 
 def make_reference(fake_net: Any, confidence: np.ndarray) -> StreamReference:
-    """What a stream of these confidences does."""
+    """Returns the counts of a stream of these confidences."""
     net = fake_net(thresholds=THRESHOLDS, max_batch_size=50)
     with net.open() as runtime:
         runtime.run(net.batch(confidence))
