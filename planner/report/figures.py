@@ -26,7 +26,7 @@ from planner.report.data import (
     survivor_chain,
     threshold_curves,
 )
-from runtime.bench.plot import draw_latencies
+from runtime.bench import draw_latencies
 
 GREY, ORANGE = FULL_COLOUR, "#d55e00"
 DPI = 160
