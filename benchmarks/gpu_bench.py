@@ -63,7 +63,7 @@ from engines.gpu.detection import find_gpu
 from export import ExportOptions, add_heads, build_missing_heads, export_model, merge_stage
 from export.from_torch.publishing import rebuild_net
 from planner.config import TimingConfig
-from planner.measure.timing import TimedGraph, time_graphs
+from planner.measure.timing import EngineSettings, TimedGraph, time_graphs
 from runtime import Result, Runtime
 
 NETWORKS = ("demo", "resnet50", "bert")
@@ -153,7 +153,8 @@ def time_engines(subject: Subject, backend: str, folder: Path, config: TimingCon
         carried = () if index == len(subject.stages) - 1 else graph.outputs[:1]
         gather = str(index) if carried else None
         graphs.append(TimedGraph(row=graph.name, onnx=path, graph=graph, gather=gather, carried=carried))
-    return time_graphs(graphs, spec, folder, config, backend=backend, threads=torch.get_num_threads())
+    settings = EngineSettings(backend=backend, threads=torch.get_num_threads())
+    return time_graphs(graphs, spec, folder, config, settings)
 
 
 def open_servers(
