@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -66,7 +67,7 @@ def _watch_memory(job: Job) -> dict[str, Any]:
     return {"batches": done, "batch_ms": (monotonic() - began) / max(done, 1) * 1e3, "first": first, "growth": growth}
 
 
-def _run_all(runtime: Runtime, batches: list[Batch]) -> None:
+def _run_all(runtime: Runtime, batches: Sequence[Batch]) -> None:
     for batch in batches:
         runtime.run(batch)
         runtime.run(batch, on_device=True)
@@ -124,7 +125,7 @@ def _run_beside_torch(job: Job) -> dict[str, Any]:
                     noise = noise @ noise / 2048
                 inputs = {name: torch.from_numpy(array).to("cuda") + 0 for name, array in batch.items()}
                 result = runtime.run(inputs, stream=stream, on_device=True)
-            answers = torch.from_dlpack(result.outputs).cpu().numpy()
+            answers = torch.utils.dlpack.from_dlpack(result.outputs).cpu().numpy()
             worst = max(worst, float(np.abs(answers - wanted).max()))
         same = int(call("cuCtxGetCurrent")) == context
     if not same or worst > 1e-3 * float(np.abs(wanted).max()):

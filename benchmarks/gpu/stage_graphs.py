@@ -6,13 +6,14 @@ two rows decide: its own switch (``enable_cuda_graph``), and a capture of ours a
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from artifacts import EngineError
 from benchmarks.gpu.environment import load_cuda_libraries
 from benchmarks.gpu.nets.making import ensure_subject
 from benchmarks.gpu.nets.subjects import EXITS, STAY, Subject, time_in_turns
@@ -99,8 +100,10 @@ def _capture_onnxruntime(subject: Subject, setting: Setting, size: int) -> dict[
         call("cuStreamBeginCapture", stream, load_driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             run()
-        finally:
-            captured = call("cuStreamEndCapture", stream)
+        except EngineError:
+            _drop_capture(stream)
+            raise
+        captured = call("cuStreamEndCapture", stream)
         executable = call("cuGraphInstantiate", captured, 0)
         device.upload(np.zeros_like(wanted), answer)
 
@@ -118,6 +121,14 @@ def _capture_onnxruntime(subject: Subject, setting: Setting, size: int) -> dict[
             {"plain": plainly, "graph": replay}, {}, rounds=setting.choose(200, 3), budget_s=setting.choose(3, 1)
         )
     return {"worst_difference": float(np.abs(found - wanted).max()), "ways": times}
+
+
+def _drop_capture(stream: Any) -> None:
+    """Ends a capture in which something went wrong, so that the first error is the one that shows."""
+    from engines.gpu.driver import call
+
+    with suppress(EngineError):
+        call("cuStreamEndCapture", stream)
 
 
 def _own_graphs_of_onnxruntime(subject: Subject, size: int) -> dict[str, Any]:

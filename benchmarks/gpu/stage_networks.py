@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 from benchmarks.gpu.environment import load_cuda_libraries
 from benchmarks.gpu.nets.making import ensure_subject
@@ -39,9 +38,8 @@ def measure(record: Record, setting: Setting) -> None:
         if subject is not None:
             jobs.append(Job(record=record, setting=setting, subject=subject, backend=CUDA_BACKEND,
                             max_batch_size=max(sizes)))  # fmt: skip
-            _time_engines(jobs[-1], sizes[:1])
+            _time_engines(jobs[-1], sizes)
     for job in jobs:
-        _time_engines(job, sizes[1:])
         _time_end_to_end(job, sizes)
     for compiled in (False, True):
         for job in jobs:
@@ -49,15 +47,16 @@ def measure(record: Record, setting: Setting) -> None:
 
 
 def _time_engines(job: Job, sizes: tuple[int, ...]) -> None:
+    """Adds a row per batch size, and one with the whole matrix that they are read from."""
+    time = partial(
+        time_subject, job.subject, job.backend, job.setting, survivor_sizes(sizes), budget_s=job.setting.choose(8, 1)
+    )
+    itm = job.record.attempt(f"{job.name}: engines", time, needs_s=job.setting.choose(10, 1))
+    if itm is None:
+        return
+    job.record.add(f"{job.name}: time matrix", **show_matrix(itm))
     for size in sizes:
-        time = partial(_engines, job, size)
-        job.record.attempt(f"{job.name}: engines, batch {size}", time, needs_s=job.setting.choose(8, 1))
-
-
-def _engines(job: Job, size: int) -> dict[str, Any]:
-    budget_s = job.setting.choose(4, 1)
-    itm = time_subject(job.subject, job.backend, job.setting, survivor_sizes(size), budget_s=budget_s)
-    return {**show_tails(itm, size, len(job.subject.spec.stages)), "matrix": show_matrix(itm)}
+        job.record.add(f"{job.name}: engines, batch {size}", **show_tails(itm, size, len(job.subject.spec.stages)))
 
 
 def _time_end_to_end(job: Job, sizes: tuple[int, ...]) -> None:
@@ -66,4 +65,4 @@ def _time_end_to_end(job: Job, sizes: tuple[int, ...]) -> None:
             f"{job.name}: build and open", partial(job.open, stack), needs_s=job.setting.choose(8, 1)
         )
         if opened is not None:
-            time_ways(job, opened, sizes, budget_s=job.setting.choose(3, 1))
+            time_ways(job, opened, sizes, budget_s=job.setting.choose(2, 1))

@@ -7,6 +7,7 @@ measurement needs, without torch. ``benchmarks.gpu.nets.making`` makes them; ``b
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +131,7 @@ def publish_bundle(subject: Subject, backend: str, folder: Path, *, way: str = E
                 subject.folder / graph.file, graph, folder / "engines", backend=backend,
                 max_batch_size=max_batch_size, batch_sizes=fixed,
             )  # fmt: skip
-            shutil.copytree(built, staging / "engines" / graph.name)
+            shutil.copytree(built, staging / "engines" / graph.name, copy_function=os.link)
             stages.append(StageSpec(
                 graph=graph, engine=f"engines/{graph.name}", threshold=threshold,
                 median_ms={str(size): 1.0 + size / max_batch_size for size in sizes},  # one run covers any batch
@@ -176,7 +177,7 @@ def time_in_turns(
     for number in range(rounds):
         if number >= 3 and perf_counter() - began > budget_s:
             break
-        for name in serves if number % 2 == 0 else reversed(serves):
+        for name in list(serves)[:: 1 if number % 2 == 0 else -1]:
             started = perf_counter()
             serves[name](batch)
             spent[name].append((perf_counter() - started) * 1e3)

@@ -38,7 +38,7 @@ def _time(torch: Any, subject: Subject, setting: Setting, size: int, where: str,
     elif where == "cuda":
         serves["compiled"] = _serve(torch, torch.compile(module), where)
     tf32 = bool(torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32)
-    times = time_in_turns(serves, batch, rounds=setting.choose(100, 3), budget_s=setting.choose(3, 1))
+    times = time_in_turns(serves, batch, rounds=setting.choose(100, 3), budget_s=setting.choose(2, 1))
     return {"ways": times, "tf32": tf32}
 
 

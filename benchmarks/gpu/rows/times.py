@@ -57,13 +57,14 @@ def show_matrix(itm: InferenceTimeMatrix) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def survivor_sizes(batch_size: int) -> tuple[int, ...]:
-    """Returns the batch sizes of the tail's curve: 1, a quarter, half and three quarters of the batch, all of it."""
-    return tuple(sorted({1, *(max(1, round(share * batch_size)) for share in SHARES), batch_size}))
+def survivor_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
+    """Returns the batch sizes of the tail's curve: 1, and of each batch a quarter, half, three quarters and all."""
+    shares = {max(1, round(share * size)) for share in (*SHARES, 1.0) for size in batch_sizes}
+    return tuple(sorted({1, *shares}))
 
 
 def show_tails(itm: InferenceTimeMatrix, batch_size: int, stages: int) -> dict[str, Any]:
-    """Returns what survivors save: the time of everything behind an exit for a share of the batch, against all of it."""
+    """Returns the time of everything behind each exit for a share of the batch, relative to the whole batch."""
     column = {size: index for index, size in enumerate(itm.batch_sizes)}
     tails = {}
     for exit_ in range(stages - 1):
