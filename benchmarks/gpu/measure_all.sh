@@ -26,7 +26,7 @@ while (($#)); do
   case $1 in
     --out) out=$2 ;;
     --only) only=$2 ;;
-    --budget) budget=$2 ;;
+    --budget) [[ $2 =~ ^[0-9]+$ ]] || fail "--budget $2: expected seconds"; budget=$2 ;;
     --bound) [[ $2 =~ ^[a-z]=[0-9]+$ ]] || fail "--bound $2: expected STAGE=SECONDS"; bounds[${2%%=*}]=${2#*=} ;;
     --prebuilt) prebuilt=$(realpath -m "$2") ;;
     --networks) networks=$2 ;;
@@ -83,12 +83,12 @@ failed=0
 while read -r stage bound title; do
   bound=${bounds[$stage]:-$bound}
   left=$((budget - SECONDS))
-  if ((left < bound)); then bound=$left; fi
-  if ((bound < 5)); then
+  if ((left < 5)); then
     record skip "$out" "$stage" --reason "the budget of $budget s is spent; run it with --only $stage"
     failed=1
     continue
   fi
+  if ((left < bound)); then bound=$left; fi
   log_start=$(stat -c %s "$log") began=$(now)
   echo "($stage) $title, at most $bound s" | tee -a "$log"
   record begin "$out" "$stage" --bound "$bound" "${rehearse[@]}"

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.prepare DIR [--run runs/resnet]
 
-The demo network in both precisions as subjects, without anything of torch, and TensorRT-RTX engines of all their graphs.
+The demo network in both precisions as subjects, without anything of torch, and TensorRT-RTX engines of their graphs.
 With ``--run`` the float32 one is the bundle that the planner made there, with its thresholds and held-out images;
 otherwise its exits are where half of some noise leaves. ResNet-50 and BERT are larger than what a GPU machine needs to
 make them, and stay out.

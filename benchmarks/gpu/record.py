@@ -48,8 +48,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def describe_error(error: BaseException) -> str:
-    """Returns type and message of an error."""
-    return f"{type(error).__module__}.{type(error).__qualname__}: {error}".removeprefix("builtins.")
+    """Returns type and message of an error, and of those that it came from."""
+    told = f"{type(error).__module__}.{type(error).__qualname__}: {error}".removeprefix("builtins.")
+    return told if error.__cause__ is None else f"{told} <- {describe_error(error.__cause__)}"
 
 
 class Record:

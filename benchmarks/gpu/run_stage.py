@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from benchmarks.gpu.stages import Setting, find_stage
 def run_stage(letter: str, out: Path, setting: Setting, *, bound_s: float) -> int:
     """Runs a stage in this process; returns its exit code."""
     record = Record(out / f"{letter}.json", bound_s=bound_s, rehearsal=setting.rehearsal)
-    record.note(environment=describe_environment())
+    record.note(process=os.getpid(), environment=describe_environment())
     name = f"benchmarks.gpu.{find_stage(letter).module}"
     module = record.attempt(f"import {name}", lambda: importlib.import_module(name))
     if module is not None:
