@@ -1,5 +1,6 @@
 """The words of PAME as frozen types, the file formats, and the store. Imports none of the other rooms."""
 
+from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
 from artifacts.environment import cpu_features_digest, cpu_name, environment_fingerprint, package_version
 from artifacts.errors import (
@@ -18,6 +19,9 @@ from artifacts.errors import (
     unknown_name,
 )
 from artifacts.graphs import (
+    FINAL_HEAD,
+    FINAL_HEAD_GRAPH,
+    FINAL_HEAD_LABEL,
     PRECISIONS,
     Cut,
     GraphSpec,
@@ -29,18 +33,16 @@ from artifacts.graphs import (
     write_model_spec,
 )
 from artifacts.plans import (
-    BUNDLE_JSON,
     EXIT_PLAN_JSON,
-    BundleSpec,
     Certificate,
-    EngineKey,
     ExitPlan,
     PlannedExit,
     PredictedLatency,
-    StageSpec,
     StreamReference,
 )
-from artifacts.runs import RunFolder, find_run
+from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, check_plot, clean_axes
+from artifacts.preprocessing import Preprocessing
+from artifacts.runs import COMMAND, RunFolder, find_run, recorded_command
 from artifacts.store import (
     MANIFEST,
     Artifact,
@@ -55,20 +57,26 @@ from artifacts.store import (
     read_manifest,
     save_arrays,
 )
+from artifacts.tasks import TASKS, Answers, Classification, Task, find_task, load_task
 from artifacts.timings import InferenceTimeMatrix
-from artifacts.traces import Trace
+from artifacts.traces import TRACE_NPZ, Trace
 
 __all__ = [
     # words
-    "BundleSpec", "Certificate", "Cut", "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model",
-    "ModelSpec", "PRECISIONS", "PlannedExit", "PredictedLatency", "StageSpec", "StreamReference", "TensorSpec",
-    "Trace", "check_precision",
+    "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "BundleSpec", "Certificate", "Cut", "EngineKey",
+    "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit", "PredictedLatency",
+    "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace", "check_precision",
+    # tasks
+    "TASKS", "Answers", "Classification", "Task", "find_task", "load_task",
     # folders and files
-    "BUNDLE_JSON", "EXIT_PLAN_JSON", "MANIFEST", "Artifact", "Manifest", "RunFolder", "array_digest", "canonical_json",
-    "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "new_artifact", "open_artifact",
-    "open_model", "read_json", "read_manifest", "save_arrays", "to_plain", "write_json", "write_model_spec",
+    "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "TRACE_NPZ", "Artifact", "Manifest", "RunFolder",
+    "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",
+    "new_artifact", "open_artifact", "open_model", "read_json", "read_manifest", "recorded_command", "save_arrays",
+    "to_plain", "write_json", "write_model_spec",
     # environment
     "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",
+    # pictures
+    "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes",
     # errors
     "ArtifactError", "CorruptArtifactError", "EngineError", "GraphError", "InputError", "MissingArtifactError",
     "MissingExtraError", "NoPlanError", "PameError", "SchemaError", "StaleArtifactError", "UsageError", "unknown_name",

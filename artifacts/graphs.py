@@ -8,9 +8,18 @@ from pathlib import Path
 
 from artifacts.codec import read_json, write_json
 from artifacts.errors import SchemaError, UsageError, unknown_name
+from artifacts.preprocessing import Preprocessing
 from artifacts.store import Artifact, open_artifact
 
 MODEL_JSON = "model.json"
+
+FINAL_HEAD = "final"
+"""The name of the final head among the exits: in traces, imported files and JSON results."""
+FINAL_HEAD_GRAPH = f"{FINAL_HEAD}_head"
+"""The name of its graph in a model folder, and of its row in the inference time matrix."""
+FINAL_HEAD_LABEL = f"{FINAL_HEAD} head"
+"""Its name in tables, reports and statistics."""
+
 PRECISIONS = ("fp32", "fp16")  # of the export; it is part of the graph, so of its digest
 
 
@@ -89,7 +98,8 @@ class ModelSpec:
         segments: as many as cuts.
         final_head: from the last cut to the model's outputs; ``None`` without cuts.
         heads: cut name -> exit head, for the cuts that have a trained one.
-        settings: the family's own parameters (depth, classes, normalisation ...), for the record.
+        settings: the family's own parameters (depth, classes ...), for the record.
+        preprocessing: how the network wants its images; ``None`` where that is not recorded, or the input is no image.
     """
 
     name: str
@@ -101,6 +111,7 @@ class ModelSpec:
     final_head: GraphSpec | None = None
     heads: Mapping[str, GraphSpec] = field(default_factory=dict)
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
 
     @property
     def precision(self) -> str:
@@ -111,6 +122,25 @@ class ModelSpec:
     def candidates(self) -> tuple[Cut, ...]:
         """The cuts where a sample may leave: those with an exit head."""
         return tuple(cut for cut in self.cuts if cut.name in self.heads)
+
+    def stated_preprocessing(self) -> Preprocessing | None:
+        """Returns how the network wants its images, as far as the model says so; ``None`` where it does not.
+
+        Models of release 0.1.0 state a mean and a spread of pixels in [0, 1] among their settings; their images were
+        resized whole, and had one channel of luminance or the three of RGB.
+        """
+        if self.preprocessing is not None or not {"mean", "std"} <= set(self.settings):
+            return self.preprocessing
+        row = self.full.inputs[0].row_shape
+        if len(self.full.inputs) != 1 or len(row) != 3:
+            return None
+        return Preprocessing(
+            height=row[1],
+            width=row[2],
+            channel_order="L" if row[0] == 1 else "RGB",
+            mean=(float(self.settings["mean"]),),
+            std=(float(self.settings["std"]),),
+        )
 
     def cut_index(self, name: str) -> int:
         """Returns the position of a cut in ``cuts``."""

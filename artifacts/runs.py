@@ -1,13 +1,26 @@
-"""``runs/<name>/``: where the artifacts of one network lie."""
+"""Run folders: where the artifacts of one network lie, and the commands that make each of them."""
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.errors import UsageError
+from artifacts.errors import ArtifactError, UsageError
+from artifacts.store import MANIFEST, read_manifest
 
 RUNS = Path("runs")
+COMMAND = "command"
+"""The note of a manifest's environment that holds the command line by which the artifact is made again."""
+
+_COMMANDS = {
+    "export": ("model", "python -m export path/to/model.onnx --segments"),
+    "calibration": ("trace", "python -m calibration"),
+    "planner": ("plan", "python -m planner"),
+    "sweep": ("sweep", "python -m planner --sweep"),
+    "bench": ("", "python -m runtime.bench"),
+    "report": ("", "python -m planner report"),
+}  # step -> the artifact that records its command line, and the command where none is recorded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +32,20 @@ class RunFolder:
     @property
     def name(self) -> str:
         return self.root.name
+
+    def remedy(self, step: str) -> str:
+        """Returns the command line that takes a step of this run again, for the end of an error message.
+
+        It is the one that the step's artifact recorded, with the network, the folder and the options of the user; where
+        nothing is recorded (yet), the step's command with this run's folder.
+
+        Args:
+            step: ``export``, ``calibration`` (trains and traces), ``planner`` (times, plans, bundles), ``sweep``,
+                ``bench`` or ``report``.
+        """
+        artifact, command = _COMMANDS[step]
+        recorded = recorded_command(self.root / artifact) if artifact else None
+        return recorded or f"{command} --run {shlex.quote(str(self.root))}"
 
     @property
     def model(self) -> Path:
@@ -54,6 +81,16 @@ class RunFolder:
         return self.root / "engines"
 
 
+def recorded_command(folder: Path) -> str | None:
+    """Returns the command line by which an artifact is made again, or ``None``: no artifact, or one that has none."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        return read_manifest(folder).environment.get(COMMAND)
+    except ArtifactError:
+        return None
+
+
 def find_run(run: Path | None, *, name: str | None = None) -> RunFolder:
     """Returns the run that a command works on.
 
@@ -72,6 +109,9 @@ def find_run(run: Path | None, *, name: str | None = None) -> RunFolder:
     if len(found) == 1:
         return RunFolder(root=found[0])
     if not found:
-        raise UsageError("there is no run here yet. Start one with: python -m export resnet --segments")
+        raise UsageError(
+            "there is no run here yet. Start one with: python -m export path/to/model.onnx --segments "
+            "(or a family in place of the file: resnet)"
+        )
     names = ", ".join(str(path) for path in found)
     raise UsageError(f"there are several runs ({names}). Name one with: --run {found[0]}")

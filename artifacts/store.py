@@ -2,7 +2,8 @@
 
 A writer fills a hidden sibling folder, every file is hashed and synced, the manifest goes in last, and one
 rename puts the folder in place. What a killed process leaves behind is a hidden sibling that no reader takes
-and that the next writer removes. A reader checks every byte against the manifest before it uses any.
+and that the next writer removes. A reader checks every byte against the manifest before it uses any, and the manifest
+against the SHA-256 of its own canonical form. That shows damage; it is no signature. Links are refused.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from artifacts.codec import canonical_json, read_json, write_json
+from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
 from artifacts.environment import environment_fingerprint
 from artifacts.errors import ArtifactError, CorruptArtifactError, MissingArtifactError, SchemaError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: release 0.1.0, whose manifests do not cover themselves
+_OWN_DIGEST = "sha256"
 _log = logging.getLogger("pame.artifacts")
 
 
@@ -156,7 +158,8 @@ def _seal(
         parameters=parameters,
         environment={**environment_fingerprint(), **notes},
     )
-    write_json(staging / MANIFEST, manifest)
+    plain = to_plain(manifest)
+    write_json(staging / MANIFEST, {**plain, _OWN_DIGEST: digest_of(plain)})
     _sync(staging / MANIFEST)
     _sync(staging)
 
@@ -210,16 +213,28 @@ def open_artifact(folder: Path, *, kind: str, remedy: str) -> Artifact:
     recover_artifact(folder)
     if not (folder / MANIFEST).is_file():
         raise MissingArtifactError(f"there is no {kind} at {folder}. Make it with: {remedy}")
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder, remedy=remedy)
     if manifest.kind != kind:
         raise SchemaError(f"{folder} holds a {manifest.kind}, not a {kind}. Make one with: {remedy}")
     _check_files(folder, manifest, remedy)
     return Artifact(folder=folder, manifest=manifest)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Reads a manifest without looking at the files it lists."""
+def read_manifest(folder: Path, *, remedy: str | None = None) -> Manifest:
+    """Reads a manifest without looking at the files it lists; the manifest itself is checked.
+
+    Args:
+        folder: the artifact's folder.
+        remedy: the command that makes the artifact, for the message.
+
+    Raises:
+        SchemaError: it is from a newer PAME, or not a manifest.
+        CorruptArtifactError: it is a link, not JSON, or not what it was when it was written.
+    """
     path = folder / MANIFEST
+    fix = f"Make the artifact again{f' with: {remedy}' if remedy else ''}"
+    if path.is_symlink():
+        raise CorruptArtifactError(f"{path} is a symbolic link; an artifact holds its own files. {fix}")
     plain = read_json(path, dict)
     version = plain.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
@@ -227,7 +242,14 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has schema version {version}; this PAME reads up to {SCHEMA_VERSION}. "
             "Upgrade with: pip install -U pame"
         )
-    return read_json(path, Manifest)
+    if version != 1:
+        own = plain.pop(_OWN_DIGEST, None)
+        if own != digest_of(plain):
+            raise CorruptArtifactError(f"{path} differs from its own SHA-256: damaged or edited. {fix}")
+    try:
+        return from_plain(Manifest, plain)
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from error
 
 
 def _check_files(folder: Path, manifest: Manifest, remedy: str) -> None:
@@ -238,6 +260,8 @@ def _check_files(folder: Path, manifest: Manifest, remedy: str) -> None:
         path = folder / entry.path
         if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(root):
             raise CorruptArtifactError(f"{folder / MANIFEST} lists '{entry.path}', which leaves the folder. {fix}")
+        if path.is_symlink():
+            raise CorruptArtifactError(f"{path} is a symbolic link; an artifact holds its own files. {fix}")
         if not path.is_file():
             raise CorruptArtifactError(f"{path} is listed in the manifest but missing. {fix}")
         if path.stat().st_size != entry.size:

@@ -1,4 +1,4 @@
-"""The trace: what every exit would have said of every sample."""
+"""The trace: the answer of every exit to every sample, as confidence, metric and agreement."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from artifacts.errors import CorruptArtifactError, InputError
+from artifacts.graphs import FINAL_HEAD
 from artifacts.store import load_arrays, save_arrays
 
+TRACE_NPZ = "trace.npz"
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
 _OPTIONAL = ("predictions", "labels")
@@ -24,11 +26,12 @@ class Trace:
         exits: names of the exit candidates in the order of the data flow; E of them.
         confidence: (E + 1, N) float32 in [0, 1].
         metric: (E + 1, N) float32 in [0, 1]; 1 is a fully correct answer. Without labels it is the agreement.
-        agreement: (E + 1, N) bool; the exit answers what the final head answers. Its last row is all true.
+        agreement: (E + 1, N) in [0, 1]: how far the exit answers what the final head answers, 1 for the very same
+            answer; its last row is all 1. Traces of tasks with classes hold 0 and 1, those of 0.1.0 booleans.
         predictions: (E + 1, N) int32, the class that each exit answers, where the task has classes; for metrics that
             are no mean over samples.
         labels: (N,) int32, the true classes.
-        labelled: False where nobody knows the true answers: the metric is the agreement then, in all exits and samples.
+        labelled: False where the true answers are not given; the metric is the agreement then.
     """
 
     exits: tuple[str, ...]
@@ -53,8 +56,8 @@ class Trace:
                 raise InputError(f"trace: {name} must be finite and within [0, 1]; collect the trace again")
         if shape[1] == 0:
             raise InputError("trace: no samples")
-        if not self.agreement[-1].all():
-            raise InputError("trace: the final head must agree with itself: the last row of agreement is all true")
+        if not (self.agreement[-1] == 1).all():
+            raise InputError("trace: the final head must agree with itself: the last row of agreement is all 1")
         for name, array, expected in (("predictions", self.predictions, shape), ("labels", self.labels, shape[1:])):
             if array is not None and array.shape != expected:
                 raise InputError(f"trace: {name} has shape {array.shape}, expected {expected}")
@@ -64,6 +67,12 @@ class Trace:
     @property
     def sample_count(self) -> int:
         return int(self.confidence.shape[1])
+
+    @property
+    def agrees(self) -> np.ndarray:
+        """(E + 1, N) bool: the exit's answer is the very answer of the final head."""
+        agrees: np.ndarray = self.agreement >= 1
+        return agrees
 
     @property
     def full_metric(self) -> float:
@@ -79,7 +88,7 @@ class Trace:
                 "agreement": float(self.agreement[row].mean(dtype=np.float64)),
                 "mean_confidence": float(self.confidence[row].mean(dtype=np.float64)),
             }
-            for row, name in enumerate((*self.exits, "final"))
+            for row, name in enumerate((*self.exits, FINAL_HEAD))
         ]
 
     def select(self, samples: np.ndarray) -> Trace:
@@ -92,8 +101,8 @@ class Trace:
         return {name: array for name, array in found.items() if array is not None}
 
     def save(self, path: Path) -> None:
-        known = {} if self.labelled else {"labelled": np.array(self.labelled)}  # old traces all are, and do not say
-        save_arrays(path, {"exits": np.array(self.exits, np.str_), **known, **self._arrays()})
+        labelled = {} if self.labelled else {"labelled": np.array(self.labelled)}  # absent: labelled, as in 0.1.0
+        save_arrays(path, {"exits": np.array(self.exits, np.str_), **labelled, **self._arrays()})
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -107,5 +116,6 @@ class Trace:
         missing = sorted({"exits", *_ARRAYS} - set(arrays))
         if missing:
             raise CorruptArtifactError(f"{path} lacks the arrays {missing}; collect the trace again")
-        known = {name: arrays[name] for name in (*_ARRAYS, *_OPTIONAL) if name in arrays}
-        return cls(exits=tuple(map(str, arrays["exits"])), labelled=bool(arrays.get("labelled", True)), **known)
+        given = {name: arrays[name] for name in (*_ARRAYS, *_OPTIONAL) if name in arrays}
+        given["agreement"] = given["agreement"].astype(np.float32)
+        return cls(exits=tuple(map(str, arrays["exits"])), labelled=bool(arrays.get("labelled", True)), **given)

@@ -18,7 +18,6 @@ from calibration.certify.risk_tests import (
 )
 from calibration.data.datasets import Dataset, load_dataset
 from calibration.data.sources import load_run_data
-from calibration.tasks import Classification, Task, find_task
 
 if TYPE_CHECKING:
     from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, trace_model, train_missing
@@ -38,8 +37,6 @@ _HOMES = {
 __all__ = [
     # data
     "Dataset", "load_dataset", "load_run_data",
-    # tasks
-    "Classification", "Task", "find_task",
     # certified tolerances
     "RISKS", "Halves", "RiskTest", "check_labels", "choose_test", "run_sequence", "split_halves",
     # training and traces

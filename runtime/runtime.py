@@ -13,15 +13,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from artifacts import BundleSpec, InputError, UsageError
-from engines import Buffer, Device, EngineSet
+from artifacts import BundleSpec, InputError, UsageError, find_task
+from engines import Buffer, Device, DeviceOptions, EngineSet
 from runtime.chain import Chain
 from runtime.inputs import Batch, read_batch
 from runtime.loading import open_bundle
 from runtime.monitor.drift import DriftConfig
 from runtime.monitor.stats import RuntimeStats, ShadowCounts, StatsCollector
 from runtime.pool import ChainPool
-from runtime.shadow import ShadowDraw, ShadowRows, find_agreement
+from runtime.shadow import ShadowDraw, ShadowRows
 
 Outputs = Any  # an array, or a tuple of arrays: numpy's, or ``engines.DeviceArray`` where that was asked for
 _DRIFT = DriftConfig()
@@ -96,7 +96,7 @@ class Runtime:
         if self._shadow is not None:
             if not stats:
                 raise UsageError(f"shadow_fraction={shadow_fraction} is for the statistics: open without stats=False")
-            self._agree = find_agreement(spec.task)
+            self._agree = find_task(spec.task).agreement
         self._stats = (
             StatsCollector(spec.plan, len(spec.stages), drift=drift, shadow_fraction=shadow_fraction) if stats else None
         )
@@ -145,10 +145,9 @@ class Runtime:
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
-        opened = open_bundle(
-            Path(bundle), threads=threads, device=device, cuda_graphs=cuda_graphs,
-            kernel_folder=None if kernel_folder is None else Path(kernel_folder),
-        )  # fmt: skip
+        folder = None if kernel_folder is None else Path(kernel_folder)
+        options = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
+        opened = open_bundle(Path(bundle), threads=threads, device=options)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.device.close)
             for engines in opened.engine_sets:
@@ -290,7 +289,7 @@ class Runtime:
             return ()
         _, early = chain.answers([row.place for row in shadow.finished])
         _, final = chain.answers([row.final_place for row in shadow.finished])
-        agree = self._agree(early, final).tolist()
+        agree = (self._agree(early, final) >= 1).tolist()
         return [(row.exit_index, same) for row, same in zip(shadow.finished, agree, strict=True)]
 
     def _answer_part(
@@ -340,5 +339,5 @@ def _join_parts(parts: Sequence[Result]) -> Result:
     )
 
 
-def _as_outputs(arrays: tuple[np.ndarray, ...]) -> Outputs:
+def _as_outputs(arrays: tuple[Buffer, ...]) -> Outputs:
     return arrays[0] if len(arrays) == 1 else arrays

@@ -6,17 +6,14 @@ do not know their neighbours, so nobody's answer changes. The later stages run o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 
-from artifacts import UsageError, unknown_name
+from artifacts import UsageError
 from engines import Buffer, Departure, Device
-
-Answers = tuple[np.ndarray, ...]
-Agreement = Callable[[Answers, Answers], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,24 +103,3 @@ class ShadowDraw:
         """Returns the chosen ones of rows 0 to ``count - 1``."""
         draw, fraction = self._random.random, self.fraction
         return frozenset(row for row in range(count) if draw() < fraction)
-
-
-def find_agreement(task: str) -> Agreement:
-    """Returns what decides whether an exit and the final head answer the same: (n, ...) arrays of each to (n,) bool.
-
-    The counterpart of the calibration's ``Task.agreement``, which a runtime may not import.
-
-    Raises:
-        UsageError: nothing is known of the task.
-    """
-    if task not in _AGREEMENTS:
-        raise unknown_name("task for shadowing (shadow_fraction > 0)", task, _AGREEMENTS)
-    return _AGREEMENTS[task]
-
-
-def _same_class(answers: Answers, final: Answers) -> np.ndarray:
-    same: np.ndarray = answers[0].argmax(axis=1) == final[0].argmax(axis=1)
-    return same
-
-
-_AGREEMENTS: dict[str, Agreement] = {"classification": _same_class}

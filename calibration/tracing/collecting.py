@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from artifacts import Model, Trace
+from artifacts import Model, Trace, find_task
 from artifacts.console import track
 from calibration.data.datasets import Dataset
-from calibration.tasks import find_task
 from calibration.tracing.all_exits import ModelChain
 
 
@@ -36,7 +35,7 @@ def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, 
         confidence.append([certain for _, certain in found])
         agreement.append([task.agreement(answers, final) for answers, _ in found])
         if data.labelled:
-            metric.append([task.metric(answers, data.labels_of(chunk)) for answers, _ in found])
+            metric.append([task.quality(answers, data.labels_of(chunk)) for answers, _ in found])
         classes = [task.predictions(answers) for answers, _ in found]
         predictions.append(np.array([one for one in classes if one is not None], np.int32))
     classified, agreed = len(predictions[0]) > 0, np.concatenate(agreement, axis=1)

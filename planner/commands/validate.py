@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import Trace, environment_fingerprint, find_run
+from artifacts import Trace, check_plot, environment_fingerprint, find_run
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from planner.certify.certified import plan_certified
 from planner.certify.evidence import metric_word, risk_trace
@@ -74,8 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Validates, prints the table, draws the picture, and returns the result for ``--json``."""
     if arguments.plot is not None:
-        from runtime.bench.plot import check_plot
-
         check_plot(arguments.plot)
     config = ValidationConfig(
         tolerance=arguments.tolerance, resplits=arguments.resplits, samples=arguments.samples, seed=arguments.seed

@@ -19,7 +19,7 @@ def describe_reference(trace: Trace, chosen: ChosenExits) -> StreamReference:
     rows, heads = [*exit_rows(trace, chosen.cuts), -1], len(chosen.cuts) + 1
     left, samples = evaluate_exits(trace, chosen).leaves_at, np.arange(trace.sample_count)
     cells = count_cells(left, trace.confidence[rows][left, samples], heads=heads, bins=CONFIDENCE_BINS)
-    agreements = np.bincount(left[trace.agreement[rows][left, samples]], minlength=heads)
+    agreements = np.bincount(left[trace.agrees[rows][left, samples]], minlength=heads)
     return StreamReference(
         samples=trace.sample_count,
         confidence_counts=tuple(tuple(row) for row in cells.tolist()),

@@ -85,7 +85,7 @@ def evaluate_exits(trace: Trace, chosen: ChosenExits) -> Outcome:
 def evaluate_oracle(trace: Trace, chosen: ChosenExits) -> Outcome:
     """Sends every sample out at the first chosen exit that answers as the final head does, whatever its confidence."""
     rows = exit_rows(trace, chosen.cuts)
-    return _outcome(trace, rows, _first_true(trace.agreement[rows]))
+    return _outcome(trace, rows, _first_true(trace.agrees[rows]))
 
 
 def _first_true(leaves: np.ndarray) -> np.ndarray:

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK
 from planner.predict.costs import FINAL_HEAD, FULL, segment_row
 from planner.report.data import ReportData, short_names
-from runtime.bench import plot as bench_plot
-from runtime.bench.plot import EARLY, FAINT, INK
 
-GREY = bench_plot.FULL
+GREY = FULL_COLOUR
 _PER_ROW = 6
 _FINAL = "#5b6577"
 _ROW_IN = 1.6
@@ -96,14 +95,15 @@ def _draw_arrow(axes: Any, start: float, end: float, y: float) -> None:
 def _draw_cut(axes: Any, x: float, y: float, cut: str, label: str, data: ReportData) -> None:
     planned = next((one for one in data.plan.exits if one.cut == cut), None)
     candidate = cut in data.spec.heads
-    colour = EARLY if planned else GREY
+    colour = EARLY_COLOUR if planned else GREY
     axes.plot([x], [y], marker="o", markersize=6, color=colour, markeredgecolor="white", zorder=4)
     if not candidate:
         axes.text(x, y + 0.08, "no exit", ha="center", va="bottom", fontsize=7, color=INK, linespacing=1.2)
         return
     axes.plot([x, x], [y, y - 0.31], color=colour, linewidth=1.8 if planned else 1.1, zorder=1)
     box = {
-        "boxstyle": "round,pad=0.35", "facecolor": EARLY if planned else "white", "edgecolor": colour, "linewidth": 1.1,
+        "boxstyle": "round,pad=0.35", "facecolor": EARLY_COLOUR if planned else "white", "edgecolor": colour,
+        "linewidth": 1.1,
     }  # fmt: skip
     axes.text(
         x, y - 0.38, label, ha="center", va="center", fontsize=8, bbox=box, zorder=3,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import MissingExtraError
+from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, MissingExtraError, clean_axes
 from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
 from planner.report.cut_graph import draw_cut_graph
 from planner.report.data import (
@@ -26,10 +26,9 @@ from planner.report.data import (
     threshold_curves,
 )
 from planner.search.prices import OBJECTIVE_WORDS
-from runtime.bench import plot as bench_plot
-from runtime.bench.plot import EARLY, FAINT, INK, clean_axes, draw_latencies
+from runtime.bench.plot import draw_latencies
 
-GREY, ORANGE = bench_plot.FULL, "#d55e00"
+GREY, ORANGE = FULL_COLOUR, "#d55e00"
 DPI = 160
 WIDTH_IN = 9.0
 _COLUMNS = 4
@@ -116,11 +115,11 @@ def draw_accuracy(data: ReportData) -> Any:
             places, [one.agreement for one in found], color=ORANGE, marker="s", markersize=4.5, linewidth=1.3,
             label="same answer as the full network",
         )  # fmt: skip
-    axes.plot(places, metric, color=EARLY, marker="o", markersize=5, linewidth=1.8, label=data.metric_word)
+    axes.plot(places, metric, color=EARLY_COLOUR, marker="o", markersize=5, linewidth=1.8, label=data.metric_word)
     chosen = [place for place, one in zip(places, found, strict=True) if one.chosen]
     axes.plot(
         chosen, [found[place].metric for place in chosen], linestyle="none", marker="o", markersize=12,
-        markerfacecolor="none", markeredgecolor=EARLY, markeredgewidth=1.6, label="exits of the plan",
+        markerfacecolor="none", markeredgecolor=EARLY_COLOUR, markeredgewidth=1.6, label="exits of the plan",
     )  # fmt: skip
     names = short_names(data.spec)
     crowded = len(found) > 9
@@ -153,7 +152,7 @@ def draw_thresholds(data: ReportData) -> Any:
     short = short_names(data.spec, 22)
     for index, name in enumerate(names):
         axes = panels.flat[index]
-        (leaving,) = axes.plot(curves.thresholds, curves.leaving[index], color=EARLY, linewidth=1.8)
+        (leaving,) = axes.plot(curves.thresholds, curves.leaving[index], color=EARLY_COLOUR, linewidth=1.8)
         (precision,) = axes.plot(curves.thresholds, curves.precision[index], color=ORANGE, linewidth=1.5)
         _plain_axes(axes)
         axes.grid(color=FAINT, linewidth=0.6)
@@ -287,7 +286,7 @@ def draw_survivors(data: ReportData) -> Any:
     places = np.arange(len(chain.stages))
     figure = _new_figure(1.1 + 0.55 * len(places))
     axes = figure.subplots()
-    colours = [*[EARLY] * (len(places) - 1), GREY]
+    colours = [*[EARLY_COLOUR] * (len(places) - 1), GREY]
     axes.barh(places, chain.expected, color=colours, height=0.6, alpha=0.85)
     spread = np.stack([chain.expected - chain.low, chain.high - chain.expected]).clip(0)
     axes.errorbar(chain.expected, places, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3.5)
@@ -328,15 +327,15 @@ def draw_pareto(data: ReportData) -> Any:
     spent_ms = np.array([sweep.time_ms(point) for point in sweep.points])
     best = np.array([point.efficient for point in sweep.points])
     order = np.lexsort((spent_ms[best], lost[best]))
-    axes.step(lost[best][order], spent_ms[best][order], where="post", color=EARLY, linewidth=1.6, zorder=2)
+    axes.step(lost[best][order], spent_ms[best][order], where="post", color=EARLY_COLOUR, linewidth=1.6, zorder=2)
     axes.plot(
-        lost[best], spent_ms[best], linestyle="none", marker="o", markersize=6, color=EARLY, zorder=3,
+        lost[best], spent_ms[best], linestyle="none", marker="o", markersize=6, color=EARLY_COLOUR, zorder=3,
         label="fastest plan found at a tolerance",
     )  # fmt: skip
     if not best.all():
         axes.plot(
             lost[~best], spent_ms[~best], linestyle="none", marker="o", markersize=6, markerfacecolor="white",
-            markeredgecolor=EARLY, label="another point is better", zorder=3,
+            markeredgecolor=EARLY_COLOUR, label="another point is better", zorder=3,
         )  # fmt: skip
     star = (1 - plan["metric"] / sweep.full_metric, plan[f"searched_{sweep.objective}_ms"])
     axes.plot(

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import PameError
+from artifacts import EARLY_COLOUR, FAINT, INK, PameError
 
-GOOD, BAD, INK, FAINT = "#0b6e99", "#c2410c", "#1f2933", "#d9dee5"
+BAD = "#c2410c"
 
 
 def draw_validation(result: Mapping[str, Any], path: Path) -> None:
@@ -42,7 +42,7 @@ def _draw_losses(axes: Any, result: Mapping[str, Any]) -> None:
     for row, one in enumerate(reversed(methods)):
         counts, largest = one["loss_histogram"], max(one["loss_histogram"])
         for left, right, count in zip(edges, edges[1:], counts, strict=False):
-            colour = BAD if left >= tolerance - 1e-9 else GOOD
+            colour = BAD if left >= tolerance - 1e-9 else EARLY_COLOUR
             axes.bar(
                 (left + right) / 2, 0.8 * count / largest, width=0.9 * (right - left), bottom=row, color=colour, lw=0
             )

@@ -12,7 +12,7 @@ import functools
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,17 @@ from artifacts import (
     RunFolder,
     StaleArtifactError,
     UsageError,
+    check_plot,
     environment_fingerprint,
     find_run,
+    find_task,
     open_model,
     read_manifest,
     to_plain,
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
-from calibration import Dataset, find_task, load_run_data
-from engines import Engine, ensure_engine, open_engine, profiles_of
+from calibration import Dataset, load_run_data
+from engines import BuildOptions, DeviceOptions, Engine, ensure_engine, open_engine
 from runtime.bench.contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench.figures import (
     check_held_out,
@@ -46,7 +48,7 @@ from runtime.bench.figures import (
     replay_mean_ms,
     speedup_by_round,
 )
-from runtime.bench.plot import check_plot, draw_result
+from runtime.bench.plot import draw_result
 from runtime.loading import REMEDY, OpenBundle, open_bundle
 
 
@@ -144,8 +146,9 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
         StaleArtifactError: the bundle is of another model or machine, or has seen the test data.
         PameError: model, bundle or data cannot be used; the message says what to do.
     """
+    device = DeviceOptions(index=config.device, cuda_graphs=config.cuda_graphs)
     with ExitStack() as stack:
-        opened = open_bundle(bundle, threads=config.threads, device=config.device, cuda_graphs=config.cuda_graphs)
+        opened = open_bundle(bundle, threads=config.threads, device=device)
         stack.callback(opened.device.close)
         for engines in opened.engine_sets:
             stack.callback(engines.close)
@@ -177,8 +180,8 @@ def open_full(run: RunFolder, model: Model, opened: OpenBundle, *, threads: int 
     its engine if need be."""
     graph, spec, key = model.spec.full, opened.spec, opened.engine_sets[0].key
     folder = ensure_engine(
-        model.path(graph), graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size,
-        batch_sizes=key.batch_sizes, profiles=profiles_of(key),
+        model.path(graph), graph, run.engines, backend=spec.backend,
+        options=replace(BuildOptions.of(key), max_batch_size=spec.max_batch_size),
     )  # fmt: skip
     return open_engine(folder, graph, threads=threads or spec.threads, device=opened.device)
 
@@ -247,7 +250,7 @@ def describe_recording(
     spec, plan = opened.spec, opened.spec.plan
     task = find_task(spec.task)
     full_metric, metric = (
-        None if queries.labels is None else task.metric(answers, queries.labels)
+        None if queries.labels is None else task.quality(answers, queries.labels)
         for answers in (recording.full_answers, recording.early_answers)
     )  # fmt: skip
     agreement = task.agreement(recording.early_answers, recording.full_answers)
@@ -337,4 +340,3 @@ def _times(ratio: float | None, digits: int = 2) -> str:
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-

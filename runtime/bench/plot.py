@@ -6,27 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import MissingExtraError, PameError, UsageError
-
-FULL, EARLY = "#8a94a6", "#0b6e99"
-INK, FAINT = "#1f2933", "#d9dee5"
-
-
-def check_plot(path: Path) -> None:
-    """Finds out before the measurement whether the picture can be drawn afterwards.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-        UsageError: the folder does not exist, or the file is to be something else than a PNG.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "report") from error
-    if path.suffix != ".png":
-        raise UsageError(f"--plot {path}: the picture is a PNG; name it {path.with_suffix('.png').name}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
+from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, PameError, clean_axes
 
 
 def draw_result(result: Mapping[str, Any], path: Path) -> None:
@@ -65,8 +45,8 @@ def draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
     edges = histogram["edges_ms"]
     top = max(*histogram["full"], *histogram["early_exit"])
     for name, label, colour, height in (
-        ("full", "whole network", FULL, 0.96),
-        ("early_exit", "early exit", EARLY, 0.88),
+        ("full", "whole network", FULL_COLOUR, 0.96),
+        ("early_exit", "early exit", EARLY_COLOUR, 0.88),
     ):
         mean_ms, p99_ms = result[name]["mean_latency_ms"], result[name]["p99_ms"]
         axes.stairs(histogram[name], edges, fill=True, color=colour, alpha=0.75, linewidth=0)
@@ -91,7 +71,7 @@ def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
     places = range(len(exits))
     shares = [one["share"] for one in exits]
     longest = max(shares)
-    axes.barh(places, shares, color=[*[EARLY] * (len(exits) - 1), FULL], height=0.62, alpha=0.85)
+    axes.barh(places, shares, color=[*[EARLY_COLOUR] * (len(exits) - 1), FULL_COLOUR], height=0.62, alpha=0.85)
     for place, one in zip(places, exits, strict=True):
         axes.text(one["share"] + 0.03 * longest, place, label_exit(one), va="center", fontsize=9.5, color=INK)
     axes.set_yticks(places, [one["exit"].replace("final", "final head") for one in exits])
@@ -112,12 +92,3 @@ def label_exit(one: Mapping[str, Any]) -> str:
     if one["metric"] is None:
         return f"{share} ({agreement:.1%} as the whole)"
     return f"{share} ({one['metric']:.1%} right)"
-
-
-def clean_axes(axes: Any) -> None:
-    """Leaves the left and the lower spine alone."""
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(INK)
-    axes.tick_params(labelsize=9.5, colors=INK)

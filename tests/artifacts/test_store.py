@@ -20,6 +20,7 @@ from artifacts import (
     CorruptArtifactError,
     MissingArtifactError,
     SchemaError,
+    digest_of,
     is_current,
     load_arrays,
     new_artifact,
@@ -43,7 +44,8 @@ def manifest_edit(folder: Path, edit: Callable[[dict], None]) -> None:
     path = folder / "manifest.json"
     plain = json.loads(path.read_text())
     edit(plain)
-    path.write_text(json.dumps(plain))
+    del plain["sha256"]
+    path.write_text(json.dumps({**plain, "sha256": digest_of(plain)}))
 
 
 def open_thing(folder: Path) -> dict[str, bytes]:
@@ -120,8 +122,8 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_schema_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = publish(tmp_path / "thing")
-    manifest_edit(folder, lambda plain: plain.update(schema_version=2, novelty=True))
-    with pytest.raises(SchemaError, match=r"schema version 2; this PAME reads up to 1.*pip install -U pame"):
+    manifest_edit(folder, lambda plain: plain.update(schema_version=3, novelty=True))
+    with pytest.raises(SchemaError, match=r"schema version 3; this PAME reads up to 2.*pip install -U pame"):
         open_thing(folder)
 
 
@@ -137,6 +139,55 @@ def test_a_manifest_of_another_form_is_refused(tmp_path: Path, edit: dict[str, o
     manifest_edit(folder, lambda plain: plain.update(edit))
     with pytest.raises(SchemaError):
         open_thing(folder)
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "thing", tolerance=0.01)
+    path = folder / "manifest.json"
+    written = path.read_bytes()
+    for position in range(len(written)):
+        for bit in range(8):
+            raw = bytearray(written)
+            raw[position] ^= 1 << bit
+            path.write_bytes(raw)
+            with pytest.raises((CorruptArtifactError, SchemaError)):
+                open_thing(folder)
+    path.write_bytes(written)
+    assert open_thing(folder) == CONTENT
+
+
+def test_an_edited_manifest_is_refused_with_the_command(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "thing", tolerance=0.01)
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace("0.01", "0.05"))
+    with pytest.raises(CorruptArtifactError, match=rf"manifest.json differs from its own SHA-256.*{REMEDY}"):
+        open_thing(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "a.bin", "sub"])
+def test_a_link_is_refused_wherever_it_leads(tmp_path: Path, name: str) -> None:
+    folder = publish(tmp_path / "thing")
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CorruptArtifactError):
+        open_thing(folder)
+    (folder / name).unlink()
+    (tmp_path / "elsewhere").rename(folder / name)
+    assert open_thing(folder) == CONTENT
+
+
+def test_a_link_within_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = publish(tmp_path / "thing", {"a.bin": b"same", "b.bin": b"same"})
+    (folder / "b.bin").unlink()
+    (folder / "b.bin").symlink_to("a.bin")
+    with pytest.raises(CorruptArtifactError, match="symbolic link"):
+        open_thing(folder)
+
+
+def test_a_folder_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    publish(tmp_path / "thing")
+    (tmp_path / "current").symlink_to("thing")
+    assert open_thing(tmp_path / "current") == CONTENT
 
 
 def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import UsageError
-from runtime.shadow import ShadowDraw, find_agreement
+from runtime.shadow import ShadowDraw
 
 
 @st.composite
@@ -135,12 +135,6 @@ def test_the_draw_is_seeded_and_fair() -> None:
     assert ShadowDraw(0.0).draw(5) == set()
 
 
-def test_classes_agree_whatever_their_logits() -> None:
-    agree = find_agreement("classification")
-    early, final = np.array([[0.1, 0.9], [0.9, 0.1]]), np.array([[-5.0, 3.0], [0.0, 1.0]])
-    assert agree((early,), (final,)).tolist() == [True, False]
-
-
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])
 def test_a_fraction_that_is_none_is_refused(fake_net: Any, fraction: float) -> None:
     with pytest.raises(UsageError, match="shadow_fraction.*from 0 to 1"):
@@ -150,5 +144,5 @@ def test_a_fraction_that_is_none_is_refused(fake_net: Any, fraction: float) -> N
 def test_shadowing_needs_statistics_and_a_known_task(fake_net: Any) -> None:
     with pytest.raises(UsageError, match="stats=False"):
         fake_net(thresholds=(0.5,)).open(shadow_fraction=0.1, stats=False)
-    with pytest.raises(UsageError, match=r"unknown task for shadowing.*Known: classification"):
-        find_agreement("poses")
+    with pytest.raises(UsageError, match=r"unknown task 'poses'.*Known: classification.*task=mine"):
+        fake_net(thresholds=(0.5,), task="poses").open(shadow_fraction=0.1)

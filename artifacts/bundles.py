@@ -1,0 +1,84 @@
+"""The bundle: the self-contained folder that a production host loads, its stages and the keys of its engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from artifacts.graphs import GraphSpec, TensorSpec
+from artifacts.plans import ExitPlan
+from artifacts.preprocessing import Preprocessing
+
+BUNDLE_JSON = "bundle.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineKey:
+    """Everything that an engine depends on; two engines with equal keys are interchangeable.
+
+    Attributes:
+        onnx_digest: SHA-256 of the graph that was compiled.
+        backend: e.g. ``onnxruntime``.
+        backend_version: the exact version.
+        device: the device and driver, or the processor and its instruction sets.
+        precision: of the graph, e.g. ``float32``.
+        batch_sizes: the fixed batch sizes, or () for any up to ``max_batch_size``.
+        max_batch_size: the largest batch.
+        options: build options by name.
+    """
+
+    onnx_digest: str
+    backend: str
+    backend_version: str
+    device: str
+    precision: str
+    batch_sizes: tuple[int, ...]
+    max_batch_size: int
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSpec:
+    """One stage of a bundle: its graph, its engine, and the rule by which rows leave after it.
+
+    Attributes:
+        graph: the merged ONNX graph; its file lies in the bundle.
+        engine: POSIX path of the engine's folder in the bundle, with the engine's own manifest.
+        threshold: rows with at least this confidence leave; ``None`` for the last stage, where all leave.
+        median_ms: batch size -> measured time of the engine, for ``EngineSet.cover``.
+    """
+
+    graph: GraphSpec
+    engine: str
+    threshold: float | None
+    median_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSpec:
+    """What ``bundle.json`` says.
+
+    Attributes:
+        name: the run's name.
+        task: the name of the task; the runtime looks it up and imports nothing for it.
+        backend: of all engines.
+        threads: of each engine.
+        max_batch_size: larger batches are split.
+        inputs, outputs: of the whole network, in their order.
+        stages: in the order of the data flow.
+        plan: the exit plan that the stages follow.
+        settings: the model's settings, for the record.
+        preprocessing: how the network wants its images; ``None`` where that is not recorded, or the input is no image.
+    """
+
+    name: str
+    task: str
+    backend: str
+    threads: int
+    max_batch_size: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    stages: tuple[StageSpec, ...]
+    plan: ExitPlan
+    settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    preprocessing: Preprocessing | None = None
