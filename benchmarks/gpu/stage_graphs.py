@@ -20,7 +20,7 @@ from benchmarks.gpu.nets.subjects import EXITS, STAY, Subject, time_in_turns
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.rows.chain import Job
 from benchmarks.gpu.stages import CUDA_BACKEND, Setting
-from engines import ensure_engine, open_device, open_engine
+from engines import BuildOptions, ensure_engine, open_device, open_engine
 
 BACKENDS = (CUDA_BACKEND, "tensorrt-rtx", "tensorrt")
 
@@ -82,8 +82,9 @@ def _capture_onnxruntime(subject: Subject, setting: Setting, size: int) -> dict[
     from engines.gpu.driver import call, load_driver
 
     graph, onnx = subject.spec.full, subject.folder / subject.spec.full.file
-    folder = ensure_engine(onnx, graph, setting.scratch / "captured", backend=CUDA_BACKEND, max_batch_size=size)
-    device = open_device(CUDA_BACKEND)
+    options = BuildOptions(max_batch_size=size)
+    folder = ensure_engine(onnx, graph, setting.scratch / "captured", backend=CUDA_BACKEND, options=options)
+    device: Any = open_device(CUDA_BACKEND)
     with ExitStack() as stack:
         stack.callback(device.close)
         engine = open_engine(folder, graph, threads=1, device=device)
@@ -96,7 +97,7 @@ def _capture_onnxruntime(subject: Subject, setting: Setting, size: int) -> dict[
             run()
         answer = buffers[graph.answers[0]]
         wanted = device.download(answer, range(size))
-        stream: Any = device.cuda.stream  # type: ignore[attr-defined]
+        stream = device.cuda.stream
         call("cuStreamBeginCapture", stream, load_driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             run()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +23,7 @@ from benchmarks.gpu.record import Record
 from benchmarks.gpu.rows.chain import Job, measure_chain
 from benchmarks.gpu.rows.times import add_time_matrix
 from benchmarks.gpu.stages import Setting
-from engines import builder, fixed_batch_sizes
+from engines import BuildOptions, builder, fixed_batch_sizes
 
 RTX, CLASSIC = "tensorrt-rtx", "tensorrt"
 SIZES = (1, 8, 16, 32)
@@ -80,9 +81,9 @@ def build_once(onnx: Path, flavour: str, *, keep: Path | None = None, sizes: Seq
         keep: a folder for the files; they are thrown away without one.
         sizes: the batch sizes.
     """
-    made_by = builder(flavour)
-    fixed = fixed_batch_sizes(flavour, None, sizes)
-    key = made_by.key(onnx, batch_sizes=fixed, max_batch_size=max(sizes))
+    wanted = BuildOptions(max_batch_size=max(sizes), batch_sizes=tuple(sizes))
+    made_by = builder(flavour, replace(wanted, batch_sizes=fixed_batch_sizes(flavour, wanted)))
+    key = made_by.key(onnx)
     with tempfile.TemporaryDirectory(prefix="pame-") as scratch:
         folder = Path(scratch) if keep is None else keep
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def _deserialise(file: Path) -> dict[str, Any]:
 
 def _run_unvetted(setting: Setting) -> dict[str, Any]:
     """Runs the smallest stage whatever our own checks say of this GPU, and compares with the processor."""
-    from engines import ensure_engine, open_device, run_graph
+    from engines import DeviceOptions, ensure_engine, open_device, run_graph
     from engines.identity.keys import open_key
     from engines.trt.files import PROFILES_JSON, EngineFiles
     from engines.trt.run import open_trt_engine
@@ -137,9 +138,10 @@ def _run_unvetted(setting: Setting) -> dict[str, Any]:
     subject = ensure_subject(setting.demos[0][0], setting)
     graph, rows = subject.spec.stages[0], 8
     onnx = subject.folder / graph.file
-    folder = ensure_engine(onnx, graph, setting.scratch / "unvetted", backend=RTX, max_batch_size=rows)
+    options = BuildOptions(max_batch_size=rows)
+    folder = ensure_engine(onnx, graph, setting.scratch / "unvetted", backend=RTX, options=options)
     artifact, key = open_key(folder)
-    device: Any = open_device(RTX, cuda_graphs=False)
+    device: Any = open_device(RTX, DeviceOptions(cuda_graphs=False))
     try:
         files = read_json(artifact.path(PROFILES_JSON), EngineFiles)
         engine = open_trt_engine(folder, key, graph, files, device=device)

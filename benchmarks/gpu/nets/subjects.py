@@ -29,7 +29,7 @@ from artifacts import (
     read_json,
     write_json,
 )
-from engines import ensure_engine, fixed_batch_sizes, run_graph
+from engines import BuildOptions, ensure_engine, fixed_batch_sizes, run_graph
 
 SUBJECT_JSON = "subject.json"
 SAMPLES = "samples.npz"
@@ -122,15 +122,14 @@ def publish_bundle(subject: Subject, backend: str, folder: Path, *, way: str = E
     reached = tuple(_ABOVE_ALL for _ in spec.thresholds) if way == STAY else spec.thresholds
     thresholds = (None,) if way == FULL else (*reached, None)
     sizes = tuple(sorted({1, math.ceil(max_batch_size / 4), math.ceil(max_batch_size / 2), max_batch_size}))
-    fixed = fixed_batch_sizes(backend, None, sizes)
+    wanted = BuildOptions(max_batch_size=max_batch_size, batch_sizes=sizes)
+    options = replace(wanted, batch_sizes=fixed_batch_sizes(backend, wanted))
     target = folder / f"{subject.name}-{backend}-{way}"
     stages = []
     with new_artifact(target, kind="bundle") as staging:
         for graph, threshold in zip(graphs, thresholds, strict=True):
-            built = ensure_engine(
-                subject.folder / graph.file, graph, folder / "engines", backend=backend,
-                max_batch_size=max_batch_size, batch_sizes=fixed,
-            )  # fmt: skip
+            onnx = subject.folder / graph.file
+            built = ensure_engine(onnx, graph, folder / "engines", backend=backend, options=options)
             shutil.copytree(built, staging / "engines" / graph.name, copy_function=os.link)
             stages.append(StageSpec(
                 graph=graph, engine=f"engines/{graph.name}", threshold=threshold,

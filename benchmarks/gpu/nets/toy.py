@@ -71,7 +71,7 @@ def _write_part(
     constants = [numpy_helper.from_array(weights[key].astype(dtype), key) for key in
                  [*(f"w{layer}" for layer in layers), f"v{last}"]]  # fmt: skip
     constants.append(numpy_helper.from_array(np.array([-1], np.int64), "axes"))
-    graph = helper.make_graph(nodes, name, *values, constants)
+    graph = helper.make_graph(nodes, name, values[0], values[1], constants)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / f"{name}.onnx")
     return GraphSpec(name=name, file=f"{name}.onnx", inputs=inputs, outputs=outputs, confidence="confidence",
                      answers=("logits",))  # fmt: skip

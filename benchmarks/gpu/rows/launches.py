@@ -24,13 +24,13 @@ def _measure(setting: Setting) -> dict[str, Any]:
     from engines.gpu.driver import call
     from engines.gpu.graphs import run_and_capture
 
-    device = open_device(CUDA_BACKEND)
+    device: Any = open_device(CUDA_BACKEND)
     try:
         rows = 32
         buffer = device.allocate(TensorSpec(name="x", dtype="float32", row_shape=(1024,)), rows)
         half = device.allocate(TensorSpec(name="c", dtype="float32", row_shape=()), rows)
         device.upload((np.arange(rows) % 2).astype(np.float32), half)
-        cuda: Any = device.cuda  # type: ignore[attr-defined]
+        cuda = device.cuda
         fill = partial(call, "cuMemsetD8Async", buffer.pointer, 0, buffer.nbytes)
         graph = run_and_capture(cuda, lambda stream: fill(stream), what="a memset")
         calls: dict[str, Callable[[], object]] = {
