@@ -14,15 +14,18 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from artifacts import BUNDLE_JSON, BundleSpec, GraphSpec, PameError, RunFolder, open_artifact, open_model, read_json
 from artifacts.console import say
 from benchmarks.gpu.nets.making import make_subject
-from benchmarks.gpu.nets.subjects import Subject, SubjectSpec, open_subject, write_subject
+from benchmarks.gpu.nets.subjects import Batch, Subject, SubjectSpec, open_subject, write_subject
 from benchmarks.gpu.stage_rtx import BUILT, RTX, build_once
+from calibration import load_run_data
 
 SAMPLES = 1_000
 NAMES = ("demo", "demo-fp16")
@@ -32,7 +35,9 @@ def prepare(folder: Path, *, run: Path | None, names: Sequence[str] = NAMES) -> 
     """Fills ``folder``; what cannot be made is said and left out, but for the subjects themselves."""
     for name in names:
         if run is not None and name == "demo":
-            subject = take_bundle(RunFolder(root=run), folder / name)
+            data = load_run_data(RunFolder(root=run))
+            images = data.inputs(data.split("test")[:SAMPLES])
+            subject = take_bundle(RunFolder(root=run), folder / name, images)
         else:
             with tempfile.TemporaryDirectory(prefix="pame-") as scratch:
                 subject = copy_subject(make_subject(name, Path(scratch)), folder / name)
@@ -50,14 +55,17 @@ def copy_subject(subject: Subject, target: Path) -> Subject:
                   dict(subject.samples))  # fmt: skip
 
 
-def take_bundle(run: RunFolder, target: Path) -> Subject:
-    """Makes a subject of a run's bundle, its whole network and its held-out data.
+def take_bundle(run: RunFolder, target: Path, samples: np.ndarray) -> Subject:
+    """Makes a subject of a run's bundle and its whole network.
+
+    Args:
+        run: as the planner left it.
+        target: the subject's folder.
+        samples: (N, ...) inputs of the network.
 
     Raises:
-        PameError: the run has no sound bundle, model or data.
+        ArtifactError: the run has no sound bundle or model.
     """
-    from calibration.data.sources import load_run_data
-
     remedy = "make demo"
     artifact = open_artifact(run.bundle, kind="bundle", remedy=remedy)
     bundle, model = read_json(artifact.path(BUNDLE_JSON), BundleSpec), open_model(run.model, remedy=remedy)
@@ -68,16 +76,14 @@ def take_bundle(run: RunFolder, target: Path) -> Subject:
     )  # fmt: skip
     files = {graph.name: model.path(graph) for graph in (model.spec.full, *heads)}
     files |= {stage.graph.name: artifact.path(stage.graph.file) for stage in bundle.stages}
-    data = load_run_data(run)
-    images = data.inputs(data.split("test")[:SAMPLES])
-    return _write(target, spec, files, {model.spec.full.inputs[0].name: images})
+    return _write(target, spec, files, {model.spec.full.inputs[0].name: samples})
 
 
 def _graphs(spec: SubjectSpec) -> tuple[GraphSpec, ...]:
     return (spec.full, *spec.stages, *spec.heads)
 
 
-def _write(target: Path, spec: SubjectSpec, files: dict[str, Path], samples: dict[str, object]) -> Subject:
+def _write(target: Path, spec: SubjectSpec, files: Mapping[str, Path], samples: Batch) -> Subject:
     target.mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
         shutil.copyfile(source, target / f"{name}.onnx")
@@ -91,7 +97,7 @@ def _write(target: Path, spec: SubjectSpec, files: dict[str, Path], samples: dic
     flat = replace(
         spec, full=place(spec.full), stages=tuple(map(place, spec.stages)), heads=tuple(map(place, spec.heads))
     )
-    write_subject(target, flat, samples)  # type: ignore[arg-type]
+    write_subject(target, flat, samples)
     return open_subject(target)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from artifacts import MANIFEST, ModelSpec, RunFolder, new_artifact, write_model_spec
 from benchmarks.gpu.nets.making import ensure_subject, make_subject
-from benchmarks.gpu.prepare import copy_subject
+from benchmarks.gpu.nets.subjects import publish_bundle
+from benchmarks.gpu.prepare import copy_subject, take_bundle
 from benchmarks.gpu.stages import Setting
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "gpu"
@@ -115,3 +118,25 @@ def test_a_subject_made_ahead_is_opened_instead_of_made(tmp_path: Path) -> None:
     setting = Setting(scratch=tmp_path / "scratch", prebuilt=tmp_path / "ahead")
     assert ensure_subject("toy", setting).folder == copied.folder
     assert all((copied.folder / graph.file).is_file() for graph in (*copied.spec.stages, *copied.spec.heads))
+
+
+def test_the_demo_is_the_bundle_that_a_run_has(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    toy, run = make_subject("toy", tmp_path / "made"), RunFolder(root=tmp_path / "run")
+    published = publish_bundle(toy, "onnxruntime", tmp_path / "bundles", max_batch_size=8)
+    with new_artifact(run.bundle, kind="bundle") as staging:
+        shutil.copytree(published, staging, dirs_exist_ok=True)
+        (staging / MANIFEST).unlink()
+        for graph in toy.spec.stages:
+            shutil.copyfile(toy.folder / graph.file, staging / graph.file)
+    heads = dict(zip(("stage_00", "stage_01"), toy.spec.heads, strict=True))
+    with new_artifact(run.model, kind="model") as staging:
+        for graph in (toy.spec.full, *toy.spec.heads):
+            shutil.copyfile(toy.folder / graph.file, staging / graph.file)
+        spec = ModelSpec(name="toy", family="onnx", task="classification", full=toy.spec.full, heads=heads)
+        write_model_spec(staging, spec)
+    taken = take_bundle(run, tmp_path / "ahead" / "demo", toy.samples["image"][:5])
+    assert (taken.name, taken.rows, taken.spec.thresholds) == ("demo", 5, toy.spec.thresholds)
+    for graph in (taken.spec.full, *taken.spec.stages, *taken.spec.heads):
+        assert (taken.folder / graph.file).is_file()
