@@ -37,6 +37,7 @@ done
 
 command -v timeout >/dev/null || fail "needs timeout(1), of coreutils"
 command -v "$python" >/dev/null || fail "there is no $python here; name one with --python"
+[[ $python != */* ]] || python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")  # not what a venv links to
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 # the records are written by Python alone: what is wrong with wheels or libraries shows in the stages
 record() { env LD_LIBRARY_PATH="${library_path:-}" "$python" -m benchmarks.gpu.record "$@"; }
@@ -48,28 +49,29 @@ mkdir -p "$out" || fail "cannot make $out"
 out=$(cd "$out" && pwd) log=$out/stages.log
 rm -f "$out"/[a-z].json "$out/summary.json"
 : > "$log"
-scratch=$(mktemp -d) child='' stage='' began=0
+scratch=$(mktemp -d) child='' stage='' begun='' began=0 log_start=0
 cd "$root" || exit 2
 
 end_stage() {  # exit code
+  begun=''
   record end "$out" "$stage" --rc "$1" --seconds "$(seconds_since "$began")" --log "$log" --log-start "$log_start"
 }
 now() { date +%s.%N; }
 seconds_since() { awk -v from="$1" -v to="$(now)" 'BEGIN { printf "%.2f", to - from }'; }
-stop() {  # signal, exit code
+stop() {  # exit code
   trap - TERM INT HUP
   if [[ -n $child ]]; then
     kill -s TERM "$child" 2>/dev/null  # timeout(1) passes it on to the stage, and kills it 5 s later
     wait "$child"
-    end_stage "$2"
   fi
+  [[ -z $begun ]] || end_stage "$1"
   rm -rf "$scratch"
   record summary "$out"
-  exit "$2"
+  exit "$1"
 }
-trap 'stop TERM 143' TERM
-trap 'stop INT 130' INT
-trap 'stop HUP 129' HUP
+trap 'stop 143' TERM
+trap 'stop 130' INT
+trap 'stop 129' HUP
 
 if ((${#rehearse[@]})); then
   if fake=$("$python" -m benchmarks.gpu.rehearsal "$scratch/driver" 2>>"$log"); then
@@ -91,6 +93,7 @@ while read -r stage bound title; do
   if ((left < bound)); then bound=$left; fi
   log_start=$(stat -c %s "$log") began=$(now)
   echo "($stage) $title, at most $bound s" | tee -a "$log"
+  begun=1
   record begin "$out" "$stage" --bound "$bound" "${rehearse[@]}"
   timeout -k 5 "$bound" "$python" -m benchmarks.gpu.run_stage "$stage" --out "$out" --bound "$bound" \
     --scratch "$scratch" --networks "$networks" ${prebuilt:+--prebuilt "$prebuilt"} "${rehearse[@]}" \
