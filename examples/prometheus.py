@@ -23,7 +23,7 @@ BATCH = 32
 
 
 class RuntimeMetrics:
-    """A collector, as ``prometheus_client`` calls what makes metrics when it is asked."""
+    """A collector of ``prometheus_client``: makes metrics at every scrape."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
