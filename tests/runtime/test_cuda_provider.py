@@ -196,7 +196,7 @@ def test_the_planner_times_engines_gathers_and_serving_on_the_gpu(
 ) -> None:
     from engines.gpu.cuda_device import CudaDevice
     from planner.config import TimingConfig
-    from planner.measure.timing import TimedGraph, time_graphs
+    from planner.measure.timing import EngineSettings, TimedGraph, time_graphs
 
     waits: list[None] = []
     synchronize = CudaDevice.synchronize
@@ -210,7 +210,7 @@ def test_the_planner_times_engines_gathers_and_serving_on_the_gpu(
     ]
     waits.clear()
     config = TimingConfig(batch_sizes=(1, 8), rounds=3, warm_up=1)
-    itm = time_graphs(graphs, spec, tmp_path / "engines", config, backend=ONNXRUNTIME_CUDA, threads=1)
+    itm = time_graphs(graphs, spec, tmp_path / "engines", config, EngineSettings(backend=ONNXRUNTIME_CUDA, threads=1))
     assert set(itm.median_ms) == {"stage", "gather_cut", "full", "serving"}
     assert all(ms > 0 for row in itm.median_ms.values() for ms in row)
     assert itm.backend.startswith(ONNXRUNTIME_CUDA)

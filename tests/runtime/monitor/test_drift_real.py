@@ -24,14 +24,14 @@ from calibration import Dataset
 from calibration.data.fashion_mnist import DIGESTS, load_fashion_mnist
 from calibration.data.sources import CACHE
 from engines import EngineSet, HostDevice
-from planner import ChosenExits
-from planner.commit.stages import assemble_bundle, merge_stages, stage_bounds
+from planner import Exits
+from planner.commit.stages import TimedStages, assemble_bundle, merge_stages, stage_bounds
 from planner.predict.costs import stage_row
 from runtime import Runtime, RuntimeOptions
 from runtime.loading import open_bundle
 
 pytestmark = pytest.mark.slow
-CHOSEN = ChosenExits(cuts=("layer1.1", "layer2.0"), thresholds=(0.75, 0.75))
+CHOSEN = Exits(cuts=("layer1.1", "layer2.0"), thresholds=(0.75, 0.75))
 BATCH, ENOUGH = 32, 3200
 
 
@@ -65,7 +65,8 @@ def assemble_demo(root: Path) -> Path:
         spread_ms=dict.fromkeys(rows, (0.0, 0.0)), fixed=False, environment={},
     )  # fmt: skip
     stages = merge_stages(model, [CHOSEN], root / "stages")
-    assemble_bundle(run.bundle, model=model, plan=plan, stages=stages, itm=itm, cache=run.engines, inputs={})
+    timed = TimedStages(merged=stages, itm=itm, cache=run.engines)
+    assemble_bundle(run.bundle, model=model, plan=plan, stages=timed, inputs={})
     return run.bundle
 
 
