@@ -23,7 +23,7 @@ from planner.report.drawing import (
     show_integers,
 )
 from planner.report.heat_maps import draw_bpm, draw_times
-from runtime.bench.plot import draw_latencies
+from runtime.bench import draw_latencies
 
 
 def draw_figures(data: ReportData) -> dict[str, Any]:
