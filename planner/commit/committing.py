@@ -34,6 +34,7 @@ from artifacts import (
 )
 from artifacts.console import say, track
 from artifacts.store import recover_artifact
+from calibration import Batch, Samples, as_batch
 from planner.commit.engine_sizes import Sizes, choose_sizes
 from planner.commit.stages import (
     MergedStage,
@@ -54,7 +55,7 @@ from planner.search.greedy import SearchResult
 from planner.search.prices import BATCH, MEAN, P99, objective_ms
 
 NOISE = 0.02  # two measurements of the same plan differ by that much
-Serve = Callable[[np.ndarray], np.ndarray]
+Serve = Callable[[Batch], np.ndarray]
 _STAY_BATCHES = 4  # per round; such a batch takes as long as the whole network
 
 
@@ -179,14 +180,14 @@ def warn_of_staying(winner: Contender, allowance: float | None) -> str | None:
 
 @contextmanager
 def commit_plan(
-    case: PlanningCase, result: SearchResult, queries: np.ndarray, *, clock: Clock = time.perf_counter
+    case: PlanningCase, result: SearchResult, samples: Samples, *, clock: Clock = time.perf_counter
 ) -> Iterator[Commitment]:
     """Assembles and measures the best plans; their bundles exist until the block ends.
 
     Args:
         case: what is planned for; the run's folder takes the temporary bundles, its engine cache the engines.
         result: what the search found.
-        queries: (N, ...) inputs of the network for the measurement.
+        samples: those of the calibrate part are drawn from for the measurement.
         clock: seconds, for the timing of stages and the budget of the measurement.
 
     Raises:
@@ -206,7 +207,9 @@ def commit_plan(
         certificates = {one.figures.chosen: one.certificate for one in result.considered}
         bundles = _assemble_all(case, scratch, priced, stages, itm, certificates)
         say(f"measuring {len(priced)} plans end to end")
-        batches = draw_batches(queries, load=config.load or Load.of(config.batch_size), count=config.measure.queries)
+        rows, load = samples.indices_of("calibrate"), config.load or Load.of(config.batch_size)
+        drawn = draw_batches(rows, load=load, count=config.measure.queries)
+        batches = [as_batch(samples.inputs(indices)) for indices in drawn]
         with ExitStack() as opened:
             serves = [_open_serve(bundle, opened) for _, bundle in bundles]
             measured, rounds = measure_plans(
@@ -343,6 +346,8 @@ def _open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
 def draw_batches(queries: np.ndarray, *, load: Load, count: int, seed: int = 0) -> list[np.ndarray]:
     """Returns batches of about ``count`` queries in all, in random order, sizes in proportion to the load.
 
+    ``queries`` are (N, ...) rows, or their indices.
+
     Every query comes once at most, so that fewer queries make fewer batches; where they do not fill a single one of
     each size, they are repeated.
     """
@@ -357,7 +362,7 @@ def draw_batches(queries: np.ndarray, *, load: Load, count: int, seed: int = 0) 
 
 
 def measure_plans(
-    serves: Sequence[tuple[Serve, Serve]], batches: Sequence[np.ndarray], config: MeasureConfig,
+    serves: Sequence[tuple[Serve, Serve]], batches: Sequence[Batch], config: MeasureConfig,
     *, reference: int, clock: Clock,
 ) -> tuple[np.ndarray, int]:  # fmt: skip
     """Runs the same batches through all plans in turns.

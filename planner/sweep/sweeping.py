@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from artifacts import (
@@ -28,6 +27,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
+from calibration import DataSource
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
 from planner.foreign.files import END
@@ -79,14 +79,14 @@ class SweepCase:
         return NetworkCosts(itm=self.itm, cuts=cuts, batch_size=config.batch_size, mixture=config.load)
 
 
-def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = None) -> SweepCase:
+def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: DataSource | None = None) -> SweepCase:
     """Returns what a sweep of this run needs; trace and times are made where they are missing.
 
     Raises:
         UsageError: the run is an imported one without labels, and the risk needs them.
         PameError: something upstream cannot be made; the message says what.
     """
-    from calibration import ensure_trace
+    from calibration import CalibrationOptions, EngineChoice, ensure_trace
 
     if is_imported(run):
         recorded = read_recorded(run, risk=config.certify.risk)
@@ -95,8 +95,9 @@ def prepare_sweep(run: RunFolder, config: PlanConfig, *, data: Path | None = Non
             itm_artifact=recorded.itm_artifact, config=config,
         )  # fmt: skip
     trace_artifact, trace = ensure_trace(
-        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
-    )
+        run, EngineChoice(backend=config.backend, threads=config.threads), data=data, risk=config.certify.risk,
+        options=CalibrationOptions(report=say),
+    )  # fmt: skip
     model = open_model(run.model, remedy="python -m export resnet --segments")
     itm_artifact, itm = ensure_itm(
         run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads

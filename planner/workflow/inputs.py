@@ -17,6 +17,7 @@ from artifacts import (
     read_json,
     read_manifest,
 )
+from artifacts.console import say
 from calibration.certify.risk_tests import check_labels
 from planner.config import PlanConfig
 from planner.foreign.files import END
@@ -100,9 +101,10 @@ def _cuts_of_model(run: RunFolder, *artifacts: Artifact) -> tuple[str, ...]:
 
 
 def _make_missing(run: RunFolder, risk: str | None) -> None:
-    from calibration import ensure_trace
+    from calibration import CalibrationOptions, EngineChoice, ensure_trace
 
     default = PlanConfig(threads=os.cpu_count() or 1)
-    ensure_trace(run, backend=default.backend, threads=default.threads, risk=risk)
+    engine = EngineChoice(backend=default.backend, threads=default.threads)
+    ensure_trace(run, engine, risk=risk, options=CalibrationOptions(report=say))
     model = open_model(run.model, remedy="python -m export resnet --segments")
     ensure_itm(run, model, default.timing, backend=default.backend, threads=default.threads)

@@ -28,6 +28,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say
+from calibration import DataSource, load_run_data
 from planner.certify.certified import CertifiedPlans, describe_certified, merge_certified, plan_certified
 from planner.certify.evidence import risk_trace
 from planner.certify.ladders import make_ladder, make_price
@@ -94,7 +95,7 @@ class PlanningResult:
 
 
 def ensure_plan(
-    run: RunFolder, config: PlanConfig, *, data: Path | None = None, precision: str | None = None
+    run: RunFolder, config: PlanConfig, *, data: DataSource | None = None, precision: str | None = None
 ) -> PlanningResult:
     """Plans for a run and publishes ``plan/`` and ``bundle/``.
 
@@ -109,11 +110,12 @@ def ensure_plan(
         NoPlanError: the trace allows no relative tolerance.
         PameError: something upstream cannot be made; the message says what.
     """
-    from calibration import ensure_trace
+    from calibration import CalibrationOptions, EngineChoice, ensure_trace
 
     trace_artifact, trace = ensure_trace(
-        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
-    )
+        run, EngineChoice(backend=config.backend, threads=config.threads), data=data, risk=config.certify.risk,
+        options=CalibrationOptions(report=say),
+    )  # fmt: skip
     model = open_model(run.model, remedy="python -m export resnet --segments")
     check_precision(model.spec, precision, run=run.root)
     itm_artifact, itm = ensure_itm(
@@ -133,7 +135,7 @@ def ensure_plan(
     cuts = tuple(cut.name for cut in model.spec.cuts)
     costs = NetworkCosts(itm=itm, cuts=cuts, batch_size=config.batch_size, mixture=config.load)
     result, certified = search_plans(trace, costs, config, kept)
-    with commit_plan(case, result, _queries(run, data)) as commitment:
+    with commit_plan(case, result, load_run_data(run, data)) as commitment:
         _publish_plan(run, result, certified, commitment, kept, inputs=inputs, parameters=parameters)
         plan = open_artifact(run.plan, kind="plan", remedy=_REMEDY)
         publish_bundle(commitment.winner.bundle, run.bundle, inputs=origin.inputs(plan), parameters=origin.parameters())
@@ -195,13 +197,6 @@ def _certify(search: str, trace: Trace, costs: NetworkCosts, config: PlanConfig)
     )
     price = make_price(costs, objective=objective)
     return plan_certified(trace, ladder, price, tolerance=config.tolerance, settings=config.certify)
-
-
-def _queries(run: RunFolder, data: Path | None) -> np.ndarray:
-    from calibration import load_run_data
-
-    dataset = load_run_data(run, data)
-    return dataset.inputs(dataset.split("calibrate"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

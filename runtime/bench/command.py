@@ -23,17 +23,19 @@ from artifacts import (
     Model,
     RunFolder,
     StaleArtifactError,
+    Task,
     UsageError,
     check_plot,
     environment_fingerprint,
     find_run,
     find_task,
+    load_task,
     open_model,
     read_manifest,
     to_plain,
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
-from calibration import Dataset, load_run_data
+from calibration import DATA_HELP, Batch, DataSource, Samples, as_batch, load_run_data
 from engines import Engine, ensure_engine, open_engine, profiles_of
 from runtime.bench.contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench.figures import (
@@ -48,6 +50,7 @@ from runtime.bench.figures import (
     replay_mean_ms,
     speedup_by_round,
 )
+from runtime.bench.judging import Judge
 from runtime.bench.plot import draw_result
 from runtime.loading import REMEDY, OpenBundle, open_bundle
 
@@ -89,7 +92,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_common_arguments(parser)
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="another bundle than the run's own")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
+    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
+    parser.add_argument(
+        "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
+    )
     parser.add_argument("--batch-size", type=int, help="queries per batch (default: what the bundle was planned for)")
     parser.add_argument("--rounds", type=int, default=default.rounds, help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="of each engine (default: what the bundle was timed with)")
@@ -114,7 +120,8 @@ def bench(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.plot is not None:
         check_plot(arguments.plot)
     run = find_run_of(arguments.run, arguments.bundle)
-    result = measure_bundle(run, arguments.bundle or run.bundle, config, data=arguments.data)
+    task = None if arguments.task is None else load_task(arguments.task)
+    result = measure_bundle(run, arguments.bundle or run.bundle, config, data=arguments.data, task=task)
     print_result(result, to_stderr=arguments.json == "-")
     if arguments.plot is not None:
         draw_result(result, arguments.plot)
@@ -129,7 +136,9 @@ def find_run_of(run: Path | None, bundle: Path | None) -> RunFolder:
     return find_run(run)
 
 
-def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: Path | None = None) -> dict[str, Any]:
+def measure_bundle(
+    run: RunFolder, bundle: Path, config: BenchConfig, *, data: DataSource | None = None, task: Task | None = None
+) -> dict[str, Any]:
     """Measures a bundle against the full network of its run.
 
     Args:
@@ -137,6 +146,7 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
         bundle: the bundle's folder.
         config: how to measure.
         data: ``--data``; ``None``: what the run was calibrated on.
+        task: of one's own; ``None``: the one that the bundle names.
 
     Returns:
         The JSON object of the contract.
@@ -154,22 +164,22 @@ def measure_bundle(run: RunFolder, bundle: Path, config: BenchConfig, *, data: P
         batch_size = check_batch_size(config.batch_size, opened)
         model = open_model(run.model, remedy="python -m export resnet --segments")
         check_model(opened, model)
-        dataset = load_run_data(run, data)
-        held_out = check_held_out(calibration_digests(opened, run), dataset.digests(), where=str(bundle))
-        queries = Queries(dataset, batch_size=batch_size, samples=config.samples, seed=config.seed)
+        samples = load_run_data(run, data)
+        held_out = check_held_out(calibration_digests(opened, run), samples.digests(), where=str(bundle))
+        queries = Queries(samples, batch_size=batch_size, count=config.samples, seed=config.seed)
         full = open_full(run, model, opened, threads=config.threads)
         stack.callback(full.close)
         contenders = stack.enter_context(Contenders(opened, full, batch_size=batch_size))
         rounds = track(range(config.rounds), description="measuring", total=config.rounds)
-        recording = contenders.record(queries.batch, queries.batch_count, rounds)
-        exits = range(len(opened.spec.stages) - 1)
-        exit_answers = [contenders.answers_of_exit(index, queries.batch, queries.batch_count) for index in exits]
-        figures = describe_recording(recording, opened, queries, exit_answers, contenders.stage_costs_ms())
+        judge = Judge(task or find_task(opened.spec.task), queries.targets)
+        recording = contenders.record(queries.batch, queries.batch_count, rounds, judge)
+        exit_agreement = contenders.agreement_of_exits(queries.batch, queries.batch_count, judge.task)
+        figures = describe_recording(recording, opened, judge.task, exit_agreement, contenders.stage_costs_ms())
     return {
         "model": opened.spec.name, "engine": opened.spec.backend, "batch_size": batch_size,
         "samples": len(queries.rows), "rounds": config.rounds, "threads": config.threads or opened.spec.threads,
         "precision": model.spec.precision,
-        "data": dataset.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
+        "data": samples.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
         **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
 
@@ -186,26 +196,32 @@ def open_full(run: RunFolder, model: Model, opened: OpenBundle, *, threads: int 
 
 
 class Queries:
-    """The test part of a data set in seeded random order, cut into batches; inputs are made batch by batch."""
+    """The test part of the samples in seeded random order, cut into batches that are read when they are asked for."""
 
-    def __init__(self, dataset: Dataset, *, batch_size: int, samples: int | None, seed: int) -> None:
-        test = dataset.split("test")
+    def __init__(self, samples: Samples, *, batch_size: int, count: int | None, seed: int) -> None:
+        test = samples.indices_of("test")
         if len(test) == 0:
-            raise UsageError(f"{dataset.name} has no test part; name data that has one with --data")
-        if samples is not None and samples > len(test):
-            raise UsageError(f"--samples {samples}: {dataset.name} has {len(test)} test samples")
-        self.rows = np.random.default_rng(seed).permutation(test)[:samples]
-        self.labels = dataset.labels_of(self.rows) if dataset.labelled else None
+            raise UsageError(f"{samples.name} has no test part; name data that has one with --data")
+        if count is not None and count > len(test):
+            raise UsageError(f"--samples {count}: {samples.name} has {len(test)} test samples")
+        self.rows = np.random.default_rng(seed).permutation(test)[:count]
         self.batch_size = batch_size
-        self._dataset = dataset
+        self._samples = samples
 
     @property
     def batch_count(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def batch(self, index: int) -> np.ndarray:
-        """Returns the inputs of one batch, (B, ...); the last may be smaller."""
-        return self._dataset.inputs(self.rows[index * self.batch_size : (index + 1) * self.batch_size])
+    def batch(self, index: int) -> Batch:
+        """Returns the inputs of one batch; the last may be smaller."""
+        return as_batch(self._samples.inputs(self._rows_of(index)))
+
+    def targets(self, index: int) -> np.ndarray | None:
+        """Returns the right answers of one batch; ``None`` without labels."""
+        return self._samples.targets(self._rows_of(index)) if self._samples.labelled else None
+
+    def _rows_of(self, index: int) -> np.ndarray:
+        return self.rows[index * self.batch_size : (index + 1) * self.batch_size]
 
 
 def check_batch_size(batch_size: int | None, opened: OpenBundle) -> int:
@@ -242,27 +258,23 @@ def calibration_digests(opened: OpenBundle, run: RunFolder) -> dict[str, str]:
 
 
 def describe_recording(
-    recording: Recording, opened: OpenBundle, queries: Queries, exit_answers: Sequence[tuple[np.ndarray, ...]],
+    recording: Recording, opened: OpenBundle, task: Task, exit_agreement: np.ndarray,
     stage_costs_ms: Sequence[np.ndarray],
 ) -> dict[str, Any]:  # fmt: skip
     """Returns the figures of the contract that come out of a recording."""
-    spec, plan = opened.spec, opened.spec.plan
-    task = find_task(spec.task)
-    full_metric, metric = (
-        None if queries.labels is None else task.quality(answers, queries.labels)
-        for answers in (recording.full_answers, recording.early_answers)
-    )  # fmt: skip
-    agreement = task.agreement(recording.early_answers, recording.full_answers)
-    agreements = [task.agreement(answers, recording.full_answers) for answers in exit_answers]
-    oracle = leave_when_right(np.array(agreements, np.bool_).reshape(len(agreements), len(agreement)))
-    replay = functools.partial(replay_mean_ms, stage_cost_ms=stage_costs_ms, batch_size=queries.batch_size)
-    full = describe_timings(recording.full, _mean(full_metric))
+    plan, judged, batch_size = opened.spec.plan, recording.judgement, recording.batch_size
+    metric, agreement = judged.metric, judged.agreement
+    oracle = leave_when_right(exit_agreement >= 1)
+    replay = functools.partial(replay_mean_ms, stage_cost_ms=stage_costs_ms, batch_size=batch_size)
+    full = describe_timings(recording.full, _mean(judged.full_metric))
     early = describe_timings(recording.early_exit, _mean(metric))
+    if judged.set_metric is not None:
+        full["set_metric"], early["set_metric"] = judged.full_set_metric, judged.set_metric
     names = [planned.cut for planned in plan.exits]
     thresholds = [planned.threshold for planned in plan.exits]
     early_latency = recording.early_exit.latency_ms
     per_exit = describe_exits(names, thresholds, recording.exit_index, metric, agreement, early_latency)
-    planned = queries.batch_size == plan.batch_size
+    planned = batch_size == plan.batch_size
     return {
         "tolerance": plan.tolerance,
         "delta": plan.delta,
@@ -272,6 +284,7 @@ def describe_recording(
         "thresholds": thresholds,
         "full": full,
         "early_exit": early,
+        **({} if judged.set_metric is None else {"set_metric_name": task.metric_name}),
         **compare_timings(full, early),
         "exit_fractions": [one["share"] for one in per_exit],
         "engine_ms": float(recording.engine_ms.mean()),
@@ -296,6 +309,10 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
     full, early = result["full"], result["early_exit"]
     rows = [
         ("metric", _number(full["metric"], 4), _number(early["metric"], 4), _times(result["metric_ratio"], 4)),
+        *(
+            [(result["set_metric_name"], f"{full['set_metric']:.4f}", f"{early['set_metric']:.4f}",
+              _times(divide(early["set_metric"], full["set_metric"]), 4))] if "set_metric" in full else []
+        ),
         ("answers as the full network", "-", f"{result['agreement']:.4f}", "-"),
         *(
             (label, f"{full[key]:.3f}", f"{early[key]:.3f}", _times(divide(full[key], early[key])))
