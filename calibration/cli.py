@@ -18,6 +18,7 @@ from artifacts import (
     Artifact,
     ExitPlan,
     MissingExtraError,
+    Model,
     RunFolder,
     Trace,
     UsageError,
@@ -96,8 +97,10 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         model = _load("calibration.training.training_flow").train_missing(run, samples, config, engine, options=options)
     source = source_name(samples, arguments.data, run)
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
-    exits = describe_exits(trace, options, model)
-    print_exits(exits, f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}")
+    exits, metric_name = describe_exits(trace, options, model)
+    print_exits(
+        exits, metric_name, f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
+    )
     if not trace.labelled:
         say(f"no labels: plan with python -m planner --run {run.root} --risk agreement")
     flips = None if arguments.against is None else compare_runs(arguments.against, artifact, trace)
@@ -106,6 +109,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": samples.name,
         "samples": trace.sample_count, "labelled": trace.labelled, "exits": exits, "flips": to_plain(flips),
+        **({} if metric_name is None else {"set_metric_name": metric_name}),
     }  # fmt: skip
 
 
@@ -115,20 +119,20 @@ def describe_command(arguments: argparse.Namespace, run: RunFolder) -> str:
     return shlex.join(["python", "-m", "calibration", *arguments.words, *([] if named else ["--run", str(run.root)])])
 
 
-def describe_exits(trace: Trace, options: CalibrationOptions, model: Any) -> list[dict[str, Any]]:
-    """Returns the means of every exit; with the task's metric over the whole set where that is no mean."""
+def describe_exits(trace: Trace, options: CalibrationOptions, model: Model) -> tuple[list[dict[str, Any]], str | None]:
+    """Returns the means of every exit, with the task's metric over the whole set and its name where that is no mean."""
     exits = trace.summarise()
-    if trace.counts is not None:
-        task = options.task_of(model)
-        for found, metric in zip(exits, set_metrics(trace, task) or [], strict=True):
-            found[task.metric_name] = metric
-    return exits
+    if trace.counts is None:
+        return exits, None
+    task = options.task_of(model)
+    for found, metric in zip(exits, set_metrics(trace, task) or [], strict=True):
+        found["set_metric"] = metric
+    return exits, task.metric_name
 
 
-def print_exits(exits: Sequence[dict[str, Any]], title: str) -> None:
+def print_exits(exits: Sequence[dict[str, Any]], metric_name: str | None, title: str) -> None:
     """Prints the table of exits."""
-    usual = {"exit", "metric", "agreement", "mean_confidence"}
-    further = [name for name in exits[0] if name not in usual]
+    further = [] if metric_name is None else ["set_metric"]
     rows = [
         [
             found["exit"], *("-" if found[name] is None else f"{found[name]:.4f}" for name in ("metric", *further)),
@@ -136,7 +140,8 @@ def print_exits(exits: Sequence[dict[str, Any]], title: str) -> None:
         ]
         for found in exits
     ]  # fmt: skip
-    print_table(title, ["exit", "metric", *further, "agrees with final", "mean confidence"], rows)
+    names = [] if metric_name is None else [metric_name]
+    print_table(title, ["exit", "metric", *names, "agrees with final", "mean confidence"], rows)
 
 
 def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:

@@ -114,7 +114,8 @@ def _import_samples(reference: str, model: Model) -> Samples:
         raise UsageError(
             f"--data {reference}: {error}; expected module:object, with the module on PYTHONPATH"
         ) from error
-    samples = found() if callable(found) and not isinstance(found, Samples) else found
+    made = isinstance(found, type) or (callable(found) and not isinstance(found, Samples))
+    samples = found() if made else found
     if not isinstance(samples, Samples):
         raise UsageError(
             f"--data {reference}: {type(samples).__name__} is not samples; see calibration.Samples for its methods"
