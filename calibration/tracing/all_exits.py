@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from artifacts import GraphSpec, Model
-from engines import Buffer, Execution, ensure_engine, open_device, open_engine
+from engines import Buffer, BuildOptions, DeviceOptions, Execution, ensure_engine, open_device, open_engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class SegmentRunner:
         self._spec = spec
         self._rows = rows
         self._stack = ExitStack()
-        self._device = open_device(engine.backend, kernel_folder=cache)
+        self._device = open_device(engine.backend, DeviceOptions(kernel_folder=cache))
         self._stack.callback(self._device.close)
         self._buffers: dict[str, Buffer] = {}
         for tensor in spec.full.inputs:
@@ -62,7 +62,8 @@ class SegmentRunner:
         final = (spec.final_head,) if spec.final_head is not None else (spec.full,)
         self._runs: list[Execution] = []
         for graph in (*spec.segments, *heads, *final):
-            folder = ensure_engine(model.path(graph), graph, cache, backend=engine.backend, max_batch_size=rows)
+            options = BuildOptions(max_batch_size=rows)
+            folder = ensure_engine(model.path(graph), graph, cache, backend=engine.backend, options=options)
             opened = open_engine(folder, graph, threads=engine.threads, device=self._device)
             self._stack.callback(opened.close)
             self._runs.append(opened.bind(self._buffers_of(graph)))
