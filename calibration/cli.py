@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from artifacts import (
     RunFolder,
     Trace,
     UsageError,
+    allowed_processors,
     find_run,
     load_task,
     open_artifact,
@@ -33,7 +33,7 @@ from calibration.data.sources import DATA_HELP, load_run_data, source_name
 from calibration.options import CalibrationOptions
 from calibration.tracing.flips import FlipReport, count_flips
 from calibration.tracing.metrics import set_metrics
-from calibration.training.config import FrozenConfig, JointConfig
+from calibration.training.config import AUGMENTATIONS, FrozenConfig, JointConfig
 
 WAYS = ("frozen", "joint")
 
@@ -65,6 +65,11 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--backbone-epochs", type=int, help="with joint: how many of them train the backbone alone")
     group.add_argument("--train-batch-size", type=int, dest="batch_size", help="samples per training step")
     group.add_argument("--learning-rate", type=float, help="peak of the schedule")
+    group.add_argument(
+        "--augment", choices=AUGMENTATIONS,
+        help="how images are varied: crop shifts them by a few pixels; crop-mirror also mirrors half of them, for "
+        f"classes that a mirror does not change (default: {FrozenConfig().augment})",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, help="decides order, augmentation and initialisation")
     return parser
 
@@ -181,10 +186,10 @@ def print_flips(flips: FlipReport, *, against: Path) -> None:
 
 
 def check_threads(threads: int | None) -> int:
-    """Returns the thread count that was asked for, or one per core."""
+    """Returns the thread count that was asked for, or one per processor that this process may use."""
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: expected at least 1")
-    return threads or os.cpu_count() or 1
+    return threads or allowed_processors()
 
 
 def _load(module: str) -> Any:

@@ -19,7 +19,7 @@ class CalibrationOptions:
     Attributes:
         task: of one's own; ``None``: the one that the model names.
         command: the command line that made this; ``None``: ``python -m calibration`` with the run and its data.
-        report: takes what a person should be told.
+        report: receives notes for the user.
     """
 
     task: Task | None = None
@@ -30,7 +30,7 @@ class CalibrationOptions:
         """Returns the task that judges a model's answers.
 
         Raises:
-            UsageError: the model names a task of somebody's own, and none was given.
+            UsageError: the model names a task that is not built in, and none was given.
         """
         return self.task or find_task(model.spec.task)
 

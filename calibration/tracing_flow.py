@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from artifacts import (
@@ -12,6 +13,7 @@ from artifacts import (
     Model,
     ModelSpec,
     RunFolder,
+    Task,
     Trace,
     is_current,
     new_artifact,
@@ -25,6 +27,7 @@ from calibration.data.sources import DataSource, load_run_data, source_name
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner
 from calibration.tracing.collecting import collect_trace
+from calibration.tracing.network_check import check_network
 from calibration.training.config import FrozenConfig
 from export import ensure_model
 
@@ -87,7 +90,7 @@ def trace_model(
         options: task, command line and messages.
 
     Raises:
-        UsageError: the trace must be collected, the model names a task of somebody's own, and none was given.
+        UsageError: the trace must be collected, the model names a task that is not built in, and none was given.
         InputError: the calibrate part has no samples.
     """
     inputs = {"model": model.digest, **samples.digests()}
@@ -104,6 +107,7 @@ def trace_model(
         count = len(samples.indices_of("calibrate"))
         options.report(f"collecting the trace of {count} samples of {samples.name} into {run.trace}")
         with SegmentRunner(model, run.engines, engine, rows=TRACE_ROWS, with_heads=True) as runner:
+            ask_network(model, runner, samples, task, report=options.report)
             trace = collect_trace(model, runner, samples, "calibrate", task, rows=TRACE_ROWS)
         notes = options.notes(run, source=source)
         if isinstance(samples, ImageSamples) and samples.split_seed is not None:
@@ -113,6 +117,23 @@ def trace_model(
             save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS})
     artifact = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
     return artifact, Trace.load(artifact.path(TRACE_NPZ))
+
+
+def ask_network(
+    model: Model, runner: SegmentRunner, samples: Samples, task: Task, *, report: Callable[[str], None]
+) -> None:
+    """Warns where the full network is no good on the samples; without labels that cannot be known.
+
+    Args:
+        model: the network.
+        runner: its engines, opened for ``TRACE_ROWS`` rows.
+        samples: the data.
+        task: judges the answers.
+        report: receives the warnings.
+    """
+    if samples.labelled and len(samples.indices_of("calibrate")):
+        for warning in check_network(model, runner, samples, task, rows=TRACE_ROWS).warnings():
+            report(warning)
 
 
 def recorded_task(run: RunFolder) -> str | None:

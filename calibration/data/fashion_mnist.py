@@ -49,7 +49,7 @@ def load_fashion_mnist(cache: Path) -> ArrayImages:
     """Returns Fashion-MNIST, fetching it into ``cache`` first where it is not there.
 
     Raises:
-        InputError: nobody answered, or what came back has another digest.
+        InputError: no source answered, or what came back has another digest.
     """
     raw = {name: _read_or_fetch(name, cache) for name in DIGESTS}
     images = np.concatenate([_images(raw["train-images-idx3-ubyte"]), _images(raw["t10k-images-idx3-ubyte"])])

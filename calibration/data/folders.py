@@ -35,7 +35,7 @@ class FoundImages:
         labels: (N,) int64; ``None`` where there are no class folders.
         classes: class names in the order of the labels.
         parts: (N,) the name of each image's part, ours; ``None`` where the folder has no parts.
-        notes: what a person should be told: counts, what was left out, what was assumed.
+        notes: for the user: counts, what was left out, what was assumed.
     """
 
     paths: np.ndarray

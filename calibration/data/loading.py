@@ -40,7 +40,7 @@ def load_samples(
         want: the network's input.
         class_count: how many classes the network tells apart; ``None``: not known.
         seed: decides about the parts where they are not given.
-        report: takes what a person should be told: counts, what was left out, what was assumed.
+        report: receives notes for the user: counts, what was left out, what was assumed.
 
     Raises:
         InputError: nothing there, or not in one of these forms.

@@ -40,7 +40,7 @@ def load_run_data(
     Args:
         run: its model says which inputs are needed, its trace which data it was made from.
         data: ``--data``, or samples; wins when given.
-        report: takes what a person should be told of the data.
+        report: receives notes on the data for the user.
 
     Raises:
         UsageError: nothing was named and Fashion-MNIST does not fit the model.

@@ -25,7 +25,7 @@ class Checkpoint:
         inputs: digests of everything that the training depends on besides its configuration.
         parameters: the configuration.
         notes: for the manifest's environment.
-        report: takes what a person should be told.
+        report: receives notes for the user.
     """
 
     folder: Path

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from artifacts import UsageError
+from artifacts import UsageError, unknown_name
+
+AUGMENTATIONS = ("none", "crop", "crop-mirror")
+"""How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +19,8 @@ class FrozenConfig:
         batch_size: samples per step.
         learning_rate: peak of AdamW's cosine schedule.
         weight_decay: of AdamW.
-        crop_padding: pixels of zero padding for random crops; images are also mirrored at random.
+        augment: how images are varied, one of ``AUGMENTATIONS``.
+        crop_padding: pixels of zero padding for random crops.
         seed: decides initialisation, order and augmentation.
     """
 
@@ -24,6 +28,7 @@ class FrozenConfig:
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
+    augment: str = AUGMENTATIONS[1]
     crop_padding: int = 2
     seed: int = 0
 
@@ -31,6 +36,7 @@ class FrozenConfig:
         if self.epochs < 1:
             raise UsageError(f"--epochs {self.epochs}: expected at least 1")
         check_batch_size(self.batch_size)
+        check_augmentation(self.augment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +53,8 @@ class JointConfig:
         exit_weight: weight of all exits' losses together; the final head's is 1.
         distillation: share of the divergence in an exit's loss; the rest is the task's loss.
         temperature: softens both answers in the divergence.
-        crop_padding: pixels of zero padding for random crops; images are also mirrored at random.
+        augment: how images are varied, one of ``AUGMENTATIONS``.
+        crop_padding: pixels of zero padding for random crops.
         seed: decides the order and the augmentation.
     """
 
@@ -60,6 +67,7 @@ class JointConfig:
     exit_weight: float = 3.0
     distillation: float = 0.5
     temperature: float = 3.0
+    augment: str = AUGMENTATIONS[1]
     crop_padding: int = 2
     seed: int = 0
 
@@ -70,9 +78,16 @@ class JointConfig:
                 "at least one epoch must train the exits"
             )
         check_batch_size(self.batch_size)
+        check_augmentation(self.augment)
 
 
 def check_batch_size(batch_size: int) -> None:
     """Raises ``UsageError`` for a batch that batch normalisation cannot do with."""
     if batch_size < 2:
         raise UsageError(f"--train-batch-size {batch_size}: batch normalisation needs at least 2")
+
+
+def check_augmentation(augment: str) -> None:
+    """Raises ``UsageError`` for an augmentation that does not exist."""
+    if augment not in AUGMENTATIONS:
+        raise unknown_name("augmentation", augment, AUGMENTATIONS)

@@ -63,9 +63,7 @@ def _train_epoch(
 ) -> float:
     net.train()
     steps = count_batches(samples, config.batch_size)
-    batches = epoch_batches(
-        samples, batch_size=config.batch_size, crop_padding=config.crop_padding, seed=config.seed, epoch=epoch
-    )
+    batches = epoch_batches(samples, config, epoch)
     total = 0.0
     for step, (inputs, targets) in enumerate(track(batches, description=f"epoch {epoch + 1}", total=steps)):
         for group in optimiser.param_groups:

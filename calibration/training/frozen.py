@@ -73,9 +73,7 @@ class _Training:
         """Goes through the train part once; returns the mean loss of a head."""
         config, loss_of = self.config, find_loss(self.task).of_targets
         steps = count_batches(self.samples, config.batch_size)
-        batches = epoch_batches(
-            self.samples, batch_size=config.batch_size, crop_padding=config.crop_padding, seed=config.seed, epoch=epoch
-        )
+        batches = epoch_batches(self.samples, config, epoch)
         total = 0.0
         for step, (inputs, targets) in enumerate(track(batches, description=f"epoch {epoch + 1}", total=steps)):
             progress = (epoch + (step + 0.5) / steps) / config.epochs

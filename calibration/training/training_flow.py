@@ -22,6 +22,7 @@ from calibration.data.samples import ImageSamples, Samples
 from calibration.data.sources import class_count
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner
+from calibration.tracing.network_check import check_network
 from calibration.training.checkpoints import Checkpoint, History
 from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
@@ -64,6 +65,8 @@ def train_missing(
         report=options.report,
     )  # fmt: skip
     with SegmentRunner(model, run.engines, engine, rows=config.batch_size, with_heads=False) as runner:
+        for warning in check_network(model, runner, samples, task, rows=config.batch_size).warnings():
+            options.report(warning)
         history = train_frozen(heads, runner, samples, task, config, checkpoint)
     parameters = {"mode": "frozen", **to_plain(config)}
     trained = add_heads(

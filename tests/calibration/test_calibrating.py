@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from artifacts import (
     file_digest,
     load_arrays,
     open_artifact,
+    recorded_command,
 )
 from calibration.cli import main
 from calibration.data.image_input import image_input
@@ -133,7 +135,12 @@ def test_the_command_makes_and_reuses_and_remembers_the_data(place: Path, capsys
     assert json.loads((place / "out.json").read_text()) == first
     assert "training" not in capsys.readouterr().err
     assert [one["exit"] for one in first["exits"]] == ["layer2.0", "layer3.1", "final"]
-    assert load_run_data(RunFolder(root=place / "run")).name == "bars.npz"
+    run = RunFolder(root=place / "run")
+    assert load_run_data(run).name == "bars.npz"
+    command = shlex.join(["python", "-m", "calibration", *words, *flags])
+    assert run.remedy("calibration") == command, "the trace says how it is made again"
+    for made in (run.training / "result", run.training / "checkpoint"):
+        assert recorded_command(made) == command
 
 
 def test_data_that_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,6 +161,7 @@ def test_a_damaged_trace_is_collected_again(place: Path) -> None:
     data = place / "bars.npz"
     train_missing(run, load_samples(data, WANTED), FrozenConfig(epochs=1, batch_size=32), ENGINE)
     _, first = ensure_trace(run, ENGINE, data=data)
+    assert run.remedy("calibration") == f"python -m calibration --run {run.root} --data {data}"
     (run.trace / "trace.npz").write_bytes(b"damaged")
     with pytest.raises(CorruptArtifactError):
         Trace.load(run.trace / "trace.npz")

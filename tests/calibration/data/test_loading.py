@@ -17,6 +17,7 @@ from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, as_batch
 from calibration.data.splits import split_indices
+from calibration.training.config import FrozenConfig
 from calibration.training.minibatches import augment, count_batches, epoch_batches
 
 SHAPE = (1, 6, 5)
@@ -199,7 +200,7 @@ def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
     data = small()
 
     def take(epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        batches = epoch_batches(data, batch_size=8, crop_padding=1, seed=0, epoch=epoch)
+        batches = epoch_batches(data, FrozenConfig(batch_size=8, crop_padding=1), epoch)
         return [(inputs["images"], labels) for inputs, labels in batches]
 
     first, again, other = take(), take(), take(epoch=1)
@@ -216,7 +217,7 @@ def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
 
 def test_augmentation_shifts_and_mirrors_and_does_nothing_else() -> None:
     images = np.random.default_rng(0).integers(1, 255, (64, 1, 6, 5), dtype=np.uint8)
-    out = augment(images, 1, np.random.default_rng(1))
+    out = augment(images, 1, np.random.default_rng(1), mirror=True)
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
     kinds = set()
     for row in range(64):
