@@ -28,7 +28,6 @@ from artifacts import PameError, RunFolder, TensorSpec
 from artifacts.console import say
 from engines import GraphRunner
 from export import ExportOptions, export_model
-from export.folder.writing import read_cut_report
 from export.graphs.probing import sample_rows
 
 IMAGE: dict[str, Any] = {"dtype": "float32", "row_shape": (3, 224, 224)}
@@ -173,7 +172,7 @@ def try_file(path: Path, scratch: Path) -> Finding:
     except PameError as error:
         outcome = f"refused | | | | | {str(error).replace(str(path), path.name)} |"
     else:
-        report = read_cut_report(result.model)
+        report = result.cut_report
         if report is None:
             raise RuntimeError(f"{path}: cut without a report")
         notes = "; ".join([*report.notes, *(f"`{item.tensor}` {item.reason}" for item in report.refused)])

@@ -59,8 +59,15 @@ from engines import (
     run_graph,
 )
 from engines.gpu.detection import find_gpu
-from export import ExportOptions, add_heads, build_missing_heads, export_model, merge_stage
-from export.from_torch.publishing import rebuild_net
+from export import (
+    ExportOptions,
+    ResNetConfig,
+    add_heads,
+    build_missing_heads,
+    export_model,
+    merge_stage,
+    rebuild_net,
+)
 from planner.config import TimingConfig
 from planner.measure.timing import TimedGraph, time_graphs
 from runtime import Result, Runtime
@@ -111,7 +118,7 @@ def prepare(name: str, folder: Path, *, batch_size: int, layers: int) -> Subject
         model = export_bert(folder, "fp32", layers=layers)
         module: torch.nn.Module = BertEncoder(layers=layers, length=TOKENS)
     else:
-        options = ExportOptions(depth=50, classes=1000, input_shape=(3, 224, 224), weights="random")
+        options = ExportOptions(net=ResNetConfig(depth=50, classes=1000, input_shape=(3, 224, 224)), weights="random")
         run = RunFolder(root=folder / name)
         model = export_demo(folder, "fp32") if name == "demo" else export_model(run, options).model
         module = FinalAnswer(rebuild_net(model))

@@ -13,6 +13,7 @@ from artifacts import (
     Artifact,
     GraphError,
     Model,
+    Preprocessing,
     RunFolder,
     Trace,
     UsageError,
@@ -27,7 +28,7 @@ from artifacts import (
 from artifacts.console import say
 from calibration.certify.risk_tests import check_labels
 from calibration.data.datasets import SPLITS, Dataset
-from calibration.data.sources import class_count, load_run_data, normalisation_of, source_name
+from calibration.data.sources import load_run_data, normalisation_of, source_name
 from calibration.tracing.all_exits import ModelChain
 from calibration.tracing.collecting import collect_trace
 from calibration.training.checkpoints import History
@@ -39,6 +40,7 @@ from export import (
     add_heads,
     build_missing_heads,
     ensure_model,
+    make_recipe,
     publish_net,
     rebuild_net,
     save_weights,
@@ -72,7 +74,7 @@ def ensure_trace(
     Raises:
         UsageError: the risk needs labels, or exit heads are to be trained, and the data has none.
     """
-    ensure_model(run)
+    ensure_model(run, report=say)
     dataset = load_run_data(run, data)
     if risk is not None:
         check_labels(risk, labelled=dataset.labelled, where=dataset.name)
@@ -115,7 +117,7 @@ def train_missing(run: RunFolder, data: Dataset, config: FrozenConfig, engine: E
         UsageError: some have none, and the data has no labels.
         GraphError: the model has no segments.
     """
-    model = ensure_model(run)
+    model = ensure_model(run, report=say)
     heads = build_missing_heads(model)
     if not heads:
         return model
@@ -132,7 +134,11 @@ def train_missing(run: RunFolder, data: Dataset, config: FrozenConfig, engine: E
         history = train_frozen(heads, chain, name, data, config, run.training / "checkpoint", inputs=inputs)
     parameters = {"mode": "frozen", **to_plain(config)}
     trained = add_heads(
-        model, heads, inputs={**inputs, "training": digest_of(parameters)}, settings=_normalisation(data)
+        model,
+        heads,
+        inputs={**inputs, "training": digest_of(parameters)},
+        preprocessing=_preprocessing(data),
+        report=say,
     )
     with new_artifact(run.training / "result", kind="training", inputs=inputs, parameters=parameters) as staging:
         write_json(staging / "history.json", history)
@@ -149,7 +155,7 @@ def retrain_jointly(run: RunFolder, data: Dataset, config: JointConfig, engine: 
         UsageError: the data has no labels.
     """
     _check_trainable(run, data, "the network and its exits")
-    model = ensure_model(run)
+    model = ensure_model(run, report=say)
     parameters = {"mode": "joint", **to_plain(config), **data.digests()}
     training = digest_of(parameters)
     if model.artifact.manifest.inputs.get("training") == training:
@@ -165,7 +171,7 @@ def retrain_jointly(run: RunFolder, data: Dataset, config: JointConfig, engine: 
     recipe = _recipe(model, data, config, history, accuracy)
     with new_artifact(run.training / "weights", kind="weights", inputs=inputs, parameters=parameters) as staging:
         _write_weights(staging, net, recipe)
-    return publish_net(model, net, inputs={**inputs, "training": training}, settings=_normalisation(data))
+    return publish_net(model, net, inputs={**inputs, "training": training}, preprocessing=_preprocessing(data))
 
 
 def _check_trainable(run: RunFolder, data: Dataset, what: str) -> None:
@@ -177,9 +183,12 @@ def _check_trainable(run: RunFolder, data: Dataset, what: str) -> None:
         )
 
 
-def _normalisation(data: Dataset) -> dict[str, float]:
-    """Returns what a model records of how pixels were normalised in training."""
-    return {"mean": data.mean, "std": data.std}
+def _preprocessing(data: Dataset) -> Preprocessing:
+    """Returns what a model records of how images were prepared in training."""
+    channels, height, width = data.images.shape[1:]
+    return Preprocessing(
+        height=height, width=width, channel_order="L" if channels == 1 else "RGB", mean=(data.mean,), std=(data.std,)
+    )
 
 
 def _write_weights(staging: Path, net: MultiExitNet, recipe: Recipe) -> None:
@@ -190,18 +199,5 @@ def _write_weights(staging: Path, net: MultiExitNet, recipe: Recipe) -> None:
 def _recipe(
     model: Model, data: Dataset, config: JointConfig, history: History, accuracy: Mapping[str, float]
 ) -> Recipe:
-    settings: Mapping[str, Any] = model.spec.settings
-    return Recipe(
-        family=model.spec.family,
-        depth=settings["depth"],
-        classes=class_count(model),
-        input_shape=model.spec.full.inputs[0].row_shape,
-        every=settings["every"],
-        head=settings["head"],
-        mean=data.mean,
-        std=data.std,
-        dataset=data.name,
-        training=to_plain(config),
-        history=history,
-        test_metric=accuracy,
-    )
+    record = {"training": to_plain(config), "history": history, "test_metric": accuracy}
+    return make_recipe(model, preprocessing=_preprocessing(data), dataset=data.name, record=record)

@@ -37,8 +37,8 @@ def class_count(model: Model) -> int:
 
 def normalisation_of(model: Model) -> tuple[float, float] | None:
     """Returns mean and spread of the pixel values in [0, 1] that a model was trained with; ``None``: not recorded."""
-    mean, std = (model.spec.settings.get(name) for name in ("mean", "std"))
-    return None if mean is None or std is None else (float(mean), float(std))
+    stated = model.spec.stated_preprocessing()
+    return None if stated is None else (stated.mean[0], stated.std[0])
 
 
 def load_run_data(run: RunFolder, data: Path | None = None) -> Dataset:

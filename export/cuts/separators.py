@@ -28,42 +28,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from artifacts import GraphError
+from export.graphs.flow_model import DataFlow, FlowNode, tensor_kinds
 
 _SHOWN = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowNode:
-    """A node of the dataflow graph.
-
-    Attributes:
-        name: for messages.
-        inputs: tensors that it reads, those that its sub-graphs read included.
-        outputs: tensors that it writes.
-        heavy: does it do work that is worth a segment of its own?
-        shape_only: it reads the shape of its inputs, not their values (``Shape``, ``Size``).
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    heavy: bool = False
-    shape_only: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataFlow:
-    """A network as a DAG of tensors.
-
-    Attributes:
-        inputs: graph inputs (no constants).
-        outputs: graph outputs.
-        nodes: in topological order; names read but written by nobody are constants.
-    """
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    nodes: tuple[FlowNode, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,18 +135,6 @@ def find_places(flow: DataFlow) -> tuple[str, tuple[CutPlace, ...]]:
     if not places:
         raise GraphError(_explain_none(flow, live, kinds, source, len(heavy)))
     return source, tuple(places)
-
-
-def tensor_kinds(flow: DataFlow) -> dict[str, str]:
-    """Returns tensor -> ``data``, ``shape`` or ``constant``; names that are not listed are constants."""
-    kinds = dict.fromkeys(flow.inputs, "data")
-    for node in flow.nodes:
-        read = {kinds.get(name, "constant") for name in node.inputs}
-        kind = "data" if "data" in read else "shape" if "shape" in read else "constant"
-        if node.shape_only and kind == "data":
-            kind = "shape"
-        kinds.update(dict.fromkeys(node.outputs, kind))
-    return kinds
 
 
 def _reads_data(node: FlowNode, kinds: Mapping[str, str]) -> bool:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from export.cuts.separators import tensor_kinds
 from export.graphs.dataflow import describe_flow, name_of
 from export.graphs.files import add_constant
+from export.graphs.flow_model import tensor_kinds
 
 
 def free_batch(graph: ir.Graph, batch: int) -> tuple[str, ...]:

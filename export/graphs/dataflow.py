@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from export.cuts.separators import DataFlow, FlowNode
+from export.graphs.flow_model import DataFlow, FlowNode
 
 HEAVY_OPS = frozenset({
     "Attention", "BiasGelu", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedMatMul",

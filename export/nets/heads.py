@@ -7,11 +7,11 @@ For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22) an
              first block of a ResNet-32 it is right more often than a ``complex`` head and costs half its time
              (docs/measurements.md); the default.
 ``complex``  one stride-2 bottleneck per resolution stage that the backbone still has ahead, doubling the channels
-             each time, then global average pooling and a linear layer: the head walks the rest of the way cheaply.
+             each time, then global average pooling and a linear layer: a cheap version of the rest of the backbone.
 ``simple``   one bottleneck at the given resolution, global average pooling, a linear layer.
 
 Feature vectors (F,) get a linear layer, token features (S, F) a tanh pooler over the first token and a linear layer
-(BERT's own head). The confidence is computed in the graph, in float32: the largest softmax probability.
+(BERT's own head). The confidence is added to the exported graph (``export.graphs.confidence``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, unknown_name
-from export.options import HEADS
+from export.nets.table import HEADS
 
 HEAD_KINDS = HEADS
 
@@ -94,11 +94,10 @@ class TokenHead(nn.Module):
         return answer
 
 
-class DecidingHead(nn.Module):
-    """Adds the confidence to a head: features -> (answer (B, K), confidence (B,) float32).
+class AnsweringHead(nn.Module):
+    """Brings the answers of a head into the terms of the network's own: features -> answer (B, K) float32.
 
-    The answer is the head's logits, or, with ``probabilities``, their softmax: for networks that end in one themselves,
-    so that the answers of all exits mean the same.
+    The answer is the head's logits or, with ``probabilities``, their softmax.
     """
 
     def __init__(self, head: nn.Module, *, probabilities: bool = False) -> None:
@@ -106,17 +105,9 @@ class DecidingHead(nn.Module):
         self.head = head
         self.probabilities = probabilities
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits: Tensor = self.head(x.float())
-        if self.probabilities:
-            answer = torch.softmax(logits.float(), dim=-1)
-            return answer, answer.amax(dim=-1)
-        return logits, confidence(logits)
-
-
-def confidence(logits: Tensor) -> Tensor:
-    """Returns the largest softmax probability of each row, in float32: (B, K) -> (B,)."""
-    return torch.softmax(logits.float(), dim=-1).amax(dim=-1)
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.float()).float()
+        return torch.softmax(logits, dim=-1) if self.probabilities else logits
 
 
 def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn.Module:
@@ -124,7 +115,7 @@ def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn
 
     Args:
         cut: where the head sits.
-        later: the cuts behind it; their resolutions tell how far the head has to walk.
+        later: the cuts behind it; from their resolutions follows how far the features are from the last ones.
         classes: number of classes.
         kind: ``pooled``, ``complex`` or ``simple``.
 

@@ -26,9 +26,10 @@ from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, train_
 from calibration.training.end_to_end import JointConfig
 from calibration.training.frozen import FrozenConfig
 from engines import run_graph
-from export import ExportOptions, ensure_model
+from export import ExportOptions, ResNetConfig, ensure_model
 
 SHAPE = (1, 8, 8)
+NET = ResNetConfig(depth=20, classes=2, input_shape=SHAPE)
 ENGINE = EngineChoice(backend="onnxruntime", threads=1)
 
 
@@ -47,7 +48,7 @@ def write_bars(path: Path, count: int = 320) -> Path:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("flow")
-    options = ExportOptions(depth=20, classes=2, input_shape=SHAPE, weights="random", every=4)
+    options = ExportOptions(net=NET, weights="random", every=4)
     ensure_model(RunFolder(root=root / "run"), options)
     write_bars(root / "bars.npz")
     return root
@@ -109,7 +110,7 @@ def test_joint_training_replaces_the_network_and_ships_weights(place: Path) -> N
     assert retrain_jointly(run, data, config, ENGINE).digest == model.digest, "the same training is not repeated"
     again = RunFolder(root=place / "again")
     weights = str(run.training / "weights" / "weights.safetensors")
-    options = ExportOptions(depth=20, classes=2, input_shape=SHAPE, weights=weights, every=4)
+    options = ExportOptions(net=NET, weights=weights, every=4)
     shipped = ensure_model(again, options)
     images = data.inputs(data.split("test"))
     name = model.spec.full.inputs[0].name
@@ -158,7 +159,7 @@ def test_a_damaged_trace_is_collected_again(place: Path) -> None:
 
 def test_a_model_without_segments_has_no_exits_to_train(tmp_path: Path) -> None:
     run = RunFolder(root=tmp_path / "run")
-    ensure_model(run, ExportOptions(segments=False, depth=20, classes=2, input_shape=SHAPE, weights="random"))
+    ensure_model(run, ExportOptions(segments=False, net=NET, weights="random"))
     with pytest.raises(UsageError, match="name your data"):
         ensure_trace(run, backend="onnxruntime", threads=1)
     _, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=write_bars(tmp_path / "bars.npz"))
