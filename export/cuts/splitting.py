@@ -1,4 +1,4 @@
-"""Cuts chosen among the places that analysis found and running proved, and the graph split along them."""
+"""Splitting: the cuts of a graph, chosen among the separators that running it proved, and the parts between them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RefusedPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutReport:
-    """How the cuts of a graph were found.
+    """The cut report: how the cuts of a graph were found.
 
     Attributes:
         data_input: the input from which the separators were counted.
@@ -51,7 +51,7 @@ class CutGraph:
     Attributes:
         cuts: in the order of the data flow.
         recomputed: cut name -> shape tensors that cross there and are computed again from the number of rows.
-        specs: every tensor that was found to have the batch as leading axis.
+        specs: every tensor that turned out to have the batch as leading axis.
         report: how the cuts were found.
     """
 
@@ -70,7 +70,7 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
         wanted: main tensors that must be cuts, in order; ``None`` takes one for every place.
 
     Raises:
-        GraphError: there is no cut, or a wanted tensor is none; the message says why.
+        GraphError: there is no cut, or a wanted tensor is not one; the message says why.
     """
     data_input, places = find_places(describe_flow(loaded.model.graph, tuple(answers)))
     if wanted is not None:
@@ -86,7 +86,7 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
         else:
             sound.append(place)
     if wanted is not None and refused:
-        raise GraphError(f"'{refused[0].tensor}' is no cut: {refused[0].reason}")
+        raise GraphError(f"'{refused[0].tensor}' is not a cut: {refused[0].reason}")
     if not sound:
         shown = "; ".join(f"at '{item.tensor}': {item.reason}" for item in refused[:3])
         raise GraphError(
@@ -115,7 +115,7 @@ def _pick_wanted(places: Sequence[CutPlace], wanted: Sequence[str]) -> tuple[Cut
     for name in wanted:
         if name not in found:
             raise GraphError(
-                f"'{name}' is no cut: it is not passed by every path from the data input to the outputs, or no heavy "
+                f"'{name}' is not a cut: not every path from the data input to the outputs passes it, or no heavy "
                 f"node lies before or behind it. Separators: {', '.join(found)}"
             )
     return tuple(found[name] for name in wanted)

@@ -49,8 +49,8 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
     loaded = [(part, ir.load(model.path(part))) for part in outline.parts]
     merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
     template = functools.reduce(_wider_opsets, [item for _, item in loaded])
-    known = {spec.name: spec for part in outline.parts for spec in part.inputs}
-    inputs = tuple(known[value.name] for value in merged.inputs if value.name)
+    specs = {spec.name: spec for part in outline.parts for spec in part.inputs}
+    inputs = tuple(specs[value.name] for value in merged.inputs if value.name)
     stage = finish_model(merged, template, name=path.stem, inputs=inputs, outputs=outline.outputs)
     passes.DeduplicateInitializersPass()(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,10 +114,10 @@ def _join(parts: Sequence[tuple[str, ir.Graph]], outputs: Sequence[str]) -> ir.G
 
 
 def _rename_inner(graph: ir.Graph, prefix: str) -> None:
-    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    shared = {value.name for value in (*graph.inputs, *graph.outputs)}
     for inner in (graph, *graph.subgraphs()):
         for value in list(inner.initializers.values()):
-            if value.name not in kept:
+            if value.name not in shared:
                 value.name = f"{prefix}/{value.name}"
         if inner is not graph:
             for value in inner.inputs:
@@ -125,7 +125,7 @@ def _rename_inner(graph: ir.Graph, prefix: str) -> None:
         for node in inner:
             node.name = f"{prefix}/{node.name or node.op_type}"
             for value in node.outputs:
-                if value.name and value.name not in kept:
+                if value.name and value.name not in shared:
                     value.name = f"{prefix}/{value.name}"
 
 

@@ -17,10 +17,10 @@ def thin(cuts: tuple[T, ...], every: int) -> tuple[T, ...]:
     """
     if every < 1:
         raise UsageError(f"--every {every}: expected a number from 1")
-    kept = cuts[every - 1 :: every]
-    if cuts and not kept:
+    chosen = cuts[every - 1 :: every]
+    if cuts and not chosen:
         raise UsageError(f"--every {every} leaves none of {len(cuts)} candidates; use at most {len(cuts)}")
-    return kept
+    return chosen
 
 
 def thin_cuts(cuts: tuple[Cut, ...], every: int) -> tuple[Cut, ...]:

@@ -20,7 +20,7 @@ from export.precision.passes import apply_precision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportResult:
-    """What an export did.
+    """The result of an export.
 
     Attributes:
         model: the model folder.

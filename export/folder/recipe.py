@@ -20,7 +20,7 @@ CONFIDENCE = "confidence"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceParity:
-    """How far the exported graph is from what it was made of.
+    """The distance of an exported graph from what it was made of.
 
     Attributes:
         label: what that was, for the report.
@@ -34,7 +34,7 @@ class SourceParity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What the manifest of a model folder says about how it was made.
+    """The provenance of a model folder, for its manifest.
 
     Attributes:
         inputs: name -> digest of what it was made from.
@@ -49,7 +49,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExportRecipe:
-    """How a loaded graph becomes a model folder.
+    """The way from a loaded graph to a model folder.
 
     Attributes:
         family: a family's name, or ``onnx``.

@@ -1,4 +1,4 @@
-"""The model folder: ``full.onnx``, segments, final head, exit heads, ``model.json``, ``parity.json``, ``cuts.json``."""
+"""Writing the model folder: ``full.onnx``, segments, heads, ``model.json``, ``parity.json``, ``cuts.json``."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ Part = tuple[ir.Model, GraphSpec]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Blueprint:
-    """Everything that a model folder is written from.
+    """The blueprint of a model folder: everything that it is written from.
 
     Attributes:
         name: of the run.
         recipe: how it was made.
         loaded: the graph with answers, confidences and, for torch families, the outputs of the exit heads.
-        cut: its cuts, and what is known of its tensors.
+        cut: its cuts and the specs of its tensors.
         cuts: those that are used; empty: ``full.onnx`` alone.
         confidence: the output with the confidence, if there is one.
         heads: cut name -> names of the head's outputs (answer, confidence) in ``loaded``.

@@ -45,7 +45,7 @@ def build_missing_heads(model: Model) -> dict[str, nn.Module]:
     """Builds untrained heads for the cuts that should have one and do not: all but the last cut.
 
     Raises:
-        GraphError: the network's answer is no choice among classes, or there is no head for features of that shape.
+        GraphError: the network's answer is not a choice among classes, or there is no head for features of that shape.
     """
     spec = model.spec
     missing = [cut for cut in spec.cuts[:-1] if cut.name not in spec.heads]
@@ -98,8 +98,8 @@ def _answer(model: Model) -> TensorSpec:
     full = model.spec.full
     if full.confidence is None:
         raise GraphError(
-            f"{model.artifact.folder}: the network's answer is no choice among classes ({', '.join(full.answers)}), "
-            "and exit heads are known for classification only"
+            f"{model.artifact.folder}: the network's answer is not a choice among classes ({', '.join(full.answers)}), "
+            "and there are exit heads for classification only"
         )
     return full.output(full.answers[0])
 

@@ -1,4 +1,4 @@
-"""Rewriting a graph that insists on one batch size into one that takes any.
+"""The batch axis: a graph that insists on a fixed batch size is rewritten to take any.
 
 Exporters write the batch size of their example into the graph: into the shapes of inputs, the targets of ``Reshape``,
 the sizes of ``Resize``, constants that are concatenated to every row. The rewrite below loosens each where it meets

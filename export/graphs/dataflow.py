@@ -1,4 +1,4 @@
-"""ONNX graphs as dataflow graphs, and what is done to every graph before it is cut."""
+"""The dataflow of an ONNX graph: its nodes and tensors as ``export.graphs.flow_model`` describes them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class DataFlow:
     Attributes:
         inputs: graph inputs (no constants).
         outputs: graph outputs.
-        nodes: in topological order; names read but written by nobody are constants.
+        nodes: in topological order; names that are read but never written are constants.
     """
 
     inputs: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Proof by running: which tensors have the batch as leading axis, with rows that do not depend on their neighbours.
+"""Probing: a graph is run to prove which tensors have the batch as leading axis and independent rows.
 
 A graph says little about this by itself: shapes may be missing or stale, and a reduction over the batch looks like any
 other. So the candidate tensors are made outputs, and the graph is run on random rows, two and three at a time and each
@@ -43,7 +43,7 @@ class BatchLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What running the graph showed.
+    """The findings of a run with intermediate tensors as outputs.
 
     Attributes:
         led: tensors that have the batch as leading axis and independent rows.
@@ -255,13 +255,13 @@ def _why_mixed(whole: np.ndarray, pair: np.ndarray, singles: Sequence[np.ndarray
 
 
 def _fit_line(runs: Sequence[np.ndarray]) -> BatchLine | None:
-    one, two, three = runs
-    if not one.shape == two.shape == three.shape or one.dtype.kind not in "iufb":
+    single, pair, triple = runs
+    if not single.shape == pair.shape == triple.shape or single.dtype.kind not in "iufb":
         return None
-    if one.dtype.kind == "b":
-        same = np.array_equal(one, two) and np.array_equal(two, three)
-        return BatchLine(offset=one, slope=np.zeros_like(one)) if same else None
-    slope = two - one
-    if not np.array_equal(three, two + slope):
+    if single.dtype.kind == "b":
+        same = np.array_equal(single, pair) and np.array_equal(pair, triple)
+        return BatchLine(offset=single, slope=np.zeros_like(single)) if same else None
+    slope = pair - single
+    if not np.array_equal(triple, pair + slope):
         return None
-    return BatchLine(offset=one - slope, slope=slope)
+    return BatchLine(offset=single - slope, slope=slope)

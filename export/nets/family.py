@@ -23,6 +23,10 @@ class Backbone(nn.Module):
         """Returns (block name -> features after it, for every block; answer)."""
         raise NotImplementedError
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the answer."""
+        return self.forward_with_features(x)[1]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Family:

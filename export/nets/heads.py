@@ -1,6 +1,6 @@
 """Exit heads: the small nets that answer at a cut.
 
-For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22) and one of ours:
+For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22), and ``pooled``:
 
 ``pooled``   average pooling straight to the backbone's last resolution, a bottleneck that doubles the channels there
              and a stride-2 bottleneck that doubles them again, global average pooling and a linear layer. After the
@@ -49,7 +49,7 @@ class HeadBottleneck(nn.Module):
 
 
 class MapHead(nn.Module):
-    """Answers from feature maps: (B, C, H, W) -> (B, classes) logits.
+    """A head for feature maps: (B, C, H, W) -> (B, classes) logits.
 
     Args:
         channels: C.
@@ -82,7 +82,7 @@ class ChannelsFirst(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Answers from token features: (B, S, F) -> (B, classes) logits, from the first token."""
+    """A head for token features: (B, S, F) -> (B, classes) logits, from the first token."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn
 
     Raises:
         UsageError: no such kind.
-        GraphError: the features have a shape for which no head is known.
+        GraphError: there is no head for features of that shape.
     """
     if kind not in HEAD_KINDS:
         raise unknown_name("head kind", kind, HEAD_KINDS)
@@ -132,7 +132,7 @@ def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn
         return TokenHead(shape[1], classes)
     if len(shape) != 3:
         raise GraphError(
-            f"cut '{cut.name}' has rows of shape {shape}; exit heads are known for (F,), (S, F) and (C, H, W). "
+            f"cut '{cut.name}' has rows of shape {shape}; there are exit heads for (F,), (S, F) and (C, H, W). "
             "Train your own head for it, or leave the cut out with --every"
         )
     channels = shape[0]

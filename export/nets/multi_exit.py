@@ -1,4 +1,4 @@
-"""A torch backbone with its exit heads: what joint training trains and what the family exporter exports."""
+"""Multi-exit nets: a torch backbone with its exit heads, for end-to-end training and for the export of a family."""
 
 from __future__ import annotations
 

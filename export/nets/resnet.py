@@ -42,8 +42,8 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         if self.depth not in (*CIFAR_DEPTHS, *IMAGENET_BLOCKS):
-            known = ", ".join(map(str, sorted((*CIFAR_DEPTHS, *IMAGENET_BLOCKS))))
-            raise UsageError(f"there is no ResNet of depth {self.depth}; choose --depth from {known}")
+            choices = ", ".join(map(str, sorted((*CIFAR_DEPTHS, *IMAGENET_BLOCKS))))
+            raise UsageError(f"there is no ResNet of depth {self.depth}; choose --depth from {choices}")
         if self.classes < 2:
             raise UsageError(f"--classes {self.classes}: a classifier needs at least 2")
         if len(self.input_shape) != 3 or min(self.input_shape) < 1:
@@ -155,9 +155,6 @@ class ResNet(Backbone):
             x = block(x)
             features[name] = x
         return features, self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_with_features(x)[1]
 
 
 FAMILY = Family(name="resnet", config=ResNetConfig, build=ResNet, title=lambda config: f"ResNet-{config.depth}")

@@ -16,7 +16,7 @@ PRETRAINED_ROOT = Path(__file__).parent / "pretrained"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How weights came about, and what they belong to.
+    """The recipe of weights: what they belong to and how they were trained.
 
     Attributes:
         family: a family's name.

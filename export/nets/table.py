@@ -22,7 +22,7 @@ _ANNOUNCED = ("bert", "mobilenetv2", "posenet", "segmentation", "vgg16")
 
 
 class NetConfig(Protocol):
-    """What the options of every family have; each family adds its own."""
+    """The options that every family has; each adds its own."""
 
     @property
     def classes(self) -> int:

@@ -1,4 +1,4 @@
-"""Small networks for the tests of this room."""
+"""Small ONNX graphs and export options for the tests of the export room."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ResNet family: names, weights, one exported net, and what later steps do with its model folder."""
+"""Tests of families: options, weights, an exported net, and what later steps do with its model folder."""
 
 from __future__ import annotations
 
@@ -288,5 +288,5 @@ def test_a_family_needs_its_blocks_to_be_cuts(tmp_path: Path, monkeypatch: pytes
             return features, logits + features["layer1.2"].mean((2, 3))[:, :10]
 
     monkeypatch.setattr(resnet, "FAMILY", dataclasses.replace(resnet.FAMILY, build=Skipping))
-    with pytest.raises(GraphError, match="is no cut"):
+    with pytest.raises(GraphError, match="is not a cut"):
         export_model(RunFolder(root=tmp_path / "run"), dataclasses.replace(TINY, every=4))
