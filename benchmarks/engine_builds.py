@@ -29,7 +29,7 @@ from bert_encoder import BertEncoder, example_inputs
 
 from artifacts import PRECISIONS, GraphSpec, Model, RunFolder, environment_fingerprint
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
-from engines import PROFILE_WAYS, builder, fixed_batch_sizes
+from engines import PROFILE_WAYS, BuildOptions, builder, fixed_batch_sizes
 from export import ExportOptions, add_heads, build_missing_heads, export_model, export_torch, merge_stage
 
 SIZES = (1, 8, 32)
@@ -97,8 +97,9 @@ def find_subjects(network: str, precision: str, folder: Path, *, layers: int) ->
 
 def build_once(subject: Subject, backend: str, way: str) -> tuple[float, int]:
     """Returns seconds and bytes of one build."""
-    made_by = builder(backend, profiles=way)
-    key = made_by.key(subject.onnx, batch_sizes=fixed_batch_sizes(backend, way, SIZES), max_batch_size=max(SIZES))
+    options = BuildOptions(max_batch_size=max(SIZES), batch_sizes=SIZES, profiles=way)
+    made_by = builder(backend, replace(options, batch_sizes=fixed_batch_sizes(backend, options)))
+    key = made_by.key(subject.onnx)
     with tempfile.TemporaryDirectory(prefix="pame-") as folder:
         started = time.perf_counter()
         made_by.build(subject.onnx, Path(folder), key)
@@ -145,7 +146,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
                 subjects += find_subjects(network, precision, Path(scratch) / precision, layers=arguments.layers)
         say(f"building {len(subjects)} graphs in {len(PROFILE_WAYS)} ways, {arguments.rounds} times each")
         rows = measure(subjects, arguments.engine, arguments.rounds)
-        key = builder(arguments.engine).key(subjects[0].onnx, batch_sizes=(), max_batch_size=max(SIZES))
+        key = builder(arguments.engine, BuildOptions(max_batch_size=max(SIZES))).key(subjects[0].onnx)
     compared = compare_bytes(rows)
     show(rows, compared, f"{arguments.engine} {key.backend_version}")
     return {

@@ -49,10 +49,11 @@ from artifacts import (
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from engines import (
     BACKENDS,
+    BuildOptions,
     Device,
+    DeviceOptions,
     EngineSet,
     ensure_engine,
-    fixed_batch_sizes,
     open_device,
     open_engine,
     plan_covers,
@@ -166,15 +167,13 @@ def open_servers(
     subject: Subject, backend: str, folder: Path, itm: InferenceTimeMatrix, stack: ExitStack, *, cuda_graphs: bool
 ) -> tuple[dict[str, Serve], Runtime]:
     """Returns who answers a batch, by name, and the runtime with exits."""
-    device = open_device(backend, cuda_graphs=cuda_graphs, kernel_folder=folder)
+    device = open_device(backend, DeviceOptions(cuda_graphs=cuda_graphs, kernel_folder=folder))
     stack.callback(device.close)
     largest = itm.batch_sizes[-1]
 
     def open_set(row: str, graph: GraphSpec, onnx: Path) -> EngineSet:
-        built = ensure_engine(
-            onnx, graph, folder, backend=backend, max_batch_size=largest,
-            batch_sizes=itm.batch_sizes if itm.fixed else (),
-        )  # fmt: skip
+        options = BuildOptions(max_batch_size=largest, batch_sizes=itm.batch_sizes if itm.fixed else ())
+        built = ensure_engine(onnx, graph, folder, backend=backend, options=options)
         engine = open_engine(built, graph, threads=itm.threads, device=device)
         stack.callback(engine.close)
         times = dict(zip(itm.batch_sizes, itm.row_ms(row), strict=True))
@@ -254,7 +253,6 @@ def bench_backend(subject: Subject, backend: str, folder: Path, arguments: argpa
     largest = arguments.batch_size
     config = TimingConfig(batch_sizes=tuple(sorted({1, max(1, largest // 4), max(1, largest // 2), largest})))
     try:
-        fixed_batch_sizes(backend, None, config.batch_sizes)
         itm = time_engines(subject, backend, folder, config)
         result: dict[str, Any] = {"itm": itm}
         for cuda_graphs in (True, False):

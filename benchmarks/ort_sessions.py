@@ -32,6 +32,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from artifacts import environment_fingerprint
+from engines import BuildOptions
 from engines.ort.build import OrtBuilder
 from engines.ort.files import graph_file
 from engines.ort.session import SPINNING
@@ -220,10 +221,11 @@ def measure_batch(full: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_storage(full: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    made_by, stored = OrtBuilder(), folder / "engine"
+    stored = folder / "engine"
     stored.mkdir()
     batch = max(arguments.batch_size)
-    made_by.build(full, stored, made_by.key(full, batch_sizes=(), max_batch_size=batch))
+    made_by = OrtBuilder(BuildOptions(max_batch_size=batch))
+    made_by.build(full, stored, made_by.key(full))
     rounds = []
     for _ in range(arguments.rounds):
         item, calls = {}, {}

@@ -23,7 +23,7 @@ import numpy as np
 from artifacts import Model, RunFolder, Trace, UsageError, environment_fingerprint, find_run, find_task, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, track
 from calibration import ensure_trace, load_run_data
-from engines import ensure_engine, open_device, open_engine
+from engines import BuildOptions, ensure_engine, open_device, open_engine
 from export import merge_stage
 from runtime import Runtime
 from runtime.bench.contenders import WholeNetwork
@@ -43,7 +43,8 @@ def open_networks(run: RunFolder, model: Model, runtime: Runtime, stack: ExitSta
     device = open_device(spec.backend)
     stack.callback(device.close)
     for name, (graph, path) in graphs.items():
-        built = ensure_engine(path, graph, run.engines, backend=spec.backend, max_batch_size=spec.max_batch_size)
+        options = BuildOptions(max_batch_size=spec.max_batch_size)
+        built = ensure_engine(path, graph, run.engines, backend=spec.backend, options=options)
         engine = open_engine(built, graph, threads=spec.threads, device=device)
         stack.callback(engine.close)
         serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size, device))

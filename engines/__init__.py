@@ -3,16 +3,17 @@
 The only room that knows a backend. Importing it loads none: a backend is loaded by the call that needs it.
 """
 
-from engines.backends.building import build_engine, builder, fixed_batch_sizes, profiles_of
+from engines.backends.building import build_engine, builder, fixed_batch_sizes
 from engines.backends.devices import open_device
 from engines.backends.opening import open_engine
+from engines.backends.table import BACKENDS, DEFAULT_BACKEND
 from engines.build_progress import BuildWatch
 from engines.cache.cache import CachedEngine, ensure_engine, list_engines
 from engines.gpu.arrays import DeviceArray, is_device_array
 from engines.host.fake_engine import FakeEngine
 from engines.host.host_device import HostDevice
-from engines.identity.keys import BACKENDS, DEFAULT_BACKEND
 from engines.identity.onnx_facts import read_onnx_facts
+from engines.options import BuildOptions, DeviceOptions
 from engines.ort.graph_runner import GraphRunner, run_graph
 from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
 from engines.sets.covers import Covers, Run, plan_covers
@@ -23,8 +24,8 @@ __all__ = [
     # seams
     "Buffer", "Departure", "Device", "Engine", "EngineBuilder", "Execution",
     # backends
-    "BACKENDS", "DEFAULT_BACKEND", "PROFILE_WAYS", "BuildWatch", "build_engine", "builder", "fixed_batch_sizes",
-    "open_device", "open_engine", "profiles_of",
+    "BACKENDS", "DEFAULT_BACKEND", "PROFILE_WAYS", "BuildOptions", "BuildWatch", "DeviceOptions", "build_engine",
+    "builder", "fixed_batch_sizes", "open_device", "open_engine",
     # cache
     "CachedEngine", "ensure_engine", "list_engines",
     # covers

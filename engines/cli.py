@@ -6,17 +6,21 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from artifacts import BUNDLE_JSON, PRECISIONS, GraphSpec, ModelSpec, UsageError, check_precision, find_run, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, say, show_progress
 from engines.backends.building import builder
+from engines.backends.table import DEFAULT_BACKEND
 from engines.build_progress import BuildWatch
 from engines.cache.bundled import find_bundle_engines, rebuild_bundle
 from engines.cache.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
-from engines.cache.inspecting import EngineDescription, describe_engine, find_engine
-from engines.identity.keys import DEFAULT_BACKEND, key_digest
+from engines.cache.inspecting import describe_engine, find_engine
+from engines.identity.description import EngineDescription
+from engines.identity.keys import key_digest
+from engines.options import BuildOptions
 from engines.trt.profiles import PROFILE_WAYS
 
 DEFAULT_MAX_BATCH_SIZE = 32
@@ -94,21 +98,23 @@ def _model_graphs(spec: ModelSpec) -> list[GraphSpec]:
 
 def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     run = find_run(arguments.run)
-    made_by = builder(arguments.engine or DEFAULT_BACKEND, profiles=arguments.profiles)
-    model = open_model(run.model, remedy=f"python -m export {run.name} --segments")
-    check_precision(model.spec, arguments.precision, run=run.root)
     sizes = tuple(arguments.batch_size or ())
     largest = arguments.max_batch_size or max(sizes, default=DEFAULT_MAX_BATCH_SIZE)
+    backend = arguments.engine or DEFAULT_BACKEND
+    options = BuildOptions(max_batch_size=largest, batch_sizes=sizes, profiles=arguments.profiles)
+    made_by = builder(backend, options)
+    model = open_model(run.model, remedy=f"python -m export {run.name} --segments")
+    check_precision(model.spec, arguments.precision, run=run.root)
     results, graphs = [], _model_graphs(model.spec)
     with show_progress("building engines") as report:
         for index, graph in enumerate(graphs):
             path, started = model.path(graph), time.monotonic()
-            key = made_by.key(path, batch_sizes=sizes, max_batch_size=largest)
+            key = made_by.key(path)
             reused = is_built(run.engines / key_digest(key), key)
             report(graph.name, index / len(graphs))
             folder = ensure_engine(
-                path, graph, run.engines, backend=made_by.backend, max_batch_size=largest, batch_sizes=sizes,
-                profiles=arguments.profiles, watch=BuildWatch(report=report).part(index, len(graphs)),
+                path, graph, run.engines, backend=backend,
+                options=replace(options, watch=BuildWatch(report=report).part(index, len(graphs))),
             )  # fmt: skip
             results.append(
                 {
@@ -119,7 +125,7 @@ def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                     "size_bytes": inspect_engine(folder, check_bytes=False).size_bytes,
                 }
             )
-    _print_builds(f"engines of {run.name} ({made_by.backend}, up to batch {largest})", results, arguments)
+    _print_builds(f"engines of {run.name} ({backend}, up to batch {largest})", results, arguments)
     return results
 
 
@@ -127,8 +133,8 @@ def _build_bundle(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     chosen = ("engine", "max_batch_size", "batch_size", "profiles", "precision")
     if any(getattr(arguments, name) for name in chosen):
         raise UsageError(
-            "--bundle keeps the backend, batch sizes, profiles and precision that the bundle was planned with; leave "
-            f"{', '.join('--' + name.replace('_', '-') for name in chosen)} away, or plan again with: python -m planner"
+            "--bundle keeps the backend, batch sizes, profiles and precision that the bundle was planned with; omit "
+            f"{', '.join('--' + name.replace('_', '-') for name in chosen)}, or plan again with: python -m planner"
         )
     started = time.monotonic()
     rebuilt = rebuild_bundle(arguments.bundle)

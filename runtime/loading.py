@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from artifacts import BUNDLE_JSON, MANIFEST, Artifact, BundleSpec, SchemaError, StageSpec, open_artifact, read_json
-from engines import Device, Engine, EngineSet, open_device, open_engine, plan_covers
+from engines import Device, DeviceOptions, Engine, EngineSet, open_device, open_engine, plan_covers
 
 REMEDY = "python -m planner --tolerance 0.01"
+_DEVICE = DeviceOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,13 +35,11 @@ def open_bundle(
     folder: Path,
     *,
     threads: int | None = None,
-    device: int = 0,
-    cuda_graphs: bool = True,
-    kernel_folder: Path | None = None,
+    device: DeviceOptions = _DEVICE,
 ) -> OpenBundle:
     """Opens the bundle in ``folder`` with ``threads`` per engine, by default as many as its plan was timed with.
 
-    ``device``, ``cuda_graphs`` and ``kernel_folder`` are for a bundle that runs on a GPU.
+    ``device`` says which device it runs on, and how.
 
     Raises:
         As ``Runtime.load``.
@@ -49,7 +48,7 @@ def open_bundle(
     spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)
     engine_sets = []
     with ExitStack() as opened:
-        place = open_device(spec.backend, device, cuda_graphs=cuda_graphs, kernel_folder=kernel_folder)
+        place = open_device(spec.backend, device)
         opened.callback(place.close)
         for stage in spec.stages:
             engine_folder = artifact.path(f"{stage.engine}/{MANIFEST}").parent

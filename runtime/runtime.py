@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from artifacts import BundleSpec, InputError, UsageError, find_task
-from engines import Buffer, Device, EngineSet
+from engines import Buffer, Device, DeviceOptions, EngineSet
 from runtime.chain import Chain
 from runtime.inputs import Batch, read_batch
 from runtime.loading import open_bundle
@@ -145,10 +145,9 @@ class Runtime:
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
-        opened = open_bundle(
-            Path(bundle), threads=threads, device=device, cuda_graphs=cuda_graphs,
-            kernel_folder=None if kernel_folder is None else Path(kernel_folder),
-        )  # fmt: skip
+        folder = None if kernel_folder is None else Path(kernel_folder)
+        options = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
+        opened = open_bundle(Path(bundle), threads=threads, device=options)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.device.close)
             for engines in opened.engine_sets:
@@ -340,5 +339,5 @@ def _join_parts(parts: Sequence[Result]) -> Result:
     )
 
 
-def _as_outputs(arrays: tuple[np.ndarray, ...]) -> Outputs:
+def _as_outputs(arrays: tuple[Buffer, ...]) -> Outputs:
     return arrays[0] if len(arrays) == 1 else arrays

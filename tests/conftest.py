@@ -15,7 +15,7 @@ def why_no_gpu() -> str | None:
     from engines.gpu.cuda_device import CudaDevice
 
     try:
-        CudaDevice(0).close()
+        CudaDevice().close()
     except PameError as error:
         return f"needs an NVIDIA GPU: {error}"
     return None

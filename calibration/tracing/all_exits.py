@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from artifacts import GraphSpec, Model
-from engines import Buffer, ensure_engine, open_device, open_engine
+from engines import Buffer, BuildOptions, DeviceOptions, ensure_engine, open_device, open_engine
 
 Execution = Callable[[], None]
 
@@ -41,7 +41,7 @@ class ModelChain:
         self._spec = spec
         self._rows = rows
         self._stack = ExitStack()
-        self._device = open_device(backend, kernel_folder=cache)
+        self._device = open_device(backend, DeviceOptions(kernel_folder=cache))
         self._stack.callback(self._device.close)
         self._buffers: dict[str, Buffer] = {}
         for tensor in spec.full.inputs:
@@ -51,7 +51,8 @@ class ModelChain:
         final = (spec.final_head,) if spec.final_head is not None else (spec.full,)
         self._runs: list[Execution] = []
         for graph in (*spec.segments, *heads, *final):
-            folder = ensure_engine(model.path(graph), graph, cache, backend=backend, max_batch_size=rows)
+            options = BuildOptions(max_batch_size=rows)
+            folder = ensure_engine(model.path(graph), graph, cache, backend=backend, options=options)
             engine = open_engine(folder, graph, threads=threads, device=self._device)
             self._stack.callback(engine.close)
             self._runs.append(engine.bind(self._buffers_of(graph)))

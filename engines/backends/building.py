@@ -1,73 +1,40 @@
-"""Building engines: the builders by name, and the artifact that one build makes."""
+"""Building engines: the builder of a backend, and the artifact that one build makes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from artifacts import EngineKey, UsageError, new_artifact, to_plain, unknown_name, write_json
+from artifacts import EngineKey, new_artifact, to_plain, write_json
+from engines.backends.table import find_backend
 from engines.build_progress import UNWATCHED, BuildWatch
-from engines.identity.keys import (
-    BACKENDS,
-    BUILD_SECONDS,
-    ENGINE_JSON,
-    KIND,
-    ONNXRUNTIME,
-    ONNXRUNTIME_CUDA,
-    TENSORRT_FLAVOURS,
-)
+from engines.identity.keys import BUILD_SECONDS, ENGINE_JSON, KIND
+from engines.options import BuildOptions
 from engines.protocols import EngineBuilder
 
 
-def builder(
-    backend: str, *, profiles: str | None = None, timings: Path | None = None, watch: BuildWatch = UNWATCHED
-) -> EngineBuilder:
+def builder(backend: str, options: BuildOptions) -> EngineBuilder:
     """Returns the builder of a backend.
 
     Args:
         backend: one of ``BACKENDS``.
-        profiles: how TensorRT's shape profiles are laid out (``trt_options``); ``None`` for the backend's own way.
-        timings: where TensorRT keeps what it measured from build to build; ``None`` keeps nothing.
-        watch: is told how far a build is, and may end it; TensorRT only.
+        options: what to build for.
 
     Raises:
-        UsageError: no such backend or profile way, or the backend has no profiles.
+        UsageError: no such backend or profile layout, or the backend has no profiles.
     """
-    if backend in (ONNXRUNTIME, ONNXRUNTIME_CUDA) and profiles is not None:
-        raise UsageError(f"--profiles {profiles}: {backend} has no shape profiles; leave it away")
-    if backend == ONNXRUNTIME:
-        from engines.ort.build import OrtBuilder
-
-        return OrtBuilder()
-    if backend == ONNXRUNTIME_CUDA:
-        from engines.ort.cuda_build import OrtCudaBuilder
-
-        return OrtCudaBuilder()
-    if backend in TENSORRT_FLAVOURS:
-        from engines.trt.build import TrtBuilder
-
-        return TrtBuilder(backend, profiles=profiles, timings=timings, watch=watch)
-    raise unknown_name("engine backend", backend, BACKENDS)
+    return find_backend(backend).builder(options)
 
 
-def profiles_of(key: EngineKey) -> str | None:
-    """Returns the profile way that an engine was built with, to build another one like it; ``None`` without one."""
-    return key.options.get("profiles")
-
-
-def fixed_batch_sizes(backend: str, profiles: str | None, sizes: Sequence[int]) -> tuple[int, ...]:
-    """Returns the batch sizes to build for, of those that will be run: all of them where engines take no others, none
-    where one engine takes any.
+def fixed_batch_sizes(backend: str, options: BuildOptions) -> tuple[int, ...]:
+    """Returns the batch sizes to build for, of those of the options: all of them where the engines of the backend take
+    no others, none where one engine takes any.
 
     Raises:
-        UsageError: no such profile way.
+        UsageError: no such backend or profile layout.
     """
-    if backend not in TENSORRT_FLAVOURS:
-        return ()
-    from engines.trt.profiles import RANGE, choose_profiles
-
-    return () if choose_profiles(backend, profiles) == RANGE else tuple(sizes)
+    return find_backend(backend).fixed_batch_sizes(options)
 
 
 def build_engine(
@@ -79,14 +46,14 @@ def build_engine(
         onnx: the graph.
         folder: where the engine will be.
         key: of the engine, from the ``builder`` of its backend.
-        timings, watch: as for ``builder``.
+        timings, watch: as in ``BuildOptions``.
 
     Raises:
         EngineError: the backend refuses the graph.
         ArtifactError: the folder cannot be written.
         UsageError, MissingExtraError: the backend is unknown or not installed.
     """
-    made_by = builder(key.backend, profiles=profiles_of(key), timings=timings, watch=watch)
+    made_by = builder(key.backend, replace(BuildOptions.of(key), timings=timings, watch=watch))
     inputs, notes, started = {"onnx": key.onnx_digest}, dict[str, str](), time.monotonic()
     with new_artifact(folder, kind=KIND, inputs=inputs, parameters=to_plain(key), notes=notes) as staging:
         made_by.build(onnx, staging, key)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import Artifact, EngineError, EngineKey, new_artifact, open_artifact, read_json
-from engines.backends.building import build_engine, builder, profiles_of
+from engines.backends.building import build_engine, builder
 from engines.identity.keys import ENGINE_JSON
 from engines.identity.onnx_facts import read_onnx_facts
+from engines.options import BuildOptions
 
 _KIND = "bundle"
 _REMEDY = "python -m planner"
@@ -49,9 +50,7 @@ def rebuild_bundle(bundle: Path) -> tuple[BundledEngine, ...]:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(bundle / entry.path, target)
         for engine, key in plans:
-            fresh = builder(key.backend, profiles=profiles_of(key)).key(
-                engine.onnx, batch_sizes=key.batch_sizes, max_batch_size=key.max_batch_size
-            )
+            fresh = builder(key.backend, BuildOptions.of(key)).key(engine.onnx)
             build_engine(engine.onnx, staging / engine.folder.relative_to(bundle), fresh)
     return tuple(engine for engine, _ in plans)
 

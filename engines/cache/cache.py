@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,17 +17,9 @@ from artifacts import (
     read_manifest,
 )
 from engines.backends.building import build_engine, builder
-from engines.backends.opening import identify_backend
-from engines.build_progress import UNWATCHED, BuildWatch
-from engines.identity.keys import (
-    BUILD_SECONDS,
-    ENGINE_JSON,
-    TENSORRT_FLAVOURS,
-    describe_differences,
-    key_digest,
-    open_key,
-    vet_key,
-)
+from engines.backends.table import find_backend
+from engines.identity.keys import BUILD_SECONDS, ENGINE_JSON, describe_differences, key_digest, open_key
+from engines.options import BuildOptions
 
 TIMINGS = ".timings"  # beside the engines; hidden, since it is none
 _log = logging.getLogger("pame.engines")
@@ -41,10 +31,7 @@ def ensure_engine(
     cache: Path,
     *,
     backend: str,
-    max_batch_size: int,
-    batch_sizes: Sequence[int] = (),
-    profiles: str | None = None,
-    watch: BuildWatch = UNWATCHED,
+    options: BuildOptions,
 ) -> Path:
     """Returns the folder of the engine of ``onnx``, building it unless it is there and sound.
 
@@ -53,22 +40,20 @@ def ensure_engine(
         graph: its interface, for messages.
         cache: the folder of all engines, e.g. ``RunFolder.engines``.
         backend: e.g. ``onnxruntime``.
-        max_batch_size: the largest batch.
-        batch_sizes: the only batch sizes to build for; () for one engine that takes any, where the backend has such.
-        profiles, watch: as for ``builder``.
+        options: what to build for; ``timings`` default to a folder in the cache.
 
     Raises:
         UsageError, MissingExtraError: the backend is unknown or not installed, or a batch size is out of range.
         EngineError: the backend refuses the graph.
         ArtifactError: the cache cannot be written.
     """
-    key = builder(backend, profiles=profiles).key(onnx, batch_sizes=batch_sizes, max_batch_size=max_batch_size)
+    key = builder(backend, options).key(onnx)
     folder = cache / key_digest(key)
     if is_built(folder, key):
         _log.info("reusing the engine of %s at %s", graph.name, folder)
         return folder
     _log.info("building the engine of %s at %s", graph.name, folder)
-    build_engine(onnx, folder, key, timings=cache / TIMINGS, watch=watch)
+    build_engine(onnx, folder, key, timings=options.timings or cache / TIMINGS, watch=options.watch)
     return folder
 
 
@@ -130,7 +115,7 @@ def inspect_engine(folder: Path, *, check_bytes: bool) -> CachedEngine:
         seconds = manifest.environment.get(BUILD_SECONDS)
         build_s = None if seconds is None else float(seconds)
         key = open_key(folder)[1] if check_bytes else read_json(folder / ENGINE_JSON, EngineKey)
-        untold = _vet(Artifact(folder=folder, manifest=manifest), key)
+        untold = find_backend(key.backend).vet(Artifact(folder=folder, manifest=manifest), key)
     except PameError as error:
         problem = str(error)
     except OSError as error:
@@ -138,20 +123,3 @@ def inspect_engine(folder: Path, *, check_bytes: bool) -> CachedEngine:
     return CachedEngine(
         folder=folder, key=key, size_bytes=size, built=built, build_s=build_s, problem=problem, untold=untold
     )
-
-
-def _vet(artifact: Artifact, key: EngineKey) -> str | None:
-    """Vets an engine as opening does, as far as that goes without its graph; returns what cannot be told here."""
-    identity = identify_backend(key.backend)
-    if key.backend not in TENSORRT_FLAVOURS:
-        vet_key(artifact.folder, key, identity)
-        return None
-    from engines.trt.library import NO_GPU
-    from engines.trt.vetting import untold, vet_trt_engine
-
-    missing = untold(key)
-    if identity.device == NO_GPU:
-        identity = dataclasses.replace(identity, device=key.device)
-    vet_key(artifact.folder, key, identity)
-    vet_trt_engine(artifact, key, None)
-    return missing

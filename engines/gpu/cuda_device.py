@@ -18,35 +18,39 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
-from artifacts import EngineError, InputError, TensorSpec
+from artifacts import EngineError, InputError, TensorSpec, UsageError
 from engines.gpu.arrays import DeviceArray, read_stream, view_foreign
 from engines.gpu.context import Allocation, CudaContext
 from engines.gpu.driver import call, call_unless_pending, load_driver
 from engines.gpu.launches import NonfiniteLaunch, SplitLaunch, gather
 from engines.gpu.staging import PinnedPool
 from engines.host.departures import close_ranks
-from engines.host.host_device import find_nonfinite
-from engines.protocols import Buffer, Departure, Mark
+from engines.host.host_device import check_append, find_nonfinite
+from engines.options import DeviceOptions
+from engines.protocols import Departure, Device, Mark
 
 _ALIGNMENT = 256  # bytes: what TensorRT wants of addresses
+_DEFAULT = DeviceOptions()
 T = TypeVar("T")
+GpuBuffer: TypeAlias = Any  # a ``DeviceArray``; ``Device`` says ``Buffer``, which has no address
 
 
 class CudaDevice:
     """One GPU with one stream. Methods may be called from any thread, for different buffers at the same time.
 
     Args:
-        index: the ordinal of the GPU.
-        cuda_graphs: whether engines replay their work as CUDA graphs where they can.
-        kernel_folder: where engines may keep kernels that they compiled for this GPU; ``None``: nowhere.
+        options: which GPU, and how engines work on it.
+
+    Engines that enqueue their own work ask for a ``CudaDevice``, not for a ``Device``: beyond the protocol it has what
+    they share, namely ``cuda``, ``options``, ``reserve_scratch``, ``scratch``, ``attached`` and ``wait_for``.
 
     Attributes:
-        cuda: the primary context and the stream, for engines that enqueue their own work.
+        cuda: the primary context and the stream.
+        options: what it was opened with.
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
@@ -56,10 +60,9 @@ class CudaDevice:
 
     bind_early = True
 
-    def __init__(self, index: int = 0, *, cuda_graphs: bool = True, kernel_folder: Path | None = None) -> None:
-        self.cuda = CudaContext(index)
-        self.cuda_graphs = cuda_graphs
-        self.kernel_folder = kernel_folder
+    def __init__(self, options: DeviceOptions = _DEFAULT) -> None:
+        self.cuda = CudaContext(options.index)
+        self.options = options
         self._attached: dict[str, Any] = {}
         self._pinned = PinnedPool(self.cuda)
         self._owned: weakref.WeakSet[Allocation] = weakref.WeakSet()
@@ -93,7 +96,7 @@ class CudaDevice:
         self._owned.add(allocation)
         return DeviceArray(allocation.pointer, shape, dtype, owner=allocation, device=self.cuda.index)
 
-    def upload(self, array: np.ndarray | DeviceArray, buffer: Buffer) -> None:
+    def upload(self, array: GpuBuffer, buffer: GpuBuffer) -> None:
         """Copies an array of the host or of this GPU into the first rows of a buffer; does not wait for the copy.
 
         An array of the host may be changed at once, one of the GPU when the answers of its batch are there.
@@ -119,7 +122,9 @@ class CudaDevice:
         block.record(stream)
         self._pinned.give_back(block)
 
-    def split_rows(self, count: int, *, confidence: Buffer, threshold: float, carried: Sequence[Buffer]) -> Departure:
+    def split_rows(
+        self, count: int, *, confidence: GpuBuffer, threshold: float, carried: Sequence[GpuBuffer]
+    ) -> Departure:
         """As ``HostDevice.split_rows``, row for row: one kernel finds who leaves and moves rows of all tensors.
 
         Waits for that kernel, and so for everything before it.
@@ -141,12 +146,22 @@ class CudaDevice:
         left = launch.run(count, threshold)
         return Departure(left=left, stayed=close_ranks(count, left))
 
-    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+    def append_rows(
+        self, source: Sequence[GpuBuffer], rows: Sequence[int], target: Sequence[GpuBuffer], offset: int
+    ) -> None:
+        """As ``Device.append_rows``, by the kernel that gathers answers; does not wait for it."""
+        check_append(source, rows, target, offset)
+        if not len(rows):
+            return
+        self._enter()
+        gather(self.cuda, source, rows, [buffer.pointer + offset * buffer.row_bytes for buffer in target])
+
+    def download(self, buffer: GpuBuffer, rows: Sequence[int]) -> np.ndarray:
         """As ``download_all`` of one buffer."""
         (taken,) = self.download_all((buffer,), rows)
         return taken
 
-    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+    def download_all(self, buffers: Sequence[GpuBuffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
         """Returns fresh host arrays (len(rows), *row_shape) with the given rows of each buffer, in that order.
 
         One kernel gathers the rows of all buffers into a page-locked block; waits for it.
@@ -169,7 +184,7 @@ class CudaDevice:
         finally:
             self._pinned.give_back(block)
 
-    def take(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[DeviceArray, ...]:
+    def take(self, buffers: Sequence[GpuBuffer], rows: Sequence[int]) -> tuple[DeviceArray, ...]:
         """As ``download_all``, into fresh arrays on the GPU that belong to the caller; does not wait.
 
         Their memory comes from a pool in stream order. It outlives the device.
@@ -218,7 +233,7 @@ class CudaDevice:
         call("cuStreamWaitEvent", self.cuda.stream, event, 0)
         self._events.append(event)
 
-    def copy(self, array: np.ndarray | DeviceArray) -> np.ndarray | DeviceArray:
+    def copy(self, array: GpuBuffer) -> np.ndarray | DeviceArray:
         """Returns a copy where the array is; on the GPU it is made in stream order, and nobody waits."""
         if isinstance(array, np.ndarray):
             return array.copy()
@@ -230,7 +245,7 @@ class CudaDevice:
             allocation.pointer, array.shape, array.dtype, owner=(allocation, array.owner), device=array.device
         )
 
-    def find_nonfinite(self, array: np.ndarray | DeviceArray) -> list[int]:
+    def find_nonfinite(self, array: GpuBuffer) -> list[int]:
         """Returns the rows of an array that hold NaN or infinity, ascending.
 
         For an array on the GPU it waits for the kernel that looks.
@@ -285,7 +300,7 @@ class CudaDevice:
         call("cuEventRecord", event, self.cuda.stream)
         return event
 
-    def seconds_between(self, start: Mark, end: Mark) -> float:
+    def seconds_between(self, start: Any, end: Any) -> float:
         """Returns the device's seconds from one mark to a later one, and spends both; waits for the later one."""
         elapsed_ms = call_unless_pending("cuEventElapsedTime", start, end)
         if elapsed_ms is None:
@@ -321,7 +336,7 @@ class CudaDevice:
         except IndexError:
             return call("cuEventCreate", load_driver().CUevent_flags.CU_EVENT_DEFAULT)
 
-    def _check_rows(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> None:
+    def _check_rows(self, buffers: Sequence[GpuBuffer], rows: Sequence[int]) -> None:
         shortest = min((len(buffer) for buffer in buffers), default=0)
         if rows and not 0 <= min(rows) <= max(rows) < shortest:
             raise InputError(f"cannot download rows {list(rows)} of a buffer with {shortest}")
@@ -353,7 +368,21 @@ class CudaDevice:
             )
 
 
-def _lay_out(buffers: Sequence[Buffer], count: int) -> tuple[list[int], int]:
+def require_cuda_device(backend: str, device: Device | None) -> CudaDevice:
+    """Returns the device that an engine is to run on, as one that takes its own work.
+
+    Raises:
+        UsageError: it is not a GPU.
+    """
+    if not isinstance(device, CudaDevice):
+        where = "none" if device is None else device.name
+        raise UsageError(
+            f"an engine of {backend} runs on a GPU, got device {where}; pass device=open_device('{backend}')"
+        )
+    return device
+
+
+def _lay_out(buffers: Sequence[GpuBuffer], count: int) -> tuple[list[int], int]:
     """Returns where the rows of each buffer begin in one block, in bytes, and its size."""
     offsets, size = [], 0
     for buffer in buffers:

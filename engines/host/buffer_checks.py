@@ -1,4 +1,4 @@
-"""What every engine checks before it binds buffers, whatever the backend."""
+"""Buffer checks: what an engine demands of buffers before it binds them, on the host and whatever the backend."""
 
 from __future__ import annotations
 
@@ -7,50 +7,39 @@ from collections.abc import Mapping
 import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
-from engines.gpu.arrays import DeviceArray
+from engines.protocols import Buffer
 
 
-def check_host_buffers(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object]) -> int:
+def check_host_buffers(
+    graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object]
+) -> tuple[dict[str, np.ndarray], int]:
     """Checks host buffers against the interface of a graph.
 
     Returns:
-        Their common number of rows.
+        The buffers, and their common number of rows.
 
     Raises:
-        EngineError: a name is missing or unknown, a buffer is no contiguous array of the right dtype and row shape,
-            an output is read-only, the numbers of rows differ, or the engine takes no such batch size.
+        EngineError: a name is missing or unknown, a buffer is not a contiguous array of the right dtype and row shape,
+            an output is read-only, the numbers of rows differ, or the engine does not take that batch size.
     """
-    specs = _specs_by_name(graph, buffers)
+    specs = specs_by_name(graph, buffers)
     outputs = {spec.name for spec in graph.outputs}
-    rows: dict[str, int] = {}
+    arrays: dict[str, np.ndarray] = {}
     for name, spec in specs.items():
         array, where = buffers[name], f"{graph.name}: buffer '{name}'"
         if not isinstance(array, np.ndarray) or array.ndim < 1:
             raise EngineError(f"{where} is a {type(array).__name__}, expected a numpy array with the batch in front")
-        _check_layout(array, spec, where)
+        check_layout(array, spec, where)
         if not array.flags.c_contiguous:
             raise EngineError(f"{where} is not contiguous; bind leading rows of a buffer from Device.allocate")
         if name in outputs and not array.flags.writeable:
             raise EngineError(f"{where} is read-only but the engine writes it; bind a buffer from Device.allocate")
-        rows[name] = len(array)
-    return _common_rows(graph, key, rows)
+        arrays[name] = array
+    return arrays, count_rows(graph, key, arrays)
 
 
-def check_device_buffers(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object], *, device: int) -> int:
-    """As ``check_host_buffers`` for arrays on GPU ``device``."""
-    rows: dict[str, int] = {}
-    for name, spec in _specs_by_name(graph, buffers).items():
-        array, where = buffers[name], f"{graph.name}: buffer '{name}'"
-        if not isinstance(array, DeviceArray) or array.device != device:
-            raise EngineError(
-                f"{where} is a {type(array).__name__}, expected an array on GPU {device} from Device.allocate"
-            )
-        _check_layout(array, spec, where)
-        rows[name] = len(array)
-    return _common_rows(graph, key, rows)
-
-
-def _specs_by_name(graph: GraphSpec, buffers: Mapping[str, object]) -> dict[str, TensorSpec]:
+def specs_by_name(graph: GraphSpec, buffers: Mapping[str, object]) -> dict[str, TensorSpec]:
+    """Returns what each buffer must be; raises ``EngineError`` when a name is missing or unknown."""
     specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
     if set(specs) != set(buffers):
         raise EngineError(
@@ -60,14 +49,17 @@ def _specs_by_name(graph: GraphSpec, buffers: Mapping[str, object]) -> dict[str,
     return specs
 
 
-def _check_layout(array: np.ndarray | DeviceArray, spec: TensorSpec, where: str) -> None:
+def check_layout(array: Buffer, spec: TensorSpec, where: str) -> None:
+    """Raises ``EngineError`` when an array has another dtype or row shape than its tensor."""
     if array.dtype != np.dtype(spec.dtype) or array.shape[1:] != spec.row_shape:
         raise EngineError(
             f"{where} has dtype {array.dtype} and rows of {array.shape[1:]}, expected {spec.dtype} and {spec.row_shape}"
         )
 
 
-def _common_rows(graph: GraphSpec, key: EngineKey, rows: Mapping[str, int]) -> int:
+def count_rows(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, Buffer]) -> int:
+    """Returns the common number of rows; raises ``EngineError`` without one, or when the engine does not take it."""
+    rows = {name: len(buffer) for name, buffer in buffers.items()}
     if len(set(rows.values())) != 1:
         raise EngineError(f"{graph.name}: buffers differ in their number of rows: {rows}")
     count = next(iter(rows.values()))

@@ -75,8 +75,7 @@ class FakeEngine:
     def bind(self, buffers: Mapping[str, Buffer]) -> Execution:
         """As ``Engine.bind``, with the same checks as a real engine on the host."""
         self._check_open()
-        bound = dict(buffers)
-        rows = check_host_buffers(self._graph, self._key, bound)
+        bound, rows = check_host_buffers(self._graph, self._key, buffers)
 
         def execute() -> None:
             self._check_open()

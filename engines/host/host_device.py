@@ -6,13 +6,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from artifacts import InputError, TensorSpec
+from artifacts import InputError, TensorSpec, UsageError
+from engines.options import DeviceOptions
 from engines.protocols import Buffer, Departure
 
+HostBuffer: TypeAlias = Any  # a numpy array; ``Device`` says ``Buffer``, which has no items to assign
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register of today's processors
 _COPY_ROW_BYTES = 2048  # from here on a call per row costs less than gathering into a temporary and copying back
 
@@ -24,6 +26,7 @@ class HostDevice:
     different buffers at the same time.
     """
 
+    index = 0
     bind_early = False
     mark = staticmethod(perf_counter)
 
@@ -57,14 +60,15 @@ class HostDevice:
             ".get()) or load a bundle that was planned for a GPU"
         )
 
-    def copy(self, array: np.ndarray) -> np.ndarray:
-        return array.copy()
+    def copy(self, array: HostBuffer) -> np.ndarray:
+        copied: np.ndarray = array.copy()
+        return copied
 
-    def find_nonfinite(self, array: np.ndarray) -> list[int]:
+    def find_nonfinite(self, array: HostBuffer) -> list[int]:
         """Returns the rows that hold NaN or infinity, ascending."""
         return find_nonfinite(array)
 
-    def upload(self, array: np.ndarray, buffer: Buffer) -> None:
+    def upload(self, array: HostBuffer, buffer: HostBuffer) -> None:
         """Copies a host array into the first rows of a buffer.
 
         Raises:
@@ -77,7 +81,9 @@ class HostDevice:
             )
         buffer[: len(array)] = array
 
-    def split_rows(self, count: int, *, confidence: Buffer, threshold: float, carried: Sequence[Buffer]) -> Departure:
+    def split_rows(
+        self, count: int, *, confidence: HostBuffer, threshold: float, carried: Sequence[HostBuffer]
+    ) -> Departure:
         """Lets rows leave; the last survivors fill the places of those who left before them.
 
         So every survivor moves at most once, and only as many rows move as must: none when nobody leaves, when
@@ -111,7 +117,22 @@ class HostDevice:
                 stayed[hole] = mover
         return Departure(left=left, stayed=stayed)
 
-    def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:
+    def append_rows(
+        self, source: Sequence[HostBuffer], rows: Sequence[int], target: Sequence[HostBuffer], offset: int
+    ) -> None:
+        """As ``Device.append_rows``; each row is copied once, straight to its place."""
+        check_append(source, rows, target, offset)
+        if not len(rows):
+            return
+        neighbours = isinstance(rows, range) and rows.step == 1
+        for origin, goal in zip(source, target, strict=True):
+            place = goal[offset : offset + len(rows)]
+            if neighbours:
+                place[...] = origin[rows[0] : rows[-1] + 1]
+            else:
+                np.take(origin, rows, axis=0, out=place, mode="clip")  # checked; "raise" would go through a temporary
+
+    def download(self, buffer: HostBuffer, rows: Sequence[int]) -> np.ndarray:
         """Returns a fresh array (len(rows), *row_shape) with the given rows of a buffer, in that order.
 
         Raises:
@@ -126,22 +147,57 @@ class HostDevice:
             raise InputError(f"cannot download rows {list(rows)} of a buffer with {len(buffer)}") from error
         return taken
 
-    def download_all(self, buffers: Sequence[Buffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
+    def download_all(self, buffers: Sequence[HostBuffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
         """As ``download`` of each buffer."""
         return tuple([self.download(buffer, rows) for buffer in buffers])
 
     take = download_all
 
     def synchronize(self) -> None:
-        """Does nothing: the processor has done what it was told."""
+        """No-op: work on the host is synchronous."""
 
     @staticmethod
-    def seconds_between(start: float, end: float) -> float:
+    def seconds_between(start: Any, end: Any) -> float:
         """Returns the seconds from one mark to another."""
-        return end - start
+        seconds: float = end - start
+        return seconds
 
     def close(self) -> None:
         """Does nothing: numpy frees a buffer with its last reference."""
+
+
+def open_host_device(backend: str, options: DeviceOptions) -> HostDevice:
+    """Returns the device of a backend whose engines run on the processor.
+
+    Raises:
+        UsageError: the options name another device than the only one.
+    """
+    if options.index != 0:
+        raise UsageError(f"device={options.index}: engines of {backend} run on the processor; omit it")
+    return HostDevice()
+
+
+def check_append(source: Sequence[Buffer], rows: Sequence[int], target: Sequence[Buffer], offset: int) -> None:
+    """Refuses rows and buffers that ``Device.append_rows`` cannot copy, for every device.
+
+    Raises:
+        InputError: the buffers do not match, a source has no such row, or a target has too few rows.
+    """
+    if len(source) != len(target):
+        raise InputError(
+            f"cannot append rows of {len(source)} buffers to {len(target)}: expected one target per source"
+        )
+    lowest, highest = min(rows, default=0), max(rows, default=-1)
+    for origin, goal in zip(source, target, strict=True):
+        if origin.dtype != goal.dtype or origin.shape[1:] != goal.shape[1:]:
+            raise InputError(
+                f"cannot append rows of {origin.dtype} {origin.shape} to a buffer of {goal.dtype} {goal.shape}: "
+                "dtype and row shape must be equal"
+            )
+        if lowest < 0 or highest >= len(origin):
+            raise InputError(f"cannot append rows {list(rows)} of a buffer with {len(origin)}")
+        if not 0 <= offset <= len(goal) - len(rows):
+            raise InputError(f"cannot append {len(rows)} rows from row {offset} on: the target has {len(goal)}")
 
 
 def find_nonfinite(array: np.ndarray) -> list[int]:

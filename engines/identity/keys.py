@@ -12,14 +12,6 @@ from engines.identity.onnx_facts import OnnxFacts
 ENGINE_JSON = "engine.json"
 KIND = "engine"
 BUILD_SECONDS = "build_seconds"  # in the manifest's environment, which is no part of the engine's digest
-ONNXRUNTIME = "onnxruntime"
-ONNXRUNTIME_CUDA = "onnxruntime-cuda"
-TENSORRT = "tensorrt"
-TENSORRT_RTX = "tensorrt-rtx"
-TENSORRT_FLAVOURS = (TENSORRT, TENSORRT_RTX)
-CUDA_BACKENDS = (ONNXRUNTIME_CUDA, *TENSORRT_FLAVOURS)
-BACKENDS = (ONNXRUNTIME, *CUDA_BACKENDS)
-DEFAULT_BACKEND = ONNXRUNTIME
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey
-from engines.identity.keys import ONNXRUNTIME
+from engines.options import BuildOptions
 from engines.ort.blocked_layout import find_entries, insert_entries, used_entries
 from engines.ort.files import graph_file, weights_file
-from engines.ort.session import identify_onnxruntime, load_onnxruntime, make_key, open_session, session_options
+from engines.ort.session import (
+    ONNXRUNTIME,
+    identify_onnxruntime,
+    load_onnxruntime,
+    make_key,
+    open_session,
+    session_options,
+)
 
 BUILD_OPTIONS = {"blocked_entries": "AveragePool", "graph_optimization": "all", "initializers": "external, prepacked"}
 _EXTERNAL_BYTES = 1024
@@ -24,16 +31,16 @@ _EXTERNAL_BYTES = 1024
 class OrtBuilder:
     """Compiles graphs for ONNX Runtime on the processor."""
 
+    def __init__(self, options: BuildOptions) -> None:
+        self._options = options
+
     @property
     def backend(self) -> str:
         return ONNXRUNTIME
 
-    def key(self, onnx: Path, *, batch_sizes: Sequence[int], max_batch_size: int) -> EngineKey:
-        """Returns the key of the engine that ``build`` would make; see ``ort_common.make_key``."""
-        return make_key(
-            onnx, backend=ONNXRUNTIME, identify=identify_onnxruntime, options=BUILD_OPTIONS, batch_sizes=batch_sizes,
-            max_batch_size=max_batch_size,
-        )  # fmt: skip
+    def key(self, onnx: Path) -> EngineKey:
+        """Returns the key of the engine that ``build`` would make; errors as ``make_key``."""
+        return make_key(onnx, self._options, backend=ONNXRUNTIME, identify=identify_onnxruntime, recorded=BUILD_OPTIONS)
 
     def build(self, onnx: Path, folder: Path, key: EngineKey) -> None:
         """Writes the optimised graph, or one per batch size, into ``folder``.

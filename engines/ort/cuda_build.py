@@ -7,33 +7,40 @@ the graph with its weights, proven to open on this GPU, under a key that says wh
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import EngineKey
-from engines.identity.keys import ONNXRUNTIME_CUDA
+from engines.options import BuildOptions
 from engines.ort.blocked_layout import load_onnx
-from engines.ort.cuda_session import GRAPH_FILE, PROVIDER_OPTIONS, identify_onnxruntime_cuda, open_cuda_session
+from engines.ort.cuda_session import (
+    GRAPH_FILE,
+    ONNXRUNTIME_CUDA,
+    PROVIDER_OPTIONS,
+    identify_onnxruntime_cuda,
+    open_cuda_session,
+)
 from engines.ort.session import make_key
 
 
 class OrtCudaBuilder:
     """Makes engines for ONNX Runtime's CUDA provider."""
 
+    def __init__(self, options: BuildOptions) -> None:
+        self._options = options
+
     @property
     def backend(self) -> str:
         return ONNXRUNTIME_CUDA
 
-    def key(self, onnx: Path, *, batch_sizes: Sequence[int], max_batch_size: int) -> EngineKey:
-        """Returns the key of the engine that ``build`` would make; see ``ort_common.make_key``.
+    def key(self, onnx: Path) -> EngineKey:
+        """Returns the key of the engine that ``build`` would make; errors as ``make_key``.
 
         Raises:
             EngineError: there is no GPU.
         """
         return make_key(
-            onnx, backend=ONNXRUNTIME_CUDA, identify=identify_onnxruntime_cuda, options=PROVIDER_OPTIONS,
-            batch_sizes=batch_sizes, max_batch_size=max_batch_size,
-        )  # fmt: skip
+            onnx, self._options, backend=ONNXRUNTIME_CUDA, identify=identify_onnxruntime_cuda, recorded=PROVIDER_OPTIONS
+        )
 
     def build(self, onnx: Path, folder: Path, key: EngineKey) -> None:
         """Copies the graph and its weights into ``folder`` and opens them once.

@@ -15,8 +15,8 @@ from typing import Any
 from artifacts import EngineError, EngineKey, GraphSpec
 from engines.gpu.alignment import AlignedBuffers
 from engines.gpu.arrays import DeviceArray
+from engines.gpu.buffer_checks import check_device_buffers
 from engines.gpu.cuda_device import CudaDevice
-from engines.host.buffer_checks import check_device_buffers
 from engines.ort.cuda_session import GRAPH_FILE, open_cuda_session
 from engines.ort.run import check_session_interface
 from engines.ort.session import load_onnxruntime, ort_errors, translate_error
@@ -65,8 +65,8 @@ class OrtCudaEngine:
         """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``."""
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
-        check_device_buffers(self._graph, self._key, buffers, device=self._device.cuda.index)
-        bound = _BoundRun(self._session, self._graph, buffers, self._device)
+        arrays, _ = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
+        bound = _BoundRun(self._session, self._graph, arrays, self._device)
         self._bound.add(bound)
         return bound
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from artifacts import EngineError, MissingExtraError
 from engines.gpu.detection import find_gpu
-from engines.identity.keys import ONNXRUNTIME_CUDA, BackendIdentity
+from engines.identity.keys import BackendIdentity
 from engines.ort.session import load_onnxruntime, ort_errors, session_options, translate_error
 
+ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 PROVIDER_OPTIONS = {
     "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE searches anew for every batch size, in the middle of serving

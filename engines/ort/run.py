@@ -86,9 +86,9 @@ class OrtEngine:
         """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``."""
         if not self._sessions:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
-        rows = check_host_buffers(self._graph, self._key, buffers)
+        arrays, rows = check_host_buffers(self._graph, self._key, buffers)
         session = self._sessions[rows if self._key.batch_sizes else None]
-        bound = _BoundRun(session, self._graph, buffers)
+        bound = _BoundRun(session, self._graph, arrays)
         self._bound.add(bound)
         return bound
 
@@ -103,9 +103,9 @@ class _BoundRun:
 
     __slots__ = ("__weakref__", "_arrays", "_binding", "_name", "_session")
 
-    def __init__(self, session: Any, graph: GraphSpec, buffers: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, session: Any, graph: GraphSpec, arrays: dict[str, np.ndarray]) -> None:
         self._name = graph.name
-        self._arrays = dict(buffers)
+        self._arrays = arrays
         self._session = session
         try:
             self._binding = session.io_binding()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey, MissingExtraError, UsageError, cpu_features_digest, cpu_name
 from engines.identity.keys import BackendIdentity
 from engines.identity.onnx_facts import read_onnx_facts
+from engines.options import BuildOptions
 
+ONNXRUNTIME = "onnxruntime"
 PROVIDERS = ["CPUExecutionProvider"]
 SPINNING = {"session.force_spinning_stop": "1", "session.intra_op.spin_duration_us": "50"}
 DTYPES = {
@@ -61,27 +63,30 @@ def identify_onnxruntime() -> BackendIdentity:
 
 
 def make_key(
-    onnx: Path, *, backend: str, identify: Callable[[], BackendIdentity], options: Mapping[str, str],
-    batch_sizes: Sequence[int], max_batch_size: int,
-) -> EngineKey:  # fmt: skip
+    onnx: Path,
+    options: BuildOptions,
+    *,
+    backend: str,
+    identify: Callable[[], BackendIdentity],
+    recorded: Mapping[str, str],
+) -> EngineKey:
     """Returns the key of an engine of one of ONNX Runtime's providers.
 
     Args:
         onnx: the graph, its batch axis a named dimension.
-        backend: of ``engines.identity.keys``.
-        identify: what the backend is here.
-        options: what shapes the engine.
-        batch_sizes: the only batch sizes that it is to take; () for one engine that takes any.
-        max_batch_size: the largest batch.
+        options: what it is built for.
+        backend: the name of the backend.
+        identify: returns what the backend is here.
+        recorded: the backend's own options, which shape the engine too.
 
     Raises:
-        UsageError: a batch size is not within 1 to ``max_batch_size``.
+        UsageError: a batch size is not within 1 to the largest.
         EngineError: ``onnx`` is no ONNX graph.
         MissingExtraError: the provider is not installed.
     """
-    sizes = tuple(sorted(set(batch_sizes)))
-    if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in sizes):
-        raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={max_batch_size}")
+    sizes, largest = tuple(sorted(set(options.batch_sizes))), options.max_batch_size
+    if largest < 1 or any(not 1 <= size <= largest for size in sizes):
+        raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={largest}")
     facts, identity = read_onnx_facts(onnx), identify()
     return EngineKey(
         onnx_digest=facts.digest,
@@ -90,8 +95,8 @@ def make_key(
         device=identity.device,
         precision=facts.precision,
         batch_sizes=sizes,
-        max_batch_size=max_batch_size,
-        options=options,
+        max_batch_size=largest,
+        options=recorded,
     )
 
 

@@ -10,16 +10,16 @@ import contextlib
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey, TensorSpec, write_json
-from engines.build_progress import UNWATCHED, BuildWatch, PhaseTree
+from engines.build_progress import BuildWatch, PhaseTree
 from engines.gpu.detection import find_gpu
-from engines.identity.keys import TENSORRT
 from engines.identity.onnx_facts import read_interface_names, read_onnx_facts
+from engines.options import BuildOptions
 from engines.trt.files import PROFILES_JSON, EngineFiles, Profile, plan_profiles
 from engines.trt.library import (
     PORTABLE_DEVICE,
@@ -30,7 +30,7 @@ from engines.trt.library import (
     load_tensorrt,
     trt_logger,
 )
-from engines.trt.profiles import SEPARATE, choose_batch_sizes, choose_profiles, engine_options
+from engines.trt.profiles import SEPARATE, TENSORRT, choose_batch_sizes, choose_profiles, engine_options
 from engines.trt.timing_cache import keep_timings, timing_file
 
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
@@ -42,39 +42,34 @@ class TrtBuilder:
 
     Args:
         flavour: ``tensorrt``, or ``tensorrt-rtx``, which also builds where there is no GPU.
-        profiles: one of ``trt_options.PROFILE_WAYS``; ``None`` for the flavour's default.
-        timings: folder that keeps the timing caches of TensorRT between builds; ``None`` keeps none.
-        watch: is told how far a build is, and may end it.
+        options: what to build for.
 
     Raises:
-        UsageError: no such profile way.
+        UsageError: no such profile layout.
     """
 
-    def __init__(
-        self, flavour: str, *, profiles: str | None = None, timings: Path | None = None, watch: BuildWatch = UNWATCHED
-    ) -> None:
+    def __init__(self, flavour: str, options: BuildOptions) -> None:
         self._flavour = flavour
-        self._profiles = choose_profiles(flavour, profiles)
-        self._timings = timings
-        self._watch = watch
+        self._options = options
+        self._profiles = choose_profiles(flavour, options.profiles)
 
     @property
     def backend(self) -> str:
         return self._flavour
 
-    def key(self, onnx: Path, *, batch_sizes: Sequence[int], max_batch_size: int) -> EngineKey:
+    def key(self, onnx: Path) -> EngineKey:
         """Returns the key of the engine that ``build`` would make.
+
+        Each batch size of the options gets a profile; without any, ``choose_batch_sizes`` chooses them.
 
         Args:
             onnx: the graph, its batch axis symbolic.
-            batch_sizes: one profile each; () leaves them to the profile way (``trt_options.choose_batch_sizes``).
-            max_batch_size: the largest batch.
 
         Raises:
-            UsageError: the batch sizes are out of range or do not go with the profile way.
+            UsageError: the batch sizes are out of range or do not go with the profile layout.
             EngineError: ``onnx`` is no ONNX graph, or TensorRT has no GPU to build for.
         """
-        sizes = choose_batch_sizes(self._profiles, batch_sizes, max_batch_size)
+        sizes = choose_batch_sizes(self._profiles, self._options.batch_sizes, self._options.max_batch_size)
         facts, identity = read_onnx_facts(onnx), identify_tensorrt(self._flavour)
         if self._flavour == TENSORRT and find_gpu() is None:
             raise EngineError(
@@ -88,7 +83,7 @@ class TrtBuilder:
             device=identity.device if self._flavour == TENSORRT else PORTABLE_DEVICE,
             precision=facts.precision,
             batch_sizes=sizes,
-            max_batch_size=max_batch_size,
+            max_batch_size=self._options.max_batch_size,
             options=engine_options(self._flavour, self._profiles),
         )
 
@@ -108,7 +103,7 @@ class TrtBuilder:
             activations = []
             for index, file in enumerate(files):
                 ours = tuple(profile for profile in plans if profile.file == file)
-                watch = self._watch.part(index, len(files))
+                watch = self._options.watch.part(index, len(files))
                 job = _Job(parsed=parsed, inputs=inputs, profiles=ours, watch=watch, interrupted=interrupted)
                 activations.append(self._build_file(job, folder / file, key))
         record = EngineFiles(inputs=inputs, outputs=outputs, profiles=plans, activation_bytes=tuple(activations))
@@ -121,8 +116,8 @@ class TrtBuilder:
         monitor = _make_monitor(parsed.trt, job)
         config.progress_monitor = monitor
         kept_file = None
-        if self._flavour == TENSORRT and self._timings is not None:
-            kept_file = timing_file(self._timings, version=key.backend_version, device=key.device)
+        if self._flavour == TENSORRT and self._options.timings is not None:
+            kept_file = timing_file(self._options.timings, version=key.backend_version, device=key.device)
         with records.keep() as logged, keep_timings(config, kept_file):
             serialised = parsed.builder.build_serialized_network(parsed.network, config)
         if job.failures:

@@ -23,8 +23,9 @@ class KernelCache:
         self._device = device
         gpu = device.cuda.gpu
         self._path = None
-        if device.kernel_folder is not None:
-            self._path = blob_path(device.kernel_folder, "runtime", version=version, device=gpu.description)
+        folder = device.options.kernel_folder
+        if folder is not None:
+            self._path = blob_path(folder, "runtime", version=version, device=gpu.description)
         self._cache: Any = None
 
     def attach(self, run_config: Any) -> None:

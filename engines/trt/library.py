@@ -20,7 +20,8 @@ from typing import Any
 
 from artifacts import EngineError, MissingExtraError
 from engines.gpu.detection import Gpu, find_gpu
-from engines.identity.keys import TENSORRT, TENSORRT_RTX, BackendIdentity, rebuild_command
+from engines.identity.keys import BackendIdentity, rebuild_command
+from engines.trt.profiles import TENSORRT, TENSORRT_RTX
 
 PACKAGES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 PRODUCTS = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
@@ -166,7 +167,7 @@ def deserialise_engine(flavour: str, runtime: Any, file: Path) -> Any:
     """Returns the engine in a file that was verified and vetted.
 
     Args:
-        flavour: of ``engines.identity.keys.TENSORRT_FLAVOURS``.
+        flavour: ``tensorrt`` or ``tensorrt-rtx``.
         runtime: TensorRT's, made with the logger of ``trt_logger``.
         file: in an engine's folder.
 

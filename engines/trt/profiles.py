@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from artifacts import UsageError, unknown_name
-from engines.identity.keys import TENSORRT, TENSORRT_RTX
 
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 PER_BATCH, RANGE, SEPARATE = "per-batch", "range", "separate"
 PROFILE_WAYS = (PER_BATCH, RANGE, SEPARATE)
 DEFAULT_PROFILES = {TENSORRT: PER_BATCH, TENSORRT_RTX: RANGE}

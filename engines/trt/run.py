@@ -21,14 +21,15 @@ from typing import Any
 
 from artifacts import EngineError, EngineKey, GraphSpec
 from engines.gpu.alignment import AlignedBuffers
+from engines.gpu.buffer_checks import check_device_buffers
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.graphs import CapturedGraph, run_and_capture
-from engines.host.buffer_checks import check_device_buffers
-from engines.identity.keys import TENSORRT_RTX, rebuild_command
+from engines.identity.keys import rebuild_command
 from engines.protocols import Buffer, Execution
 from engines.trt.files import EngineFiles, Profile
 from engines.trt.kernel_cache import kernel_cache
 from engines.trt.library import PRODUCTS, deserialise_engine, error_text, load_tensorrt, trt_logger
+from engines.trt.profiles import TENSORRT_RTX
 
 
 def open_trt_engine(
@@ -102,10 +103,10 @@ class TrtEngine:
         """
         if not self._engines:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
-        rows = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
+        arrays, rows = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
         self._device.cuda.enter()
         profile = self._files.profile_of(rows)
-        aligned = AlignedBuffers(self._graph, buffers, self._device)
+        aligned = AlignedBuffers(self._graph, arrays, self._device)
         what = f"{self._graph.name} with {rows} rows"
         context = self._make_context(self._engines[profile.file], profile, aligned, what=what)
         bound = _BoundRun(self._key.backend, context, aligned, self._device, what=what)
@@ -164,7 +165,7 @@ class _BoundRun:
         self._device = device
         self._what = what
         self._graph: CapturedGraph | None = None
-        if device.cuda_graphs and self._can_capture():
+        if device.options.cuda_graphs and self._can_capture():
             self._graph = run_and_capture(device.cuda, self._enqueue, what=what)
         self.captured = self._graph is not None
 

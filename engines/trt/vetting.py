@@ -12,10 +12,10 @@ from typing import Any
 
 from artifacts import Artifact, EngineKey, GraphSpec, StaleArtifactError, read_json
 from engines.gpu.detection import find_gpu
-from engines.identity.keys import TENSORRT_RTX, rebuild_command, refuse_differences
+from engines.identity.keys import rebuild_command, refuse_differences
 from engines.trt.files import PROFILES_JSON, EngineFiles, file_differences
 from engines.trt.library import PRODUCTS, load_tensorrt, trt_logger
-from engines.trt.profiles import option_differences
+from engines.trt.profiles import TENSORRT_RTX, option_differences
 
 
 def vet_trt_engine(artifact: Artifact, key: EngineKey, graph: GraphSpec | None) -> EngineFiles:
@@ -44,11 +44,11 @@ def vet_trt_engine(artifact: Artifact, key: EngineKey, graph: GraphSpec | None) 
     return files
 
 
-def untold(key: EngineKey) -> str | None:
-    """Returns what vetting could not tell about an engine on this machine; ``None`` where it told everything."""
+def describe_unverified(key: EngineKey) -> str | None:
+    """Returns what vetting could not verify about an engine on this machine; ``None`` where it verified everything."""
     if find_gpu() is not None:
         return None
-    return f"whether {PRODUCTS[key.backend]} runs it here cannot be told without a GPU"
+    return f"whether {PRODUCTS[key.backend]} runs it here cannot be verified without a GPU"
 
 
 def check_validity(path: Path) -> None:

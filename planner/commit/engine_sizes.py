@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from artifacts import InferenceTimeMatrix, UsageError, read_manifest
-from engines import ensure_engine
+from engines import BuildOptions, ensure_engine
 from planner.commit.buckets import StageDemand, plan_buckets, weigh_rows
 from planner.commit.stages import MergedStage, StageBounds, stage_bounds
 from planner.config import PlanConfig
@@ -68,8 +68,7 @@ def _measure_engines(stage: MergedStage, itm: InferenceTimeMatrix, config: PlanC
     """Returns the megabytes of the files of an engine for each batch size alone; what runs needs comes on top."""
     found = {}
     for size in itm.batch_sizes:
-        folder = ensure_engine(
-            stage.onnx, stage.graph, cache, backend=config.backend, max_batch_size=size, batch_sizes=(size,)
-        )
+        options = BuildOptions(max_batch_size=size, batch_sizes=(size,))
+        folder = ensure_engine(stage.onnx, stage.graph, cache, backend=config.backend, options=options)
         found[size] = sum(entry.size for entry in read_manifest(folder).files) / 1e6
     return found

@@ -29,7 +29,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.store import MANIFEST
-from engines import ensure_engine
+from engines import BuildOptions, ensure_engine
 from export import merge_stage
 from planner.measure.timing import TimedGraph
 from planner.predict.costs import host_row, keep_sizes, price_stage, stage_row
@@ -174,10 +174,10 @@ def _add_stage(
     weights = stage.onnx.with_name(f"{stage.onnx.name}.data")
     if weights.is_file():
         shutil.copyfile(weights, staging / "stages" / weights.name)
-    built = ensure_engine(
-        stage.onnx, stage.graph, cache, backend=plan.backend, max_batch_size=plan.batch_size,
-        batch_sizes=itm.batch_sizes if itm.fixed else (), profiles=profiles,
-    )  # fmt: skip
+    options = BuildOptions(
+        max_batch_size=plan.batch_size, batch_sizes=itm.batch_sizes if itm.fixed else (), profiles=profiles
+    )
+    built = ensure_engine(stage.onnx, stage.graph, cache, backend=plan.backend, options=options)
     shutil.copytree(built, staging / engine)
     medians = itm.row_ms(stage_row(stage.after, stage.until))
     return StageSpec(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,17 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import say, track
-from engines import Device, Engine, builder, ensure_engine, fixed_batch_sizes, open_device, open_engine
+from engines import (
+    BuildOptions,
+    Device,
+    DeviceOptions,
+    Engine,
+    builder,
+    ensure_engine,
+    fixed_batch_sizes,
+    open_device,
+    open_engine,
+)
 from planner.config import TimingConfig
 from planner.measure.host_overhead import serving_calls
 from planner.predict.costs import SERVING, gather_row
@@ -158,17 +168,16 @@ def time_graphs(
     Returns:
         One row per graph and gather, and ``serving``; the environment also holds ``timing_rounds``, their number.
     """
-    largest, fixed = config.batch_sizes[-1], fixed_batch_sizes(backend, profiles, config.batch_sizes)
+    largest = config.batch_sizes[-1]
+    options = BuildOptions(max_batch_size=largest, batch_sizes=config.batch_sizes, profiles=profiles)
+    options = replace(options, batch_sizes=fixed_batch_sizes(backend, options))
     with ExitStack() as stack:
-        place = open_device(backend, device, kernel_folder=cache)
+        place = open_device(backend, DeviceOptions(index=device, kernel_folder=cache))
         stack.callback(place.close)
         bench = _Bench(place, largest)
         engines = []
         for timed in track(graphs, description="opening engines", total=len(graphs)):
-            folder = ensure_engine(
-                timed.onnx, timed.graph, cache, backend=backend, max_batch_size=largest, batch_sizes=fixed,
-                profiles=profiles,
-            )  # fmt: skip
+            folder = ensure_engine(timed.onnx, timed.graph, cache, backend=backend, options=options)
             engine = open_engine(folder, timed.graph, threads=threads, device=place)
             stack.callback(engine.close)
             engines.append(engine)
@@ -262,8 +271,8 @@ def ensure_itm(
         clock: seconds.
     """
     inputs = {"model": model.digest}
-    made_by = builder(backend, profiles=profiles)
-    key = made_by.key(model.path(model.spec.full), batch_sizes=(), max_batch_size=config.batch_sizes[-1])
+    made_by = builder(backend, BuildOptions(max_batch_size=config.batch_sizes[-1], profiles=profiles))
+    key = made_by.key(model.path(model.spec.full))
     parameters = {
         "backend": backend, "engine_options": dict(key.options), "threads": threads, "timing": to_plain(config),
         "environment": environment_fingerprint(),

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from artifacts import MANIFEST, EngineKey, GraphSpec, PameError, TensorSpec, new_artifact, to_plain, write_json
-from engines import Engine, FakeEngine, ensure_engine, open_engine
-from engines.identity.keys import ENGINE_JSON, TENSORRT_RTX, open_key
+from engines import BuildOptions, Engine, FakeEngine, ensure_engine, open_engine
+from engines.identity.keys import ENGINE_JSON, open_key
+from engines.trt.profiles import TENSORRT_RTX
 
 SIDE = 6
 CLASSES = 4
@@ -102,7 +103,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ort_folder(onnx_file: Path, graph: GraphSpec, cache: Path) -> Path:
     pytest.importorskip("onnxruntime")
-    return ensure_engine(onnx_file, graph, cache, backend="onnxruntime", max_batch_size=16)
+    return ensure_engine(onnx_file, graph, cache, backend="onnxruntime", options=BuildOptions(max_batch_size=16))
 
 
 @pytest.fixture(params=["fake", "fake fixed", "onnxruntime", "onnxruntime fixed"])
@@ -114,7 +115,8 @@ def engine(request: pytest.FixtureRequest, graph: GraphSpec, cache: Path) -> Ite
     else:
         pytest.importorskip("onnxruntime")
         onnx = request.getfixturevalue("onnx_file")
-        folder = ensure_engine(onnx, graph, cache, backend="onnxruntime", max_batch_size=16, batch_sizes=sizes)
+        options = BuildOptions(max_batch_size=16, batch_sizes=sizes)
+        folder = ensure_engine(onnx, graph, cache, backend="onnxruntime", options=options)
         made = open_engine(folder, graph, threads=2, onnx=onnx)
     yield made
     made.close()
@@ -135,7 +137,7 @@ def rtx() -> str:
 @pytest.fixture(scope="session")
 def rtx_folder(rtx: str, onnx_file: Path, graph: GraphSpec, cache: Path) -> Path:
     """A TensorRT-RTX engine of ``onnx_file`` for 1 to 8 rows; never changed."""
-    return ensure_engine(onnx_file, graph, cache, backend=rtx, max_batch_size=8)
+    return ensure_engine(onnx_file, graph, cache, backend=rtx, options=BuildOptions(max_batch_size=8))
 
 
 @pytest.fixture(scope="session")

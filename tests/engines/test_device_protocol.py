@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from artifacts import InputError, TensorSpec, UsageError
-from engines import Device, HostDevice, open_device
+from engines import Device, DeviceOptions, HostDevice, open_device
 
 HOST = HostDevice()
 CONFIDENCE = TensorSpec(name="confidence", dtype="float32", row_shape=())
@@ -136,6 +136,53 @@ def test_several_buffers_come_down_at_once(device: Device) -> None:
         np.testing.assert_array_equal(device.download(kept, range(2)), array[[0, 4]])
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), tensors=st.sets(st.sampled_from(TENSORS), min_size=1, max_size=3))
+def test_rows_of_several_batches_are_joined(device: Device, data: st.DataObject, tensors: set[TensorSpec]) -> None:
+    specs = sorted(tensors, key=lambda spec: spec.name)
+    target = [device.allocate(spec, 12) for spec in specs]
+    expected = [np.zeros((12, *spec.row_shape), spec.dtype) for spec in specs]
+    for seed in range(data.draw(st.integers(0, 3), label="batches")):
+        arrays = [random_rows(spec, 6, seed) for spec in specs]
+        source = [fill(device, spec, array) for spec, array in zip(specs, arrays, strict=True)]
+        rows = data.draw(st.lists(st.integers(0, 5), max_size=6) | st.just(range(2, 5)), label="rows")
+        offset = data.draw(st.integers(0, 12 - len(rows)), label="offset")
+        device.append_rows(source, rows, target, offset)
+        for goal, array in zip(expected, arrays, strict=True):
+            for place, row in enumerate(rows):
+                goal[offset + place] = array[row]
+        for buffer, array in zip(source, arrays, strict=True):
+            np.testing.assert_array_equal(device.download(buffer, range(6)), array)
+    for buffer, wanted in zip(target, expected, strict=True):
+        np.testing.assert_array_equal(device.download(buffer, range(12)), wanted)
+
+
+def test_joined_rows_go_to_a_view_where_it_is(device: Device) -> None:
+    rows = random_rows(TENSORS[0], 4)
+    target = device.allocate(TENSORS[0], 6)
+    device.append_rows([fill(device, TENSORS[0], rows)[1:]], [2, 0], [target[2:5]], 1)
+    found = device.download(target, range(6))
+    np.testing.assert_array_equal(found[3:5], rows[[3, 1]])
+    assert not found[[0, 1, 2, 5]].any()
+
+
+def test_rows_that_cannot_be_joined_are_refused(device: Device) -> None:
+    source, target = [device.allocate(TENSORS[0], 4)], [device.allocate(TENSORS[0], 6)]
+    for rows, offset, message in (
+        ([4], 0, r"rows \[4\] of a buffer with 4"),
+        ([-1], 0, r"rows \[-1\] of a buffer with 4"),
+        ([0, 1], 5, "2 rows from row 5 on: the target has 6"),
+        ([0], -1, "from row -1 on"),
+    ):
+        with pytest.raises(InputError, match=message):
+            device.append_rows(source, rows, target, offset)
+    with pytest.raises(InputError, match="dtype and row shape must be equal"):
+        device.append_rows(source, [0], [device.allocate(TENSORS[2], 6)], 0)
+    with pytest.raises(InputError, match="one target per source"):
+        device.append_rows(source, [0], [], 0)
+    assert not device.download(target[0], range(6)).any()
+
+
 def test_many_rows_come_down(device: Device) -> None:
     rows = random_rows(TENSORS[1], 1300)
     order = np.random.default_rng(1).permutation(1300).tolist()
@@ -239,4 +286,4 @@ def test_a_device_closes_twice(backend: str) -> None:
 
 def test_the_processor_is_one() -> None:
     with pytest.raises(UsageError, match="device=1: engines of onnxruntime run on the processor"):
-        open_device("onnxruntime", 1)
+        open_device("onnxruntime", DeviceOptions(index=1))

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_model_spec
-from engines import ensure_engine, open_engine
+from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_json, write_model_spec
+from engines import BuildOptions, ensure_engine, open_engine
 from engines.cache.bundled import find_bundle_engines
 from engines.cli import main
+from engines.gpu.detection import find_gpu
+from engines.identity.keys import ENGINE_JSON, open_key
+from engines.ort.cuda_build import copy_graph
 
 pytest.importorskip("onnxruntime")
 
@@ -45,7 +48,9 @@ def bundle(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path, cac
         for seed, name in enumerate(("stage_00", "full")):
             onnx = make_onnx(seed=seed)
             shutil.copyfile(onnx, new / f"{name}.onnx")
-            built = ensure_engine(onnx, graph, cache, backend="onnxruntime", max_batch_size=4 + seed)
+            built = ensure_engine(
+                onnx, graph, cache, backend="onnxruntime", options=BuildOptions(max_batch_size=4 + seed)
+            )
             shutil.copytree(built, new / "engines" / name)
     return folder
 
@@ -124,6 +129,26 @@ def test_a_bundle_that_lacks_a_graph_stays_as_it_is(bundle: Path, capsys: pytest
     assert len(find_bundle_engines(bundle)) == 2
 
 
+def test_an_engine_of_the_cuda_provider_is_described(
+    run: Path, onnx_file: Path, ort_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if find_gpu() is not None:
+        pytest.skip("this machine has a GPU, for which the engine here was not built")
+    _, key = open_key(ort_folder)
+    key = dataclasses.replace(key, backend="onnxruntime-cuda", device="another GPU")
+    with new_artifact(run / "engines" / "cuda", kind="engine") as new:
+        copy_graph(onnx_file, new)
+        write_json(new / ENGINE_JSON, key)
+    assert main(["inspect", "--run", str(run), "--json", "-", "cuda"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["key"]["backend"] == "onnxruntime-cuda"
+    assert found["inputs"] == ["x: tensor(float) [1, 6, 6] a row"]
+    assert found["outputs"] == ["logits: tensor(float) [4] a row", "confidence: tensor(float) [] a row"]
+    assert found["profiles"] == ["any batch of 1 to 16 rows"]
+    assert "without a GPU" in captured.err
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
@@ -131,7 +156,7 @@ def test_a_bundle_that_lacks_a_graph_stays_as_it_is(bundle: Path, capsys: pytest
         (["build", "--batch-size", "0"], 2, "must lie within 1"),
         (["build", "--run", "none"], 1, "python -m export none --segments"),
         (["build", "--bundle", "none"], 1, "there is no bundle at none"),
-        (["build", "--bundle", "none", "--engine", "onnxruntime"], 2, "leave --engine"),
+        (["build", "--bundle", "none", "--engine", "onnxruntime"], 2, "omit --engine"),
         (["list", "--bundle", "none"], 2, "there is no bundle"),
     ],
 )

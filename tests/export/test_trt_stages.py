@@ -5,6 +5,7 @@ A few of them with every test run; all of the demo network (``make test-engines`
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from artifacts import GraphSpec, Model, PameError, RunFolder
-from engines import PROFILE_WAYS, ensure_engine, fixed_batch_sizes
+from engines import PROFILE_WAYS, BuildOptions, ensure_engine, fixed_batch_sizes
 from engines.identity.keys import open_key
 from engines.trt.files import EngineFiles
 from engines.trt.library import load_tensorrt
@@ -35,10 +36,9 @@ def _rtx() -> None:
 
 def build(path: Path, graph: GraphSpec, cache: Path, way: str) -> EngineFiles:
     """Builds a graph and vets what came out against its interface, as opening would."""
-    sizes = fixed_batch_sizes("tensorrt-rtx", way, SIZES)
-    folder = ensure_engine(
-        path, graph, cache, backend="tensorrt-rtx", max_batch_size=32, batch_sizes=sizes, profiles=way
-    )
+    options = BuildOptions(max_batch_size=32, batch_sizes=SIZES, profiles=way)
+    options = dataclasses.replace(options, batch_sizes=fixed_batch_sizes("tensorrt-rtx", options))
+    folder = ensure_engine(path, graph, cache, backend="tensorrt-rtx", options=options)
     artifact, key = open_key(folder)
     files = vet_trt_engine(artifact, key, graph)
     assert {size: files.profile_of(size).most >= size for size in SIZES} == dict.fromkeys(SIZES, True)

@@ -34,7 +34,7 @@ from artifacts import (
     write_model_spec,
 )
 from calibration import Dataset, load_dataset
-from engines import Device, EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
+from engines import BuildOptions, Device, EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
 from runtime import Runtime
 
 Values = Mapping[str, np.ndarray]
@@ -359,7 +359,8 @@ def publish_toy_bundle(
             graph = write_toy_graph(
                 path, name, f"stages/{name}.onnx", toy.weights, stages=(index,), onward=index == 0, dtype=dtype
             )
-            engine = ensure_engine(path, graph, toy.root / "engines", backend=backend, max_batch_size=ROWS)
+            options = BuildOptions(max_batch_size=ROWS)
+            engine = ensure_engine(path, graph, toy.root / "engines", backend=backend, options=options)
             shutil.copytree(engine, staging / "engines" / name)
             times = {"1": 1.0, str(ROWS): 2.0}
             stages.append(dataclasses.replace(stage, graph=graph, engine=f"engines/{name}", median_ms=times))

@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 
 from artifacts import EngineError, MissingExtraError, StaleArtifactError, UsageError, open_model
-from engines import builder, ensure_engine, open_device, open_engine
+from engines import BuildOptions, builder, ensure_engine, open_device, open_engine
 from engines.gpu.detection import Gpu
-from engines.identity.keys import ONNXRUNTIME_CUDA
 from engines.ort import cuda_session as ort_cuda_common
-from engines.ort.cuda_session import PROVIDER, identify_onnxruntime_cuda, open_cuda_session
+from engines.ort.cuda_session import ONNXRUNTIME_CUDA, PROVIDER, identify_onnxruntime_cuda, open_cuda_session
 from runtime import Runtime
 
 GPU = Gpu(name="A GPU", capability=(9, 0), driver="1.2")
@@ -90,8 +89,9 @@ def test_profiles_are_not_its_business_and_the_processor_needs_no_device(toy_run
     model = open_model(toy_run.root / "model", remedy="")
     graph = model.spec.full
     with pytest.raises(UsageError, match="no shape profiles"):
-        builder(ONNXRUNTIME_CUDA, profiles="range")
-    folder = ensure_engine(model.path(graph), graph, tmp_path, backend="onnxruntime", max_batch_size=4)
+        builder(ONNXRUNTIME_CUDA, BuildOptions(max_batch_size=4, profiles="range"))
+    options = BuildOptions(max_batch_size=4)
+    folder = ensure_engine(model.path(graph), graph, tmp_path, backend="onnxruntime", options=options)
     assert open_engine(folder, graph, threads=1, device=open_device("onnxruntime")).key.backend == "onnxruntime"
 
 
@@ -231,9 +231,8 @@ def test_weights_in_files_of_their_own_travel_with_the_graph(stand_in: None, tmp
     onnx.save_model(model, tmp_path / "g.onnx", save_as_external_data=True, location="w.data", size_threshold=0)
     x, y = [TensorSpec(name=name, dtype="float32", row_shape=(4,)) for name in ("x", "y")]
     graph = GraphSpec(name="g", file="g.onnx", inputs=(x,), outputs=(y,))
-    folder = ensure_engine(
-        tmp_path / "g.onnx", graph, tmp_path / "engines", backend=ONNXRUNTIME_CUDA, max_batch_size=4, batch_sizes=(2,)
-    )
+    options = BuildOptions(max_batch_size=4, batch_sizes=(2,))
+    folder = ensure_engine(tmp_path / "g.onnx", graph, tmp_path / "engines", backend=ONNXRUNTIME_CUDA, options=options)
     assert {path.name for path in folder.iterdir()} >= {"graph.onnx", "w.data"}
     device = open_device(ONNXRUNTIME_CUDA)
     engine = open_engine(folder, graph, threads=1, onnx=tmp_path / "g.onnx", device=device)

@@ -37,7 +37,7 @@ def confidences(count: int, depth: int, seed: int = 0) -> np.ndarray:
 
 
 def open_gpu(net: Any) -> Runtime:
-    return net.open_on(CudaDevice(0))
+    return net.open_on(CudaDevice())
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -101,7 +101,7 @@ class Interface:
 @pytest.fixture
 def elsewhere() -> Iterator[CudaDevice]:
     """Plays the other library, in the same context."""
-    device = CudaDevice(0)
+    device = CudaDevice()
     yield device
     device.close()
 
@@ -197,7 +197,7 @@ def open_enqueued(net: Any, device: CudaDevice) -> Runtime:
 def test_the_host_waits_for_one_count_per_cut_and_for_the_answers(fake_net: Any) -> None:
     net = fake_net(thresholds=(0.5, 0.5))
     batch = net.batch(np.zeros((8, 3)))
-    with open_enqueued(net, CudaDevice(0)) as gpu:
+    with open_enqueued(net, CudaDevice()) as gpu:
         for _ in range(3):
             assert gpu.run(batch).exit_index.tolist() == [0, 2, 0, 2, 0, 1, 0, 1]
         seen: list[str] = []
@@ -216,7 +216,7 @@ def test_the_host_waits_for_one_count_per_cut_and_for_the_answers(fake_net: Any)
 def test_memory_does_not_grow_over_ten_thousand_batches(fake_net: Any) -> None:
     net = fake_net(thresholds=(0.5, 0.5))
     batch = net.batch(np.zeros((8, 3)))
-    device = CudaDevice(0)
+    device = CudaDevice()
     pretended = device.cuda.gpu.name == "Pretended GPU"  # a thousand times as slow, so for a while only
     with open_enqueued(net, device) as gpu:
         for _ in range(50):

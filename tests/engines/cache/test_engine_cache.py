@@ -26,14 +26,15 @@ from artifacts import (
     to_plain,
     write_json,
 )
-from engines import builder, ensure_engine, list_engines, open_engine, read_onnx_facts
+from engines import BuildOptions, builder, ensure_engine, list_engines, open_engine, read_onnx_facts
 from engines.identity.keys import ENGINE_JSON, open_key, rebuild_command
 
 pytest.importorskip("onnxruntime")
 
 
-def ensure(onnx: Path, graph: GraphSpec, cache: Path, **settings: Any) -> Path:
-    return ensure_engine(onnx, graph, cache, **{"backend": "onnxruntime", "max_batch_size": 16, **settings})
+def ensure(onnx: Path, graph: GraphSpec, cache: Path, *, backend: str = "onnxruntime", **settings: Any) -> Path:
+    options = BuildOptions(**{"max_batch_size": 16, **settings})
+    return ensure_engine(onnx, graph, cache, backend=backend, options=options)
 
 
 def test_an_engine_is_built_once(onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_an_engine_is_built_once(onnx_file: Path, graph: GraphSpec, tmp_path: Pa
     assert ensure(onnx_file, graph, tmp_path) == folder
     assert (folder / "manifest.json").stat().st_mtime_ns == made
     _, key = open_key(folder)
-    assert key == builder("onnxruntime").key(onnx_file, batch_sizes=(), max_batch_size=16)
+    assert key == builder("onnxruntime", BuildOptions(max_batch_size=16)).key(onnx_file)
     assert key.precision == "float32"
 
 
@@ -285,8 +286,9 @@ def test_the_rebuild_command_knows_where_the_engine_lies(tmp_path: Path) -> None
 
 def test_the_public_api_is_pinned() -> None:
     assert sorted(engines.__all__) == [
-        "BACKENDS", "Buffer", "BuildWatch", "CachedEngine", "Covers", "DEFAULT_BACKEND", "Departure", "Device",
-        "DeviceArray", "Engine", "EngineBuilder", "EngineSet", "Execution", "FakeEngine", "GraphRunner", "HostDevice",
-        "PROFILE_WAYS", "Run", "build_engine", "builder", "ensure_engine", "fixed_batch_sizes", "is_device_array",
-        "list_engines", "open_device", "open_engine", "plan_covers", "profiles_of", "read_onnx_facts", "run_graph",
+        "BACKENDS", "Buffer", "BuildOptions", "BuildWatch", "CachedEngine", "Covers", "DEFAULT_BACKEND", "Departure",
+        "Device", "DeviceArray", "DeviceOptions", "Engine", "EngineBuilder", "EngineSet", "Execution", "FakeEngine",
+        "GraphRunner", "HostDevice", "PROFILE_WAYS", "Run", "build_engine", "builder", "ensure_engine",
+        "fixed_batch_sizes", "is_device_array", "list_engines", "open_device", "open_engine", "plan_covers",
+        "read_onnx_facts", "run_graph",
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from artifacts import EngineError, TensorSpec, UsageError
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
 
+from engines import DeviceOptions
 from engines.gpu.arrays import DeviceArray
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.driver import call, load_driver, watch_calls
@@ -23,7 +24,7 @@ SPEC = TensorSpec(name="x", dtype="float32", row_shape=(4,))
 
 @pytest.fixture
 def device() -> Iterator[CudaDevice]:
-    opened = CudaDevice(0)
+    opened = CudaDevice()
     yield opened
     opened.close()
 
@@ -40,7 +41,7 @@ def read(device: CudaDevice, buffer: DeviceArray) -> float:
 
 def test_there_is_no_such_gpu() -> None:
     with pytest.raises(UsageError, match="there is no GPU 99"):
-        CudaDevice(99)
+        CudaDevice(DeviceOptions(index=99))
 
 
 def test_every_thread_gets_the_primary_context(device: CudaDevice) -> None:
@@ -117,7 +118,7 @@ def test_what_engines_share_is_made_once_and_closed_with_the_device() -> None:
         def close(self) -> None:
             self.closed += 1
 
-    device = CudaDevice(0)
+    device = CudaDevice()
     shared = device.attached("cache", Shared)
     assert device.attached("cache", Shared) is shared
     device.close()
@@ -133,7 +134,7 @@ def test_a_closed_device_does_nothing(device: CudaDevice) -> None:
         with pytest.raises(EngineError, match="the device is closed"):
             use()
     device.synchronize()
-    other = CudaDevice(0)
+    other = CudaDevice()
     assert read(other, kept) == 1.0
     other.close()
 
@@ -144,7 +145,7 @@ def test_another_gpu_has_memory_of_its_own(device: CudaDevice) -> None:
     done: list[str] = []
 
     def work() -> None:  # a thread of its own: the context of GPU 0 is current in this one
-        other = CudaDevice(1)
+        other = CudaDevice(DeviceOptions(index=1))
         done.append(f"{other.name} {read(other, filled(other, 2.0))}")
         other.close()
 
@@ -173,7 +174,7 @@ def test_one_cut_is_one_kernel_and_one_wait(device: CudaDevice) -> None:
 
 
 def test_buffers_are_freed_with_their_last_reference_and_with_the_device() -> None:
-    device = CudaDevice(0)
+    device = CudaDevice()
     kept = [filled(device, 1.0)]
     device.synchronize()
     free = call("cuMemGetInfo")[0]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from artifacts import InputError, MissingExtraError, TensorSpec
-from engines import DeviceArray, HostDevice, is_device_array
+from engines import DeviceArray, DeviceOptions, HostDevice, is_device_array
 from engines.gpu.arrays import LEGACY_STREAM, read_stream, view_foreign
 from engines.gpu.pycuda_bridge import as_gpuarray, wrap_allocation
 
@@ -165,7 +165,7 @@ def test_gpuarrays_are_made_of_answers_on_the_gpu(monkeypatch: pytest.MonkeyPatc
 def device() -> Iterator[Any]:
     from engines.gpu.cuda_device import CudaDevice
 
-    opened = CudaDevice(0)
+    opened = CudaDevice()
     yield opened
     opened.close()
 
@@ -252,7 +252,7 @@ def test_memory_of_another_gpu_is_refused(device: Any) -> None:
     found: list[Any] = []
 
     def work() -> None:
-        other = CudaDevice(1)
+        other = CudaDevice(DeviceOptions(index=1))
         found.extend((other, filled(other, 1.0)))
 
     thread = threading.Thread(target=work)

@@ -20,9 +20,9 @@ from engines.gpu.kernels import SOURCE
 ROOT = Path(__file__).parents[3]
 SUITES = (
     "tests/engines/test_device_protocol.py",
-    "tests/engines/test_cuda_device.py",
-    "tests/engines/test_cuda_interop.py",
-    "tests/engines/test_trt_run.py",
+    "tests/engines/gpu/test_cuda_device.py",
+    "tests/engines/gpu/test_cuda_interop.py",
+    "tests/engines/trt/test_run.py",
     "tests/runtime/test_cuda_provider.py",
     "tests/runtime/test_on_gpu.py",
 )

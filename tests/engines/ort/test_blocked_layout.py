@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from artifacts import GraphSpec, MissingExtraError, TensorSpec
-from engines import ensure_engine
+from engines import BuildOptions, ensure_engine
 from engines.ort import blocked_layout as ort_entries
 from engines.ort.blocked_layout import find_entries
 
@@ -46,7 +46,7 @@ def write_blocks(path: Path, *, channels: int, dtype: int = TensorProto.FLOAT, a
 
 
 def built_ops(graph: GraphSpec, path: Path, cache: Path) -> list[str]:
-    folder = ensure_engine(path, graph, cache, backend="onnxruntime", max_batch_size=4)
+    folder = ensure_engine(path, graph, cache, backend="onnxruntime", options=BuildOptions(max_batch_size=4))
     return [node.op_type for node in onnx.load(folder / "graph.onnx", load_external_data=False).graph.node]
 
 
@@ -67,7 +67,9 @@ def test_an_entry_changes_nothing_but_the_layout(tmp_path: Path) -> None:
     rows = np.random.default_rng(1).standard_normal((3, 32, SIDE, SIDE)).astype(np.float32)
     rows[1, 0, 0, 0] = np.nan
     [plain] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"cut": rows})
-    folder = ensure_engine(path, graph, tmp_path / "cache", backend="onnxruntime", max_batch_size=4)
+    folder = ensure_engine(
+        path, graph, tmp_path / "cache", backend="onnxruntime", options=BuildOptions(max_batch_size=4)
+    )
     session = onnxruntime.InferenceSession(folder / "graph.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, {"cut": rows})[0], plain, rtol=1e-5, atol=1e-5)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from artifacts import EngineError, GraphSpec, TensorSpec, UsageError, read_json, read_manifest
-from engines import BuildWatch, build_engine, builder, ensure_engine, list_engines, profiles_of
+from engines import BuildOptions, BuildWatch, build_engine, builder, ensure_engine, list_engines
 from engines.identity.keys import BUILD_SECONDS, open_key
 from engines.identity.onnx_facts import read_interface_names
 from engines.trt.files import PROFILES_JSON, EngineFiles
@@ -23,7 +23,8 @@ MAGIC = b"vtrt"
 
 
 def build(path: Path, graph: GraphSpec, cache: Path, **settings: Any) -> tuple[Path, EngineFiles]:
-    folder = ensure_engine(path, graph, cache, **{"backend": "tensorrt-rtx", "max_batch_size": 8, **settings})
+    options = BuildOptions(**{"max_batch_size": 8, **settings})
+    folder = ensure_engine(path, graph, cache, backend="tensorrt-rtx", options=options)
     return folder, read_json(folder / PROFILES_JSON, EngineFiles)
 
 
@@ -64,7 +65,7 @@ def test_an_engine_in_every_profile_way(
         assert all(spec.name.encode() in content for spec in (*graph.inputs, *graph.outputs))
     _, key = open_key(folder)
     assert (key.backend, key.device, key.precision) == (rtx, PORTABLE_DEVICE, "float32")
-    assert profiles_of(key) == (profiles or "range")
+    assert BuildOptions.of(key).profiles == (profiles or "range")
     assert float(read_manifest(folder).environment[BUILD_SECONDS]) > 0
 
 
@@ -182,7 +183,7 @@ def test_range_and_batch_sizes_do_not_go_together(rtx: str, onnx_file: Path, gra
     with pytest.raises(UsageError, match="takes any from 1 to 8"):
         build(onnx_file, graph, tmp_path, batch_sizes=(2,))
     with pytest.raises(UsageError, match="onnxruntime has no shape profiles"):
-        builder("onnxruntime", profiles="range")
+        builder("onnxruntime", BuildOptions(max_batch_size=8, profiles="range"))
 
 
 def test_progress_is_told_and_ends_at_the_end(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def test_a_watch_that_fails_ends_the_build_with_its_own_error(
 
 
 def test_builds_in_threads_take_turns(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
-    key = builder(rtx).key(onnx_file, batch_sizes=(), max_batch_size=8)
+    key = builder(rtx, BuildOptions(max_batch_size=8)).key(onnx_file)
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(lambda index: build_engine(onnx_file, tmp_path / str(index), key), range(3)))
     assert all(engine.problem is None for engine in list_engines(tmp_path))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def find_bindings(version: str, folder: Path) -> tuple[Path, str]:
 
 ASK = """
 import ctypes, functools, importlib, json, sys
-libraries, place, package, names = json.loads(sys.argv[1])
+libraries, package, names = json.loads(sys.argv[1])
 for library in libraries:
     ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
 trt = importlib.import_module(package)
@@ -144,8 +145,10 @@ print(json.dumps({"version": trt.__version__, "missing": [name for name in names
 def test_every_name_exists_in_every_version(version: str, stubs: Path, tmp_path: Path) -> None:
     place, package = find_bindings(version, tmp_path)
     libraries = [str(stubs / name) for name in LIBRARIES[VERSIONS[version]]]
-    question = json.dumps([libraries, str(place), package, [*sorted(used_names()), "NoSuchThing"]])
-    done = subprocess.run([sys.executable, "-c", ASK, question], capture_output=True, text=True, check=False)
+    question = json.dumps([libraries, package, [*sorted(used_names()), "NoSuchThing"]])
+    environment = {**os.environ, "PYTHONPATH": str(place)}
+    command = [sys.executable, "-c", ASK, question]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["version"].startswith(version.removeprefix("rtx "))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec, UsageError, canonical_json, from_plain
-from engines import fixed_batch_sizes
+from engines import BuildOptions, fixed_batch_sizes
 from engines.trt.files import EngineFiles, file_differences, plan_profiles
 from engines.trt.profiles import (
     PROFILE_WAYS,
@@ -72,10 +72,11 @@ def test_batch_sizes_that_cannot_be_are_refused(way: str, sizes: tuple[int, ...]
 
 
 def test_only_ways_that_fix_batch_sizes_get_those_that_will_run() -> None:
-    assert fixed_batch_sizes("onnxruntime", None, (1, 8)) == ()
-    assert fixed_batch_sizes("tensorrt", None, (1, 8)) == (1, 8)
-    assert fixed_batch_sizes("tensorrt-rtx", None, (1, 8)) == ()
-    assert fixed_batch_sizes("tensorrt-rtx", "separate", (1, 8)) == (1, 8)
+    options = BuildOptions(max_batch_size=8, batch_sizes=(1, 8))
+    assert fixed_batch_sizes("onnxruntime", options) == ()
+    assert fixed_batch_sizes("tensorrt", options) == (1, 8)
+    assert fixed_batch_sizes("tensorrt-rtx", options) == ()
+    assert fixed_batch_sizes("tensorrt-rtx", dataclasses.replace(options, profiles="separate")) == (1, 8)
 
 
 @given(st.sampled_from(PROFILE_WAYS), st.sets(st.integers(1, 40), max_size=6), st.integers(40, 70))

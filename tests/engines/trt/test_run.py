@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
+from engines import DeviceOptions
+from engines.trt import library as library_module
+from engines.trt import run as run_module
 from engines.trt.files import EngineFiles, plan_profiles
 
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
@@ -136,15 +139,15 @@ class FakeLog:
 def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT()
     log = FakeLog()
-    for module in ("trt_run", "trt_common"):
-        monkeypatch.setattr(f"engines.{module}.load_tensorrt", lambda flavour: fake)
-        monkeypatch.setattr(f"engines.{module}.trt_logger", lambda flavour: (None, log))
+    for module in (run_module, library_module):
+        monkeypatch.setattr(module, "load_tensorrt", lambda flavour: fake)
+        monkeypatch.setattr(module, "trt_logger", lambda flavour: (None, log))
     return fake
 
 
 @pytest.fixture
 def device() -> Iterator[CudaDevice]:
-    opened = CudaDevice(0)
+    opened = CudaDevice()
     yield opened
     opened.close()
 
@@ -210,7 +213,7 @@ def test_a_binding_runs_over_its_buffers_each_time_anew(
 def test_a_run_is_one_launch_where_it_is_captured(
     trt: FakeTensorRT, opened: Callable[..., TrtEngine], graphs: bool
 ) -> None:
-    device = CudaDevice(0, cuda_graphs=graphs)
+    device = CudaDevice(DeviceOptions(cuda_graphs=graphs))
     buffers = make_buffers(device, 8)
     run: Any = opened(on=device).bind(buffers)
     assert run.captured is graphs
@@ -271,7 +274,7 @@ def test_kernels_are_kept_from_process_to_process(
 ) -> None:
     contents = []
     for _ in range(2):
-        device = CudaDevice(0, kernel_folder=tmp_path / "kernels")
+        device = CudaDevice(DeviceOptions(kernel_folder=tmp_path / "kernels"))
         for _ in range(2):
             engine = opened("tensorrt-rtx", on=device)
             engine.bind(make_buffers(device, 8))

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_model_spec
-from engines import ensure_engine
+from engines import BuildOptions, ensure_engine
 from engines.cache.bundled import rebuild_bundle
 from engines.cli import main
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import open_key
 
 pytestmark = pytest.mark.usefixtures("rtx")
-UNTOLD = "whether TensorRT-RTX runs it here cannot be told without a GPU"
+UNTOLD = "whether TensorRT-RTX runs it here cannot be verified without a GPU"
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def test_a_bundle_is_rebuilt_with_the_profiles_it_had(
 ) -> None:
     bundle = tmp_path / "bundle"
     built = ensure_engine(
-        onnx_file, graph, tmp_path / "cache", backend="tensorrt-rtx", max_batch_size=8, batch_sizes=(1, 8),
-        profiles="separate",
+        onnx_file, graph, tmp_path / "cache", backend="tensorrt-rtx",
+        options=BuildOptions(max_batch_size=8, batch_sizes=(1, 8), profiles="separate"),
     )  # fmt: skip
     with new_artifact(bundle, kind="bundle") as new:
         (new / "bundle.json").write_text("{}")

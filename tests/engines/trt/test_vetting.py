@@ -27,10 +27,11 @@ from artifacts import (
     to_plain,
     write_json,
 )
-from engines import builder, ensure_engine, list_engines, open_engine, read_onnx_facts
+from engines import BuildOptions, builder, ensure_engine, list_engines, open_engine, read_onnx_facts
 from engines.gpu.detection import Gpu
 from engines.identity.keys import ENGINE_JSON, open_key
-from engines.trt import library as common_module
+from engines.trt import backend as backend_module
+from engines.trt import library as library_module
 from engines.trt import vetting as vetting_module
 from engines.trt.cache_files import read_blob, update_blob
 from engines.trt.files import PROFILES_JSON, EngineFiles
@@ -56,7 +57,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     passed: list[Path] = []
     runner = types.ModuleType("engines.trt.run")
     runner.open_trt_engine = lambda folder, key, graph, files, device: passed.append(folder)  # type: ignore[attr-defined]
-    monkeypatch.setattr("engines.backends.opening._find_cuda_device", lambda key, device: device)
+    monkeypatch.setattr(backend_module, "require_cuda_device", lambda backend, device: device)
     monkeypatch.setitem(sys.modules, "engines.trt.run", runner)
     return passed
 
@@ -64,7 +65,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 @pytest.fixture
 def put_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
     def put(gpu: Gpu | None) -> None:
-        for module in (common_module, vetting_module):
+        for module in (library_module, vetting_module):
             monkeypatch.setattr(module, "find_gpu", lambda index=0: gpu)
 
     return put
@@ -172,7 +173,7 @@ def test_an_engine_of_classic_tensorrt_belongs_to_one_gpu_and_driver(
     fake_classic(monkeypatch)
     monkeypatch.setattr("engines.trt.build.find_gpu", lambda: H100)
     put_gpu(H100)
-    key = builder("tensorrt").key(onnx_file, batch_sizes=(), max_batch_size=8)
+    key = builder("tensorrt", BuildOptions(max_batch_size=8)).key(onnx_file)
     assert (key.backend_version, key.device) == ("11.4.0.106", H100.description)
     assert key.batch_sizes == (1, 2, 4, 8)
     assert "compute_capabilities" not in key.options
@@ -183,7 +184,7 @@ def test_an_engine_of_classic_tensorrt_belongs_to_one_gpu_and_driver(
     assert identify_tensorrt("tensorrt").device == "no GPU"
     monkeypatch.setattr("engines.trt.build.find_gpu", lambda: None)
     with pytest.raises(EngineError, match="there is none here.*--engine tensorrt-rtx"):
-        builder("tensorrt").key(onnx_file, batch_sizes=(), max_batch_size=8)
+        builder("tensorrt", BuildOptions(max_batch_size=8)).key(onnx_file)
 
 
 X16 = TensorSpec(name="x", dtype="float16", row_shape=(1, 6, 6))
@@ -242,7 +243,10 @@ def test_a_stale_engine_in_the_cache_is_built_again(
     folder: Path, graph: GraphSpec, onnx_file: Path, republish: Callable[..., EngineKey]
 ) -> None:
     republish(folder, options={**OPTIONS, "tf32": "on"})
-    assert ensure_engine(onnx_file, graph, folder.parent, backend="tensorrt-rtx", max_batch_size=8) == folder
+    assert (
+        ensure_engine(onnx_file, graph, folder.parent, backend="tensorrt-rtx", options=BuildOptions(max_batch_size=8))
+        == folder
+    )
     assert list_engines(folder.parent)[0].problem is None
 
 
@@ -252,7 +256,7 @@ def test_without_a_gpu_validity_is_said_to_be_unknown(
     put_gpu(None)
     (found,) = list_engines(folder.parent, check_bytes=True)
     assert found.problem is None
-    assert found.untold == "whether TensorRT-RTX runs it here cannot be told without a GPU"
+    assert found.untold == "whether TensorRT-RTX runs it here cannot be verified without a GPU"
     put_gpu(RTX_4090)
     assert list_engines(folder.parent)[0].untold is None
 

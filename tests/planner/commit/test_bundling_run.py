@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +70,13 @@ def test_merged_stages_have_the_same_name_in_every_plan(made_run: RunFolder, tmp
 def bound_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime engines that are bound to the batch sizes that are timed, one graph per size."""
     import engines
-    import planner.measure.timing
+    from planner.measure import timing
 
-    def ensure_bound(onnx: Path, graph: GraphSpec, cache: Path, **options: object) -> Path:
-        return engines.ensure_engine(onnx, graph, cache, **{**options, "batch_sizes": (1, 2, 4)})
+    def ensure_bound(onnx: Path, graph: GraphSpec, cache: Path, *, backend: str, options: engines.BuildOptions) -> Path:
+        bound = dataclasses.replace(options, batch_sizes=(1, 2, 4))
+        return engines.ensure_engine(onnx, graph, cache, backend=backend, options=bound)
 
-    monkeypatch.setattr(planner.timing, "ensure_engine", ensure_bound)
+    monkeypatch.setattr(timing, "ensure_engine", ensure_bound)
 
 
 @pytest.mark.usefixtures("bound_engines")

@@ -119,7 +119,7 @@ def timed(monkeypatch: pytest.MonkeyPatch):
             TimedGraph(row="exit_h", onnx=Path("e"), graph=HEAD, gather="h", carried=(H,)),
             TimedGraph(row="full", onnx=Path("f"), graph=FULL),
         ]
-        itm = time_graphs(graphs, SPEC, Path("cache"), config, backend="fake", threads=2, clock=clock)
+        itm = time_graphs(graphs, SPEC, Path("cache"), config, backend="onnxruntime", threads=2, clock=clock)
         return itm, engines
 
     return run
