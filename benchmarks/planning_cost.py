@@ -5,11 +5,12 @@
 
 Synthetic traces and times: seeded, one thread, no engine and no file involved. Per size it times the greedy search
 (``greedy``: nothing computed before, so with the prices of the stages and the grids), the joint search (``joint``, the
-greedy one included, with the prices from before), the joint search for ten tolerances at once (``ladder``), and all that ``python -m planner``
-works out between the measured times and the contenders that it measures (``certified``, nothing computed before: the joint
-search on the whole trace, the plans for several tolerances on the half for tuning, the tests on the other, the
-greedy baseline likewise). The sizes take turns round by round; reported are medians over the rounds and interquartile ranges, in processor time of
-all threads, which other work on the machine disturbs least; linear algebra is held to one thread.
+greedy one included, with the prices from before), the joint search for ten tolerances at once (``ladder``), and
+everything that ``python -m planner`` computes between the measured times and the contenders that it measures
+(``certified``, nothing computed before: the joint search on the whole trace, the plans for several tolerances on the
+half for tuning, the tests on the other half, the greedy baseline likewise). The sizes take turns round by round; it
+reports medians over the rounds and interquartile ranges, in processor time of all threads, which other work on the
+machine disturbs least; linear algebra is held to one thread.
 
 Then the joint search is held against every plan there is on small random traces: every threshold of every subset of
 exits, by evaluating plan after plan and by complete tables. On larger traces it is compared with the greedy search, and
