@@ -10,9 +10,19 @@ from planner.report.data import ReportData
 from planner.report.page import render_report
 
 SECTIONS = (
-    "plan", "cut_graph", "accuracy_by_depth", "threshold_curves", "batching_pattern", "inference_times", "survivors",
-    "latency", "pareto", "certificate", "environment", "commands",
-)  # fmt: skip
+    "plan",
+    "cut_graph",
+    "accuracy_by_depth",
+    "threshold_curves",
+    "batching_pattern",
+    "inference_times",
+    "survivors",
+    "latency",
+    "pareto",
+    "certificate",
+    "environment",
+    "commands",
+)
 FIGURES = SECTIONS[1:9]
 
 
