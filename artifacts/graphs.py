@@ -123,6 +123,25 @@ class ModelSpec:
         """The cuts where a sample may leave: those with an exit head."""
         return tuple(cut for cut in self.cuts if cut.name in self.heads)
 
+    def stated_preprocessing(self) -> Preprocessing | None:
+        """Returns how the network wants its images, as far as the model says so; ``None`` where it does not.
+
+        Models of release 0.1.0 state a mean and a spread of pixels in [0, 1] among their settings; their images were
+        resized whole, and had one channel of luminance or the three of RGB.
+        """
+        if self.preprocessing is not None or not {"mean", "std"} <= set(self.settings):
+            return self.preprocessing
+        row = self.full.inputs[0].row_shape
+        if len(self.full.inputs) != 1 or len(row) != 3:
+            return None
+        return Preprocessing(
+            height=row[1],
+            width=row[2],
+            channel_order="L" if row[0] == 1 else "RGB",
+            mean=(float(self.settings["mean"]),),
+            std=(float(self.settings["std"]),),
+        )
+
     def cut_index(self, name: str) -> int:
         """Returns the position of a cut in ``cuts``."""
         for index, cut in enumerate(self.cuts):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts import InputError, Preprocessing, UsageError, canonical_json, from_plain
+from artifacts import (
+    GraphSpec,
+    InputError,
+    ModelSpec,
+    Preprocessing,
+    TensorSpec,
+    UsageError,
+    canonical_json,
+    from_plain,
+)
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -63,3 +73,21 @@ def test_it_survives_the_way_through_json() -> None:
 def test_what_cannot_be_is_refused(settings: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Preprocessing(**{"height": 32, "width": 32, **settings})
+
+
+def model_of(*rows: tuple[int, ...], **fields: object) -> ModelSpec:
+    inputs = tuple(TensorSpec(name=f"x{i}", dtype="float32", row_shape=row) for i, row in enumerate(rows))
+    full = GraphSpec(name="full", file="full.onnx", inputs=inputs, outputs=())
+    return ModelSpec(name="n", family="resnet", task="classification", full=full, **fields)  # type: ignore[arg-type]
+
+
+def test_a_model_states_its_preprocessing_also_as_release_0_1_0_did() -> None:
+    own = Preprocessing(height=4, width=4, **IMAGENET)
+    old = {"mean": 0.25, "std": 0.5}
+    assert model_of((3, 4, 4), preprocessing=own, settings=old).stated_preprocessing() == own
+    assert model_of((3, 4, 4)).stated_preprocessing() is None
+    assert model_of((3, 4, 4), settings={"mean": 0.25}).stated_preprocessing() is None
+    assert model_of((7,), settings=old).stated_preprocessing() is None
+    found = model_of((1, 28, 14), settings=old).stated_preprocessing()
+    assert found == Preprocessing(height=28, width=14, channel_order="L", mean=(0.25,), std=(0.5,))
+    assert model_of((3, 28, 14), settings=old).stated_preprocessing() == replace(found, channel_order="RGB")
