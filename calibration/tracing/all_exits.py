@@ -6,7 +6,7 @@ reads and the trace that planning reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,7 @@ from typing import Self
 import numpy as np
 
 from artifacts import GraphSpec, Model
-from engines import Buffer, BuildOptions, DeviceOptions, ensure_engine, open_device, open_engine
-
-Execution = Callable[[], None]
+from engines import Buffer, BuildOptions, DeviceOptions, Execution, ensure_engine, open_device, open_engine
 
 
 class ModelChain:

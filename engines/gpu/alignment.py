@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts import GraphSpec
-from engines.gpu.arrays import DeviceArray
+from engines.gpu.arrays import ALIGNMENT, DeviceArray
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.driver import call, load_driver
-
-ALIGNMENT = 256
 
 
 class AlignedBuffers:

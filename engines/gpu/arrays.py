@@ -13,6 +13,7 @@ import numpy as np
 
 from artifacts import InputError, MissingExtraError
 
+ALIGNMENT = 256  # bytes: what TensorRT demands of addresses
 DLPACK_CPU, DLPACK_CUDA = 1, 2
 LEGACY_STREAM = 1  # the handle that CUDA and both interfaces give the legacy default stream
 _DLPACK_GPU_KINDS = {DLPACK_CUDA, 13}  # 13: managed memory

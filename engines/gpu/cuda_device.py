@@ -23,17 +23,15 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from artifacts import EngineError, InputError, TensorSpec, UsageError
-from engines.gpu.arrays import DeviceArray, read_stream, view_foreign
+from engines.gpu.arrays import ALIGNMENT, DeviceArray, read_stream, view_foreign
 from engines.gpu.context import Allocation, CudaContext
 from engines.gpu.driver import call, call_unless_pending, load_driver
 from engines.gpu.launches import NonfiniteLaunch, SplitLaunch, gather
 from engines.gpu.staging import PinnedPool
-from engines.host.departures import close_ranks
-from engines.host.host_device import check_append, find_nonfinite
+from engines.host.host_device import check_append, close_ranks, find_nonfinite
 from engines.options import DeviceOptions
 from engines.protocols import Departure, Device, Mark
 
-_ALIGNMENT = 256  # bytes: what TensorRT wants of addresses
 _DEFAULT = DeviceOptions()
 T = TypeVar("T")
 GpuBuffer: TypeAlias = Any  # a ``DeviceArray``; ``Device`` says ``Buffer``, which has no address
@@ -144,7 +142,9 @@ class CudaDevice:
         if launch is None:
             launch = self._splits[key] = SplitLaunch(self.cuda, confidence, carried)
         left = launch.run(count, threshold)
-        return Departure(left=left, stayed=close_ranks(count, left))
+        leaving = set(left)
+        stayed, _, _ = close_ranks(left, [row for row in range(count) if row not in leaving])
+        return Departure(left=left, stayed=stayed)
 
     def append_rows(
         self, source: Sequence[GpuBuffer], rows: Sequence[int], target: Sequence[GpuBuffer], offset: int
@@ -387,5 +387,5 @@ def _lay_out(buffers: Sequence[GpuBuffer], count: int) -> tuple[list[int], int]:
     offsets, size = [], 0
     for buffer in buffers:
         offsets.append(size)
-        size += -(-count * buffer.row_bytes // _ALIGNMENT) * _ALIGNMENT
+        size += -(-count * buffer.row_bytes // ALIGNMENT) * ALIGNMENT
     return offsets, size

@@ -1,4 +1,4 @@
-"""The one place that calls the CUDA driver: every error becomes an ``EngineError``, every call can be watched.
+"""The one place that calls the CUDA driver: every error becomes an ``EngineError``.
 
 The driver is reached through cuda-bindings, whose functions return ``(status, *results)`` and release the interpreter's
 lock while they wait. docs/adr/0007-cuda-layer.md tells why it is neither PyCUDA nor the runtime API.
@@ -7,13 +7,9 @@ lock while they wait. docs/adr/0007-cuda-layer.md tells why it is neither PyCUDA
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from artifacts import EngineError, MissingExtraError
-
-Watcher = Callable[[str], None]
-_watchers: list[Watcher] = []
 
 
 @functools.cache
@@ -56,8 +52,6 @@ def call_unless_pending(name: str, *arguments: Any) -> Any:
 
 
 def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
-    for watch in _watchers:
-        watch(name)
     try:
         status, *results = getattr(load_driver(), name)(*arguments)
     except (RuntimeError, OSError) as error:  # libcuda itself is missing
@@ -65,12 +59,6 @@ def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
             f"there is no NVIDIA driver on this machine ({error}); install one, or plan for a CPU"
         ) from error
     return status, results
-
-
-def watch_calls(watcher: Watcher) -> Callable[[], None]:
-    """Has ``watcher`` called with the name of every driver call from now on; returns what ends it. For tests."""
-    _watchers.append(watcher)
-    return lambda: _watchers.remove(watcher)
 
 
 def _describe(status: Any) -> str:

@@ -4,15 +4,6 @@ A graph fixes shapes, addresses and the block that the engine works in, so one b
 capture the engine runs once plainly, which lets the backend allocate and pick kernels, neither of which may happen
 inside a capture. Capturing takes place on a stream of its own: other threads go on using the device's stream, and
 ``THREAD_LOCAL`` mode leaves their calls alone.
-
-**The seat for the whole chain as one graph.** A batch's way through the chain could be a single launch: the graph of
-stage ``i`` for each cover, as the cases of a ``SWITCH`` node (driver 12.8; ``cuda.core.graph.GraphBuilder.switch``),
-behind a kernel node that counts the survivors and picks the case with ``cudaGraphSetConditional``. Everything that it
-needs is in place: graphs exist per (stage, number of rows), ``split_rows`` finds and moves the survivors without the
-host, answers lie in sections whose places the host can work out afterwards from the reports of all cuts, and no graph
-here holds a node that a conditional body forbids (events, host functions, allocations). What is missing is a GPU to
-find out whether TensorRT's captured work is accepted inside a conditional body; nobody has published that it is. Until
-then the host reads one count per cut. docs/adr/0007-cuda-layer.md has the details.
 """
 
 from __future__ import annotations

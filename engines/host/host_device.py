@@ -107,14 +107,10 @@ class HostDevice:
         stayed: list[int] = []
         for row, value in enumerate(confidence[:count].tolist()):
             (left if value >= threshold else stayed).append(row)
-        first_mover = bisect_left(stayed, len(stayed))  # the survivors before it are in place already
-        movers, holes = stayed[first_mover:], left[: len(stayed) - first_mover]
+        stayed, movers, holes = close_ranks(left, stayed)
         if movers:
             for buffer in carried:
                 _move_rows(buffer, movers, holes)
-            stayed = list(range(len(stayed)))
-            for hole, mover in zip(holes, movers, strict=True):
-                stayed[hole] = mover
         return Departure(left=left, stayed=stayed)
 
     def append_rows(
@@ -198,6 +194,28 @@ def check_append(source: Sequence[Buffer], rows: Sequence[int], target: Sequence
             raise InputError(f"cannot append rows {list(rows)} of a buffer with {len(origin)}")
         if not 0 <= offset <= len(goal) - len(rows):
             raise InputError(f"cannot append {len(rows)} rows from row {offset} on: the target has {len(goal)}")
+
+
+def close_ranks(left: list[int], survivors: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Closes the ranks behind rows that left: the last survivors fill the places of those that left before them.
+
+    Every device keeps this order: the host moves rows by it, and a GPU reports its departures by it.
+
+    Args:
+        left: the rows that leave, ascending.
+        survivors: all other rows, ascending.
+
+    Returns:
+        ``Departure.stayed``, and the moves that lead there: the rows that move, and the holes that they fill.
+    """
+    first_mover = bisect_left(survivors, len(survivors))  # the survivors before it are in place already
+    movers, holes = survivors[first_mover:], left[: len(survivors) - first_mover]
+    if not movers:
+        return survivors, movers, holes
+    stayed = list(range(len(survivors)))
+    for hole, mover in zip(holes, movers, strict=True):
+        stayed[hole] = mover
+    return stayed, movers, holes
 
 
 def find_nonfinite(array: np.ndarray) -> list[int]:

@@ -13,7 +13,15 @@ from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.host.buffer_checks import check_host_buffers
 from engines.identity.keys import rebuild_command
 from engines.ort.files import graph_file
-from engines.ort.session import DTYPES, load_onnxruntime, open_session, ort_errors, session_options, translate_error
+from engines.ort.session import (
+    DTYPES,
+    bind_addresses,
+    load_onnxruntime,
+    open_session,
+    ort_errors,
+    session_options,
+    translate_error,
+)
 from engines.protocols import Buffer, Execution
 
 
@@ -72,7 +80,7 @@ class OrtEngine:
         self._key = key
         self._graph = graph
         self._sessions = dict(sessions)
-        self._bound: weakref.WeakSet[_BoundRun] = weakref.WeakSet()
+        self._bound: weakref.WeakSet[_HostRun] = weakref.WeakSet()
 
     @property
     def key(self) -> EngineKey:
@@ -88,7 +96,7 @@ class OrtEngine:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
         arrays, rows = check_host_buffers(self._graph, self._key, buffers)
         session = self._sessions[rows if self._key.batch_sizes else None]
-        bound = _BoundRun(session, self._graph, arrays)
+        bound = _HostRun(session, self._graph, arrays)
         self._bound.add(bound)
         return bound
 
@@ -98,7 +106,7 @@ class OrtEngine:
         self._sessions.clear()
 
 
-class _BoundRun:
+class _HostRun:
     """A session with its inputs and outputs bound to the addresses of arrays, which it keeps alive."""
 
     __slots__ = ("__weakref__", "_arrays", "_binding", "_name", "_session")
@@ -107,14 +115,7 @@ class _BoundRun:
         self._name = graph.name
         self._arrays = arrays
         self._session = session
-        try:
-            self._binding = session.io_binding()
-            for bind, specs in ((self._binding.bind_input, graph.inputs), (self._binding.bind_output, graph.outputs)):
-                for spec in specs:
-                    array = self._arrays[spec.name]
-                    bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        except ort_errors() as error:
-            raise translate_error(error, f"bind {graph.name}") from error
+        self._binding = bind_addresses(session, graph, arrays, device="cpu", index=0)
 
     def __call__(self) -> None:
         session = self._session

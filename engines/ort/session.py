@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import EngineError, EngineKey, MissingExtraError, UsageError, cpu_features_digest, cpu_name
+import numpy as np
+
+from artifacts import EngineError, EngineKey, GraphSpec, MissingExtraError, UsageError, cpu_features_digest, cpu_name
+from engines.gpu.arrays import DeviceArray
 from engines.identity.keys import BackendIdentity
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.options import BuildOptions
@@ -125,6 +128,41 @@ def session_options(threads: int | None) -> Any:
     for name, value in SPINNING.items():
         options.add_session_config_entry(name, value)
     return options
+
+
+def bind_addresses(
+    session: Any,
+    graph: GraphSpec,
+    arrays: Mapping[str, np.ndarray] | Mapping[str, DeviceArray],
+    *,
+    device: str,
+    index: int,
+) -> Any:
+    """Binds the inputs and outputs of a session to the memory of arrays, which must outlive the binding.
+
+    Args:
+        session: of the engine of ``graph``.
+        graph: its interface.
+        arrays: name -> what it reads or writes.
+        device: ``cpu`` or ``cuda``.
+        index: the ordinal of the device.
+
+    Returns:
+        The binding, for ``run_with_iobinding``.
+
+    Raises:
+        EngineError: onnxruntime refuses an array.
+    """
+    try:
+        binding = session.io_binding()
+        for bind, specs in ((binding.bind_input, graph.inputs), (binding.bind_output, graph.outputs)):
+            for spec in specs:
+                array = arrays[spec.name]
+                address = array.ctypes.data if isinstance(array, np.ndarray) else array.pointer
+                bind(spec.name, device, index, array.dtype.type, array.shape, address)
+    except ort_errors() as error:
+        raise translate_error(error, f"bind {graph.name}") from error
+    return binding
 
 
 def open_session(model: str | bytes, options: Any, *, what: str) -> Any:

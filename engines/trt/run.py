@@ -86,7 +86,7 @@ class TrtEngine:
         self._runtime = runtime
         self._engines = dict(engines)
         self._device = device
-        self._bound: weakref.WeakSet[_BoundRun] = weakref.WeakSet()
+        self._bound: weakref.WeakSet[_ContextRun] = weakref.WeakSet()
 
     @property
     def key(self) -> EngineKey:
@@ -109,7 +109,7 @@ class TrtEngine:
         aligned = AlignedBuffers(self._graph, arrays, self._device)
         what = f"{self._graph.name} with {rows} rows"
         context = self._make_context(self._engines[profile.file], profile, aligned, what=what)
-        bound = _BoundRun(self._key.backend, context, aligned, self._device, what=what)
+        bound = _ContextRun(self._key.backend, context, aligned, self._device, what=what)
         self._bound.add(bound)
         return bound
 
@@ -149,7 +149,7 @@ class TrtEngine:
         return context
 
 
-class _BoundRun:
+class _ContextRun:
     """An execution context with its addresses, and its graph where it has one; keeps the buffers alive.
 
     Attributes:

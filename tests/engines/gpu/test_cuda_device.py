@@ -15,8 +15,9 @@ pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'p
 from engines import DeviceOptions
 from engines.gpu.arrays import DeviceArray
 from engines.gpu.cuda_device import CudaDevice
-from engines.gpu.driver import call, load_driver, watch_calls
+from engines.gpu.driver import call, load_driver
 from engines.gpu.graphs import CapturedGraph, run_and_capture
+from tests.engines.gpu.driver_calls import record_calls
 
 pytestmark = pytest.mark.gpu
 SPEC = TensorSpec(name="x", dtype="float32", row_shape=(4,))
@@ -164,12 +165,8 @@ def test_one_cut_is_one_kernel_and_one_wait(device: CudaDevice) -> None:
     decision = device.allocate(TensorSpec(name="c", dtype="float32", row_shape=()), 3)
     carried = [filled(device, 1.0), filled(device, 2.0)]
     device.split_rows(3, confidence=decision, threshold=0.5, carried=carried)  # lays out the parameters
-    seen: list[str] = []
-    stop = watch_calls(seen.append)
-    try:
+    with record_calls() as seen:
         device.split_rows(3, confidence=decision, threshold=0.5, carried=carried)
-    finally:
-        stop()
     assert seen == ["cuCtxGetCurrent", "cuLaunchKernel", "cuEventRecord", "cuEventSynchronize"]
 
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from artifacts import EngineError
 from engines import HostDevice
 from engines.gpu import kernels
-from engines.host.departures import close_ranks
 
 Thread = Iterator[str]
 
@@ -48,16 +47,6 @@ def test_the_grid_covers_every_possible_move_and_long_rows_in_slices() -> None:
     assert kernels.split_grid(9, [4, 40]) == (4, 2, 1)
     assert kernels.split_grid(64, [802816])[2] == 25
     assert kernels.split_grid(64, [1 << 40])[2] < 65536
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.booleans(), max_size=40))
-def test_close_ranks_follows_the_host(leaves: list[bool]) -> None:
-    count = len(leaves)
-    confidence = np.array(leaves, dtype=np.float32)
-    expected = HostDevice().split_rows(count, confidence=confidence, threshold=0.5, carried=[])
-    left = [row for row, leaving in enumerate(leaves) if leaving]
-    assert close_ranks(count, left) == expected.stayed
 
 
 class SplitEmulation:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from artifacts import InputError, TensorSpec
 from engines import HostDevice
+from engines.host.host_device import close_ranks
 
 DEVICE = HostDevice()
 CONFIDENCES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]), min_size=0, max_size=12)
@@ -41,6 +42,19 @@ def test_split_rows_is_the_naive_split(confidences: list[float], padding: int, t
     for buffer, was in zip(carried, before, strict=True):
         np.testing.assert_array_equal(buffer[: len(stayed)], was[departure.stayed])
         assert buffer.dtype == was.dtype
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.booleans(), max_size=40))
+def test_closed_ranks_are_the_naive_ones(leaves: list[bool]) -> None:
+    left = [row for row, leaving in enumerate(leaves) if leaving]
+    survivors = [row for row, leaving in enumerate(leaves) if not leaving]
+    stayed, movers, holes = close_ranks(left, survivors)
+    behind = iter(row for row in survivors if row >= len(survivors))
+    assert stayed == [row if row in survivors else next(behind) for row in range(len(survivors))]
+    assert next(behind, None) is None
+    assert holes == [row for row in left if row < len(survivors)]
+    assert movers == [stayed[hole] for hole in holes]
 
 
 def test_a_nan_confidence_never_leaves() -> None:

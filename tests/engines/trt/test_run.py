@@ -25,8 +25,9 @@ pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'p
 
 from engines.gpu.arrays import DeviceArray
 from engines.gpu.cuda_device import CudaDevice
-from engines.gpu.driver import call, load_driver, watch_calls
+from engines.gpu.driver import call, load_driver
 from engines.trt.run import TrtEngine, open_trt_engine
+from tests.engines.gpu.driver_calls import record_calls
 
 X, Y = [TensorSpec(name=name, dtype="float32", row_shape=(4,)) for name in "xy"]
 C = TensorSpec(name="c", dtype="float32", row_shape=())
@@ -218,10 +219,8 @@ def test_a_run_is_one_launch_where_it_is_captured(
     run: Any = opened(on=device).bind(buffers)
     assert run.captured is graphs
     enqueued = len(trt.runs)
-    seen: list[str] = []
-    stop = watch_calls(seen.append)
-    run()
-    stop()
+    with record_calls() as seen:
+        run()
     check_answers(device, buffers)
     if graphs:
         assert seen == ["cuCtxGetCurrent", "cuGraphLaunch"]
