@@ -1,4 +1,4 @@
-"""``DeviceOptions`` and ``BuildOptions``: what a caller may choose about a device and about a build, in one value each.
+"""``DeviceOptions`` and ``BuildOptions``: a caller's choices for a device and for a build, one value each.
 
 Options that only some backends know are fields here, so that no signature between a command and its backend names them.
 """

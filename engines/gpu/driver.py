@@ -1,7 +1,7 @@
-"""The one place that calls the CUDA driver: every error becomes an ``EngineError``.
+"""The CUDA driver: the only module that calls it, and turns each of its errors into an ``EngineError``.
 
 The driver is reached through cuda-bindings, whose functions return ``(status, *results)`` and release the interpreter's
-lock while they wait. docs/adr/0007-cuda-layer.md tells why it is neither PyCUDA nor the runtime API.
+lock while they wait. docs/adr/0007-cuda-layer.md explains why it is neither PyCUDA nor the runtime API.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def call_unless_pending(name: str, *arguments: Any) -> Any:
-    """As ``call``, but ``None`` where the work in question is not done yet, and True where nothing else is told."""
+    """As ``call``, but returns ``None`` where the work is not done yet, and True where the call has no other result."""
     status, results = _try_call(name, arguments)
     if status == load_driver().CUresult.CUDA_ERROR_NOT_READY:
         return None

@@ -1,4 +1,4 @@
-"""The host as a device: buffers are numpy arrays, survivors close ranks in place."""
+"""``HostDevice``: buffers are numpy arrays, and survivors close ranks in place."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from artifacts import InputError, TensorSpec, UsageError
 from engines.options import DeviceOptions
 from engines.protocols import Buffer, Departure
 
-HostBuffer: TypeAlias = Any  # a numpy array; ``Device`` says ``Buffer``, which has no items to assign
+HostBuffer: TypeAlias = Any  # a numpy array; the protocol's ``Buffer`` declares no assignment of items
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register of today's processors
-_COPY_ROW_BYTES = 2048  # from here on a call per row costs less than gathering into a temporary and copying back
+_COPY_ROW_BYTES = 2048  # for longer rows a call per row costs less than gathering into a temporary and back
 
 
 class HostDevice:
     """Buffers in the memory of this process.
 
-    It holds nothing: a buffer lives as long as somebody refers to it. All methods may be called from any thread, for
-    different buffers at the same time.
+    It holds no buffers itself: a buffer lives as long as there is a reference to it. All methods may be called from any
+    thread, for different buffers at the same time.
     """
 
     index = 0
@@ -41,7 +41,7 @@ class HostDevice:
             InputError: ``rows`` is negative.
         """
         if rows < 0:
-            raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected a number from 0")
+            raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected at least 0")
         dtype = np.dtype(spec.dtype)
         size = rows * math.prod(spec.row_shape) * dtype.itemsize
         block = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
@@ -49,14 +49,14 @@ class HostDevice:
         return block[offset : offset + size].view(dtype).reshape(rows, *spec.row_shape)
 
     def adopt(self, value: Any, *, stream: Any = None) -> NoReturn:
-        """Refuses: what lies on a GPU has no business on the host.
+        """Refuses every array: the host does not read arrays on a GPU.
 
         Raises:
             InputError: always.
         """
         del stream
         raise InputError(
-            f"this runtime works on the processor, got a {type(value).__name__} on a GPU; copy it to the host (.cpu(), "
+            f"this runtime runs on the processor, got a {type(value).__name__} on a GPU; copy it to the host (.cpu(), "
             ".get()) or load a bundle that was planned for a GPU"
         )
 
@@ -86,16 +86,16 @@ class HostDevice:
     ) -> Departure:
         """Lets rows leave; the last survivors fill the places of those who left before them.
 
-        So every survivor moves at most once, and only as many rows move as must: none when nobody leaves, when
-        everybody does, or when the leavers are the last rows. A NaN confidence is no confidence: such a row stays.
+        So every survivor moves at most once, and no row moves without need: none when no row leaves, when all rows
+        leave, or when the last rows leave. A row whose confidence is NaN stays.
 
         Args:
-            count: how many leading rows are real; the rest is padding and never looked at.
+            count: how many leading rows are real; the rest is padding and is not read.
             confidence: (>= count,) float32.
-            threshold: rows with at least this confidence leave; a value of float32, so that every device compares like
-                with like.
-            carried: every buffer that a later stage reads, each one once; rows from the number of survivors on are
-                left as they are.
+            threshold: rows with at least this confidence leave; a value of float32, so that every device compares
+                equal types.
+            carried: every buffer that a later stage reads, each once; rows from the number of survivors on do not
+                change.
 
         Raises:
             InputError: ``count`` is negative or more than a buffer has rows.
@@ -126,7 +126,7 @@ class HostDevice:
             if neighbours:
                 place[...] = origin[rows[0] : rows[-1] + 1]
             else:
-                np.take(origin, rows, axis=0, out=place, mode="clip")  # checked; "raise" would go through a temporary
+                np.take(origin, rows, axis=0, out=place, mode="clip")  # checked; "raise" would use a temporary
 
     def download(self, buffer: HostBuffer, rows: Sequence[int]) -> np.ndarray:
         """Returns a fresh array (len(rows), *row_shape) with the given rows of a buffer, in that order.
@@ -159,7 +159,7 @@ class HostDevice:
         return seconds
 
     def close(self) -> None:
-        """Does nothing: numpy frees a buffer with its last reference."""
+        """No-op: numpy frees a buffer with its last reference."""
 
 
 def open_host_device(backend: str, options: DeviceOptions) -> HostDevice:

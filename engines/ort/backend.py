@@ -95,7 +95,7 @@ def _describe_graph(onnx: Path, folder: Path, key: EngineKey, *, unverified: str
         inputs=_show(session.get_inputs()),
         outputs=_show(session.get_outputs()),
         profiles=tuple(profiles),
-        untold=unverified,
+        unverified=unverified,
     )
 
 

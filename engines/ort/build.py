@@ -1,8 +1,8 @@
 """Building ONNX Runtime engines: the graph is optimised once, for this processor, and stored.
 
-What is stored is the graph after all optimisations, the blocked NCHWc layout of convolutions included, with its
-weights (those of MatMul also as the kernels want them packed) in one file beside it, which sessions map into memory:
-engines of one process and of several share the pages. docs/adr/0003-onnxruntime-engines.md tells why.
+An engine is the graph after all optimisations, the blocked NCHWc layout of convolutions included, with its weights
+(those of MatMul also packed for the kernels) in one file beside it, which sessions map into memory: engines of one
+process and of several share the pages. docs/adr/0003-onnxruntime-engines.md explains why.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _open_plain(path: Path) -> Any:
 
 
 def _batch_axis(session: Any, onnx: Path, size: int | None) -> str | None:
-    """Returns the name of the batch axis, or ``None`` where the graph has exactly the size that is wanted."""
+    """Returns the name of the batch axis, or ``None`` where the graph has exactly the requested size."""
     axes = {value.shape[0] if value.shape else None for value in session.get_inputs()}
     if axes == {size}:
         return None

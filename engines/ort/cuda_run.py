@@ -1,8 +1,8 @@
 """Opening and running ONNX Runtime engines on a GPU, over the buffers and on the stream of a ``CudaDevice``.
 
 Inputs and outputs are bound by their addresses on the GPU once; a run enqueues its work on the device's stream and
-comes back without waiting. ONNX Runtime keeps what it needs in between in an arena of its own, which stops growing
-after the first runs. *Not yet run on a GPU.*
+returns without waiting. ONNX Runtime stores intermediate tensors in an arena of its own, which stops growing after the
+first runs. *Not yet run on a GPU.*
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def open_ort_cuda_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, devi
     """Opens the engine in a verified and vetted folder.
 
     Args:
-        folder: what ``OrtCudaBuilder.build`` filled.
+        folder: filled by ``OrtCudaBuilder.build``.
         key: its key.
         graph: its interface.
         device: where its buffers live; its stream takes the work.
 
     Raises:
-        EngineError: onnxruntime refuses it or would leave the GPU, or its interface is not that of ``graph``.
+        EngineError: onnxruntime refuses it or would not run it on the GPU, or its interface is not that of ``graph``.
     """
     cuda = device.cuda
     cuda.enter()

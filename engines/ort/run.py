@@ -29,7 +29,7 @@ def open_ort_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, threads: 
     """Opens the engine in a verified and vetted folder.
 
     Args:
-        folder: what ``OrtBuilder.build`` filled.
+        folder: filled by ``OrtBuilder.build``.
         key: its key.
         graph: its interface.
         threads: threads of a run, the caller's included.
@@ -40,7 +40,7 @@ def open_ort_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, threads: 
     sessions = {}
     for size in key.batch_sizes or (None,):
         options = session_options(threads)
-        options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL  # done already
+        options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL  # as built
         sessions[size] = open_session(str(folder / graph_file(size)), options, what=f"open {graph.name} at {folder}")
         check_session_interface(sessions[size], graph, folder)
     return OrtEngine(key=key, graph=graph, sessions=sessions)
@@ -58,13 +58,13 @@ def check_session_interface(session: Any, graph: GraphSpec, folder: Path) -> Non
         got = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)
         wanted = ", ".join(f"{spec.name} {spec.dtype} {list(spec.row_shape)} a row" for spec in specs)
         raise EngineError(
-            f"the engine at {folder} is not one of {graph.name}: its {kind} are {got}, expected {wanted}. "
+            f"the engine at {folder} is not an engine of {graph.name}: its {kind} are {got}, expected {wanted}. "
             f"Build it again with: {rebuild_command(folder)}"
         )
 
 
 def _fits(value: Any, spec: TensorSpec) -> bool:
-    """Compares type and rank, and every axis of a row that the graph knows as a number."""
+    """Compares type and rank, and every axis of a row whose size the graph fixes."""
     row = value.shape[1:]
     return (
         DTYPES.get(value.type) == spec.dtype

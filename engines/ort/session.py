@@ -1,4 +1,4 @@
-"""What building, opening and probing with ONNX Runtime share: the import, the options, the one error translation."""
+"""Sessions of ONNX Runtime on the processor: the import, the options, the engine key, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ def load_onnxruntime() -> Any:
 
 @functools.cache
 def ort_errors() -> tuple[type[Exception], ...]:
-    """Returns what a call of onnxruntime may raise; its own types have no common base."""
+    """Returns the types of errors that onnxruntime raises; its own types have no common base."""
     state = load_onnxruntime().capi.onnxruntime_pybind11_state
     own = [getattr(state, name) for name in _ERROR_NAMES if hasattr(state, name)]
     return (*own, RuntimeError, ValueError)
 
 
 def translate_error(error: Exception, what: str) -> EngineError:
-    """Turns an error of onnxruntime into ours: the one point where that happens."""
+    """Returns an ``EngineError`` for an error of onnxruntime; the only place that makes them."""
     message = _PREFIX.sub("", str(error)).strip()
     return EngineError(f"onnxruntime {load_onnxruntime().__version__} failed to {what}: {message}")
 
 
 def identify_onnxruntime() -> BackendIdentity:
-    """Returns what ONNX Runtime is here: optimised graphs hold layouts for one version and one instruction set."""
+    """Returns the identity of ONNX Runtime: optimised graphs have layouts for one version and one instruction set."""
     return BackendIdentity(
         version=load_onnxruntime().__version__, device=f"{cpu_name()} (features {cpu_features_digest()})"
     )
@@ -79,12 +79,12 @@ def make_key(
         onnx: the graph, its batch axis a named dimension.
         options: what it is built for.
         backend: the name of the backend.
-        identify: returns what the backend is here.
-        recorded: the backend's own options, which shape the engine too.
+        identify: returns the identity of the backend on this machine.
+        recorded: the backend's own options, by name.
 
     Raises:
         UsageError: a batch size is not within 1 to the largest.
-        EngineError: ``onnx`` is no ONNX graph.
+        EngineError: ``onnx`` is not an ONNX graph.
         MissingExtraError: the provider is not installed.
     """
     sizes, largest = tuple(sorted(set(options.batch_sizes))), options.max_batch_size
@@ -106,13 +106,13 @@ def make_key(
 def session_options(threads: int | None) -> Any:
     """Returns options for a session that is one of several in a guest's process.
 
-    A session has a pool of threads of its own. With the defaults of ONNX Runtime an idle pool keeps spinning and
-    steals the cores from the next session of the chain; without any spinning every operator of a small network waits
-    for a thread to wake. ``SPINNING`` is what lies between: threads spin from one operator to the next, briefly, and
-    stop with the run. docs/adr/0003-onnxruntime-engines.md has figures.
+    A session has a pool of threads of its own. With the defaults of ONNX Runtime an idle pool goes on spinning and
+    takes the cores from the next session of the chain; without any spinning every operator of a small network waits
+    for a thread to wake. ``SPINNING`` lies between: threads spin from one operator to the next, briefly, and stop with
+    the run. docs/adr/0003-onnxruntime-engines.md has figures.
 
     Args:
-        threads: threads of a run, the caller's included; ``None`` leaves the number to onnxruntime.
+        threads: threads of a run, the caller's included; ``None``: as many as onnxruntime chooses.
 
     Raises:
         UsageError: fewer than one thread.
@@ -124,7 +124,7 @@ def session_options(threads: int | None) -> Any:
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors; they are raised as well, and warnings about layouts are expected
+    options.log_severity_level = 3  # errors only; warnings about layouts are expected
     for name, value in SPINNING.items():
         options.add_session_config_entry(name, value)
     return options

@@ -74,7 +74,7 @@ def test_build_makes_every_engine_once(run: Path, capsys: pytest.CaptureFixture[
     assert all(item["valid"] and item["size_bytes"] > 0 and item["built"] for item in listed)
 
 
-def test_list_and_verify_tell_what_is_wrong(
+def test_list_and_verify_report_problems(
     republish: Callable[..., Any], flip: Callable[..., Any], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["build", "--run", str(run)])
@@ -160,7 +160,7 @@ def test_an_engine_of_the_cuda_provider_is_described(
         (["list", "--bundle", "none"], 2, "there is no bundle"),
     ],
 )
-def test_bad_usage_is_told(
+def test_bad_usage_is_reported(
     run: Path, argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "--run" not in argv and "--bundle" not in argv:

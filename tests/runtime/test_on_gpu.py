@@ -155,7 +155,7 @@ def test_inputs_on_the_gpu_are_checked_like_any_other(fake_net: Any, elsewhere: 
         with pytest.raises(InputError, match=r"expected shape \(B, 3\), got \(3,\)"):
             flat = put(elsewhere, (good,), net)[0].array
             gpu.run(DeviceArray(flat.pointer, (3,), flat.dtype, owner=flat, device=0))
-        with pytest.raises(InputError, match="is no CUDA stream"):
+        with pytest.raises(InputError, match="is not a CUDA stream"):
             gpu.run(put(elsewhere, (good,), net), stream="mine")
         assert len(gpu.run(put(elsewhere, (good,), net)).outputs) == 4
 

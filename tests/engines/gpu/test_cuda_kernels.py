@@ -109,7 +109,7 @@ class SplitEmulation:
             yield "step"
 
     def run(self, seed: int, pieces: int) -> list[int]:
-        """Runs all threads of all blocks at once in a random order; returns who left."""
+        """Runs all threads of all blocks at once in a random order; returns the rows that left."""
         blocks: list[list[Thread]] = []
         for move in range(max(1, self.count // 2)):
             for tensor in range(max(1, len(self.tensors))):
@@ -153,8 +153,8 @@ def check_emulation(leaves: list[float], *, seed: int, block: int, pieces: int, 
     reference = HostDevice().split_rows(count, confidence=confidence, threshold=threshold, carried=expected)
     left = SplitEmulation(confidence, count, threshold, tensors, block).run(seed, pieces)
     assert left == reference.left
-    for tensor, wanted in zip(tensors, expected, strict=True):
-        np.testing.assert_array_equal(tensor, wanted)
+    for tensor, values in zip(tensors, expected, strict=True):
+        np.testing.assert_array_equal(tensor, values)
 
 
 @settings(max_examples=60, deadline=None)

@@ -64,7 +64,7 @@ def test_a_nan_confidence_never_leaves() -> None:
         assert departure.left == [1]
 
 
-def test_downloaded_rows_come_in_the_order_asked_for_and_belong_to_the_caller() -> None:
+def test_downloaded_rows_come_in_the_requested_order_and_belong_to_the_caller() -> None:
     answer = DEVICE.allocate(TensorSpec(name="y", dtype="float32", row_shape=(2,)), 3)
     answer[...] = np.arange(6).reshape(3, 2)
     rows = DEVICE.download(answer, [2, 0])
@@ -78,7 +78,7 @@ def test_downloaded_rows_come_in_the_order_asked_for_and_belong_to_the_caller() 
 
 
 @pytest.mark.parametrize("threshold", [2.0, 0.5])
-def test_nothing_moves_when_nobody_leaves_or_only_the_last_rows_do(threshold: float) -> None:
+def test_no_row_moves_when_none_leaves_or_only_the_last_rows_do(threshold: float) -> None:
     carried = np.arange(8.0).reshape(4, 2)
     carried.setflags(write=False)  # any write raises
     confidence = np.array([0.1, 0.2, 0.3, 0.9], dtype=np.float32)
@@ -116,7 +116,7 @@ def test_counts_out_of_range_are_refused() -> None:
     for count in (-1, 4):
         with pytest.raises(InputError, match="a buffer has 3"):
             DEVICE.split_rows(count, confidence=confidence, threshold=0.5, carried=[])
-    with pytest.raises(InputError, match="from 0"):
+    with pytest.raises(InputError, match="at least 0"):
         DEVICE.allocate(TensorSpec(name="x", dtype="float32", row_shape=()), -1)
 
 

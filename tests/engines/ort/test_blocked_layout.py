@@ -81,7 +81,7 @@ def test_an_entry_that_onnxruntime_does_not_take_is_left_out(tmp_path: Path) -> 
     assert "AveragePool" not in built_ops(graph, path, tmp_path / "cache")
 
 
-def test_only_maps_that_feed_convolutions_and_additions_alone_want_an_entry(tmp_path: Path) -> None:
+def test_only_maps_that_feed_convolutions_and_additions_alone_need_an_entry(tmp_path: Path) -> None:
     path = tmp_path / "blocks.onnx"
     write_blocks(path, channels=32, also_read_by="Sigmoid")
     assert find_entries(path) == ()

@@ -1,7 +1,7 @@
-"""Running TensorRT engines: what is asked of TensorRT, in what order, over which memory.
+"""Running TensorRT engines: the calls of TensorRT, their order, and the memory that they use.
 
-The TensorRT here is a fake that copies rows on the GPU's stream and insists on what the real one insists on. The real
-one needs a GPU of its own: ``tests/runtime/test_on_gpu.py``.
+The TensorRT here is a fake that copies rows on the GPU's stream and makes the demands of the real library, whose own
+tests need a real GPU: ``tests/runtime/test_on_gpu.py``.
 """
 
 from __future__ import annotations
@@ -121,10 +121,10 @@ class FakeConfig:
         self.strategy = strategy
 
     def create_runtime_cache(self) -> Any:
-        kept = SimpleNamespace(content=b"new")
-        kept.deserialize = lambda data: bool(setattr(kept, "content", data) or True)
-        kept.serialize = lambda: kept.content + b"+"
-        return kept
+        stored = SimpleNamespace(content=b"new")
+        stored.deserialize = lambda data: bool(setattr(stored, "content", data) or True)
+        stored.serialize = lambda: stored.content + b"+"
+        return stored
 
     def set_runtime_cache(self, cache: Any) -> None:
         self.cache = cache
@@ -132,7 +132,7 @@ class FakeConfig:
 
 class FakeLog:
     @contextlib.contextmanager
-    def keep(self) -> Iterator[list[tuple[str, str]]]:
+    def record(self) -> Iterator[list[tuple[str, str]]]:
         yield [("ERROR", "the fake has had enough")]
 
 
@@ -155,7 +155,7 @@ def device() -> Iterator[CudaDevice]:
 
 @pytest.fixture
 def opened(trt: FakeTensorRT, device: CudaDevice, tmp_path: Path) -> Iterator[Callable[..., TrtEngine]]:
-    """Opens an engine of one flavour with one way of profiles."""
+    """Opens an engine of one flavour with one profile layout."""
     engines = []
 
     def open_it(
@@ -268,7 +268,7 @@ def test_all_engines_work_in_one_block_of_the_largest(
 
 
 @pytest.mark.gpu
-def test_kernels_are_kept_from_process_to_process(
+def test_kernels_are_stored_for_the_next_process(
     trt: FakeTensorRT, opened: Callable[..., TrtEngine], tmp_path: Path
 ) -> None:
     contents = []
@@ -285,7 +285,7 @@ def test_kernels_are_kept_from_process_to_process(
 
 
 @pytest.mark.gpu
-def test_what_tensorrt_refuses_is_said_with_its_reason(
+def test_a_refusal_of_tensorrt_has_its_reason(
     trt: FakeTensorRT, device: CudaDevice, opened: Callable[..., TrtEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = opened()
