@@ -1,6 +1,6 @@
 """Engines: compiled graphs, the devices they run on, and the sets that cover any number of rows.
 
-The only room that knows a backend. Importing it loads none: a backend is loaded by the call that needs it.
+This is the only room that depends on backends. Importing it loads none: a backend is loaded by the call that needs it.
 """
 
 from engines.backends.building import build_engine, builder, fixed_batch_sizes

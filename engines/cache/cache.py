@@ -74,7 +74,7 @@ class CachedEngine:
     """One engine of a cache, in the state in which it was found.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         key: what it was built for; ``None`` when that cannot be read.
         size_bytes: of all its files.
         built: UTC time of its publication, ISO 8601; empty when that cannot be read.

@@ -84,7 +84,7 @@ class HostDevice:
     def split_rows(
         self, count: int, *, confidence: HostBuffer, threshold: float, carried: Sequence[HostBuffer]
     ) -> Departure:
-        """Lets rows leave; the last survivors fill the places of those who left before them.
+        """Lets rows leave; the last survivors fill the places of the rows that left before them.
 
         So every survivor moves at most once, and no row moves without need: none when no row leaves, when all rows
         leave, or when the last rows leave. A row whose confidence is NaN stays.
@@ -107,10 +107,11 @@ class HostDevice:
         stayed: list[int] = []
         for row, value in enumerate(confidence[:count].tolist()):
             (left if value >= threshold else stayed).append(row)
-        stayed, movers, holes = close_ranks(left, stayed)
-        if movers:
-            for buffer in carried:
-                _move_rows(buffer, movers, holes)
+        if left and stayed:
+            stayed, movers, holes = close_ranks(left, stayed)
+            if movers:
+                for buffer in carried:
+                    _move_rows(buffer, movers, holes)
         return Departure(left=left, stayed=stayed)
 
     def append_rows(

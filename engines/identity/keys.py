@@ -39,7 +39,7 @@ def open_key(folder: Path) -> tuple[Artifact, EngineKey]:
 
 
 def rebuild_command(folder: Path) -> str:
-    """Returns the command that builds the engine in ``folder`` again, judging by where it lies."""
+    """Returns the command that builds the engine in ``folder`` again, from the place of that folder."""
     command = "python -m engines build"
     for parent in folder.parents:
         if (parent / BUNDLE_JSON).is_file():
@@ -61,7 +61,7 @@ def vet_key(folder: Path, key: EngineKey, identity: BackendIdentity, *, onnx: On
     """Refuses an engine that was not built for this backend, this machine and this graph.
 
     Args:
-        folder: where the engine lies, for the message.
+        folder: of the engine, for the message.
         key: what it was built for.
         identity: of its backend on this machine.
         onnx: the graph that it should have been built from; ``None`` skips that check.

@@ -110,9 +110,9 @@ def _external_location(entry: memoryview) -> str:
     return value.decode() if key == b"location" else ""
 
 
-def _values(data: memoryview, wanted: int) -> Iterator[memoryview]:
+def _values(data: memoryview, field: int) -> Iterator[memoryview]:
     for number, value in _fields(data):
-        if number == wanted and isinstance(value, memoryview):
+        if number == field and isinstance(value, memoryview):
             yield value
 
 

@@ -59,7 +59,7 @@ def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) 
         session = ort.InferenceSession(model, options, providers=[(PROVIDER, chosen), "CPUExecutionProvider"])
     except ort_errors() as error:
         raise translate_error(error, what) from error
-    if PROVIDER not in session.get_providers():  # onnxruntime only prints why and goes on without
+    if PROVIDER not in session.get_providers():  # onnxruntime only prints the reason, and goes on
         raise EngineError(
             f"onnxruntime {ort.__version__} failed to {what}: its CUDA provider could not be loaded, and it would run "
             "on the processor instead. Install the CUDA and cuDNN libraries that it was built for: "

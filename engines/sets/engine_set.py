@@ -26,7 +26,7 @@ class EngineSet:
             raise EngineError("an engine set needs at least one engine")
         if any(other.graph != engines[0].graph for other in engines):
             names = ", ".join(sorted({other.graph.name for other in engines}))
-            raise EngineError(f"an engine set holds engines of one graph, got those of different ones ({names})")
+            raise EngineError(f"an engine set holds engines of one graph, got engines of several ({names})")
         self._engines = engines
         self._covers = covers
         self._by_size = {size: self._find_engine(size) for size in covers.batch_sizes}

@@ -175,7 +175,7 @@ def test_an_engine_set_refuses_what_cannot_run(graph: GraphSpec) -> None:
     with pytest.raises(EngineError, match="at least one"):
         EngineSet([], covers)
     other = GraphSpec(name="other", file="o.onnx", inputs=graph.inputs, outputs=graph.outputs)
-    with pytest.raises(EngineError, match=r"different ones \(other, tiny\)"):
+    with pytest.raises(EngineError, match=r"engines of several \(other, tiny\)"):
         EngineSet([FakeEngine(graph), FakeEngine(other)], covers)
     engines = EngineSet(FakeEngine(graph), covers)
     with pytest.raises(InputError, match="has 7 rows, the run needs 8"):
