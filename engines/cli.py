@@ -66,10 +66,7 @@ def _make_parser() -> argparse.ArgumentParser:
         ("build", "compile every graph of the run's model, or rebuild a bundle's engines for this machine"),
         ("list", "show every engine: key, size, when it was built, whether it is valid here"),
         ("verify", "check every byte of every engine and its key; exit code 1 if any is bad"),
-        (
-            "inspect",
-            "show one engine: inputs and outputs, profiles, activation memory, and layers where it has them",
-        ),
+        ("inspect", "show one engine: inputs, outputs, profiles, activation memory, and layers where it has them"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_common_arguments(command)
@@ -115,7 +112,7 @@ def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     backend = arguments.engine or DEFAULT_BACKEND
     options = BuildOptions(max_batch_size=largest, batch_sizes=sizes, profiles=arguments.profiles)
     made_by = builder(backend, options)
-    model = open_model(run.model, remedy=f"python -m export {run.name} --segments")
+    model = open_model(run.model, remedy=run.remedy("export"))
     check_precision(model.spec, arguments.precision, run=run.root)
     results, graphs = [], _model_graphs(model.spec)
     with show_progress("building engines") as report:

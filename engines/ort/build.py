@@ -21,6 +21,7 @@ from engines.ort.session import (
     load_onnxruntime,
     make_key,
     open_session,
+    open_unchanged,
     session_options,
 )
 
@@ -48,20 +49,15 @@ class OrtBuilder:
         Raises:
             EngineError: onnxruntime refuses the graph, or its batch axis does not fit the batch sizes of ``key``.
         """
-        source = _open_plain(onnx)
+        source = open_unchanged(onnx, threads=1, what=f"load {onnx}")
         for size in key.batch_sizes or (None,):
             axis = _batch_axis(source, onnx, size)
             entries = find_entries(onnx)
             _optimise(onnx, folder, size, axis, entries)
             if (used := used_entries(folder / graph_file(size), entries)) != entries:
                 _optimise(onnx, folder, size, axis, used)
-            _check_interface(source, _open_plain(folder / graph_file(size)), onnx)
-
-
-def _open_plain(path: Path) -> Any:
-    options = session_options(1)
-    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-    return open_session(str(path), options, what=f"load {path}")
+            built = open_unchanged(folder / graph_file(size), threads=1, what=f"load {folder / graph_file(size)}")
+            _check_interface(source, built, onnx)
 
 
 def _batch_axis(session: Any, onnx: Path, size: int | None) -> str | None:

@@ -13,15 +13,7 @@ from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.host.buffer_checks import check_host_buffers
 from engines.identity.keys import rebuild_command
 from engines.ort.files import graph_file
-from engines.ort.session import (
-    DTYPES,
-    bind_addresses,
-    load_onnxruntime,
-    open_session,
-    ort_errors,
-    session_options,
-    translate_error,
-)
+from engines.ort.session import DTYPES, bind_addresses, open_unchanged, ort_errors, translate_error
 from engines.protocols import Buffer, Execution
 
 
@@ -39,9 +31,8 @@ def open_ort_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, threads: 
     """
     sessions = {}
     for size in key.batch_sizes or (None,):
-        options = session_options(threads)
-        options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL  # as built
-        sessions[size] = open_session(str(folder / graph_file(size)), options, what=f"open {graph.name} at {folder}")
+        file = folder / graph_file(size)
+        sessions[size] = open_unchanged(file, threads=threads, what=f"open {graph.name} at {folder}")
         check_session_interface(sessions[size], graph, folder)
     return OrtEngine(key=key, graph=graph, sessions=sessions)
 

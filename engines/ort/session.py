@@ -14,7 +14,7 @@ from artifacts import EngineError, EngineKey, GraphSpec, MissingExtraError, Usag
 from engines.gpu.arrays import DeviceArray
 from engines.identity.keys import BackendIdentity
 from engines.identity.onnx_facts import read_onnx_facts
-from engines.options import BuildOptions
+from engines.options import BuildOptions, check_batch_sizes
 
 ONNXRUNTIME = "onnxruntime"
 PROVIDERS = ["CPUExecutionProvider"]
@@ -87,9 +87,7 @@ def make_key(
         EngineError: ``onnx`` is not an ONNX graph.
         MissingExtraError: the provider is not installed.
     """
-    sizes, largest = tuple(sorted(set(options.batch_sizes))), options.max_batch_size
-    if largest < 1 or any(not 1 <= size <= largest for size in sizes):
-        raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={largest}")
+    sizes = check_batch_sizes(options.batch_sizes, options.max_batch_size)
     facts, identity = read_onnx_facts(onnx), identify()
     return EngineKey(
         onnx_digest=facts.digest,
@@ -98,7 +96,7 @@ def make_key(
         device=identity.device,
         precision=facts.precision,
         batch_sizes=sizes,
-        max_batch_size=largest,
+        max_batch_size=options.max_batch_size,
         options=recorded,
     )
 
@@ -163,6 +161,13 @@ def bind_addresses(
     except ort_errors() as error:
         raise translate_error(error, f"bind {graph.name}") from error
     return binding
+
+
+def open_unchanged(onnx: Path, *, threads: int, what: str) -> Any:
+    """Opens a graph that is to run as it is, without any optimisation; arguments and errors as for ``open_session``."""
+    options = session_options(threads)
+    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    return open_session(str(onnx), options, what=what)
 
 
 def open_session(model: str | bytes, options: Any, *, what: str) -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from artifacts import UsageError, unknown_name
+from engines.options import check_batch_sizes
 
 TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 PER_BATCH, RANGE, SEPARATE = "per-batch", "range", "separate"
@@ -49,9 +50,7 @@ def choose_batch_sizes(layout: str, requested: Sequence[int], max_batch_size: in
     Raises:
         UsageError: a size is not within 1 to ``max_batch_size``, or sizes were requested where any is taken.
     """
-    sizes = tuple(sorted(set(requested)))
-    if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in sizes):
-        raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={max_batch_size}")
+    sizes = check_batch_sizes(requested, max_batch_size)
     if layout == RANGE:
         if sizes:
             raise UsageError(

@@ -92,7 +92,7 @@ def test_work_that_fails_while_it_is_captured_leaves_the_stream_usable(
     with pytest.raises(ValueError, match="not my day"):
         CapturedGraph(device.cuda, fail)
 
-    def synchronise(stream: int) -> None:  # fine when run plainly, forbidden in a capture
+    def synchronise(stream: int) -> None:  # allowed in a plain run, forbidden in a capture
         call("cuStreamSynchronize", load_driver().CUstream(stream))
 
     with caplog.at_level("WARNING", logger="pame.engines"):

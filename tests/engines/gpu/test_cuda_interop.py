@@ -18,7 +18,7 @@ SPEC = TensorSpec(name="x", dtype="float32", row_shape=(2,))
 
 
 class FakeCudaArray:
-    """Says that it lies on a GPU, as CuPy's and PyCUDA's arrays do."""
+    """An array that declares itself to be on a GPU by its interface, as those of CuPy and PyCUDA do."""
 
     def __init__(self, shape: tuple[int, ...], *, pointer: int = 4096, owner: object = None, **more: Any) -> None:
         self.owner = owner
@@ -28,7 +28,7 @@ class FakeCudaArray:
 
 
 class FakeCudaTensor:
-    """Says by DLPack that it lies on a GPU."""
+    """An array that declares itself to be on a GPU by DLPack."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, 0)
@@ -194,7 +194,7 @@ def test_our_arrays_travel_by_dlpack(device: Any) -> None:
 
 
 class Envelope:
-    """Hides what we are from ourselves: only DLPack shows."""
+    """A ``DeviceArray`` that shows only DLPack."""
 
     def __init__(self, array: DeviceArray) -> None:
         self._array = array

@@ -177,7 +177,7 @@ def test_several_rounds_of_a_block(seed: int) -> None:
 
 
 def test_the_emulation_finds_a_missing_barrier(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that cannot fail proves nothing: without the barrier behind the sum some order must go wrong."""
+    """Without the barrier behind the sum some order must fail, or the test above proves nothing."""
     whole = SplitEmulation.sum_up_to
 
     def without(self: SplitEmulation, *given: object) -> Iterator[str]:

@@ -39,7 +39,7 @@ GRAPH = GraphSpec(
 
 
 class FakeContext:
-    """Copies ``x`` to ``y`` and its first numbers to ``c``, once everything was set as TensorRT wants it."""
+    """Copies ``x`` to ``y`` and its first numbers to ``c``, once everything was set that TensorRT requires."""
 
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt, self.addresses, self.rows, self.memory = trt, dict[str, int](), 0, (0, 0)
@@ -224,7 +224,7 @@ def test_a_run_is_one_launch_where_it_is_captured(
     check_answers(device, buffers)
     if graphs:
         assert seen == ["cuCtxGetCurrent", "cuGraphLaunch"]
-        assert len(trt.runs) == enqueued == 2  # once plainly, once into the graph
+        assert len(trt.runs) == enqueued == 2  # once directly, once into the graph
     else:
         assert (enqueued, len(trt.runs)) == (0, 1)
 

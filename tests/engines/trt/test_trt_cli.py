@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_model_spec
+from artifacts import GraphSpec, new_artifact, open_artifact
 from engines import BuildOptions, ensure_engine
 from engines.cache.bundled import rebuild_bundle
 from engines.cli import main
@@ -20,19 +19,6 @@ from engines.identity.keys import open_key
 
 pytestmark = pytest.mark.usefixtures("rtx")
 UNVERIFIED = "whether TensorRT-RTX runs it here cannot be verified without a GPU"
-
-
-@pytest.fixture
-def run(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path) -> Path:
-    """A run whose model holds two graphs."""
-    folder = tmp_path / "runs" / "tiny"
-    head = dataclasses.replace(graph, name="exit_c", file="exit_c.onnx")
-    with new_artifact(folder / "model", kind="model") as model:
-        shutil.copyfile(make_onnx(seed=0), model / graph.file)
-        shutil.copyfile(make_onnx(seed=1), model / head.file)
-        spec = ModelSpec(name="tiny", family="onnx", task="classification", full=graph, heads={"c": head})
-        write_model_spec(model, spec)
-    return folder
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> Any:

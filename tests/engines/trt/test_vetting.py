@@ -72,7 +72,7 @@ def put_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
 
 
 def rewrite_files(folder: Path, change: Callable[[EngineFiles], EngineFiles]) -> None:
-    """Publishes an engine anew with another ``profiles.json``, its manifest in order."""
+    """Publishes an engine again with another ``profiles.json``, its manifest in order."""
     _, key = open_key(folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
     record = change(read_json(folder / PROFILES_JSON, EngineFiles))
@@ -142,7 +142,7 @@ def _is_installed(package: str) -> bool:
 
 
 def fake_classic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts a TensorRT in place that knows its version and nothing else."""
+    """Installs a fake TensorRT that has only a version."""
     module = types.ModuleType("tensorrt")
     module.__version__ = "11.4.0.106"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", module)
@@ -321,7 +321,7 @@ class TimingCache:
 
 
 class TimingConfig:
-    """The part of a builder's config that keeps times."""
+    """The part of a builder's config that has the timing cache."""
 
     def __init__(self, *, accepts: Callable[[TimingCache], bool] = lambda _: True) -> None:
         self.accepts = accepts
