@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test test-engines check format clean
+.PHONY: demo test test-engines check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -32,8 +32,15 @@ format: $(VENV)/dev    ## rewrite the code as the linter wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+rehearse-gpu: $(VENV)/engines  ## the measurement on a GPU (docs/gpu.md) on a driver that pretends; measures nothing
+	benchmarks/gpu/measure_all.sh --rehearse --python $(BIN)/python --out gpu-results/rehearsal
+
+pack-gpu: $(VENV)/engines  ## what that measurement must bring along to a machine without a network, in gpu-results/parts
+	$(BIN)/python -m benchmarks.gpu.prepare gpu-results/prebuilt $(if $(wildcard runs/resnet/bundle),--run runs/resnet)
+	PYTHON=$(BIN)/python benchmarks/gpu/pack.sh gpu-results/parts --prebuilt gpu-results/prebuilt
+
 clean:                 ## forget everything that was made here
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) runs gpu-results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -18,6 +18,17 @@ _ARRAYS = ("confidence", "metric", "agreement")
 _OPTIONAL = ("predictions", "labels")
 
 
+def find_first_true(flags: np.ndarray) -> np.ndarray:
+    """Returns (N,) int64: for each column of (K, N) bool the first row that is true, K where there is none.
+
+    With ``flags[k]`` for "may leave at exit k", that is where each sample leaves; K is the final head.
+    """
+    first = np.full(flags.shape[1], len(flags), np.int64)
+    for row in range(len(flags) - 1, -1, -1):
+        first[flags[row]] = row
+    return first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
     """Per exit and sample: confidence, metric and agreement; the last row is the final head.

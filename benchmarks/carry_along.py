@@ -22,7 +22,7 @@ from artifacts.console import add_common_arguments, print_table, run_command
 from engines import plan_covers
 from planner import survivor_transition
 from planner.predict.costs import gather_row, stage_row
-from planner.workflow.planning import STAGES_JSON
+from planner.workflow.record import STAGES_JSON
 
 
 def expected_mean_ms(
