@@ -7,9 +7,12 @@ lock while they wait. docs/adr/0007-cuda-layer.md explains why it is neither PyC
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from artifacts import EngineError, MissingExtraError
+
+_watchers: list[Callable[[str], None]] = []
 
 
 @functools.cache
@@ -52,6 +55,8 @@ def call_unless_pending(name: str, *arguments: Any) -> Any:
 
 
 def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
+    for watch in _watchers:
+        watch(name)
     try:
         status, *results = getattr(load_driver(), name)(*arguments)
     except (RuntimeError, OSError) as error:  # libcuda itself is missing
@@ -59,6 +64,12 @@ def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
             f"there is no NVIDIA driver on this machine ({error}); install one, or plan for a CPU"
         ) from error
     return status, results
+
+
+def watch_calls(watcher: Callable[[str], None]) -> Callable[[], None]:
+    """Calls ``watcher`` with the name of every driver call from now on, for measurements; returns the call that ends it."""
+    _watchers.append(watcher)
+    return lambda: _watchers.remove(watcher)
 
 
 def _describe(status: Any) -> str:
