@@ -67,7 +67,7 @@ def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
 
 
 def watch_calls(watcher: Callable[[str], None]) -> Callable[[], None]:
-    """Calls ``watcher`` with the name of every driver call from now on, for measurements; returns the call that ends it."""
+    """Calls ``watcher`` with the name of every driver call, for measurements; returns the call that ends it."""
     _watchers.append(watcher)
     return lambda: _watchers.remove(watcher)
 
