@@ -24,14 +24,14 @@ from calibration import ArrayImages, as_batch
 from calibration.data.fashion_mnist import DIGESTS, load_fashion_mnist
 from calibration.data.sources import CACHE
 from engines import EngineSet, HostDevice
-from planner import ChosenExits
-from planner.commit.stages import assemble_bundle, merge_stages, stage_bounds
+from planner import Exits
+from planner.commit.stages import TimedStages, assemble_bundle, merge_stages, stage_bounds
 from planner.predict.costs import stage_row
-from runtime import Runtime
+from runtime import Runtime, RuntimeOptions
 from runtime.loading import open_bundle
 
 pytestmark = pytest.mark.slow
-CHOSEN = ChosenExits(cuts=("layer1.1", "layer2.0"), thresholds=(0.75, 0.75))
+CHOSEN = Exits(cuts=("layer1.1", "layer2.0"), thresholds=(0.75, 0.75))
 BATCH, ENOUGH = 32, 3200
 
 
@@ -65,7 +65,8 @@ def assemble_demo(root: Path) -> Path:
         spread_ms=dict.fromkeys(rows, (0.0, 0.0)), fixed=False, environment={},
     )  # fmt: skip
     stages = merge_stages(model, [CHOSEN], root / "stages")
-    assemble_bundle(run.bundle, model=model, plan=plan, stages=stages, itm=itm, cache=run.engines, inputs={})
+    timed = TimedStages(merged=stages, itm=itm, cache=run.engines)
+    assemble_bundle(run.bundle, model=model, plan=plan, stages=timed, inputs={})
     return run.bundle
 
 
@@ -80,10 +81,10 @@ def demo(data: ArrayImages, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
         for start in range(0, len(images), 500):
             runtime.run(images[start : start + 500])
         stats, spec = runtime.stats(), runtime.spec
-    early = [one.agreements for one in stats.exits[:-1]]
+    early = [exit_.agreements for exit_ in stats.exits[:-1]]
     reference = StreamReference(
         samples=stats.queries,
-        confidence_counts=tuple(one.confidence_counts for one in stats.exits),
+        confidence_counts=tuple(exit_.confidence_counts for exit_ in stats.exits),
         agreements=(*early, stats.exits[-1].count),
     )
     return bundle, dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, reference=reference))
@@ -94,7 +95,9 @@ def serve(demo: tuple[Path, BundleSpec], images: np.ndarray) -> Runtime:
     bundle, spec = demo
     with ExitStack() as stack:
         engine_sets: tuple[EngineSet, ...] = open_bundle(bundle).engine_sets
-        runtime = stack.enter_context(Runtime(spec, engine_sets, HostDevice(), shadow_fraction=0.05, shadow_seed=0))
+        runtime = stack.enter_context(
+            Runtime(spec, engine_sets, HostDevice(), RuntimeOptions(shadow_fraction=0.05, shadow_seed=0))
+        )
         for start in range(0, len(images), BATCH):
             runtime.run(images[start : start + BATCH])
     return runtime
