@@ -47,6 +47,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
+        "--parts", metavar="PART=SOURCE:SHARE",
+        help="let a share of one part of the data become another, e.g. calibrate=test:0.5",
+    )  # fmt: skip
+    parser.add_argument(
         "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
     )
     parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
@@ -89,11 +93,11 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     run = find_run(arguments.run, name=arguments.name)
     engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
     options = CalibrationOptions(
-        task=None if arguments.task is None else load_task(arguments.task), report=say,
+        task=None if arguments.task is None else load_task(arguments.task), report=say, parts=arguments.parts,
         command=describe_command(arguments, run),
     )  # fmt: skip
     model = flow.ensure_model(run)
-    samples = load_run_data(run, arguments.data, report=say)
+    samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)
     if isinstance(config, JointConfig):
         model = _load("calibration.training.training_flow").retrain_jointly(
             run, samples, config, engine, options=options
