@@ -42,8 +42,8 @@ class Trace:
             the last row is all 1. Traces of tasks with classes hold 0 and 1, those of 0.1.0 booleans.
         predictions: (E + 1, N) int32, the class that each exit answers, where the task has classes; for metrics that
             are not means over samples.
-        counts: (E + 1, N, k) float64, the share of each answer in the counts that decide the task's metric (pixels of
-            an intersection and of a union, for instance), where that metric is not a mean over samples.
+        counts: (E + 1, N, k) float64, what each answer adds to the counts that decide the task's metric (pixels of an
+            intersection and of a union, for instance), where that metric is not a mean over samples.
         labels: (N,) int32, the true classes.
         labelled: False where the true answers are not given; the metric is the agreement then.
     """

@@ -96,7 +96,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         task=None if arguments.task is None else load_task(arguments.task), report=say, parts=arguments.parts,
         command=describe_command(arguments, run),
     )  # fmt: skip
-    model = flow.ensure_model(run)
+    model = flow.ensure_model(run, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)
     if isinstance(config, JointConfig):
         model = _load("calibration.training.training_flow").retrain_jointly(
@@ -107,14 +107,14 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     source = source_name(samples, arguments.data, run)
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
     exits, metric_name = describe_exits(trace, options, model)
-    print_exits(
-        exits, metric_name, f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
-    )
+    title = f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
+    to_stderr = arguments.json == "-"
+    print_exits(exits, metric_name, title, to_stderr=to_stderr)
     if not trace.labelled:
         say(f"no labels: plan with python -m planner --run {run.root} --risk agreement")
     flips = None if arguments.against is None else compare_runs(arguments.against, artifact, trace)
     if flips is not None:
-        print_flips(flips, against=arguments.against)
+        print_flips(flips, against=arguments.against, to_stderr=to_stderr)
     return {
         "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": samples.name,
         "samples": trace.sample_count, "labelled": trace.labelled, "exits": exits, "flips": to_plain(flips),
@@ -139,8 +139,10 @@ def describe_exits(trace: Trace, options: CalibrationOptions, model: Model) -> t
     return exits, task.metric_name
 
 
-def print_exits(exits: Sequence[dict[str, Any]], metric_name: str | None, title: str) -> None:
-    """Prints the table of exits."""
+def print_exits(
+    exits: Sequence[dict[str, Any]], metric_name: str | None, title: str, *, to_stderr: bool = False
+) -> None:
+    """Prints the table of exits; to stderr where stdout is for the result alone."""
     further = [] if metric_name is None else ["set_metric"]
     rows = [
         [
@@ -150,7 +152,7 @@ def print_exits(exits: Sequence[dict[str, Any]], metric_name: str | None, title:
         for found in exits
     ]  # fmt: skip
     names = [] if metric_name is None else [metric_name]
-    print_table(title, ["exit", "metric", *names, "agrees with final", "mean confidence"], rows)
+    print_table(title, ["exit", "metric", *names, "agrees with final", "mean confidence"], rows, to_stderr=to_stderr)
 
 
 def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
@@ -172,8 +174,8 @@ def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
     return count_flips(Trace.load(before.path(TRACE_NPZ)), trace, thresholds)
 
 
-def print_flips(flips: FlipReport, *, against: Path) -> None:
-    """Prints what differs, exit by exit."""
+def print_flips(flips: FlipReport, *, against: Path, to_stderr: bool = False) -> None:
+    """Prints the differences exit by exit; to stderr where stdout is for the result alone."""
     rows = [
         (
             exit_.exit, "-" if exit_.threshold is None else f"{exit_.threshold:.3g}",
@@ -184,9 +186,12 @@ def print_flips(flips: FlipReport, *, against: Path) -> None:
     ]  # fmt: skip
     what = "metric" if flips.labelled else "agreement"
     columns = ["exit", "threshold", "leave flips", f"{what} flips", "confidence change", f"{what} there", "here"]
-    print_table(f"of {flips.samples} samples, against {against}", columns, rows)
+    print_table(f"of {flips.samples} samples, against {against}", columns, rows, to_stderr=to_stderr)
     if flips.moved is not None:
-        print(f"{flips.moved} of {flips.samples} samples leave at another exit with that run's plan")
+        print(
+            f"{flips.moved} of {flips.samples} samples leave at another exit with that run's plan",
+            file=sys.stderr if to_stderr else sys.stdout,
+        )
 
 
 def check_threads(threads: int | None) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import UsageError, to_plain, unknown_name
-from calibration import RISKS, DataSource
+from calibration import RISKS
 from engines import BACKENDS, PROFILE_WAYS
 from planner.config import CERTIFY_METHODS, PlanConfig, TimingConfig, batch_sizes_up_to
 from planner.predict.objectives import OBJECTIVES
@@ -325,7 +325,7 @@ def planner_command(
     run: Path,
     config: PlanConfig,
     *,
-    data: DataSource | None = None,
+    data: str | Path | None = None,
     distribution: Path | None = None,
     sweep: Sequence[float] | None = None,
 ) -> str:
@@ -342,7 +342,7 @@ def planner_command(
     if sweep is not None:
         words += ["--sweep", *([",".join(map(str, sweep))] if sweep else [])]
     words += ["--run", str(run)]
-    if isinstance(data, str | Path):
+    if data is not None:
         words += ["--data", str(data)]
     omitted = () if sweep is None else ("tolerance",)
     return shlex.join([*words, *write_flags(config, omitted=omitted, distribution=distribution)])

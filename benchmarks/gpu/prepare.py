@@ -25,7 +25,7 @@ from artifacts.console import say
 from benchmarks.gpu.nets.making import make_subject
 from benchmarks.gpu.nets.subjects import Batch, Subject, SubjectSpec, open_subject, write_subject
 from benchmarks.gpu.stage_rtx import BUILT, RTX, build_once
-from calibration import as_batch, load_run_data
+from calibration import load_run_data
 
 SAMPLES = 1_000
 NAMES = ("demo", "demo-fp16")
@@ -35,8 +35,8 @@ def prepare(folder: Path, *, run: Path | None, names: Sequence[str] = NAMES) -> 
     """Fills ``folder``; what cannot be made is said and left out, but for the subjects themselves."""
     for name in names:
         if run is not None and name == "demo":
-            samples = load_run_data(RunFolder(root=run))
-            images = as_batch(samples.inputs(samples.indices_of("test")[:SAMPLES]))
+            data = load_run_data(RunFolder(root=run))
+            images = data.inputs(data.split("test")[:SAMPLES])
             subject = take_bundle(RunFolder(root=run), folder / name, images)
         else:
             with tempfile.TemporaryDirectory(prefix="pame-") as scratch:

@@ -196,7 +196,7 @@ def _measure(
 ) -> tuple[np.ndarray, int]:
     config = case.config.measure
     drawn = draw_batches(samples.indices_of("calibrate"), load=case.load, count=config.queries)
-    batches = [as_batch(samples.inputs(rows)) for rows in drawn]
+    batches = [as_batch(samples.inputs(indices)) for indices in drawn]
     without_exits = [priced.exits for priced in plans].index(NO_EXITS)
     with ExitStack() as opened:
         serves = [open_serve(bundle, opened) for bundle in bundles]

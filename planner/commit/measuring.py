@@ -40,8 +40,6 @@ def open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
 def draw_batches(queries: np.ndarray, *, load: Load, count: int, seed: int = 0) -> list[np.ndarray]:
     """Returns batches of about ``count`` queries in all, in random order, sizes in proportion to the load.
 
-    ``queries`` are (N, ...) rows, or their indices.
-
     Every query comes once at most, so that fewer queries make fewer batches; where they do not fill a single one of
     each size, they are repeated.
     """

@@ -22,8 +22,7 @@ from artifacts import (
     read_json,
     read_manifest,
 )
-from calibration import DataSource
-from calibration.certify.risk_tests import check_labels
+from calibration import DataSource, check_labels
 from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON, ensure_itm
 from planner.predict.costs import END, NetworkCosts

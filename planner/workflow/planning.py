@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, Model, RunFolder, is_current, to_plain
@@ -52,7 +53,7 @@ def ensure_plan(
         NoPlanError: the trace allows no relative tolerance.
         PameError: something upstream cannot be made; the message says what.
     """
-    command = command or planner_command(run.root, config, data=data)
+    command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     inputs = ensure_inputs(run, config, data=data, precision=precision, command=command, report=report)
     model = inputs.open_model()
     check_limits(config, inputs.itm)

@@ -1,7 +1,4 @@
-"""Queries of a benchmark: the test part of the samples, in seeded random order, cut into batches.
-
-The only place of the benchmark that knows how data is stored.
-"""
+"""Queries of a benchmark: the test part of the samples, in seeded random order, cut into batches."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from calibration import Samples
 
 
 class Queries:
-    """Batches of test samples; they are read when they are asked for.
+    """Batches of test samples, which are read when they are asked for.
 
     Attributes:
         rows: (N,) the samples, in the order in which they form batches.

@@ -75,6 +75,14 @@ def test_the_trace_holds_shares_and_counts(run: RunFolder, calibrated: dict) -> 
     assert calibrated["set_metric_name"] == "mIoU"
 
 
+def test_the_result_is_alone_on_stdout(run: RunFolder, calibrated: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert calibrate(["--run", str(run.root), "--threads", "1", "--json", "-", *TASK, *DATA]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == calibrated
+    assert "mean confidence" in err
+
+
 def test_the_task_is_needed_only_where_answers_are_judged(run: RunFolder, calibrated: dict, tmp_path: Path) -> None:
     artifact, _ = ensure_trace(run, ENGINE, data="tests.calibration.tracing.label_maps:Scenes")
     assert artifact.digest == calibrated["trace"], "what is there is used without its task"
