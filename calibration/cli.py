@@ -108,13 +108,12 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
     exits, metric_name = describe_exits(trace, options, model)
     title = f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
-    to_stderr = arguments.json == "-"
-    print_exits(exits, metric_name, title, to_stderr=to_stderr)
+    print_exits(exits, metric_name, title)
     if not trace.labelled:
         say(f"no labels: plan with python -m planner --run {run.root} --risk agreement")
     flips = None if arguments.against is None else compare_runs(arguments.against, artifact, trace)
     if flips is not None:
-        print_flips(flips, against=arguments.against, to_stderr=to_stderr)
+        print_flips(flips, against=arguments.against)
     return {
         "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": samples.name,
         "samples": trace.sample_count, "labelled": trace.labelled, "exits": exits, "flips": to_plain(flips),
@@ -139,10 +138,8 @@ def describe_exits(trace: Trace, options: CalibrationOptions, model: Model) -> t
     return exits, task.metric_name
 
 
-def print_exits(
-    exits: Sequence[dict[str, Any]], metric_name: str | None, title: str, *, to_stderr: bool = False
-) -> None:
-    """Prints the table of exits; to stderr where stdout is for the result alone."""
+def print_exits(exits: Sequence[dict[str, Any]], metric_name: str | None, title: str) -> None:
+    """Prints the table of exits."""
     further = [] if metric_name is None else ["set_metric"]
     rows = [
         [
@@ -152,7 +149,7 @@ def print_exits(
         for found in exits
     ]  # fmt: skip
     names = [] if metric_name is None else [metric_name]
-    print_table(title, ["exit", "metric", *names, "agrees with final", "mean confidence"], rows, to_stderr=to_stderr)
+    print_table(title, ["exit", "metric", *names, "agrees with final", "mean confidence"], rows)
 
 
 def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
@@ -174,8 +171,8 @@ def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
     return count_flips(Trace.load(before.path(TRACE_NPZ)), trace, thresholds)
 
 
-def print_flips(flips: FlipReport, *, against: Path, to_stderr: bool = False) -> None:
-    """Prints the differences exit by exit; to stderr where stdout is for the result alone."""
+def print_flips(flips: FlipReport, *, against: Path) -> None:
+    """Prints the differences exit by exit."""
     rows = [
         (
             exit_.exit, "-" if exit_.threshold is None else f"{exit_.threshold:.3g}",
@@ -186,12 +183,9 @@ def print_flips(flips: FlipReport, *, against: Path, to_stderr: bool = False) ->
     ]  # fmt: skip
     what = "metric" if flips.labelled else "agreement"
     columns = ["exit", "threshold", "leave flips", f"{what} flips", "confidence change", f"{what} there", "here"]
-    print_table(f"of {flips.samples} samples, against {against}", columns, rows, to_stderr=to_stderr)
+    print_table(f"of {flips.samples} samples, against {against}", columns, rows)
     if flips.moved is not None:
-        print(
-            f"{flips.moved} of {flips.samples} samples leave at another exit with that run's plan",
-            file=sys.stderr if to_stderr else sys.stdout,
-        )
+        print(f"{flips.moved} of {flips.samples} samples leave at another exit with that run's plan")
 
 
 def check_threads(threads: int | None) -> int:
