@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError
+from calibration.certify.binomials import binomial_pmf, log_factorial
+from calibration.certify.pvalues import lower_share, upper_share
 from calibration.certify.risk_tests import (
     RISKS,
     Halves,
     RiskTest,
     check_labels,
     choose_test,
+    count_needed,
+    find_tolerance,
+    least_samples,
     run_sequence,
     split_halves,
 )
+from calibration.certify.set_metrics import SET_METRICS
 from calibration.data.datasets import Dataset, load_dataset
 from calibration.data.sources import load_run_data
 
@@ -38,7 +44,8 @@ __all__ = [
     # data
     "Dataset", "load_dataset", "load_run_data",
     # certified tolerances
-    "RISKS", "Halves", "RiskTest", "check_labels", "choose_test", "run_sequence", "split_halves",
+    "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test", "count_needed",
+    "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",
     # training and traces
     "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "retrain_jointly", "trace_model", "train_missing",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import PRECISIONS, ExitPlan, UsageError, find_run, to_plain, unknown_name
 from artifacts.console import add_common_arguments, print_table, run_command, say
-from calibration.certify.risk_tests import RISKS
+from calibration import RISKS
 from engines import BACKENDS, PROFILE_WAYS
 from planner.certify.evidence import metric_word
 from planner.config import (

@@ -25,7 +25,7 @@ from artifacts import (
     read_json,
     read_manifest,
 )
-from calibration.certify.risk_tests import check_labels
+from calibration import check_labels
 from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON, ensure_itm
 from planner.predict.costs import END, NetworkCosts
@@ -66,7 +66,7 @@ class PlanningInputs:
         found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
         return found if self.model is None else {"model": self.model.digest, **found}
 
-    def open_model(self) -> Model:
+    def require_model(self) -> Model:
         """Returns the network.
 
         Raises:

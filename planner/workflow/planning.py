@@ -48,7 +48,7 @@ def ensure_plan(
         PameError: something upstream cannot be made; the message says what.
     """
     inputs = ensure_inputs(run, config, data=data, precision=precision)
-    model = inputs.open_model()
+    model = inputs.require_model()
     check_limits(config, inputs.itm)
     parameters = {"config": to_plain(config)}
     origin = BundleOrigin.of(model, inputs.trace_artifact)
