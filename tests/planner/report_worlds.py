@@ -1,4 +1,4 @@
-"""A small planned run that nobody had to train or time: as data for a report, and as the folders on disk."""
+"""A small planned run without training or timing: as data for a report, and as the folders on disk."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def make_spec(cuts: tuple[str, ...], *, name: str = "small") -> ModelSpec:
 
 
 def greedy_search(trace: Trace, costs: NetworkCosts) -> SearchAt:
-    kept = KeptGrids(thresholds=threshold_grid())
+    grids = KeptGrids(thresholds=threshold_grid())
 
     def search(tolerance: float) -> SearchResult:
-        return search_greedily(trace, costs, tolerance=tolerance, grids=kept, slow_batches=TAIL)
+        return search_greedily(trace, costs, tolerance=tolerance, grids=grids, slow_batches=TAIL)
 
     return search
 
@@ -77,7 +77,7 @@ def make_report(
     costs = NetworkCosts(itm=itm, cuts=names, batch_size=batch_size)
     search = greedy_search(trace, costs)
     result = search(tolerance)
-    none = next(one.priced for one in result.considered if not one.exits.cuts)
+    none = next(plan.priced for plan in result.considered if not plan.exits.cuts)
     best = result.best if planned else none
     plan = ExitPlan(
         model_digest="m", trace_digest="t", search="greedy", tolerance=tolerance, delta=None, batch_size=batch_size,
