@@ -1,4 +1,4 @@
-"""The environment fingerprint: what a timing or an engine depends on besides its own bytes."""
+"""The environment fingerprint: the processor, system and packages that timings and engines depend on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def package_version(name: str) -> str | None:
 
 
 def environment_fingerprint() -> dict[str, str]:
-    """Returns what is recorded in manifests and benchmark results; plain strings only."""
+    """Returns the fingerprint that manifests and benchmark results record; plain strings only."""
     found = {name: package_version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),

@@ -18,6 +18,17 @@ _ARRAYS = ("confidence", "metric", "agreement")
 _OPTIONAL = ("predictions", "labels")
 
 
+def find_first_true(flags: np.ndarray) -> np.ndarray:
+    """Returns (N,) int64: for each column of (K, N) bool the first row that is true, K where there is none.
+
+    With ``flags[k]`` for "may leave at exit k", that is where each sample leaves; K is the final head.
+    """
+    first = np.full(flags.shape[1], len(flags), np.int64)
+    for row in range(len(flags) - 1, -1, -1):
+        first[flags[row]] = row
+    return first
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trace:
     """Per exit and sample: confidence, metric and agreement; the last row is the final head.
@@ -26,10 +37,10 @@ class Trace:
         exits: names of the exit candidates in the order of the data flow; E of them.
         confidence: (E + 1, N) float32 in [0, 1].
         metric: (E + 1, N) float32 in [0, 1]; 1 is a fully correct answer. Without labels it is the agreement.
-        agreement: (E + 1, N) in [0, 1]: how far the exit answers what the final head answers, 1 for the very same
-            answer; its last row is all 1. Traces of tasks with classes hold 0 and 1, those of 0.1.0 booleans.
+        agreement: (E + 1, N) in [0, 1]: agreement of the exit's answer with the final head's, 1 for the same answer;
+            the last row is all 1. Traces of tasks with classes hold 0 and 1, those of 0.1.0 booleans.
         predictions: (E + 1, N) int32, the class that each exit answers, where the task has classes; for metrics that
-            are no mean over samples.
+            are not means over samples.
         labels: (N,) int32, the true classes.
         labelled: False where the true answers are not given; the metric is the agreement then.
     """
@@ -70,7 +81,7 @@ class Trace:
 
     @property
     def agrees(self) -> np.ndarray:
-        """(E + 1, N) bool: the exit's answer is the very answer of the final head."""
+        """(E + 1, N) bool: the exit's answer is the same as the final head's."""
         agrees: np.ndarray = self.agreement >= 1
         return agrees
 
@@ -80,7 +91,7 @@ class Trace:
         return float(self.metric[-1].mean(dtype=np.float64))
 
     def summarise(self) -> list[dict[str, Any]]:
-        """Returns the means of every exit, last the final head's; the metric is ``None`` where there are no labels."""
+        """Returns the means of every exit and, last, of the final head; without labels the metric is ``None``."""
         return [
             {
                 "exit": name,

@@ -47,7 +47,7 @@ def open_networks(run: RunFolder, model: Model, runtime: Runtime, stack: ExitSta
         built = ensure_engine(path, graph, run.engines, backend=spec.backend, options=options)
         engine = open_engine(built, graph, threads=spec.threads, device=device)
         stack.callback(engine.close)
-        serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size, device))
+        serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size, device), graph.inputs[0].name)
 
     def serve_bundle(batch: np.ndarray) -> tuple[np.ndarray, float]:
         result = runtime.run(batch)
@@ -56,12 +56,12 @@ def open_networks(run: RunFolder, model: Model, runtime: Runtime, stack: ExitSta
     return {**serves, BUNDLE: serve_bundle}
 
 
-def serve_whole(network: WholeNetwork) -> Serve:
+def serve_whole(network: WholeNetwork, name: str) -> Serve:
     """Returns a server whose every query waits for its batch."""
 
     def serve(batch: np.ndarray) -> tuple[np.ndarray, float]:
         started = perf_counter()
-        answers = network.run(batch)
+        answers = network.run({name: batch})
         return answers[0], (perf_counter() - started) * 1e3
 
     return serve

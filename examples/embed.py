@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from artifacts import PameError, RunFolder
+from artifacts import FINAL_HEAD_LABEL, PameError, RunFolder
 from calibration import load_run_data
 from runtime import Result, Runtime
 
@@ -28,7 +28,7 @@ def load_queries(bundle: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def show_result(result: Result, labels: np.ndarray, exits: list[str]) -> None:
-    """One row per query, in input order: what it was answered, where it left, and when."""
+    """Prints one line per query, in input order: its answer, where it left, and when."""
     print("query  label  answer  left at      confidence  latency, ms")
     for row in range(len(labels)):
         print(
@@ -41,7 +41,7 @@ def main(bundle: Path) -> None:
     """Answers a batch, streams another, and serves four threads at once."""
     queries, labels = load_queries(bundle, 256)
     with Runtime.load(bundle, threads=1) as runtime:
-        exits = [planned.cut for planned in runtime.spec.plan.exits] + ["final head"]
+        exits = [planned.cut for planned in runtime.spec.plan.exits] + [FINAL_HEAD_LABEL]
         runtime.run(queries[:8])  # the first batch of a size binds its buffers
         show_result(runtime.run(queries[:8]), labels[:8], exits)
 

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from planner.commit.committing import PlanningCase, commit_plan
     from planner.commit.contenders import Commitment, Contender
     from planner.commit.stages import MergedStage, TimedStages, assemble_bundle, merge_stages
-    from planner.measure.timing import TimedGraph, ensure_itm, time_graphs
-    from planner.workflow.inputs import PlanningInputs, read_load
+    from planner.measure.timing import EngineSettings, TimedGraph, ensure_itm, time_graphs
+    from planner.workflow.inputs import PlanningInputs
+    from planner.workflow.load_file import read_load
     from planner.workflow.planning import ensure_plan
     from planner.workflow.record import ConsideredPlan, PlanningResult
 
@@ -49,8 +50,9 @@ _HOMES = {
     "commit.committing": ("PlanningCase", "commit_plan"),
     "commit.contenders": ("Commitment", "Contender"),
     "commit.stages": ("MergedStage", "TimedStages", "assemble_bundle", "merge_stages"),
-    "measure.timing": ("TimedGraph", "ensure_itm", "time_graphs"),
-    "workflow.inputs": ("PlanningInputs", "read_load"),
+    "measure.timing": ("EngineSettings", "TimedGraph", "ensure_itm", "time_graphs"),
+    "workflow.inputs": ("PlanningInputs",),
+    "workflow.load_file": ("read_load",),
     "workflow.planning": ("ensure_plan",),
     "workflow.record": ("ConsideredPlan", "PlanningResult"),
 }
@@ -77,9 +79,9 @@ __all__ = [
     # configuration
     "CertifyConfig", "MeasureConfig", "PlanConfig", "TimingConfig",
     # engines: timing, bundles, measuring the best plans, all of it
-    "Commitment", "ConsideredPlan", "Contender", "MergedStage", "PlanningCase", "PlanningInputs", "PlanningResult",
-    "TimedGraph", "TimedStages", "assemble_bundle", "commit_plan", "ensure_itm", "ensure_plan", "merge_stages",
-    "time_graphs",
+    "Commitment", "ConsideredPlan", "Contender", "EngineSettings", "MergedStage", "PlanningCase", "PlanningInputs",
+    "PlanningResult", "TimedGraph", "TimedStages", "assemble_bundle", "commit_plan", "ensure_itm", "ensure_plan",
+    "merge_stages", "time_graphs",
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from planner.commit.measuring import draw_batches, measure_plans, open_serve
 from planner.commit.stages import TimedStages, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.commit.stream_reference import describe_reference
 from planner.config import PlanConfig
-from planner.measure.timing import Clock, time_graphs
+from planner.measure.timing import Clock, EngineSettings, time_graphs
 from planner.predict.costs import price_staying
 from planner.predict.replay import NO_EXITS, Exits, PricedExits, evaluate_exits, evaluate_plan
 from planner.predict.traffic import Load
@@ -126,8 +126,8 @@ def _time_stages(case: PlanningCase, plans: Sequence[Exits], folder: Path, clock
     config = case.config
     merged = merge_stages(case.model, plans, folder)
     itm = time_graphs(
-        stage_graphs(case.model, merged), case.model.spec, case.run.engines, config.timing,
-        backend=config.backend, threads=config.threads, profiles=config.profiles, clock=clock,
+        stage_graphs(case.model, merged), case.model.spec, case.run.engines, config.timing, EngineSettings.of(config),
+        clock=clock,
     )  # fmt: skip
     return TimedStages(merged=merged, itm=itm, cache=case.run.engines, profiles=config.profiles)
 

@@ -25,13 +25,12 @@ def open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
     Returns:
         What answers a batch; and the same with thresholds that no row reaches.
     """
-    from runtime import Runtime
-    from runtime.loading import open_bundle, without_leaving
+    from runtime import Runtime, RuntimeOptions, open_bundle, without_leaving
 
     found = open_bundle(bundle)
 
     def serve(spec: BundleSpec) -> Serve:
-        runtime = opened.enter_context(Runtime(spec, found.engine_sets, found.device, drift=None))
+        runtime = opened.enter_context(Runtime(spec, found.engine_sets, found.device, RuntimeOptions(drift=None)))
         return lambda batch: runtime.run(batch).latency_ms
 
     return serve(found.spec), serve(without_leaving(found.spec))

@@ -17,6 +17,7 @@ import numpy as np
 
 from artifacts import (
     BUNDLE_JSON,
+    COMMAND,
     EXIT_PLAN_JSON,
     MANIFEST,
     BundleSpec,
@@ -188,8 +189,19 @@ def _add_stage(staging: Path, index: int, bounds: StageBounds, plan: ExitPlan, s
     )
 
 
-def publish_bundle(assembled: Path, folder: Path, *, inputs: Mapping[str, str], parameters: Mapping[str, Any]) -> None:
-    """Publishes an assembled bundle once more in its final place, with its whole origin in the manifest."""
-    with new_artifact(folder, kind="bundle", inputs=inputs, parameters=parameters) as staging:
+def publish_bundle(
+    assembled: Path, folder: Path, *, inputs: Mapping[str, str], parameters: Mapping[str, Any], command: str
+) -> None:
+    """Publishes an assembled bundle once more in its final place, with its whole origin in the manifest.
+
+    Args:
+        assembled: the bundle, as it was measured.
+        folder: where it is to be.
+        inputs: name -> digest of the artifacts that it was made from.
+        parameters: the settings that decided its content.
+        command: the command line that makes it again.
+    """
+    notes = {COMMAND: command}
+    with new_artifact(folder, kind="bundle", inputs=inputs, parameters=parameters, notes=notes) as staging:
         shutil.copytree(assembled, staging, dirs_exist_ok=True)
         (staging / MANIFEST).unlink()

@@ -6,7 +6,7 @@ import numpy as np
 
 from artifacts import StreamReference, Trace
 from planner.predict.replay import Exits, evaluate_exits, exit_rows
-from runtime.monitor.stats import CONFIDENCE_BINS, count_cells
+from runtime import CONFIDENCE_BINS, count_cells
 
 
 def describe_reference(trace: Trace, exits: Exits) -> StreamReference:

@@ -1,17 +1,18 @@
 """Planning for a system that is not ours: from an imported trace and imported times to an exit plan, and no further.
 
-Without a model there is nothing to merge, to build or to measure: the plan is the best by what is expected.
+Without a model there is nothing to merge, to build or to measure: the plan with the best expectation is the answer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from artifacts import ExitPlan, RunFolder, UsageError, is_current, to_plain
-from artifacts.console import say
 from planner.certify.evidence import risk_trace
 from planner.commit.exit_plan import PlanOrigin, make_exit_plan
 from planner.config import PlanConfig
+from planner.flags import planner_command
 from planner.search.greedy import draw_candidate_patterns
 from planner.search.problem import SearchedPlan
 from planner.search.threshold_grids import KeptGrids, threshold_grid
@@ -27,12 +28,16 @@ from planner.workflow.record import (
 from planner.workflow.searching import make_problem, search_plans
 
 
-def plan_imported(run: RunFolder, config: PlanConfig) -> PlanningResult:
+def plan_imported(
+    run: RunFolder, config: PlanConfig, report: Callable[[str], None], *, command: str | None = None
+) -> PlanningResult:
     """Plans for an imported run and publishes ``plan/``; there is no bundle.
 
     Args:
         run: as ``python -m planner import-trace`` made it.
         config: what to plan for; its backend, threads, timing and measurement do not matter.
+        report: takes lines about the progress.
+        command: the command line to record; ``None``: the planner's with this config.
 
     Raises:
         UsageError: the batch size was not timed, or the risk needs labels that there are none of.
@@ -47,24 +52,28 @@ def plan_imported(run: RunFolder, config: PlanConfig) -> PlanningResult:
         )
     parameters: dict[str, Any] = {"config": to_plain(config), "imported": True}
     if is_current(run.plan, kind="plan", inputs=inputs.digests, parameters=parameters):
-        say(f"nothing has changed: the plan in {run.plan} stands")
+        report(f"nothing has changed: the plan in {run.plan} stands")
         return read_result(open_plan(run), reused=True, bundle=None)
     trace, grids = risk_trace(inputs.trace, config.certify.risk), KeptGrids(thresholds=threshold_grid(config.grid_step))
     problem = make_problem(trace, inputs.costs(batch_size=config.batch_size, load=config.load), config, grids)
-    result, certified = search_plans(problem, config.search, config.certify, say)
+    result, certified = search_plans(problem, config.search, config.certify, report)
     record = PlanRecord(
         plan=_describe_best(result.considered[0], inputs, config, full_metric=trace.full_metric),
         considered=describe_considered(result, None),
         patterns=draw_candidate_patterns(problem, config.tolerance),
         certified=certified,
     )
-    plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters)
+    command = command or planner_command(run.root, config)
+    plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters, command=command)
     return read_result(plan, reused=False, bundle=None)
 
 
 def _describe_best(best: SearchedPlan, inputs: PlanningInputs, config: PlanConfig, *, full_metric: float) -> ExitPlan:
     origin = PlanOrigin(
-        model_digest="", trace_digest=inputs.trace_artifact.digest, full_metric=full_metric,
-        backend=inputs.itm.backend, threads=inputs.itm.threads,
-    )  # fmt: skip
+        model_digest="",
+        trace_digest=inputs.trace_artifact.digest,
+        full_metric=full_metric,
+        backend=inputs.itm.backend,
+        threads=inputs.itm.threads,
+    )
     return make_exit_plan(best.priced, config, origin, best.certificate)

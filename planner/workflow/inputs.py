@@ -1,11 +1,9 @@
-"""Inputs of planning: the trace and the measured times of a run, and the load that is planned for."""
+"""Inputs of planning: the trace and the measured times of a run."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +28,6 @@ from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON, ensure_itm
 from planner.predict.costs import END, NetworkCosts
 from planner.predict.traffic import Load
-
-_LOAD_FORM = 'a JSON object such as {"1": 0.5, "8": 0.3, "32": 0.2}, or CSV lines "batch_size,share"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -90,7 +86,13 @@ class PlanningInputs:
 
 
 def ensure_inputs(
-    run: RunFolder, config: PlanConfig, *, data: Path | None = None, precision: str | None = None
+    run: RunFolder,
+    config: PlanConfig,
+    *,
+    data: Path | None = None,
+    precision: str | None = None,
+    command: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> PlanningInputs:
     """Returns the inputs of a run of ours, making what is missing or was made with other settings.
 
@@ -99,6 +101,8 @@ def ensure_inputs(
         config: backend, threads and timing; its risk is checked before any work.
         data: ``--data``; ``None``: what the run used before.
         precision: the precision that the network must have; ``None``: any.
+        command: the command line to record; ``None``: the planner's with this config.
+        report: takes lines about the progress.
 
     Raises:
         UsageError: the network is of another precision, or the risk needs labels that the data has none of.
@@ -111,9 +115,7 @@ def ensure_inputs(
     )
     model = open_model(run.model, remedy=run.remedy("export"))
     check_precision(model.spec, precision, run=run.root)
-    itm_artifact, itm = ensure_itm(
-        run, model, config.timing, backend=config.backend, profiles=config.profiles, threads=config.threads
-    )
+    itm_artifact, itm = ensure_itm(run, model, config, command=command, report=report)
     return PlanningInputs(
         run=run, model=model, trace=trace, itm=itm, trace_artifact=trace_artifact, itm_artifact=itm_artifact
     )
@@ -136,9 +138,8 @@ def read_inputs(run: RunFolder, *, risk: str | None = None) -> PlanningInputs:
         default = PlanConfig(threads=os.cpu_count() or 1)
         _make_missing(run, default, risk)
     imported = is_imported(run)
-    remedy = f"python -m planner import-trace --run {run.root}" if imported else run.remedy("planner")
-    trace = open_artifact(run.trace, kind="trace", remedy=remedy)
-    itm = open_artifact(run.itm, kind="itm", remedy=remedy)
+    trace = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
+    itm = open_artifact(run.itm, kind="itm", remedy=run.remedy("calibration" if imported else "planner"))
     inputs = PlanningInputs(
         run=run,
         model=None if imported else _open_same_model(run, trace, itm),
@@ -175,44 +176,4 @@ def _make_missing(run: RunFolder, default: PlanConfig, risk: str | None) -> None
 
     ensure_trace(run, backend=default.backend, threads=default.threads, risk=risk)
     model = open_model(run.model, remedy=run.remedy("export"))
-    ensure_itm(run, model, default.timing, backend=default.backend, threads=default.threads)
-
-
-def read_load(path: Path) -> Load:
-    """Reads a batch distribution from a file.
-
-    JSON: an object, batch size -> share or count of the batches. CSV: two columns, batch size and share or count, with
-    or without a line of headings. The ending of the name decides.
-
-    Raises:
-        UsageError: the file cannot be read, or is of another form.
-        InputError: the numbers are no distribution.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--batch-distribution {path}: cannot be read ({error}); expected {_LOAD_FORM}") from error
-    try:
-        pairs = _parse_csv(text) if path.suffix.lower() == ".csv" else _parse_json(text)
-    except ValueError as error:
-        raise UsageError(f"--batch-distribution {path}: {error}; expected {_LOAD_FORM}") from error
-    if len(dict(pairs)) != len(pairs):
-        raise UsageError(f"--batch-distribution {path}: a batch size comes twice; add their shares up")
-    ordered = sorted(pairs)
-    return Load(batch_sizes=tuple(size for size, _ in ordered), shares=tuple(share for _, share in ordered))
-
-
-def _parse_json(text: str) -> list[tuple[int, float]]:
-    plain = json.loads(text)
-    if not isinstance(plain, Mapping) or not all(type(share) in (int, float) for share in plain.values()):
-        raise ValueError("not an object of numbers")
-    return [(int(size), float(share)) for size, share in plain.items()]
-
-
-def _parse_csv(text: str) -> list[tuple[int, float]]:
-    lines = [[cell.strip() for cell in line] for line in csv.reader(text.splitlines()) if line]
-    if lines and not lines[0][0].isdigit():
-        lines = lines[1:]
-    if any(len(line) != 2 for line in lines):
-        raise ValueError("a line does not have two columns")
-    return [(int(size), float(share)) for size, share in lines]
+    ensure_itm(run, model, default)

@@ -15,6 +15,7 @@ from planner.commit.committing import PlanningCase, commit_plan
 from planner.commit.engine_sizes import check_limits
 from planner.commit.stages import publish_bundle
 from planner.config import PlanConfig
+from planner.flags import planner_command
 from planner.search.greedy import draw_candidate_patterns
 from planner.workflow.inputs import ensure_inputs
 from planner.workflow.record import (
@@ -30,9 +31,14 @@ from planner.workflow.searching import make_problem, search_plans
 
 
 def ensure_plan(
-    run: RunFolder, config: PlanConfig, report: Callable[[str], None], *, data: Path | None = None,
+    run: RunFolder,
+    config: PlanConfig,
+    report: Callable[[str], None],
+    *,
+    data: Path | None = None,
     precision: str | None = None,
-) -> PlanningResult:  # fmt: skip
+    command: str | None = None,
+) -> PlanningResult:
     """Plans for a run and publishes ``plan/`` and ``bundle/``.
 
     Args:
@@ -41,13 +47,15 @@ def ensure_plan(
         report: takes lines about the progress.
         data: ``--data``; ``None``: what the run used before.
         precision: the precision that the network must have; ``None``: any.
+        command: the command line to record; ``None``: the planner's with this config.
 
     Raises:
         UsageError: the network is of another precision, or the risk needs labels that the data has none of.
         NoPlanError: the trace allows no relative tolerance.
         PameError: something upstream cannot be made; the message says what.
     """
-    inputs = ensure_inputs(run, config, data=data, precision=precision)
+    command = command or planner_command(run.root, config, data=data)
+    inputs = ensure_inputs(run, config, data=data, precision=precision, command=command, report=report)
     model = inputs.require_model()
     check_limits(config, inputs.itm)
     parameters = {"config": to_plain(config)}
@@ -67,8 +75,14 @@ def ensure_plan(
             patterns=draw_candidate_patterns(problem, config.tolerance), certified=certified, grids=problem.grids,
             stage_times=commitment.itm,
         )  # fmt: skip
-        plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters)
-        publish_bundle(commitment.winner.bundle, run.bundle, inputs=origin.inputs(plan), parameters=origin.parameters())
+        plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters, command=command)
+        publish_bundle(
+            commitment.winner.bundle,
+            run.bundle,
+            inputs=origin.inputs(plan),
+            parameters=origin.parameters(),
+            command=command,
+        )
     return read_result(plan, reused=False, bundle=run.bundle)
 
 

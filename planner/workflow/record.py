@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import (
+    COMMAND,
     EXIT_PLAN_JSON,
     Artifact,
     ArtifactError,
@@ -151,10 +152,11 @@ class PlanRecord:
 
 
 def publish_plan(
-    run: RunFolder, record: PlanRecord, *, inputs: Mapping[str, str], parameters: Mapping[str, Any]
+    run: RunFolder, record: PlanRecord, *, inputs: Mapping[str, str], parameters: Mapping[str, Any], command: str
 ) -> Artifact:
-    """Publishes ``plan/`` and opens it."""
-    with new_artifact(run.plan, kind="plan", inputs=inputs, parameters=parameters) as staging:
+    """Publishes ``plan/``, with the command line that makes it again, and opens it."""
+    notes = {COMMAND: command}
+    with new_artifact(run.plan, kind="plan", inputs=inputs, parameters=parameters, notes=notes) as staging:
         write_json(staging / EXIT_PLAN_JSON, record.plan)
         write_json(staging / CONSIDERED_JSON, record.considered)
         if record.stage_times is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from artifacts import (
     EXIT_PLAN_JSON,
+    TRACE_NPZ,
     Artifact,
     Cut,
     ExitPlan,
@@ -24,7 +25,7 @@ from artifacts import (
     write_json,
     write_model_spec,
 )
-from planner import KeptGrids, NetworkCosts, PlanConfig, SearchResult, SlowBatchRule, TimingConfig
+from planner import KeptGrids, Load, NetworkCosts, PlanConfig, SearchResult, SlowBatchRule, TimingConfig
 from planner.predict.replay import PricedExits
 from planner.report.data import ReportData
 from planner.search.greedy import draw_candidate_patterns
@@ -63,7 +64,7 @@ def greedy_search(trace: Trace, costs: NetworkCosts) -> SearchAt:
 
 def make_report(
     seed: int = 3, *, exits: int = 3, batch_size: int = 8, tolerance: float = 0.05, cuts: tuple[str, ...] = (),
-    name: str = "small", planned: bool = True,
+    name: str = "small", planned: bool = True, load: Load | None = None,
 ) -> ReportData:  # fmt: skip
     """A report's data from a greedy search; ``cuts`` renames the cuts, ``planned=False`` commits no exits."""
     trace, itm = make_trace(seed, exits=exits, samples=400), make_itm(seed, exits=exits, head=0.05)
@@ -74,7 +75,7 @@ def make_report(
         spread_ms={rename.get(row, row): ms for row, ms in itm.spread_ms.items()}, environment={"cpu": "a <fast> one"},
     )  # fmt: skip
     trace = replace(trace, exits=names[:-1])
-    costs = NetworkCosts(itm=itm, cuts=names, batch_size=batch_size)
+    costs = NetworkCosts(itm=itm, cuts=names, batch_size=batch_size, mixture=load)
     search = greedy_search(trace, costs)
     result = search(tolerance)
     none = next(plan.priced for plan in result.considered if not plan.exits.cuts)
@@ -83,10 +84,11 @@ def make_report(
         model_digest="m", trace_digest="t", search="greedy", tolerance=tolerance, delta=None, batch_size=batch_size,
         backend="onnxruntime", threads=1, exits=best.planned_exits(), full_metric=trace.full_metric,
         predicted_metric=best.outcome.metric, predicted=best.predicted_latency(),
+        load={} if load is None else load.to_plain(),
     )  # fmt: skip
     return ReportData(
-        spec=make_spec(names, name=name), plan=plan, considered=[describe(best), describe(none)], trace=trace, itm=itm,
-        patterns=draw_candidate_patterns(make_problem(trace, costs), tolerance),
+        spec=make_spec(names, name=name), plan=plan, considered=[describe(best), describe(none)], trace=trace,
+        costs=costs, patterns=draw_candidate_patterns(make_problem(trace, costs), tolerance),
         bench_note="Measure with: python -m runtime.bench", environment=itm.environment,
         sweep=sweep_tolerances(search, sweep_levels(trace), full_metric=trace.full_metric),
         commands=("python -m planner --run 'a & b'",), digests={"model": "m"},
@@ -119,13 +121,13 @@ def make_bench(bundle_digest: str = "b") -> dict[str, Any]:
 
 
 def write_run(root: Path, data: ReportData) -> RunFolder:
-    """Writes model, trace, itm, plan and an empty bundle as the commands would leave them."""
+    """Writes model, trace, itm, plan and an empty bundle as the commands write them."""
     run = RunFolder(root=root)
     with new_artifact(run.model, kind="model", parameters={"every": 1, "head": "pooled"}) as folder:
         write_model_spec(folder, data.spec)
     digests = {"model": opened(run.model, "model").digest}
     with new_artifact(run.trace, kind="trace", inputs=digests, parameters={"data_source": "my data"}) as folder:
-        data.trace.save(folder / "trace.npz")
+        data.trace.save(folder / TRACE_NPZ)
     digests["trace"] = opened(run.trace, "trace").digest
     with new_artifact(run.itm, kind="itm", inputs={"model": digests["model"]}) as folder:
         write_json(folder / "itm.json", data.itm)
@@ -133,7 +135,7 @@ def write_run(root: Path, data: ReportData) -> RunFolder:
     sizes = data.itm.batch_sizes
     config = PlanConfig(
         tolerance=data.plan.tolerance, batch_size=sizes[-1], tail=replace(TAIL, stay_allowance=99.0),
-        timing=TimingConfig(batch_sizes=sizes),
+        timing=TimingConfig(batch_sizes=sizes), load=data.costs.mixture,
     )  # fmt: skip
     with new_artifact(run.plan, kind="plan", inputs=digests, parameters={"config": to_plain(config)}) as folder:
         write_json(folder / EXIT_PLAN_JSON, data.plan)

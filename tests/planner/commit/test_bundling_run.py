@@ -21,6 +21,7 @@ def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path)
     from planner import PlanningCase, merge_stages, time_graphs
     from planner.commit.committing import describe_plan, price_plan
     from planner.commit.stages import TimedStages, assemble_bundle, stage_graphs
+    from planner.measure.timing import EngineSettings
     from runtime import Runtime
 
     data = run.root / "data.npz"
@@ -34,7 +35,7 @@ def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path)
     chosen = Exits(cuts=trace.exits[:2], thresholds=tuple(middle[:2]))
     stages = merge_stages(model, [chosen, Exits()], tmp_path / "stages")
     graphs = stage_graphs(model, stages)
-    itm = time_graphs(graphs, model.spec, run.engines, config.timing, backend="onnxruntime", threads=1)
+    itm = time_graphs(graphs, model.spec, run.engines, config.timing, EngineSettings(backend="onnxruntime", threads=1))
     priced = price_plan(trace, chosen, itm, batch_size=8)
     bundle = tmp_path / "bundle"
     assemble_bundle(

@@ -17,7 +17,7 @@ from calibration.certify.risk_tests import split_halves
 from planner import NO_EXITS, Exits, NetworkCosts, SlowBatchRule, evaluate_exits
 from planner.certify.certified import CertifiedPlans, plan_certified
 from planner.certify.evidence import metric_under
-from planner.commands.plan import main
+from planner.commands.main import main
 from planner.config import CertifyConfig
 from planner.predict.replay import expect_ms
 from planner.search.searches import SEARCHES

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from artifacts import BUNDLE_JSON, BundleSpec, RunFolder, is_current, open_artifact, read_json
-from planner.commands.plan import main
+from planner.commands.main import main
 from tests.planner.dense_worlds import QUICK, plan
 
 pytestmark = pytest.mark.slow

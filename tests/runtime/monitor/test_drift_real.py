@@ -27,7 +27,7 @@ from engines import EngineSet, HostDevice
 from planner import Exits
 from planner.commit.stages import TimedStages, assemble_bundle, merge_stages, stage_bounds
 from planner.predict.costs import stage_row
-from runtime import Runtime
+from runtime import Runtime, RuntimeOptions
 from runtime.loading import open_bundle
 
 pytestmark = pytest.mark.slow
@@ -81,10 +81,10 @@ def demo(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
         for start in range(0, len(images), 500):
             runtime.run(images[start : start + 500])
         stats, spec = runtime.stats(), runtime.spec
-    early = [one.agreements for one in stats.exits[:-1]]
+    early = [exit_.agreements for exit_ in stats.exits[:-1]]
     reference = StreamReference(
         samples=stats.queries,
-        confidence_counts=tuple(one.confidence_counts for one in stats.exits),
+        confidence_counts=tuple(exit_.confidence_counts for exit_ in stats.exits),
         agreements=(*early, stats.exits[-1].count),
     )
     return bundle, dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, reference=reference))
@@ -95,7 +95,9 @@ def serve(demo: tuple[Path, BundleSpec], images: np.ndarray) -> Runtime:
     bundle, spec = demo
     with ExitStack() as stack:
         engine_sets: tuple[EngineSet, ...] = open_bundle(bundle).engine_sets
-        runtime = stack.enter_context(Runtime(spec, engine_sets, HostDevice(), shadow_fraction=0.05, shadow_seed=0))
+        runtime = stack.enter_context(
+            Runtime(spec, engine_sets, HostDevice(), RuntimeOptions(shadow_fraction=0.05, shadow_seed=0))
+        )
         for start in range(0, len(images), BATCH):
             runtime.run(images[start : start + BATCH])
     return runtime
