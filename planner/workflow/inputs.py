@@ -61,7 +61,7 @@ class PlanningInputs:
         found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
         return found if self.model is None else {"model": self.model.digest, **found}
 
-    def open_model(self) -> Model:
+    def require_model(self) -> Model:
         """Returns the network.
 
         Raises:
