@@ -228,9 +228,14 @@ def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads
         medians[head_row(name)] = found[f"head {name}"]
         medians[gather_row(name)] = found.get(f"gather {name}", nothing)
     return InferenceTimeMatrix(
-        backend="imported", threads=threads, batch_sizes=sizes, median_ms=medians, fixed=fixed,
-        spread_ms=dict.fromkeys(medians, nothing), environment={"source": path.name},
-    )  # fmt: skip
+        backend="imported",
+        threads=threads,
+        batch_sizes=sizes,
+        median_ms=medians,
+        fixed=fixed,
+        spread_ms=dict.fromkeys(medians, nothing),
+        environment={"source": path.name},
+    )
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:

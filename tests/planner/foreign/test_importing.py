@@ -267,6 +267,16 @@ def test_without_labels_only_agreement_can_be_bounded(tmp_path: Path, capsys: py
     assert (code, found["plan"]["full_metric"]) == (0, 1)
 
 
+def test_damaged_files_of_an_imported_run_are_imported_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_import(tmp_path)
+    (run.itm / "itm.json").write_text("{}")
+    assert command(run, tmp_path, "--tolerance", "0.1")[0] == 1
+    files = f"--trace {tmp_path / 'trace.npz'} --itm {tmp_path / 't.csv'}"
+    assert f"python -m planner import-trace --run {run.root} {files}" in capsys.readouterr().err
+
+
 def test_an_imported_run_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_import(tmp_path)
     loose = ("--stay-allowance", "9", "--tail-share", "0")
