@@ -145,8 +145,8 @@ class ChainBuffers:
         Returns:
             The confidences (len(places),) float32, and one array (len(places), ...) per answer. The caller owns them.
         """
-        confidence, *answers = self._device.download_all(self._all_answers, places)
-        return confidence, tuple(answers)
+        found = self._device.download_all(self._all_answers, places)
+        return found[0], found[1:]
 
     def answers_on_device(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[Buffer, ...]]:
         """As ``answers``, but the answers stay on the device; they are complete, and the caller owns them."""

@@ -38,7 +38,8 @@ class ChainPool:
             UsageError: the pool is closed.
         """
         with self._lock:
-            self.check_open()
+            if self._closed:
+                self.check_open()
             self._out += 1
             if self._idle:
                 return self._idle.pop()

@@ -142,7 +142,7 @@ def record_outcome(state: BatchState, outcome: StageOutcome) -> LeavingRows | No
     """
     rows, exit_index, first = state.rows, state.stage, outcome.first_answer
     left = outcome.left if state.shadow is None else _record_shadowed(state, state.shadow, outcome)
-    state.stage += 1
+    state.stage = exit_index + 1
     state.engine_s += outcome.engine_s
     if outcome.left:
         state.rows = [rows[place] for place in outcome.stayed]
