@@ -2,7 +2,13 @@
 
 from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
-from artifacts.environment import cpu_features_digest, cpu_name, environment_fingerprint, package_version
+from artifacts.environment import (
+    allowed_processors,
+    cpu_features_digest,
+    cpu_name,
+    environment_fingerprint,
+    package_version,
+)
 from artifacts.errors import (
     ArtifactError,
     CorruptArtifactError,
@@ -75,7 +81,7 @@ __all__ = [
     "new_artifact", "open_artifact", "open_model", "read_json", "read_manifest", "recorded_command", "save_arrays",
     "to_plain", "write_json", "write_model_spec",
     # environment
-    "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",
+    "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",
     # pictures
     "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes",
     # errors

@@ -15,7 +15,8 @@ from artifacts.store import load_arrays, save_arrays
 TRACE_NPZ = "trace.npz"
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
-_OPTIONAL = ("predictions", "labels")
+_OPTIONAL = ("predictions", "counts", "labels")
+_SAMPLE_AXIS = {"labels": 0}  # of every other array it is the second
 
 
 def find_first_true(flags: np.ndarray) -> np.ndarray:
@@ -41,6 +42,8 @@ class Trace:
             the last row is all 1. Traces of tasks with classes hold 0 and 1, those of 0.1.0 booleans.
         predictions: (E + 1, N) int32, the class that each exit answers, where the task has classes; for metrics that
             are not means over samples.
+        counts: (E + 1, N, k) float64, what each answer adds to the counts that decide the task's metric (pixels of an
+            intersection and of a union, for instance), where that metric is not a mean over samples.
         labels: (N,) int32, the true classes.
         labelled: False where the true answers are not given; the metric is the agreement then.
     """
@@ -50,6 +53,7 @@ class Trace:
     metric: np.ndarray
     agreement: np.ndarray
     predictions: np.ndarray | None = None
+    counts: np.ndarray | None = None
     labels: np.ndarray | None = None
     labelled: bool = True
 
@@ -72,6 +76,9 @@ class Trace:
         for name, array, expected in (("predictions", self.predictions, shape), ("labels", self.labels, shape[1:])):
             if array is not None and array.shape != expected:
                 raise InputError(f"trace: {name} has shape {array.shape}, expected {expected}")
+        counts = self.counts
+        if counts is not None and (counts.ndim != 3 or counts.shape[:2] != shape or not np.isfinite(counts).all()):
+            raise InputError(f"trace: counts has shape {counts.shape}, expected {shape} and k finite counts each")
         if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, self.agreement)):
             raise InputError("trace: without labels the metric is the agreement; collect the trace again")
 
@@ -104,7 +111,7 @@ class Trace:
 
     def select(self, samples: np.ndarray) -> Trace:
         """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
-        arrays = {name: array[..., samples] for name, array in self._arrays().items()}
+        arrays = {name: array.take(samples, axis=_SAMPLE_AXIS.get(name, 1)) for name, array in self._arrays().items()}
         return Trace(exits=self.exits, labelled=self.labelled, **arrays)
 
     def _arrays(self) -> dict[str, np.ndarray]:

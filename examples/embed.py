@@ -16,15 +16,15 @@ from time import perf_counter
 import numpy as np
 
 from artifacts import FINAL_HEAD_LABEL, PameError, RunFolder
-from calibration import load_run_data
+from calibration import as_batch, load_run_data
 from runtime import Result, Runtime
 
 
 def load_queries(bundle: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``count`` test inputs of the run in which the bundle lies, and their labels."""
-    data = load_run_data(RunFolder(root=bundle.parent))
-    rows = data.split("test")[:count]
-    return data.inputs(rows), data.labels_of(rows)
+    samples = load_run_data(RunFolder(root=bundle.parent))
+    rows = samples.indices_of("test")[:count]
+    return as_batch(samples.inputs(rows)), samples.targets(rows)
 
 
 def show_result(result: Result, labels: np.ndarray, exits: list[str]) -> None:

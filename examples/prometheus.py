@@ -63,10 +63,10 @@ def main(bundle: Path, port: int) -> None:
     """Serves the run's test images in an endless loop and its metrics on a port."""
     from prometheus_client import REGISTRY, start_http_server
 
-    from calibration import load_run_data
+    from calibration import as_batch, load_run_data
 
-    data = load_run_data(RunFolder(root=bundle.parent))
-    queries = data.inputs(data.split("test"))
+    samples = load_run_data(RunFolder(root=bundle.parent))
+    queries = as_batch(samples.inputs(samples.indices_of("test")))
     with Runtime.load(bundle, shadow_fraction=0.02) as runtime:
         REGISTRY.register(RuntimeMetrics(runtime))
         start_http_server(port)

@@ -325,7 +325,7 @@ def planner_command(
     run: Path,
     config: PlanConfig,
     *,
-    data: Path | None = None,
+    data: str | Path | None = None,
     distribution: Path | None = None,
     sweep: Sequence[float] | None = None,
 ) -> str:

@@ -20,6 +20,7 @@ from artifacts import (
     GraphError,
     GraphSpec,
     Model,
+    Preprocessing,
     RunFolder,
     TensorSpec,
     new_artifact,
@@ -166,7 +167,7 @@ def _answer(model: Model) -> TensorSpec:
 
 def add_heads(
     model: Model, heads: Mapping[str, nn.Module], *, inputs: Mapping[str, str],
-    settings: Mapping[str, str | int | float | bool] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Model:  # fmt: skip
     """Publishes the model folder again with these exit heads.
 
@@ -174,7 +175,8 @@ def add_heads(
         model: the model; heads of other cuts stay.
         heads: cut name -> torch module from the cut's main tensor (B, ...) to logits (B, classes).
         inputs: digests of what the heads were trained from, for the manifest.
-        settings: what the training adds to the model's settings, the normalisation of its inputs for instance.
+        preprocessing: how the images were prepared in training; ``None``: they are no images, what the model states
+            stays.
 
     Raises:
         UsageError: there is no such cut.
@@ -199,7 +201,7 @@ def add_heads(
         }
         everything = {**spec.heads, **added}
         ordered = {cut.name: everything[cut.name] for cut in spec.cuts if cut.name in everything}
-        write_model_spec(staging, replace(spec, heads=ordered, settings={**spec.settings, **(settings or {})}))
+        write_model_spec(staging, replace(spec, heads=ordered, preprocessing=preprocessing or spec.preprocessing))
         if (staging / WEIGHTS_FILE).exists():
             _add_head_weights(staging / WEIGHTS_FILE, heads)
     return open_run_model(RunFolder(root=folder.parent))

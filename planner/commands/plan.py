@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from artifacts import FINAL_HEAD_LABEL, PRECISIONS, ExitPlan, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
+from calibration import DATA_HELP
 from planner.certify.evidence import metric_word
 from planner.commands.sweep import read_tolerances, sweep
 from planner.flags import add_flags, planner_command, read_config
@@ -29,12 +29,7 @@ def make_parser(*, epilog: str = "") -> argparse.ArgumentParser:
     )
     add_common_arguments(parser)
     parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="refuse a network of another precision")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="your images: class folders or an .npz; queries without labels: a folder or an .npz of images alone",
-    )
+    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
         "--sweep",
         type=read_tolerances,

@@ -21,6 +21,7 @@ import numpy as np
 
 from artifacts import ArtifactError, Certificate, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace, UsageError
 from artifacts.store import recover_artifact
+from calibration import Samples, as_batch
 from planner.commit.contenders import Commitment, Contender, pick_contenders, rank_contenders, warn_of_staying
 from planner.commit.engine_sizes import Sizes, choose_sizes
 from planner.commit.exit_plan import PlanOrigin, make_exit_plan
@@ -63,7 +64,7 @@ class PlanningCase:
 def commit_plan(
     case: PlanningCase,
     result: SearchResult,
-    queries: np.ndarray,
+    samples: Samples,
     report: Callable[[str], None],
     *,
     clock: Clock = time.perf_counter,
@@ -73,7 +74,7 @@ def commit_plan(
     Args:
         case: what is planned for; the run's folder takes the temporary bundles, its engine cache the engines.
         result: the plans that the search found.
-        queries: (N, ...) inputs of the network for the measurement.
+        samples: those of the calibrate part are drawn from for the measurement.
         report: takes lines about the progress.
         clock: seconds, for the timing of stages and the budget of the measurement.
 
@@ -88,7 +89,7 @@ def commit_plan(
         priced = _price_fitting(case, plans, stages, report)
         bundles = _assemble_all(case, scratch, priced, stages, result)
         report(f"measuring {len(priced)} plans end to end")
-        measured, rounds = _measure(case, list(priced), [bundle for _, bundle in bundles], queries, clock)
+        measured, rounds = _measure(case, list(priced), [bundle for _, bundle in bundles], samples, clock)
         allowed = {plan.exits for plan in result.considered if plan.allowed}
         contenders = [
             Contender(
@@ -191,10 +192,11 @@ def _assemble_all(
 
 
 def _measure(
-    case: PlanningCase, plans: Sequence[PricedExits], bundles: Sequence[Path], queries: np.ndarray, clock: Clock
+    case: PlanningCase, plans: Sequence[PricedExits], bundles: Sequence[Path], samples: Samples, clock: Clock
 ) -> tuple[np.ndarray, int]:
     config = case.config.measure
-    batches = draw_batches(queries, load=case.load, count=config.queries)
+    drawn = draw_batches(samples.indices_of("calibrate"), load=case.load, count=config.queries)
+    batches = [as_batch(samples.inputs(indices)) for indices in drawn]
     without_exits = [priced.exits for priced in plans].index(NO_EXITS)
     with ExitStack() as opened:
         serves = [open_serve(bundle, opened) for bundle in bundles]

@@ -10,12 +10,13 @@ import numpy as np
 
 from artifacts import BundleSpec
 from artifacts.console import track
+from calibration import Batch
 from planner.config import MeasureConfig
 from planner.measure.timing import Clock
 from planner.predict.percentiles import TAIL_QUANTILE
 from planner.predict.traffic import Load
 
-Serve = Callable[[np.ndarray], np.ndarray]  # answers a batch, returns the latency of each query: (B,) milliseconds
+Serve = Callable[[Batch], np.ndarray]  # answers a batch, returns the latency of each query: (B,) milliseconds
 _STAY_BATCHES = 4  # per round; such a batch takes as long as the whole network
 
 
@@ -53,7 +54,7 @@ def draw_batches(queries: np.ndarray, *, load: Load, count: int, seed: int = 0) 
 
 
 def measure_plans(
-    serves: Sequence[tuple[Serve, Serve]], batches: Sequence[np.ndarray], config: MeasureConfig,
+    serves: Sequence[tuple[Serve, Serve]], batches: Sequence[Batch], config: MeasureConfig,
     *, without_exits: int, clock: Clock,
 ) -> tuple[np.ndarray, int]:  # fmt: skip
     """Runs the same batches through all plans in turns.

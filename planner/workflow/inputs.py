@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from artifacts import (
     MANIFEST,
@@ -23,7 +22,7 @@ from artifacts import (
     read_json,
     read_manifest,
 )
-from calibration.certify.risk_tests import check_labels
+from calibration import DataSource, check_labels
 from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON, ensure_itm
 from planner.predict.costs import END, NetworkCosts
@@ -89,7 +88,7 @@ def ensure_inputs(
     run: RunFolder,
     config: PlanConfig,
     *,
-    data: Path | None = None,
+    data: DataSource | None = None,
     precision: str | None = None,
     command: str | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -108,11 +107,12 @@ def ensure_inputs(
         UsageError: the network is of another precision, or the risk needs labels that the data has none of.
         PameError: something upstream cannot be made; the message says what.
     """
-    from calibration import ensure_trace
+    from calibration import CalibrationOptions, EngineChoice, ensure_trace
 
     trace_artifact, trace = ensure_trace(
-        run, backend=config.backend, threads=config.threads, data=data, risk=config.certify.risk
-    )
+        run, EngineChoice(backend=config.backend, threads=config.threads), data=data, risk=config.certify.risk,
+        options=CalibrationOptions(report=report),
+    )  # fmt: skip
     model = open_model(run.model, remedy=run.remedy("export"))
     check_precision(model.spec, precision, run=run.root)
     itm_artifact, itm = ensure_itm(run, model, config, command=command, report=report)
@@ -172,8 +172,8 @@ def _open_same_model(run: RunFolder, *artifacts: Artifact) -> Model:
 
 
 def _make_missing(run: RunFolder, default: PlanConfig, risk: str | None) -> None:
-    from calibration import ensure_trace
+    from calibration import EngineChoice, ensure_trace
 
-    ensure_trace(run, backend=default.backend, threads=default.threads, risk=risk)
+    ensure_trace(run, EngineChoice(backend=default.backend, threads=default.threads), risk=risk)
     model = open_model(run.model, remedy=run.remedy("export"))
     ensure_itm(run, model, default)

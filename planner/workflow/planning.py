@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from artifacts import Artifact, Model, RunFolder, is_current, to_plain
+from calibration import DataSource, load_run_data
 from planner.certify.evidence import risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
 from planner.commit.engine_sizes import check_limits
@@ -35,7 +34,7 @@ def ensure_plan(
     config: PlanConfig,
     report: Callable[[str], None],
     *,
-    data: Path | None = None,
+    data: DataSource | None = None,
     precision: str | None = None,
     command: str | None = None,
 ) -> PlanningResult:
@@ -54,7 +53,7 @@ def ensure_plan(
         NoPlanError: the trace allows no relative tolerance.
         PameError: something upstream cannot be made; the message says what.
     """
-    command = command or planner_command(run.root, config, data=data)
+    command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     inputs = ensure_inputs(run, config, data=data, precision=precision, command=command, report=report)
     model = inputs.open_model()
     check_limits(config, inputs.itm)
@@ -69,7 +68,7 @@ def ensure_plan(
     problem = make_problem(trace, costs, config, reusable_grids(run, inputs.trace_artifact, config))
     result, certified = search_plans(problem, config.search, config.certify, report)
     case = PlanningCase(run=run, model=model, trace=trace, trace_digest=trace_digest, config=config)
-    with commit_plan(case, result, _load_queries(run, data), report) as commitment:
+    with commit_plan(case, result, load_run_data(run, data), report) as commitment:
         record = PlanRecord(
             plan=commitment.winner.plan, considered=describe_considered(result, commitment),
             patterns=draw_candidate_patterns(problem, config.tolerance), certified=certified, grids=problem.grids,
@@ -84,13 +83,6 @@ def ensure_plan(
             command=command,
         )
     return read_result(plan, reused=False, bundle=run.bundle)
-
-
-def _load_queries(run: RunFolder, data: Path | None) -> np.ndarray:
-    from calibration import load_run_data
-
-    dataset = load_run_data(run, data)
-    return dataset.inputs(dataset.split("calibrate"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from artifacts import RunFolder, check_plot, find_run, load_task
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
+from calibration import DATA_HELP
 from engines import DeviceOptions
 from runtime.bench.figures import divide
 from runtime.bench.measuring import BenchConfig, measure_bundle
@@ -28,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_common_arguments(parser)
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="another bundle than the run's own")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="your images: class folders or an .npz")
+    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument("--task", metavar="MODULE:OBJECT", help="your own task, by which the answers are graded")
     parser.add_argument("--batch-size", type=int, help="queries per batch (default: what the bundle was planned for)")
     parser.add_argument("--rounds", type=int, default=default.rounds, help="default: %(default)s")

@@ -28,7 +28,7 @@ from artifacts import (
     open_model,
     to_plain,
 )
-from calibration import load_run_data
+from calibration import DataSource, load_run_data
 from engines import BuildOptions, DeviceOptions, Engine, ensure_engine, open_engine
 from runtime.bench.contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench.figures import (
@@ -78,7 +78,7 @@ class BenchConfig:
 
 
 def measure_bundle(
-    run: RunFolder, bundle: Path, config: BenchConfig, *, data: Path | None = None,
+    run: RunFolder, bundle: Path, config: BenchConfig, *, data: DataSource | None = None,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a bundle against the full network of its run.
@@ -106,10 +106,10 @@ def measure_bundle(
         batch_size = check_batch_size(config.batch_size, opened)
         model = open_model(run.model, remedy=run.remedy("export"))
         check_model(opened, model)
-        dataset = load_run_data(run, data)
+        samples = load_run_data(run, data)
         digests = calibration_digests(opened.artifact, run)
-        held_out = check_held_out(digests, dataset.digests(), where=str(bundle), remedy=bundle_remedy(bundle))
-        queries = Queries(dataset, spec.inputs, batch_size=batch_size, samples=config.samples, seed=config.seed)
+        held_out = check_held_out(digests, samples.digests(), where=str(bundle), remedy=bundle_remedy(bundle))
+        queries = Queries(samples, batch_size=batch_size, count=config.samples, seed=config.seed)
         full = open_full(run, model, opened, threads=config.threads)
         stack.callback(full.close)
         contenders = stack.enter_context(Contenders(opened, full, batch_size=batch_size))
@@ -118,7 +118,7 @@ def measure_bundle(
     return {
         "model": spec.name, "engine": spec.backend, "batch_size": batch_size, "samples": len(queries),
         "rounds": config.rounds, "threads": config.threads or spec.threads, "precision": model.spec.precision,
-        "data": dataset.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
+        "data": samples.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
         **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
 

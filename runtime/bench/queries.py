@@ -1,50 +1,43 @@
-"""Queries of a benchmark: the test part of a data set, in seeded random order, cut into batches.
-
-The only place of the benchmark that knows how data is stored.
-"""
+"""Queries of a benchmark: the test part of the samples, in seeded random order, cut into batches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from artifacts import TensorSpec, UsageError
-from calibration import Dataset
+from artifacts import UsageError
+from calibration import Samples
 
 
 class Queries:
-    """Batches of test samples; their inputs are made batch by batch.
+    """Batches of test samples, which are read when they are asked for.
 
     Attributes:
         rows: (N,) the samples, in the order in which they form batches.
         batch_size: queries per batch; the last batch may be smaller.
     """
 
-    def __init__(
-        self, dataset: Dataset, inputs: Sequence[TensorSpec], *, batch_size: int, samples: int | None, seed: int
-    ) -> None:
+    def __init__(self, samples: Samples, *, batch_size: int, count: int | None, seed: int) -> None:
         """Draws the order.
 
         Args:
-            dataset: has a test part.
-            inputs: those of the network.
+            samples: have a test part.
             batch_size: queries per batch.
-            samples: how many of the test samples; ``None``: all.
+            count: how many of the test samples; ``None``: all.
             seed: of the order.
 
         Raises:
             UsageError: there is no test part, or it has fewer samples.
         """
-        test = dataset.split("test")
+        test = samples.indices_of("test")
         if len(test) == 0:
-            raise UsageError(f"{dataset.name} has no test part; name data that has one with --data")
-        if samples is not None and samples > len(test):
-            raise UsageError(f"--samples {samples}: {dataset.name} has {len(test)} test samples")
-        self.rows = np.random.default_rng(seed).permutation(test)[:samples]
+            raise UsageError(f"{samples.name} has no test part; name data that has one with --data")
+        if count is not None and count > len(test):
+            raise UsageError(f"--samples {count}: {samples.name} has {len(test)} test samples")
+        self.rows = np.random.default_rng(seed).permutation(test)[:count]
         self.batch_size = batch_size
-        self._dataset = dataset
-        self._names = [tensor.name for tensor in inputs]
+        self._samples = samples
 
     def __len__(self) -> int:
         """The number of queries."""
@@ -55,24 +48,12 @@ class Queries:
         return -(-len(self.rows) // self.batch_size)
 
     def inputs(self, batch: int) -> Mapping[str, np.ndarray]:
-        """Returns the inputs of a batch by name, (B, ...) each.
-
-        Raises:
-            UsageError: the network has several inputs, but the data is a single array.
-        """
-        made: np.ndarray | Mapping[str, np.ndarray] = self._dataset.inputs(self._batch_rows(batch))
-        if isinstance(made, Mapping):
-            return made
-        if len(self._names) != 1:
-            raise UsageError(
-                f"{self._dataset.name} has one array per sample, but the network takes the inputs "
-                f"{', '.join(self._names)}; name data with all of them with --data"
-            )
-        return {self._names[0]: made}
+        """Returns the inputs of a batch by name, (B, ...) each."""
+        return self._samples.inputs(self._batch_rows(batch))
 
     def targets(self, batch: int) -> np.ndarray | None:
         """Returns the true answers to a batch, (B, ...); ``None`` without labels."""
-        return self._dataset.labels_of(self._batch_rows(batch)) if self._dataset.labelled else None
+        return self._samples.targets(self._batch_rows(batch)) if self._samples.labelled else None
 
     def _batch_rows(self, batch: int) -> np.ndarray:
         rows: np.ndarray = self.rows[batch * self.batch_size : (batch + 1) * self.batch_size]

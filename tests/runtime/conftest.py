@@ -33,7 +33,7 @@ from artifacts import (
     write_json,
     write_model_spec,
 )
-from calibration import Dataset, load_dataset
+from calibration import ArrayImages, as_batch, image_input, load_samples
 from engines import BuildOptions, Device, EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
 from runtime import Runtime, RuntimeOptions
 
@@ -302,13 +302,13 @@ def write_toy_graph(
     )
 
 
-def make_toy_data(path: Path) -> Dataset:
+def make_toy_data(path: Path) -> ArrayImages:
     random = np.random.default_rng(9)
     images = random.integers(0, 256, (2 * SAMPLES, *IMAGE), np.uint8)
     split = np.array(["test", "calibrate"] * SAMPLES)
     labels = random.integers(0, CLASSES, 2 * SAMPLES)
     np.savez(path, images=images, labels=labels, split=split)
-    return load_dataset(path, shape=IMAGE)
+    return load_samples(path, image_input(IMAGE))
 
 
 def toy_weights() -> Values:
@@ -331,9 +331,9 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> ToyRun:
     root = tmp_path_factory.mktemp("runs") / "toy"
     root.mkdir()
     data = make_toy_data(root / "data.npz")
-    test = data.split("test")
+    test = data.indices_of("test")
     toy = ToyRun(
-        root=root, data=root / "data.npz", inputs=data.inputs(test), labels=data.labels[test], threshold=0.0,
+        root=root, data=root / "data.npz", inputs=as_batch(data.inputs(test)), labels=data.labels[test], threshold=0.0,
         weights=toy_weights(),
     )  # fmt: skip
     toy = dataclasses.replace(toy, threshold=middle_of_a_gap(toy.answer_by_numpy(toy.inputs, 0)[1]))

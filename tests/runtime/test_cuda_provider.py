@@ -155,9 +155,9 @@ def bundle(toy_run: Any, publish_toy: Callable[..., Path], tmp_path: Path, stand
 
 
 def _data_digests(toy: Any) -> Any:
-    from calibration import load_dataset
+    from calibration import image_input, load_samples
 
-    return load_dataset(toy.data, shape=(1, 4, 4)).digests()
+    return load_samples(toy.data, image_input((1, 4, 4))).digests()
 
 
 @pytest.mark.gpu

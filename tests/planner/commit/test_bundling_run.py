@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path) -> None:
     """The plan is made from the trace, the answers come from merged stages: row by row they are the same."""
-    from calibration import ensure_trace, load_run_data
+    from calibration import EngineChoice, as_batch, ensure_trace, load_run_data
     from planner import PlanningCase, merge_stages, time_graphs
     from planner.commit.committing import describe_plan, price_plan
     from planner.commit.stages import TimedStages, assemble_bundle, stage_graphs
@@ -25,7 +25,7 @@ def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path)
     from runtime import Runtime
 
     data = run.root / "data.npz"
-    artifact, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=data)
+    artifact, trace = ensure_trace(run, EngineChoice(backend="onnxruntime", threads=1), data=data)
     model = open_model(run.model, remedy="")
     config = PlanConfig(
         batch_size=8, timing=TimingConfig(batch_sizes=(1, 8), rounds=1, warm_up=0), measure=MeasureConfig(contenders=1)
@@ -45,14 +45,17 @@ def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path)
         inputs={},
         stages=TimedStages(merged=stages, itm=itm, cache=run.engines),
     )
-    dataset = load_run_data(run, data)
-    queries, expected = dataset.inputs(dataset.split("calibrate")), evaluate_exits(trace, chosen).leaves_at
+    samples = load_run_data(run, data)
+    queries, expected = (
+        as_batch(samples.inputs(samples.indices_of("calibrate"))),
+        evaluate_exits(trace, chosen).leaves_at,
+    )
     assert len(set(expected.tolist())) == 3
     with Runtime.load(bundle) as runtime:
         result = runtime.run(queries)
     sure = np.abs(trace.confidence[:2] - np.array(middle[:2])[:, None]).min(axis=0) > 1e-5  # beyond rounding
     np.testing.assert_array_equal(result.exit_index[sure], expected[sure])
-    labels = dataset.labels[dataset.split("calibrate")]
+    labels = samples.targets(samples.indices_of("calibrate"))
     rows = np.array([0, 1, len(trace.exits)])[expected]
     right = (result.outputs.argmax(axis=1) == labels)[sure]
     np.testing.assert_array_equal(right, trace.metric[rows, np.arange(len(rows))][sure])

@@ -20,7 +20,7 @@ from artifacts import (
     StreamReference,
     open_model,
 )
-from calibration import Dataset
+from calibration import ArrayImages, as_batch
 from calibration.data.fashion_mnist import DIGESTS, load_fashion_mnist
 from calibration.data.sources import CACHE
 from engines import EngineSet, HostDevice
@@ -36,7 +36,7 @@ BATCH, ENOUGH = 32, 3200
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
+def data() -> ArrayImages:
     cache = CACHE.expanduser()
     if missing := [name for name in DIGESTS if not (cache / f"{name}.gz").is_file()]:
         pytest.skip(f"Fashion-MNIST is not in {cache} ({missing[0]}.gz); 'make demo' fetches it")
@@ -71,13 +71,13 @@ def assemble_demo(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def demo(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BundleSpec]:
+def demo(data: ArrayImages, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BundleSpec]:
     """The bundle, and its spec with the reference of the calibration images."""
     for name in ("torch", "onnx", "onnx_ir", "onnxruntime"):
         pytest.importorskip(name, reason="exports and serves the demo network: pip install 'pame[train]'")
     bundle = assemble_demo(tmp_path_factory.mktemp("demo"))
     with Runtime.load(bundle, shadow_fraction=1.0) as runtime:
-        images = data.inputs(data.split("calibrate"))
+        images = as_batch(data.inputs(data.indices_of("calibrate")))
         for start in range(0, len(images), 500):
             runtime.run(images[start : start + 500])
         stats, spec = runtime.stats(), runtime.spec
@@ -119,8 +119,8 @@ def noisy(images: np.ndarray) -> np.ndarray:
     return np.clip(images + noise, low, high).astype(np.float32)
 
 
-def test_the_test_images_raise_no_alarm(demo: tuple[Path, BundleSpec], data: Dataset) -> None:
-    images = data.inputs(data.split("test"))
+def test_the_test_images_raise_no_alarm(demo: tuple[Path, BundleSpec], data: ArrayImages) -> None:
+    images = as_batch(data.inputs(data.indices_of("test")))
     stats = serve(demo, images).stats()
     assert stats.queries == len(images)
     assert stats.alarm is None
@@ -130,8 +130,8 @@ def test_the_test_images_raise_no_alarm(demo: tuple[Path, BundleSpec], data: Dat
 
 @pytest.mark.parametrize("shift", [blurred, inverted, noisy])
 def test_other_images_raise_one(
-    demo: tuple[Path, BundleSpec], data: Dataset, shift: Callable[[np.ndarray], np.ndarray]
+    demo: tuple[Path, BundleSpec], data: ArrayImages, shift: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    stats = serve(demo, shift(data.inputs(data.split("test")[:ENOUGH]))).stats()
+    stats = serve(demo, shift(as_batch(data.inputs(data.indices_of("test")[:ENOUGH])))).stats()
     assert stats.alarm is not None
     assert stats.alarm.queries <= ENOUGH
