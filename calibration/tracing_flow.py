@@ -51,7 +51,7 @@ def ensure_trace(
         UsageError: the risk needs labels, or exit heads are to be trained, and the data has none.
         MissingExtraError: exit heads are to be trained, and torch is not installed.
     """
-    model = ensure_model(run)
+    model = ensure_model(run, report=options.report)
     samples = load_run_data(run, data, report=options.report)
     if risk is not None:
         check_labels(risk, labelled=samples.labelled, where=samples.name)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from artifacts import (
@@ -19,19 +16,18 @@ from artifacts import (
     write_json,
 )
 from calibration.data.samples import ImageSamples, Samples
-from calibration.data.sources import class_count
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner
 from calibration.tracing.network_check import check_network
-from calibration.training.checkpoints import Checkpoint, History
+from calibration.training.checkpoints import Checkpoint
 from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
 from calibration.training.frozen import train_frozen
 from export import (
-    Recipe,
     add_heads,
     build_missing_heads,
     ensure_model,
+    make_recipe,
     publish_net,
     rebuild_net,
     save_weights,
@@ -49,7 +45,7 @@ def train_missing(
         UsageError: some have none, and the data has no labels.
         GraphError: the model has no segments.
     """
-    model = ensure_model(run)
+    model = ensure_model(run, report=options.report)
     heads = build_missing_heads(model)
     if not heads:
         return model
@@ -70,8 +66,9 @@ def train_missing(
         history = train_frozen(heads, runner, samples, task, config, checkpoint)
     parameters = {"mode": "frozen", **to_plain(config)}
     trained = add_heads(
-        model, heads, inputs={**inputs, "training": digest_of(parameters)}, preprocessing=_preprocessing(samples)
-    )
+        model, heads, inputs={**inputs, "training": digest_of(parameters)}, preprocessing=_preprocessing(samples),
+        report=options.report,
+    )  # fmt: skip
     with new_artifact(
         run.training / "result", kind="training", inputs=inputs, parameters=parameters, notes=options.notes(run)
     ) as staging:
@@ -94,7 +91,7 @@ def retrain_jointly(
     if not isinstance(samples, ImageSamples):
         raise UsageError(f"{samples.name}: backbone and exits are trained together on images only; omit --train joint")
     _check_trainable(run, samples, "the network and its exits")
-    model = ensure_model(run)
+    model = ensure_model(run, report=options.report)
     task = options.task_of(model)
     parameters = {"mode": "joint", **to_plain(config), **samples.digests()}
     training = digest_of(parameters)
@@ -115,13 +112,14 @@ def retrain_jointly(
     metric = measure_exits(net, samples, task, "test")
     measured = ", ".join(f"{name} {value:.4f}" for name, value in metric.items())
     options.report(f"{task.metric_name} on the test part: {measured}")
-    recipe = _recipe(model, samples, config, history, metric)
+    record = {"training": to_plain(config), "history": history, "test_metric": metric}
+    recipe = make_recipe(model, preprocessing=samples.preprocessing, dataset=samples.name, record=record)
     with new_artifact(
         run.training / "weights", kind="weights", inputs=inputs, parameters=parameters, notes=options.notes(run)
     ) as staging:
         save_weights(staging / "weights.safetensors", net)
         write_recipe(staging, recipe)
-    return publish_net(model, net, inputs={**inputs, "training": training}, settings=_normalisation(samples))
+    return publish_net(model, net, inputs={**inputs, "training": training}, preprocessing=samples.preprocessing)
 
 
 def _check_trainable(run: RunFolder, samples: Samples, what: str) -> None:
@@ -137,27 +135,3 @@ def _check_trainable(run: RunFolder, samples: Samples, what: str) -> None:
 def _preprocessing(samples: Samples) -> Preprocessing | None:
     """Returns what a model records of how its images were prepared in training; ``None`` where they are no images."""
     return samples.preprocessing if isinstance(samples, ImageSamples) else None
-
-
-def _normalisation(samples: ImageSamples) -> dict[str, float]:
-    """Returns what the settings of a family record of how pixels were normalised in training."""
-    return {"mean": samples.preprocessing.mean[0], "std": samples.preprocessing.std[0]}
-
-
-def _recipe(
-    model: Model, samples: ImageSamples, config: JointConfig, history: History, metric: Mapping[str, float]
-) -> Recipe:
-    settings: Mapping[str, Any] = model.spec.settings
-    return Recipe(
-        family=model.spec.family,
-        depth=settings["depth"],
-        classes=class_count(model) or 0,
-        input_shape=model.spec.full.inputs[0].row_shape,
-        every=settings["every"],
-        head=settings["head"],
-        **_normalisation(samples),
-        dataset=samples.name,
-        training=to_plain(config),
-        history=history,
-        test_metric=metric,
-    )

@@ -31,10 +31,11 @@ from calibration.tracing_flow import ensure_trace
 from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.training_flow import retrain_jointly, train_missing
 from engines import run_graph
-from export import ExportOptions, ensure_model
+from export import ExportOptions, ResNetConfig, ensure_model
 
 SHAPE = (1, 8, 8)
 WANTED = image_input(SHAPE, name="input")
+NET = ResNetConfig(depth=20, classes=2, input_shape=SHAPE)
 ENGINE = EngineChoice(backend="onnxruntime", threads=1)
 
 
@@ -53,7 +54,7 @@ def write_bars(path: Path, count: int = 320) -> Path:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("flow")
-    options = ExportOptions(depth=20, classes=2, input_shape=SHAPE, weights="random", every=4)
+    options = ExportOptions(net=NET, weights="random", every=4)
     ensure_model(RunFolder(root=root / "run"), options)
     write_bars(root / "bars.npz")
     return root
@@ -116,7 +117,7 @@ def test_joint_training_replaces_the_network_and_ships_weights(place: Path) -> N
     assert retrain_jointly(run, data, config, ENGINE).digest == model.digest, "the same training is not repeated"
     again = RunFolder(root=place / "again")
     weights = str(run.training / "weights" / "weights.safetensors")
-    options = ExportOptions(depth=20, classes=2, input_shape=SHAPE, weights=weights, every=4)
+    options = ExportOptions(net=NET, weights=weights, every=4)
     shipped = ensure_model(again, options)
     images = as_batch(data.inputs(data.indices_of("test")))
     name = model.spec.full.inputs[0].name
@@ -171,7 +172,7 @@ def test_a_damaged_trace_is_collected_again(place: Path) -> None:
 
 def test_a_model_without_segments_has_no_exits_to_train(tmp_path: Path) -> None:
     run = RunFolder(root=tmp_path / "run")
-    ensure_model(run, ExportOptions(segments=False, depth=20, classes=2, input_shape=SHAPE, weights="random"))
+    ensure_model(run, ExportOptions(segments=False, net=NET, weights="random"))
     with pytest.raises(UsageError, match="name your data"):
         ensure_trace(run, ENGINE)
     _, trace = ensure_trace(run, ENGINE, data=write_bars(tmp_path / "bars.npz"))
