@@ -1,4 +1,4 @@
-"""Network -> ONNX graph -> cuts -> segments, exit heads, merged stages.
+"""Export: network -> ONNX graph -> cuts -> segments, exit heads, merged stages.
 
 Importing this package loads neither torch nor onnx: the names below are fetched on first use.
 """
@@ -13,28 +13,38 @@ from export.options import ExportOptions
 
 if TYPE_CHECKING:
     from export.cuts.parity import ParityReport, check_parity
-    from export.cuts.separators import CutPlace, DataFlow, find_places
+    from export.cuts.separators import CutPlace, find_places
+    from export.cuts.splitting import CutReport
     from export.cuts.stages import merge_stage
-    from export.folder.pipeline import ExportResult, ensure_model, export_model
-    from export.from_torch.publishing import add_heads, build_missing_heads, export_torch, publish_net, rebuild_net
+    from export.folder.pipeline import ExportResult
+    from export.from_torch.heads import add_heads, build_missing_heads
+    from export.from_torch.modules import export_torch
+    from export.from_torch.publishing import make_recipe, publish_net, rebuild_net
+    from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
     from export.nets.heads import HEAD_KINDS, build_head
     from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
+    from export.sources import ensure_model, export_model
 
 _HOMES = {
-    "cuts.separators": ("CutPlace", "DataFlow", "find_places"),
+    "cuts.parity": ("ParityReport", "check_parity"),
+    "cuts.separators": ("CutPlace", "find_places"),
+    "cuts.splitting": ("CutReport",),
+    "cuts.stages": ("merge_stage",),
+    "folder.pipeline": ("ExportResult",),
+    "from_torch.heads": ("add_heads", "build_missing_heads"),
+    "from_torch.modules": ("export_torch",),
+    "from_torch.publishing": ("make_recipe", "publish_net", "rebuild_net"),
+    "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
     "nets.heads": ("HEAD_KINDS", "build_head"),
-    "folder.pipeline": ("ExportResult", "ensure_model", "export_model"),
     "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
-    "cuts.parity": ("ParityReport", "check_parity"),
-    "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
-    "cuts.stages": ("merge_stage",),
-    "from_torch.publishing": ("add_heads", "build_missing_heads", "export_torch", "publish_net", "rebuild_net"),
-}  # fmt: skip
+    "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
+    "sources": ("ensure_model", "export_model"),
+}
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -42,10 +52,10 @@ __all__ = [
     "ExportOptions", "ExportResult", "add_heads", "build_missing_heads", "ensure_model", "export_model", "export_torch",
     "publish_net", "rebuild_net",
     # cutting, proving, merging
-    "CutPlace", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
+    "CutPlace", "CutReport", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
     # torch families
     "HEAD_KINDS", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "attach_heads", "build_head", "load_weights",
-    "pretrained_folder", "read_weights", "save_weights", "write_recipe",
+    "make_recipe", "pretrained_folder", "read_weights", "save_weights", "write_recipe",
 ]  # fmt: skip
 
 _EXTRAS = {"torch": "train", "safetensors": "train", "onnxscript": "train"}

@@ -1,28 +1,33 @@
-"""``python -m export resnet --segments``: a network becomes ``full.onnx`` and, with ``--segments``, its parts."""
+"""The command ``python -m export``: a network becomes ``full.onnx`` and, with ``--segments``, its parts."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import PRECISIONS, MissingExtraError, UsageError, find_run, to_plain
-from artifacts.console import add_common_arguments, print_table, run_command
-from export.options import FAMILIES, HEADS, LATER_FAMILIES, ExportOptions
+from artifacts.console import add_common_arguments, print_table, run_command, say
+from export.nets.table import FAMILIES, HEADS, NetConfig, find_family
+from export.options import ExportOptions
 
 if TYPE_CHECKING:
     from export.folder.pipeline import ExportResult
+    from export.nets.family import Family
 
 _DEFAULTS = ExportOptions()
+_OF_IMAGES = "input_shape"  # the option of a family that the flag --input-shape gives
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Builds the command line's parser."""
+def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
+    """Builds the command line's parser, with the options of a family."""
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Export a network, find where it can be cut, and write its segments, final head and exit heads.",
-        epilog=f"Families: {', '.join(FAMILIES)}. Not available yet: {', '.join(LATER_FAMILIES)}.",
+        epilog=f"Families: {', '.join(FAMILIES)}; for the options of one: python -m export FAMILY --help",
     )
     parser.add_argument("source", metavar="FAMILY|FILE.onnx", help="a family's name, or any ONNX file")
     add_common_arguments(parser)
@@ -41,33 +46,59 @@ def make_parser() -> argparse.ArgumentParser:
         "--precision", default=_DEFAULTS.precision, metavar="|".join(PRECISIONS),
         help="what the network computes in; its inputs, answers and confidences stay float32 (default: %(default)s)",
     )  # fmt: skip
-    group = parser.add_argument_group("families")
-    group.add_argument("--depth", type=int, default=_DEFAULTS.depth, help="which ResNet (default: %(default)s)")
-    group.add_argument(
-        "--classes", type=int, default=_DEFAULTS.classes, help="number of classes (default: %(default)s)"
-    )
-    group.add_argument(
+    parser.add_argument(
         "--weights", default=_DEFAULTS.weights, metavar="FILE|pretrained|random",
-        help="a .safetensors or .pth file, the weights that ship with PAME, or none (default: %(default)s)",
+        help="of a family: a .safetensors or .pth file, those that ship with PAME, or none (default: %(default)s)",
     )  # fmt: skip
+    if family is not None:
+        group = parser.add_argument_group(f"the family {family.name}")
+        for field in _own_options(family):
+            group.add_argument(
+                f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default,
+                help=f"{field.metadata['help']} (default: %(default)s)",
+            )  # fmt: skip
     return parser
+
+
+def _own_options(family: Family) -> list[dataclasses.Field[Any]]:
+    config: Any = family.config()
+    return [field for field in dataclasses.fields(config) if field.name != _OF_IMAGES]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(_export, make_parser().parse_args(argv))
+    given = sys.argv[1:] if argv is None else list(argv)
+    try:
+        family = _find_wanted(given)
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    arguments = make_parser(family).parse_args(given)
+    return run_command(lambda parsed: _export(parsed, family), arguments)
 
 
-def _export(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = read_options(arguments)
+def _find_wanted(argv: Sequence[str]) -> Family | None:
+    """Returns the family that is the source on a command line; its options decide how the line is read."""
+    for name in FAMILIES:
+        if name in argv:
+            family = find_family(name)
+            if make_parser(family).parse_known_args(argv)[0].source == name:
+                return family
+    return None
+
+
+def _export(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any]:
+    options = read_options(arguments, family)
+    if family is None and not options.is_file:
+        find_family(options.source)  # which says that there is no such family
     name = arguments.name or (Path(options.source).stem if options.is_file else options.source)
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(f"--name {name}: expected a plain name, which becomes a folder in runs/")
     run = find_run(arguments.run, name=name)
     try:
-        from export.folder.pipeline import export_model
+        from export.sources import export_model
 
-        result = export_model(run, options)
+        result = export_model(run, options, report=say)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package in {"artifacts", "engines", "export"}:
@@ -76,21 +107,26 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     return _show(result)
 
 
-def read_options(arguments: argparse.Namespace) -> ExportOptions:
+def read_options(arguments: argparse.Namespace, family: Family | None) -> ExportOptions:
     """Turns parsed arguments into options; two forms of ``--input-shape`` share one flag."""
-    is_file = arguments.source.endswith(".onnx")
     shapes = dict(_read_shape(text) for text in arguments.input_shape)
-    extra: dict[str, Any] = {"input_shapes": shapes}
-    if not is_file and "" in shapes:
-        shape = shapes.pop("")
-        if len(shape) != 3:
-            raise UsageError(f"--input-shape {','.join(map(str, shape))}: expected channels,height,width, e.g. 1,28,28")
-        extra["input_shape"] = shape
     return ExportOptions(
-        source=arguments.source, segments=arguments.segments, depth=arguments.depth, classes=arguments.classes,
-        weights=arguments.weights, every=arguments.every, head=arguments.head,
-        precision=arguments.precision, **extra,
+        source=arguments.source, segments=arguments.segments, weights=arguments.weights, every=arguments.every,
+        net=None if family is None else _read_config(arguments, family, shapes.pop("", None)),
+        head=arguments.head, precision=arguments.precision, input_shapes=shapes,
     )  # fmt: skip
+
+
+def _read_config(
+    arguments: argparse.Namespace, family: Family, input_shape: tuple[int, ...] | None
+) -> NetConfig:  # fmt: skip
+    own: dict[str, Any] = {field.name: getattr(arguments, field.name) for field in _own_options(family)}
+    if input_shape is not None:
+        if len(input_shape) != 3:
+            text = ",".join(map(str, input_shape))
+            raise UsageError(f"--input-shape {text}: expected channels,height,width, e.g. 1,28,28")
+        own[_OF_IMAGES] = input_shape
+    return family.config(**own)
 
 
 def _read_shape(text: str) -> tuple[str, tuple[int, ...]]:

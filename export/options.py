@@ -1,63 +1,51 @@
-"""What an export was asked for: one validated value, from which the command line takes its defaults."""
+"""Export options: one validated value, from which the command line takes its defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from pathlib import Path
+from typing import Any
 
-from artifacts import PRECISIONS, Cut, UsageError, unknown_name
+from artifacts import PRECISIONS, RunFolder, UsageError, unknown_name
+from export.nets.table import HEADS, NetConfig
 
-T = TypeVar("T")
-
-FAMILIES = ("resnet",)
-LATER_FAMILIES = ("bert", "posenet", "segmentation", "vgg16")
-HEADS = ("pooled", "complex", "simple")  # the first is the default
 PRETRAINED = "pretrained"
 RANDOM = "random"
+FILE_SUFFIX = ".onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """What to export and how.
+    """The options of an export.
 
     Attributes:
         source: a family's name, or the path of an ``.onnx`` file.
         segments: also cut the network; otherwise ``full.onnx`` alone.
-        depth: which ResNet.
-        classes: number of classes of a family.
-        input_shape: (channels, height, width) of a family's images.
-        input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open.
+        net: a family's own options, e.g. ``ResNetConfig(depth=20)``; ``None``: its defaults.
         weights: ``pretrained``, ``random`` or the path of a ``.safetensors`` or ``.pth`` file; families only.
+        input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
         head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``pooled``.
-        precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.fp16``.
+        precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.passes``.
     """
 
     source: str = "resnet"
     segments: bool = True
-    depth: int = 32
-    classes: int = 10
-    input_shape: tuple[int, int, int] = (1, 28, 28)
-    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    net: NetConfig | None = None
     weights: str = PRETRAINED
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     every: int | None = None
     head: str | None = None
     precision: str = PRECISIONS[0]
 
     def __post_init__(self) -> None:
-        if not self.is_file:
-            if self.source in LATER_FAMILIES:
-                raise UsageError(
-                    f"the family '{self.source}' is not available yet; there are {', '.join(FAMILIES)} "
-                    "and any .onnx file: python -m export path/to/model.onnx --segments"
-                )
-            if self.source not in FAMILIES:
-                raise unknown_name("family", self.source, (*FAMILIES, *LATER_FAMILIES))
-            if self.input_shapes:
-                raise UsageError(
-                    f"--input-shape NAME:... is for .onnx files; for {self.source} say --input-shape 1,28,28"
-                )
+        if self.input_shapes and not self.is_file:
+            raise UsageError(
+                f"--input-shape NAME:... is for ONNX files; for the family '{self.source}' say --input-shape 1,28,28"
+            )
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every {self.every}: expected a number from 1")
         if self.precision == "int8":
@@ -73,23 +61,43 @@ class ExportOptions:
     @property
     def is_file(self) -> bool:
         """Is the source an ONNX file rather than a family?"""
-        return self.source.endswith(".onnx")
+        return self.source.lower().endswith(FILE_SUFFIX)
+
+    def command(self, run: RunFolder) -> str:
+        """Returns the command line of this export into a run; files are given by their absolute paths."""
+        source = _absolute(self.source) if self.is_file else self.source
+        flags = [token for name, value in self._flags() for token in (name, value)]
+        segments = ["--segments"] if self.segments else []
+        return shlex.join(["python", "-m", "export", source, *segments, *flags, "--run", str(run.root)])
+
+    def _flags(self) -> Iterator[tuple[str, str]]:
+        """Yields the flags with a value that are not left at their defaults."""
+        if self.net is not None:
+            for name, value in _changed_fields(self.net):
+                yield f"--{name.replace('_', '-')}", _to_text(value)
+        if self.weights != PRETRAINED:
+            yield "--weights", self.weights if self.weights == RANDOM else _absolute(self.weights)
+        for name, shape in self.input_shapes.items():
+            yield "--input-shape", f"{name}:{_to_text(shape)}" if name else _to_text(shape)
+        if self.every is not None:
+            yield "--every", str(self.every)
+        if self.head is not None:
+            yield "--head", self.head
+        if self.precision != PRECISIONS[0]:
+            yield "--precision", self.precision
 
 
-def thin(cuts: tuple[T, ...], every: int) -> tuple[T, ...]:
-    """Keeps every ``every``-th cut: the ``every``-th, the ``2 * every``-th and so on.
-
-    Raises:
-        UsageError: ``every`` is no positive number or leaves none.
-    """
-    if every < 1:
-        raise UsageError(f"--every {every}: expected a number from 1")
-    kept = cuts[every - 1 :: every]
-    if cuts and not kept:
-        raise UsageError(f"--every {every} leaves none of {len(cuts)} candidates; use at most {len(cuts)}")
-    return kept
+def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the fields of a dataclass whose values are not their defaults."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if value != item.default:
+            yield item.name, value
 
 
-def thin_cuts(cuts: tuple[Cut, ...], every: int) -> tuple[Cut, ...]:
-    """Keeps every ``every``-th cut, and the last one, which is never an exit candidate; errors as ``thin``."""
-    return (*thin(cuts[:-1], every), cuts[-1])
+def _to_text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).absolute())

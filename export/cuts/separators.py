@@ -1,4 +1,4 @@
-"""Where a network can be cut: separators of its dataflow graph. Pure: no onnx, no I/O.
+"""Separators of a dataflow graph: the tensors where a network can be cut. Pure: no onnx, no I/O.
 
 The graph is a DAG of *tensors*: an edge leads from each tensor that a node reads to each tensor that it writes. A cut
 needs one *main* tensor that every path from the data input to the outputs passes. With a virtual sink behind all
@@ -6,9 +6,8 @@ outputs these are the dominators of the sink, and in a DAG one pass in topologic
 the immediate dominator of a tensor is the nearest common ancestor, in the tree so far, of its predecessors (Cooper,
 Harvey, Kennedy, "A Simple, Fast Dominance Algorithm", 2001).
 
-Edges through ``Shape`` and ``Size`` are left out: they carry how many rows there are, not what the rows say. So tensors
-fall into three kinds: *data* (depends on the values of a graph input), *shape* (depends on the shapes of graph inputs
-only) and *constant* (depends on neither).
+Edges through ``Shape`` and ``Size`` are left out, which makes three kinds of tensors: *data*, *shape* and *constant*
+(``export.graphs.flow_model``).
 
 The data input is the graph input with the longest chain of separators. Other inputs, an attention mask for instance,
 may skip past: with t_1, t_2 ... the separators in order and p_i the producer of t_i, let S_i be p_i and its ancestors.
@@ -28,42 +27,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from artifacts import GraphError
+from export.graphs.flow_model import DataFlow, FlowNode, tensor_kinds
 
 _SHOWN = 4
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowNode:
-    """A node of the dataflow graph.
-
-    Attributes:
-        name: for messages.
-        inputs: tensors that it reads, those that its sub-graphs read included.
-        outputs: tensors that it writes.
-        heavy: does it do work that is worth a segment of its own?
-        shape_only: it reads the shape of its inputs, not their values (``Shape``, ``Size``).
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    heavy: bool = False
-    shape_only: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataFlow:
-    """A network as a DAG of tensors.
-
-    Attributes:
-        inputs: graph inputs (no constants).
-        outputs: graph outputs.
-        nodes: in topological order; names read but written by nobody are constants.
-    """
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    nodes: tuple[FlowNode, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,18 +134,6 @@ def find_places(flow: DataFlow) -> tuple[str, tuple[CutPlace, ...]]:
     if not places:
         raise GraphError(_explain_none(flow, live, kinds, source, len(heavy)))
     return source, tuple(places)
-
-
-def tensor_kinds(flow: DataFlow) -> dict[str, str]:
-    """Returns tensor -> ``data``, ``shape`` or ``constant``; names that are not listed are constants."""
-    kinds = dict.fromkeys(flow.inputs, "data")
-    for node in flow.nodes:
-        read = {kinds.get(name, "constant") for name in node.inputs}
-        kind = "data" if "data" in read else "shape" if "shape" in read else "constant"
-        if node.shape_only and kind == "data":
-            kind = "shape"
-        kinds.update(dict.fromkeys(node.outputs, kind))
-    return kinds
 
 
 def _reads_data(node: FlowNode, kinds: Mapping[str, str]) -> bool:

@@ -1,11 +1,10 @@
-"""Cuts chosen among the places that analysis found and running proved, and the graph split along them."""
+"""Splitting: the cuts of a graph, chosen among the separators that running it proved, and the parts between them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,7 +19,7 @@ from export.graphs.probing import BatchLine, Probe, probe_tensors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedPlace:
-    """A separator that is no cut: the tensor, and why."""
+    """A separator that cannot serve as a cut, and the reason."""
 
     tensor: str
     reason: str
@@ -28,7 +27,7 @@ class RefusedPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutReport:
-    """How the cuts of a graph were found.
+    """The cut report: how the cuts of a graph were found.
 
     Attributes:
         data_input: the input from which the separators were counted.
@@ -52,7 +51,7 @@ class CutGraph:
     Attributes:
         cuts: in the order of the data flow.
         recomputed: cut name -> shape tensors that cross there and are computed again from the number of rows.
-        specs: every tensor that was found to have the batch as leading axis.
+        specs: every tensor that turned out to have the batch as leading axis.
         report: how the cuts were found.
     """
 
@@ -71,7 +70,7 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
         wanted: main tensors that must be cuts, in order; ``None`` takes one for every place.
 
     Raises:
-        GraphError: there is no cut, or a wanted tensor is none; the message says why.
+        GraphError: there is no cut, or a wanted tensor is not one; the message says why.
     """
     data_input, places = find_places(describe_flow(loaded.model.graph, tuple(answers)))
     if wanted is not None:
@@ -87,7 +86,7 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
         else:
             sound.append(place)
     if wanted is not None and refused:
-        raise GraphError(f"'{refused[0].tensor}' is no cut: {refused[0].reason}")
+        raise GraphError(f"'{refused[0].tensor}' is not a cut: {refused[0].reason}")
     if not sound:
         shown = "; ".join(f"at '{item.tensor}': {item.reason}" for item in refused[:3])
         raise GraphError(
@@ -116,7 +115,7 @@ def _pick_wanted(places: Sequence[CutPlace], wanted: Sequence[str]) -> tuple[Cut
     for name in wanted:
         if name not in found:
             raise GraphError(
-                f"'{name}' is no cut: it is not passed by every path from the data input to the outputs, or no heavy "
+                f"'{name}' is not a cut: not every path from the data input to the outputs passes it, or no heavy "
                 f"node lies before or behind it. Separators: {', '.join(found)}"
             )
     return tuple(found[name] for name in wanted)
@@ -151,17 +150,38 @@ def _row_bytes(cut: Cut) -> int:
     return sum(math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize for spec in cut.tensors)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PartOutline:
+    """What is taken out of a graph as a part of its own.
+
+    Attributes:
+        name: of the part.
+        available: tensors that it may read; those that it does not need are dropped.
+        outputs: tensors that it writes; none of them may be available.
+        answers, confidence: for the spec.
+        lines: shape tensors that it may need, to be computed from the number of rows of ``main``.
+        main: see ``lines``.
+    """
+
+    name: str
+    available: Mapping[str, TensorSpec]
+    outputs: Sequence[TensorSpec]
+    answers: tuple[str, ...] = ()
+    confidence: str | None = None
+    lines: Mapping[str, BatchLine] = field(default_factory=dict)
+    main: str = ""
+
+
 def split_segments(
-    loaded: LoadedGraph, cut: CutGraph, cuts: Sequence[Cut], answers: Sequence[str], decision: Sequence[str]
+    loaded: LoadedGraph, cut: CutGraph, cuts: Sequence[Cut], ending: PartOutline
 ) -> list[tuple[ir.Model, GraphSpec]]:
     """Splits a graph along cuts.
 
     Args:
-        loaded: the graph, with ``answers`` and ``decision`` among its tensors.
+        loaded: the graph.
         cut: what ``cut_graph`` returned.
         cuts: some of its cuts, in order.
-        answers: the network's outputs.
-        decision: nothing, or the name of the tensor with the confidence.
+        ending: the final head, without what it may read.
 
     Returns:
         One model and its spec per cut, and the final head last. The specs' files are left empty.
@@ -172,51 +192,33 @@ def split_segments(
     main = ""
     for index, here in enumerate(cuts):
         made = [spec for spec in here.tensors if spec.name not in available]
-        model, spec = extract_part(loaded, f"segment_{index:02d}", available, made, lines=lines, main=main)
-        parts.append((model, spec))
+        outline = PartOutline(
+            name=f"segment_{index:02d}", available=available, outputs=made, lines=lines, main=main
+        )  # fmt: skip
+        parts.append(extract_part(loaded, outline))
         available = {spec.name: spec for spec in here.tensors}
         lines, main = cut.recomputed.get(here.name, {}), here.main.name
-    outputs = [cut.specs[name] for name in (*answers, *decision)]
-    parts.append(extract_part(
-        loaded, "final_head", available, outputs, lines=lines, main=main,
-        answers=tuple(answers), confidence=next(iter(decision), None),
-    ))  # fmt: skip
+    parts.append(extract_part(loaded, replace(ending, available=available, lines=lines, main=main)))
     return parts
 
 
-def extract_part(
-    loaded: LoadedGraph,
-    name: str,
-    available: Mapping[str, TensorSpec],
-    outputs: Sequence[TensorSpec],
-    *,
-    lines: Mapping[str, BatchLine] = MappingProxyType({}),
-    main: str = "",
-    answers: tuple[str, ...] = (),
-    confidence: str | None = None,
-) -> tuple[ir.Model, GraphSpec]:
-    """Extracts what leads from some tensors to others.
-
-    Args:
-        loaded: the graph.
-        name: of the part.
-        available: tensors that it may read; those that it does not need are dropped.
-        outputs: tensors that it writes; none of them may be available.
-        lines: shape tensors that it may need, to be computed from the number of rows of ``main``.
-        main: see ``lines``.
-        answers, confidence: for the spec.
-    """
-    graph = ir.convenience.extract(loaded.model.graph, [*available, *lines], [spec.name for spec in outputs])
+def extract_part(loaded: LoadedGraph, part: PartOutline) -> tuple[ir.Model, GraphSpec]:
+    """Extracts what leads from some tensors to others; the spec's file is left empty."""
+    readable = [*part.available, *part.lines]
+    graph = ir.convenience.extract(loaded.model.graph, readable, [spec.name for spec in part.outputs])
     for value in list(graph.inputs):
-        if (line := lines.get(value.name or "")) is not None:
+        if (line := part.lines.get(value.name or "")) is not None:
             graph.inputs.remove(value)
             if value.uses():
-                _recompute(graph, value, line, main)
+                _recompute(graph, value, line, part.main)
         elif not value.uses():
             graph.inputs.remove(value)
-    inputs = tuple(available[value.name] for value in graph.inputs if value.name)
-    model = finish_model(graph, loaded.model, name=name, inputs=inputs, outputs=outputs)
-    spec = GraphSpec(name=name, file="", inputs=inputs, outputs=tuple(outputs), answers=answers, confidence=confidence)
+    inputs = tuple(part.available[value.name] for value in graph.inputs if value.name)
+    model = finish_model(graph, loaded.model, name=part.name, inputs=inputs, outputs=part.outputs)
+    spec = GraphSpec(
+        name=part.name, file="", inputs=inputs, outputs=tuple(part.outputs), answers=part.answers,
+        confidence=part.confidence,
+    )  # fmt: skip
     return model, spec
 
 

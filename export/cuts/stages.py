@@ -14,13 +14,13 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from artifacts import GraphError, GraphSpec, Model, ModelSpec, TensorSpec, UsageError, unknown_name
+from artifacts import GraphError, GraphSpec, Model, RunFolder, TensorSpec, UsageError, unknown_name
 from export.graphs.files import finish_model, save_graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outline:
-    """What a stage consists of: parts in order, and its interface."""
+    """The parts of a stage, in order, and its interface."""
 
     parts: tuple[GraphSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -45,12 +45,12 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
         UsageError: no such cut, or ``until`` does not lie behind ``after``.
         GraphError: the model has no segments, or cut ``until`` no trained exit head.
     """
-    outline = _outline_stage(model.spec, after, until)
+    outline = _outline_stage(model, after, until)
     loaded = [(part, ir.load(model.path(part))) for part in outline.parts]
     merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
     template = functools.reduce(_wider_opsets, [item for _, item in loaded])
-    known = {spec.name: spec for part in outline.parts for spec in part.inputs}
-    inputs = tuple(known[value.name] for value in merged.inputs if value.name)
+    specs = {spec.name: spec for part in outline.parts for spec in part.inputs}
+    inputs = tuple(specs[value.name] for value in merged.inputs if value.name)
     stage = finish_model(merged, template, name=path.stem, inputs=inputs, outputs=outline.outputs)
     passes.DeduplicateInitializersPass()(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,8 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
     )  # fmt: skip
 
 
-def _outline_stage(spec: ModelSpec, after: str | None, until: str | None) -> _Outline:
+def _outline_stage(model: Model, after: str | None, until: str | None) -> _Outline:
+    spec = model.spec
     if spec.final_head is None:
         if after is not None or until is not None:
             raise unknown_name("cut", after or until or "", ())
@@ -74,8 +75,9 @@ def _outline_stage(spec: ModelSpec, after: str | None, until: str | None) -> _Ou
     if until is None:
         return _Outline(parts=(*segments, spec.final_head), outputs=spec.final_head.outputs, ending=spec.final_head)
     if until not in spec.heads:
+        train = RunFolder(root=model.artifact.folder.parent).remedy("calibration")
         raise GraphError(
-            f"cut '{until}' has no trained exit head. Train one with: python -m calibration; "
+            f"cut '{until}' has no trained exit head. Train one with: {train}; "
             f"cuts with one: {', '.join(spec.heads) or 'none'}"
         )
     head = spec.heads[until]
@@ -112,10 +114,10 @@ def _join(parts: Sequence[tuple[str, ir.Graph]], outputs: Sequence[str]) -> ir.G
 
 
 def _rename_inner(graph: ir.Graph, prefix: str) -> None:
-    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    shared = {value.name for value in (*graph.inputs, *graph.outputs)}
     for inner in (graph, *graph.subgraphs()):
         for value in list(inner.initializers.values()):
-            if value.name not in kept:
+            if value.name not in shared:
                 value.name = f"{prefix}/{value.name}"
         if inner is not graph:
             for value in inner.inputs:
@@ -123,7 +125,7 @@ def _rename_inner(graph: ir.Graph, prefix: str) -> None:
         for node in inner:
             node.name = f"{prefix}/{node.name or node.op_type}"
             for value in node.outputs:
-                if value.name and value.name not in kept:
+                if value.name and value.name not in shared:
                     value.name = f"{prefix}/{value.name}"
 
 

@@ -1,4 +1,4 @@
-"""``torch.onnx.export`` with a dynamic batch, and without its noise."""
+"""Graphs of torch modules: ``torch.onnx.export`` with a dynamic batch, and without its noise."""
 
 from __future__ import annotations
 

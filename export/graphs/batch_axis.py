@@ -1,4 +1,4 @@
-"""Rewriting a graph that insists on one batch size into one that takes any.
+"""The batch axis: a graph that insists on a fixed batch size is rewritten to take any.
 
 Exporters write the batch size of their example into the graph: into the shapes of inputs, the targets of ``Reshape``,
 the sizes of ``Resize``, constants that are concatenated to every row. The rewrite below loosens each where it meets
@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from export.cuts.separators import tensor_kinds
 from export.graphs.dataflow import describe_flow, name_of
 from export.graphs.files import add_constant
+from export.graphs.flow_model import tensor_kinds
 
 
 def free_batch(graph: ir.Graph, batch: int) -> tuple[str, ...]:

@@ -1,66 +1,117 @@
-"""The confidence of a network's own answer, added to its graph in float32."""
+"""Confidence recipes: how sure a network is of an answer, computed in its graph in float32.
+
+A recipe has a name, by which a task chooses it (``Task.confidence``), and a line in ``RECIPES``.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from artifacts import TensorSpec
+from artifacts import TensorSpec, unknown_name
+from export.graphs.dataflow import name_of
 from export.graphs.files import add_constant
 from export.graphs.loading import LoadedGraph
 
-_SHAPE_ONLY = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
-_NOT_A_CHOICE = frozenset({"Sigmoid", "HardSigmoid", "Tanh"})
+LOGITS, PROBABILITIES = "logits", "probabilities"
+_SUM_TOLERANCE = 1e-2  # of the probabilities of a row, in half precision too
 
 
-def add_confidence(loaded: LoadedGraph, answer: TensorSpec) -> tuple[LoadedGraph, str | None, str]:
-    """Adds the largest softmax probability of each row as an output, where the answer is a choice among classes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceRecipe:
+    """A way to compute one confidence per row from an answer.
+
+    Attributes:
+        applies: can it be computed from answers with these values, (n, ...)?
+        add: appends its nodes to a graph: (graph, float32 answer, the answer's terms, name of the new tensor) -> the
+            tensor, (B,) float32.
+    """
+
+    applies: Callable[[np.ndarray], bool]
+    add: Callable[[ir.Graph, ir.Value, str, str], ir.Value]
+
+
+def find_recipe(name: str) -> ConfidenceRecipe:
+    """Returns a confidence recipe by its name.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise unknown_name("confidence recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def find_terms(values: np.ndarray) -> str:
+    """Tells by the values of an answer whether it holds logits or probabilities.
+
+    Args:
+        values: (n, K): answers to random rows.
+    """
+    sums = values.sum(axis=-1, dtype=np.float64)
+    return PROBABILITIES if (values >= 0).all() and (np.abs(sums - 1) <= _SUM_TOLERANCE).all() else LOGITS
+
+
+def is_choice(values: np.ndarray) -> bool:
+    """Does an answer hold one number per class, of which one is chosen?
+
+    Several probabilities that do not sum to 1 are answers to several questions.
+
+    Args:
+        values: (n, ...): answers to random rows.
+    """
+    if values.ndim != 2 or values.shape[1] < 2 or values.dtype.kind != "f":
+        return False
+    in_unit_interval = bool(((values >= 0) & (values <= 1)).all())
+    return not in_unit_interval or find_terms(values) == PROBABILITIES
+
+
+def _add_max_softmax(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> ir.Value:
+    """The largest probability of each row."""
+    current = answer
+    if terms == LOGITS:
+        softmax = ir.node("Softmax", [current], {"axis": -1})
+        softmax.outputs[0].name = f"{name}/probabilities"
+        graph.append(softmax)
+        current = softmax.outputs[0]
+    axes = add_constant(graph, f"{name}/axes", np.array([-1], np.int64))
+    largest = ir.node("ReduceMax", [current, axes], {"keepdims": 0})
+    largest.outputs[0].name = name
+    graph.append(largest)
+    return largest.outputs[0]
+
+
+RECIPES: Mapping[str, ConfidenceRecipe] = {
+    "max-softmax": ConfidenceRecipe(applies=is_choice, add=_add_max_softmax),
+}
+
+
+def add_confidence(
+    loaded: LoadedGraph, answer: TensorSpec, *, recipe: ConfidenceRecipe, terms: str, name: str
+) -> tuple[LoadedGraph, str]:
+    """Adds the confidence of an answer as the last output of a graph.
 
     Args:
         loaded: the graph; its model is changed in place.
-        answer: its only output.
+        answer: one of its outputs.
+        recipe: one that applies to it.
+        terms: of the answer, as ``find_terms`` says.
+        name: of the new output; a number is added where it is taken.
 
     Returns:
-        The graph, the name of the new output (``None``: the answer is no choice among classes) and how it is made:
-        ``softmax``, ``max`` (the answer is a softmax already) or ``none``.
+        The graph and the name of the new output.
     """
     graph = loaded.model.graph
-    value = next(item for item in graph.outputs if item.name == answer.name)
-    maker = _maker(value)
-    if not is_choice(answer) or maker in _NOT_A_CHOICE:
-        return loaded, None, "none"
-    kind = "max" if maker == "Softmax" else "softmax"
     taken = ir.convenience.create_value_mapping(graph, include_subgraphs=True)
-    name = next(
-        name for name in ("confidence", *(f"confidence_{i}" for i in range(len(taken) + 1))) if name not in taken
-    )
-    current = value
-    nodes = []
+    free = next(free for free in (name, *(f"{name}_{i}" for i in range(len(taken) + 1))) if free not in taken)
+    value = next(output for output in graph.outputs if name_of(output) == answer.name)
     if answer.dtype != "float32":
-        nodes.append(ir.node("Cast", [current], {"to": ir.DataType.FLOAT}))
-        current = nodes[-1].outputs[0]
-    if kind == "softmax":
-        nodes.append(ir.node("Softmax", [current], {"axis": -1}))
-        current = nodes[-1].outputs[0]
-    axes = add_constant(graph, f"{name}/axes", np.array([-1], np.int64))
-    nodes.append(ir.node("ReduceMax", [current, axes], {"keepdims": 0}))
-    for index, node in enumerate(nodes[:-1]):
-        node.outputs[0].name = f"{name}/step_{index}"
-    nodes[-1].outputs[0].name = name
-    graph.extend(nodes)
-    graph.outputs.append(nodes[-1].outputs[0])
-    return replace(loaded, outputs=(*loaded.outputs, name)), name, kind
-
-
-def is_choice(answer: TensorSpec) -> bool:
-    """Is an output of that form one number per class?"""
-    return len(answer.row_shape) == 1 and answer.row_shape[0] > 1 and np.dtype(answer.dtype).kind == "f"
-
-
-def _maker(value: ir.Value) -> str:
-    node = value.producer()
-    while node is not None and node.op_type in _SHAPE_ONLY and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return "" if node is None else node.op_type
+        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+        cast.outputs[0].name = f"{free}/float32"
+        graph.append(cast)
+        value = cast.outputs[0]
+    graph.outputs.append(recipe.add(graph, value, terms, free))
+    return replace(loaded, outputs=(*loaded.outputs, free)), free

@@ -1,4 +1,4 @@
-"""ONNX graphs as dataflow graphs, and what is done to every graph before it is cut."""
+"""The dataflow of an ONNX graph: its nodes and tensors as ``export.graphs.flow_model`` describes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from export.cuts.separators import DataFlow, FlowNode
+from export.graphs.flow_model import DataFlow, FlowNode
 
 HEAVY_OPS = frozenset({
     "Attention", "BiasGelu", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedMatMul",

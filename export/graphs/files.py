@@ -1,4 +1,4 @@
-"""Writing graphs as ``.onnx`` files: no stale shapes, no traces of where they came from."""
+"""Graph files: models written as ``.onnx``, without stale shapes and without traces of where they came from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def finish_model(
     """Makes a model of a graph: the interface typed with a symbolic batch, everything in between untyped.
 
     Args:
-        graph: belongs to nobody else; changed in place.
+        graph: has no other owner; changed in place.
         template: gives the opsets and the IR version.
         name: of the graph.
         inputs, outputs: the interface, in the order of the graph's.

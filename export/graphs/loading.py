@@ -1,4 +1,4 @@
-"""Any ``.onnx`` file as a graph that is ready to be cut: current opset, named values, a symbolic leading batch axis."""
+"""Loading: an ``.onnx`` file becomes a graph that can be cut: current opset, named values, a symbolic batch."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def convert_opset(model: ir.Model, target: int) -> ir.Model:
 
 
 def _name_values(graph: ir.Graph) -> None:
-    """Gives every value a name of its own: some have none, and torch calls a value like an input that it was told."""
+    """Gives every value a name of its own: some have none, and torch may give a value the name of an input."""
     seen = {value.name for value in (*graph.inputs, *graph.initializers.values())}
     taken = seen | {value.name for node in graph for value in node.outputs}
     number = 0
@@ -132,7 +132,7 @@ def _name_values(graph: ir.Graph) -> None:
 
 
 def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadedGraph:
-    """Gives every input a symbolic batch and a known row shape, and drops the shapes of everything else.
+    """Gives every input a symbolic batch and a fixed row shape, and drops the shapes of everything else.
 
     Args:
         model: a normalised model; changed in place.
@@ -185,24 +185,24 @@ def _name_shapes(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict
 def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> TensorSpec:
     name = value.name or ""
     if value.dtype is None or not isinstance(value.type, ir.TensorType):
-        raise GraphError(f"{where}: input '{name}' is no tensor; sequences and optionals cannot be batched")
+        raise GraphError(f"{where}: input '{name}' is not a tensor; sequences and optionals cannot be batched")
     if value.dtype == ir.DataType.STRING:
         raise GraphError(f"{where}: input '{name}' takes strings; only numbers can be batched")
     dims = None if value.shape is None else list(value.shape)
     if dims is not None and not dims:
         raise GraphError(f"{where}: input '{name}' is a scalar without a batch axis; make it a constant first")
-    known = None if dims is None else tuple(dim if isinstance(dim, int) else None for dim in dims[1:])
+    stated = None if dims is None else tuple(dim if isinstance(dim, int) else None for dim in dims[1:])
     if wanted is None:
-        if known is None or None in known:
+        if stated is None or None in stated:
             shown = "all dimensions" if dims is None else ", ".join(str(d) for d in dims[1:] if not isinstance(d, int))
-            example = ",".join(["224" if dim is None else str(dim) for dim in known or ()]) or "3,224,224"
+            example = ",".join(["224" if dim is None else str(dim) for dim in stated or ()]) or "3,224,224"
             raise UsageError(f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}")
-        row: tuple[int, ...] = tuple(dim for dim in known if dim is not None)
+        row: tuple[int, ...] = tuple(dim for dim in stated if dim is not None)
     else:
-        if known is not None and (
-            len(known) != len(wanted) or any(k is not None and k != w for k, w in zip(known, wanted, strict=True))
+        if stated is not None and (
+            len(stated) != len(wanted) or any(s is not None and s != w for s, w in zip(stated, wanted, strict=True))
         ):
-            shown = ",".join("?" if dim is None else str(dim) for dim in known)
+            shown = ",".join("?" if dim is None else str(dim) for dim in stated)
             raise UsageError(
                 f"--input-shape {name}:{','.join(map(str, wanted))} contradicts {where}, "
                 f"where a row of '{name}' is ({shown})"

@@ -1,4 +1,4 @@
-"""Proof by running: which tensors have the batch as leading axis, with rows that do not depend on their neighbours.
+"""Probing: a graph is run to prove which tensors have the batch as leading axis and independent rows.
 
 A graph says little about this by itself: shapes may be missing or stale, and a reduction over the batch looks like any
 other. So the candidate tensors are made outputs, and the graph is run on random rows, two and three at a time and each
@@ -9,7 +9,7 @@ in each run up to rounding.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,9 @@ from export.graphs.loading import LoadedGraph
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2}  # relative; rounding of one float16 is 5e-4, and a network adds them up
 TOLERANCE = TOLERANCES["fp32"]
 _PROBED = 3
+_SAMPLED = 8
+_FAR = 100
 _PROTO_LIMIT = 1 << 30
-
-Runner = Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,7 +43,7 @@ class BatchLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """What running the graph showed.
+    """The findings of a run with intermediate tensors as outputs.
 
     Attributes:
         led: tensors that have the batch as leading axis and independent rows.
@@ -142,6 +142,34 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
     return Probe(led=led, lines=lines, reasons=reasons)
 
 
+def sample_answers(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 3) -> dict[str, np.ndarray]:
+    """Returns the values of some outputs on random rows, usual and far-out ones; rows that overflow are left out.
+
+    The far-out rows bring logits out of ranges in which they may lie by chance.
+
+    Args:
+        loaded: the graph.
+        names: of its outputs.
+        seed: decides the random rows.
+
+    Raises:
+        GraphError: the graph does not run with several rows.
+    """
+    usual = sample_rows(loaded.inputs, _SAMPLED, seed=seed)
+    far = {name: array * array.dtype.type(_FAR) if array.dtype.kind == "f" else array for name, array in usual.items()}
+    with open_graph(loaded.model) as runner:
+        runs = [_run(runner, rows, loaded) for rows in (usual, far)]
+    found = {}
+    for name in names:
+        values = runs[0][name]
+        if values.ndim > 0 and values.dtype.kind == "f" and values.shape == runs[1][name].shape:
+            values = np.concatenate([run[name] for run in runs])
+            finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+            values = values[finite] if finite.any() else values
+        found[name] = values
+    return found
+
+
 def prove_same(original: Path, loaded: LoadedGraph, *, seed: int = 1) -> tuple[float, float]:
     """Runs a file as it was against its rewritten graph, at the file's own batch size.
 
@@ -227,13 +255,13 @@ def _why_mixed(whole: np.ndarray, pair: np.ndarray, singles: Sequence[np.ndarray
 
 
 def _fit_line(runs: Sequence[np.ndarray]) -> BatchLine | None:
-    one, two, three = runs
-    if not one.shape == two.shape == three.shape or one.dtype.kind not in "iufb":
+    single, pair, triple = runs
+    if not single.shape == pair.shape == triple.shape or single.dtype.kind not in "iufb":
         return None
-    if one.dtype.kind == "b":
-        same = np.array_equal(one, two) and np.array_equal(two, three)
-        return BatchLine(offset=one, slope=np.zeros_like(one)) if same else None
-    slope = two - one
-    if not np.array_equal(three, two + slope):
+    if single.dtype.kind == "b":
+        same = np.array_equal(single, pair) and np.array_equal(pair, triple)
+        return BatchLine(offset=single, slope=np.zeros_like(single)) if same else None
+    slope = pair - single
+    if not np.array_equal(triple, pair + slope):
         return None
-    return BatchLine(offset=one - slope, slope=slope)
+    return BatchLine(offset=single - slope, slope=slope)

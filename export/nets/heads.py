@@ -1,17 +1,17 @@
 """Exit heads: the small nets that answer at a cut.
 
-For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22) and one of ours:
+For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22), and ``pooled``:
 
 ``pooled``   average pooling straight to the backbone's last resolution, a bottleneck that doubles the channels there
              and a stride-2 bottleneck that doubles them again, global average pooling and a linear layer. After the
              first block of a ResNet-32 it is right more often than a ``complex`` head and costs half its time
              (docs/measurements.md); the default.
 ``complex``  one stride-2 bottleneck per resolution stage that the backbone still has ahead, doubling the channels
-             each time, then global average pooling and a linear layer: the head walks the rest of the way cheaply.
+             each time, then global average pooling and a linear layer: a cheap version of the rest of the backbone.
 ``simple``   one bottleneck at the given resolution, global average pooling, a linear layer.
 
 Feature vectors (F,) get a linear layer, token features (S, F) a tanh pooler over the first token and a linear layer
-(BERT's own head). The confidence is computed in the graph, in float32: the largest softmax probability.
+(BERT's own head). The confidence is added to the exported graph (``export.graphs.confidence``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, unknown_name
-from export.options import HEADS
+from export.nets.table import HEADS
 
 HEAD_KINDS = HEADS
 
@@ -49,7 +49,7 @@ class HeadBottleneck(nn.Module):
 
 
 class MapHead(nn.Module):
-    """Answers from feature maps: (B, C, H, W) -> (B, classes) logits.
+    """A head for feature maps: (B, C, H, W) -> (B, classes) logits.
 
     Args:
         channels: C.
@@ -82,7 +82,7 @@ class ChannelsFirst(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Answers from token features: (B, S, F) -> (B, classes) logits, from the first token."""
+    """A head for token features: (B, S, F) -> (B, classes) logits, from the first token."""
 
     def __init__(self, features: int, classes: int) -> None:
         super().__init__()
@@ -94,11 +94,10 @@ class TokenHead(nn.Module):
         return answer
 
 
-class DecidingHead(nn.Module):
-    """Adds the confidence to a head: features -> (answer (B, K), confidence (B,) float32).
+class AnsweringHead(nn.Module):
+    """Brings the answers of a head into the terms of the network's own: features -> answer (B, K) float32.
 
-    The answer is the head's logits, or, with ``probabilities``, their softmax: for networks that end in one themselves,
-    so that the answers of all exits mean the same.
+    The answer is the head's logits or, with ``probabilities``, their softmax.
     """
 
     def __init__(self, head: nn.Module, *, probabilities: bool = False) -> None:
@@ -106,17 +105,9 @@ class DecidingHead(nn.Module):
         self.head = head
         self.probabilities = probabilities
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits: Tensor = self.head(x.float())
-        if self.probabilities:
-            answer = torch.softmax(logits.float(), dim=-1)
-            return answer, answer.amax(dim=-1)
-        return logits, confidence(logits)
-
-
-def confidence(logits: Tensor) -> Tensor:
-    """Returns the largest softmax probability of each row, in float32: (B, K) -> (B,)."""
-    return torch.softmax(logits.float(), dim=-1).amax(dim=-1)
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x.float()).float()
+        return torch.softmax(logits, dim=-1) if self.probabilities else logits
 
 
 def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn.Module:
@@ -124,13 +115,13 @@ def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn
 
     Args:
         cut: where the head sits.
-        later: the cuts behind it; their resolutions tell how far the head has to walk.
+        later: the cuts behind it; from their resolutions follows how far the features are from the last ones.
         classes: number of classes.
         kind: ``pooled``, ``complex`` or ``simple``.
 
     Raises:
         UsageError: no such kind.
-        GraphError: the features have a shape for which no head is known.
+        GraphError: there is no head for features of that shape.
     """
     if kind not in HEAD_KINDS:
         raise unknown_name("head kind", kind, HEAD_KINDS)
@@ -141,7 +132,7 @@ def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn
         return TokenHead(shape[1], classes)
     if len(shape) != 3:
         raise GraphError(
-            f"cut '{cut.name}' has rows of shape {shape}; exit heads are known for (F,), (S, F) and (C, H, W). "
+            f"cut '{cut.name}' has rows of shape {shape}; there are exit heads for (F,), (S, F) and (C, H, W). "
             "Train your own head for it, or leave the cut out with --every"
         )
     channels = shape[0]

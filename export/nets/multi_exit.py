@@ -1,4 +1,4 @@
-"""A torch backbone with its exit heads: what joint training trains and what the family exporter exports."""
+"""Multi-exit nets: a torch backbone with its exit heads, for end-to-end training and for the export of a family."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, InputError, TensorSpec, UsageError, unknown_name
-from export.nets.backbone import Backbone
+from export.cuts.thinning import thin
+from export.nets.family import Backbone
 from export.nets.heads import build_head
-from export.options import thin
 
 
 class MultiExitNet(nn.Module):

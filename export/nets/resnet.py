@@ -8,13 +8,13 @@ torchvision does, so that its checkpoints load; the CIFAR ones follow the same s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from artifacts import UsageError
-from export.nets.backbone import Backbone
+from export.nets.family import Backbone, Family
 
 CIFAR_DEPTHS = (20, 32, 44, 56)
 IMAGENET_BLOCKS = {
@@ -36,14 +36,14 @@ class ResNetConfig:
         input_shape: (channels, height, width) of an image.
     """
 
-    depth: int = 32
-    classes: int = 10
+    depth: int = field(default=32, metadata={"help": "which ResNet"})
+    classes: int = field(default=10, metadata={"help": "number of classes"})
     input_shape: tuple[int, int, int] = (1, 28, 28)
 
     def __post_init__(self) -> None:
         if self.depth not in (*CIFAR_DEPTHS, *IMAGENET_BLOCKS):
-            known = ", ".join(map(str, sorted((*CIFAR_DEPTHS, *IMAGENET_BLOCKS))))
-            raise UsageError(f"there is no ResNet of depth {self.depth}; choose --depth from {known}")
+            choices = ", ".join(map(str, sorted((*CIFAR_DEPTHS, *IMAGENET_BLOCKS))))
+            raise UsageError(f"there is no ResNet of depth {self.depth}; choose --depth from {choices}")
         if self.classes < 2:
             raise UsageError(f"--classes {self.classes}: a classifier needs at least 2")
         if len(self.input_shape) != 3 or min(self.input_shape) < 1:
@@ -99,7 +99,7 @@ def _shortcut(channels: int, out: int, stride: int) -> nn.Module | None:
 
 
 class ResNet(Backbone):
-    """A residual network that also tells its features after every block.
+    """A residual network that also returns its features after every block.
 
     Shapes: input (B, C, H, W) float32, output (B, classes) float32 logits.
     """
@@ -156,5 +156,5 @@ class ResNet(Backbone):
             features[name] = x
         return features, self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_with_features(x)[1]
+
+FAMILY = Family(name="resnet", config=ResNetConfig, build=ResNet, title=lambda config: f"ResNet-{config.depth}")

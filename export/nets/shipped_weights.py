@@ -1,13 +1,13 @@
-"""Weights that ship with PAME: ``export/nets/pretrained/<name>/``, an artifact of kind ``weights``."""
+"""Shipped weights and their recipes: ``export/nets/pretrained/<name>/``, artifacts of kind ``weights``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import GraphError, read_json, write_json
+from artifacts import Preprocessing, SchemaError, from_plain, read_json, write_json
 
 RECIPE_JSON = "recipe.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -16,26 +16,24 @@ PRETRAINED_ROOT = Path(__file__).parent / "pretrained"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How shipped weights came about.
+    """The recipe of weights: what they belong to and how they were trained.
 
     Attributes:
-        family: ``resnet``.
-        depth, classes, input_shape, every, head: of the network and its exits, as in ``ExportOptions``.
-        mean, std: normalisation of pixel values in [0, 1] that the network expects.
+        family: a family's name.
+        options: of the family, as in the settings of ``model.json``.
+        every, head: where the exits sit and what their heads look like, as in ``ExportOptions``.
+        preprocessing: how the network wants its images; ``None`` where that is not recorded.
         dataset: what it was trained on.
         training: the training's configuration, for the record.
         history: per epoch what was measured, for the record.
-        test_metric: exit name (and ``final``) -> metric on the test part.
+        test_metric: exit name (and that of the final head) -> metric on the test part.
     """
 
     family: str
-    depth: int
-    classes: int
-    input_shape: tuple[int, ...]
+    options: Mapping[str, str | int | float | bool]
     every: int
     head: str
-    mean: float
-    std: float
+    preprocessing: Preprocessing | None = None
     dataset: str
     training: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
@@ -48,28 +46,57 @@ def pretrained_folder(name: str, *, root: Path | None = None) -> Path | None:
     return folder if (folder / RECIPE_JSON).is_file() else None
 
 
-def find_pretrained(depth: int, classes: int, input_shape: tuple[int, ...], *, root: Path | None = None) -> Path | None:
-    """Returns the folder of shipped weights for a ResNet, or ``None``; the first by name where there are several."""
-    root = PRETRAINED_ROOT if root is None else root
-    for folder in sorted(root.iterdir()) if root.is_dir() else ():
-        if pretrained_folder(folder.name, root=root) is None:
-            continue
+def find_pretrained(family: str, options: Mapping[str, object], *, root: Path | None = None) -> Path | None:
+    """Returns the folder of shipped weights for a network, or ``None``; the first by name where there are several.
+
+    Args:
+        family: a family's name.
+        options: of the family, as in the settings of ``model.json``.
+        root: where to look; ``None``: what ships with PAME.
+    """
+    for folder in _recipe_folders(PRETRAINED_ROOT if root is None else root):
         recipe = read_recipe(folder)
-        if (recipe.depth, recipe.classes, recipe.input_shape) == (depth, classes, input_shape):
+        if (recipe.family, dict(recipe.options)) == (family, dict(options)):
             return folder
     return None
 
 
+def _recipe_folders(root: Path) -> Iterator[Path]:
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        if (folder / RECIPE_JSON).is_file():
+            yield folder
+
+
 def read_recipe(folder: Path) -> Recipe:
-    """Reads a recipe.
+    """Reads a recipe, of this release or of 0.1.0.
 
     Raises:
-        GraphError: it is of a family that is not known here.
+        SchemaError: the file is something else.
     """
-    recipe = read_json(folder / RECIPE_JSON, Recipe)
-    if recipe.family != "resnet" or len(recipe.input_shape) != 3:
-        raise GraphError(f"{folder / RECIPE_JSON}: expected family 'resnet' with (channels, height, width) images")
-    return recipe
+    path = folder / RECIPE_JSON
+    plain = read_json(path, dict[str, Any])
+    try:
+        return from_plain(Recipe, plain if "options" in plain else _upgrade(plain))
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from error
+
+
+def _upgrade(plain: dict[str, Any]) -> dict[str, Any]:
+    """Turns a recipe of release 0.1.0 into one of today: it knew one family, and one mean for all channels."""
+    rest = dict(plain)
+    try:
+        shape = [int(size) for size in rest.pop("input_shape")]
+        channels, height, width = shape
+        options = {"depth": rest.pop("depth"), "classes": rest.pop("classes"), "input_shape": ",".join(map(str, shape))}
+        pixels = {"mean": [rest.pop("mean")], "std": [rest.pop("std")]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise SchemaError(
+            f"not a recipe of release 0.1.0: {error!r}; expected depth, classes, mean, std and an input_shape of "
+            "(channels, height, width)"
+        ) from error
+    order = "L" if channels == 1 else "RGB"
+    preprocessing = {"height": height, "width": width, "channel_order": order, **pixels}
+    return {**rest, "options": options, "preprocessing": preprocessing}
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

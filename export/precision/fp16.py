@@ -1,23 +1,27 @@
-"""Precision as a pass over the whole network, before it is cut: cut tensors get their type once, for both sides.
+"""The pass ``fp16``: weights and activations of a network become float16 (``onnxruntime.transformers.float16``).
 
-``fp16`` turns weights and activations into float16 (``onnxruntime.transformers.float16``); what that alone would get
-wrong is arranged around it:
+The converter alone would get three things wrong. This pass converts a network by the following rules:
 
-* **The caller's side stays as it is.** Inputs and answers keep their types; the casts are part of the graph.
-* **Decisions stay in float32.** The *tail*, the nodes behind the last that computes anything (softmax, maximum, what
-  reshapes between them), is taken off before the conversion and put back behind a cast, so confidences are computed
-  from the logits and compared at full resolution. Near 1 a float16 has steps of 0.0005.
-* **Masks stay finite.** Additive masks hold the least float32 there is, or minus infinity. In float16 the first becomes
-  minus infinity, and a row that is masked throughout becomes 0/0. ``MASK`` is 0 in every softmax of float16 and leaves
-  room for what is added to it. Mask inputs of the network are limited to it as well.
-
-int8 has its seat in ``_PASSES``: Q/DQ nodes belong into the graph the same way. Until there is a pass, export a graph
-that has them.
+1. The network's inputs and outputs keep their types, except those that are asked for in half precision. A cast stands
+   behind an input, and before an output.
+2. The *tail* stays in float32: the nodes of ``_TAIL_OPS`` from which no other node leads to an output (softmax,
+   maximum, what reshapes between them). It is taken off before the conversion and put back behind a cast, so that
+   probabilities are computed and compared at full resolution. Near 1 a float16 has steps of 0.0005.
+3. A negative constant that a float16 cannot hold becomes ``MASK``, unless an operator of ``_BOUNDING_OPS`` reads it.
+   Additive masks hold the least float32 there is, or minus infinity. In float16 the first becomes minus infinity, and
+   a row that is masked throughout becomes 0/0. ``MASK`` is 0 in every softmax of float16 and leaves room for what is
+   added to it.
+4. A float32 input that reaches a softmax before any heavy node is an additive mask that the caller makes. It is limited
+   to ``MASK`` before its cast.
+5. A network with an intermediate tensor beyond the range of float16 is refused. The range is measured in float32: where
+   ONNX Runtime has no float16 kernel on the processor it computes a chain of nodes in float32, and would not overflow
+   where a GPU does.
+6. The shapes of intermediate values are dropped, since the file's may be stale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,67 +29,19 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from artifacts import PRECISIONS, GraphError, TensorSpec, unknown_name
+from artifacts import GraphError, TensorSpec
 from export.graphs.dataflow import is_heavy, name_of
 from export.graphs.files import add_constant
 from export.graphs.loading import LoadedGraph
-from export.graphs.probing import open_graph, relative_error, sample_rows
+from export.graphs.probing import open_graph
 
 MASK = -1e4
-LOST_LIMIT = 0.05  # of the magnitude: more is no rounding but a conversion that went wrong
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 _TAIL_OPS = frozenset({
     "ArgMax", "Cast", "Flatten", "HardSigmoid", "Identity", "LogSoftmax", "ReduceMax", "Reshape", "Sigmoid", "Softmax",
     "Squeeze", "TopK", "Unsqueeze",
 })  # fmt: skip
 _BOUNDING_OPS = frozenset({"Clip", "Max", "Min", "Pad"})  # where a huge constant is a bound, no mask
-
-Pass = Callable[[LoadedGraph, Collection[str]], LoadedGraph]
-
-
-def apply_precision(loaded: LoadedGraph, precision: str, *, half: Collection[str] = ()) -> tuple[LoadedGraph, float]:
-    """Returns the graph in another precision.
-
-    Args:
-        loaded: the graph in float32; changed in place.
-        precision: one of ``artifacts.PRECISIONS``.
-        half: inputs and outputs that shall have the precision's own type, those at cuts for instance; the others stay
-            as they are for whoever calls the network.
-
-    Returns:
-        The graph, and how far its outputs are from what they were on random rows, relative to their magnitude.
-
-    Raises:
-        UsageError: there is no such precision.
-        GraphError: the network cannot be had in it: an output is no longer finite, or far off.
-    """
-    if precision not in _PASSES:
-        raise unknown_name("precision", precision, PRECISIONS)
-    if precision == PRECISIONS[0]:
-        return loaded, 0.0
-    rows = sample_rows(loaded.inputs, 3)
-    with open_graph(loaded.model) as runner:
-        before = runner.run(rows)
-    converted = _PASSES[precision](loaded, half)
-    types = {spec.name: spec.dtype for spec in converted.inputs}
-    with open_graph(converted.model) as runner:
-        after = runner.run({name: array.astype(types[name]) for name, array in rows.items()})
-    return converted, _measure_loss(before, after, precision)
-
-
-def _measure_loss(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], precision: str) -> float:
-    worst = 0.0
-    for name, reference in before.items():
-        if reference.dtype.kind != "f":
-            continue
-        _, loss = relative_error(after[name].astype(reference.dtype), reference)
-        if not loss <= LOST_LIMIT:
-            raise GraphError(
-                f"the network cannot be had in {precision}: on random rows its output '{name}' differs by {loss:.1e} "
-                f"of its magnitude from the network in fp32, where {LOST_LIMIT:g} is allowed. Export it in fp32"
-            )
-        worst = max(worst, loss)
-    return worst
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,12 +59,22 @@ class _Tail:
     constants: Mapping[str, np.ndarray]
 
 
-def _to_fp16(loaded: LoadedGraph, half: Collection[str]) -> LoadedGraph:
+def convert_to_fp16(loaded: LoadedGraph, half: Collection[str], rows: Mapping[str, np.ndarray]) -> LoadedGraph:
+    """Converts a network to float16 by the rules of this module.
+
+    Args:
+        loaded: the graph in float32; changed in place.
+        half: inputs and outputs that become float16 too.
+        rows: input name -> (n, ...): rows on which the range of the network's tensors is measured.
+
+    Raises:
+        GraphError: a tensor does not fit into float16, or the type of an output cannot be inferred.
+    """
     model = loaded.model
     ir.external_data.load_to_model(model)
     passes.ShapeInferencePass()(model)
     limit_masks(model.graph)
-    check_range(loaded)
+    check_range(loaded, rows)
     masks = [name for name in find_mask_inputs(model.graph) if name not in half]
     tail = _take_off(model.graph, half)
     converted = _convert(model)
@@ -126,9 +92,6 @@ def _to_fp16(loaded: LoadedGraph, half: Collection[str]) -> LoadedGraph:
     return replace(loaded, model=converted, inputs=inputs, precision="fp16")
 
 
-_PASSES: dict[str, Pass] = {"fp32": lambda loaded, _half: loaded, "fp16": _to_fp16}
-
-
 def _convert(model: ir.Model) -> ir.Model:
     """Converts everything, inputs and outputs included, to float16."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -142,14 +105,11 @@ def _convert(model: ir.Model) -> ir.Model:
     return ir.from_proto(proto)
 
 
-def check_range(loaded: LoadedGraph) -> None:
-    """Refuses a network whose intermediate tensors do not fit into float16.
-
-    They are measured in float32: where ONNX Runtime has no float16 kernel on the processor it computes a chain of nodes
-    in float32 and would not overflow where a GPU does.
+def check_range(loaded: LoadedGraph, rows: Mapping[str, np.ndarray]) -> None:
+    """Refuses a network whose intermediate tensors do not fit into float16 (rule 5).
 
     Raises:
-        GraphError: a tensor reaches too far on random rows; the message names the worst.
+        GraphError: a tensor reaches too far on these rows; the message names the worst.
     """
     measured = loaded.model.clone()
     graph, peaks = measured.graph, dict[str, str]()
@@ -164,11 +124,11 @@ def check_range(loaded: LoadedGraph) -> None:
         return
     graph.outputs[:] = [value for node in graph for value in node.outputs if value.name in peaks]
     with open_graph(measured) as runner:
-        found = runner.run(sample_rows(loaded.inputs, 2))
+        found = runner.run(rows)
     worst = max(found, key=lambda name: float(found[name]))
     if float(found[worst]) > _FLOAT16_MAX:
         raise GraphError(
-            f"the network cannot be had in fp16: on random rows its tensor '{peaks[worst]}' reaches "
+            f"the network cannot be had in fp16: on the rows it was measured on, its tensor '{peaks[worst]}' reaches "
             f"{float(found[worst]):.3g}, and a float16 ends at {_FLOAT16_MAX:.0f}. Export it in fp32"
         )
 

@@ -1,4 +1,4 @@
-"""Small networks for the tests of this room."""
+"""Small ONNX graphs and export options for the tests of the export room."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from export import ExportOptions
+from export import ExportOptions, ResNetConfig
 
-TINY = ExportOptions(depth=20, input_shape=(1, 12, 12), every=3, weights="random")
+TINY_NET = ResNetConfig(depth=20, input_shape=(1, 12, 12))
+TINY = ExportOptions(net=TINY_NET, every=3, weights="random")
 
 
 class GraphBuilder:

@@ -14,7 +14,7 @@ import export
 from artifacts import Cut, RunFolder, TensorSpec, UsageError
 from export import ExportOptions
 from export.cli import main
-from export.options import thin, thin_cuts
+from export.cuts.thinning import thin, thin_cuts
 from tests.export.export_graphs import write_convnet
 
 
@@ -66,7 +66,7 @@ def test_without_segments_the_whole_network_alone(
         (["resnet", "--every", "99", "--depth", "20", "--weights", "random", "--segments"], 2, "leaves none"),
         (["resnet", "--input-shape", "28"], 2, "channels,height,width"),
         (["resnet", "--input-shape", "a,b"], 2, "expected sizes from 1"),
-        (["resnet", "--input-shape", "x:1,28,28"], 2, "is for .onnx files"),
+        (["resnet", "--input-shape", "x:1,28,28"], 2, "is for ONNX files"),
         (["resnet", "--name", "../out"], 2, "a plain name"),
         (["bad.onnx"], 1, "cannot be read as ONNX"),
     ],

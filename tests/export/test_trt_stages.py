@@ -74,8 +74,9 @@ def export_encoder(run: RunFolder, precision: str, **sizes: int) -> Model:
     net = module.BertEncoder(**sizes)
     inputs = module.example_inputs(sizes["length"])
     result = export_torch(
-        run, net, inputs, input_names=["ids", "mask"], output_names=["logits"], every=2, precision=precision
-    )
+        run, net, inputs, input_names=["ids", "mask"], output_names=["logits"],
+        options=ExportOptions(every=2, precision=precision),
+    )  # fmt: skip
     return with_heads(result.model)
 
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import GraphError
-from export.cuts.separators import DataFlow, FlowNode, find_data_input, find_places, find_separators, tensor_kinds
+from export.cuts.separators import find_data_input, find_places, find_separators
+from export.graphs.flow_model import DataFlow, FlowNode, tensor_kinds
 
 
 @st.composite

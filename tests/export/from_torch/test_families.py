@@ -1,4 +1,4 @@
-"""The ResNet family: names, weights, one exported net, and what later steps do with its model folder."""
+"""Tests of families: options, weights, an exported net, and what later steps do with its model folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from artifacts import GraphError, InputError, Model, RunFolder, UsageError, new_artifact, open_model
+from artifacts import GraphError, InputError, Model, Preprocessing, RunFolder, UsageError, new_artifact, open_model
 from engines import run_graph
 from export import (
     ExportOptions,
@@ -32,10 +32,10 @@ from export import (
     save_weights,
     write_recipe,
 )
-from export.from_torch import family as families_module
-from export.nets import shipped_weights
-from tests.export.export_graphs import TINY
+from export.nets import resnet, shipped_weights
+from tests.export.export_graphs import TINY, TINY_NET
 
+PIXELS = Preprocessing(height=12, width=12, channel_order="L", mean=(0.25,), std=(0.5,))
 ROWS = np.random.default_rng(3).standard_normal((4, 1, 12, 12), dtype=np.float32)
 
 
@@ -53,9 +53,11 @@ def test_the_parts_of_a_family(tiny_run: RunFolder) -> None:
 
 def test_the_export_is_reused_until_something_changes(tiny_run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     before = open_model(tiny_run.model, remedy="").digest
-    result = export_model(tiny_run, TINY)
+    said: list[str] = []
+    result = export_model(tiny_run, TINY, report=said.append)
     assert result.reused
-    assert "up to date" in capsys.readouterr().err
+    assert said == [f"{tiny_run.model} is up to date"]
+    assert capsys.readouterr() == ("", ""), "only command lines print"
     assert ensure_model(tiny_run).digest == before
 
 
@@ -147,8 +149,8 @@ def shipped(root: Path, *, every: int = 3) -> Path:
     config = ResNetConfig(depth=20, input_shape=(1, 12, 12))
     net = attach_heads(ResNet(config), config.input_shape, classes=10, kind="simple", every=every)
     recipe = Recipe(
-        family="resnet", depth=20, classes=10, input_shape=(1, 12, 12), every=every, head="simple",
-        mean=0.25, std=0.5, dataset="none",
+        family="resnet", options={"depth": 20, "classes": 10, "input_shape": "1,12,12"}, every=every, head="simple",
+        preprocessing=PIXELS, dataset="none",
     )  # fmt: skip
     with new_artifact(folder, kind="weights") as staging:
         save_weights(staging / "weights.safetensors", net)
@@ -162,14 +164,12 @@ def test_shipped_weights_bring_their_exits(tmp_path: Path, monkeypatch: pytest.M
     assert shipped_weights.pretrained_folder("resnet20-test") == folder
     assert shipped_weights.pretrained_folder("other") is None
     run = RunFolder(root=tmp_path / "run")
-    model = ensure_model(run, ExportOptions(depth=20, input_shape=(1, 12, 12)))
+    model = ensure_model(run, ExportOptions(net=TINY_NET))
     assert list(model.spec.heads) == ["layer1.2", "layer2.2"]
-    assert {name: model.spec.settings[name] for name in ("every", "head", "mean", "std")} == {
-        "every": 3, "head": "simple", "mean": 0.25, "std": 0.5,
-    }  # fmt: skip
-    torch.manual_seed(5)
+    assert {name: model.spec.settings[name] for name in ("every", "head")} == {"every": 3, "head": "simple"}
+    assert model.spec.preprocessing == model.spec.stated_preprocessing() == PIXELS
     with pytest.raises(UsageError, match="--weights FILE, or start with --weights random"):
-        export_model(run, ExportOptions(depth=32, input_shape=(1, 12, 12)))
+        export_model(run, ExportOptions(net=dataclasses.replace(TINY_NET, depth=32)))
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -287,6 +287,6 @@ def test_a_family_needs_its_blocks_to_be_cuts(tmp_path: Path, monkeypatch: pytes
             features, logits = super().forward_with_features(x)
             return features, logits + features["layer1.2"].mean((2, 3))[:, :10]
 
-    monkeypatch.setattr(families_module, "ResNet", Skipping)
-    with pytest.raises(GraphError, match="is no cut"):
+    monkeypatch.setattr(resnet, "FAMILY", dataclasses.replace(resnet.FAMILY, build=Skipping))
+    with pytest.raises(GraphError, match="is not a cut"):
         export_model(RunFolder(root=tmp_path / "run"), dataclasses.replace(TINY, every=4))

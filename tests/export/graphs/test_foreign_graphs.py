@@ -13,7 +13,6 @@ import pytest
 from artifacts import GraphError, InputError, RunFolder, UsageError
 from engines import GraphRunner, run_graph
 from export import ExportOptions, ExportResult, add_heads, build_missing_heads, check_parity, export_model, merge_stage
-from export.folder.writing import read_cut_report
 from export.graphs.loading import load_graph
 from export.graphs.probing import probe_tensors, relative_error
 from tests.export.export_graphs import write_convnet, write_encoder
@@ -81,7 +80,7 @@ def test_a_fixed_batch_is_freed(graph: Any, tmp_path: Path, batch: int) -> None:
         expected = original.run({"image": images})["answer"]
         found = full.run({"image": many})["answer"]
     np.testing.assert_allclose(found, np.concatenate([expected, expected[::-1], expected]), rtol=1e-5)
-    report = read_cut_report(result.model)
+    report = result.cut_report
     assert report is not None
     assert report.notes == (f"fixed batch {batch} made symbolic", f"1 Reshape freed from batch {batch}")
 
@@ -96,7 +95,7 @@ def test_a_class_token_and_a_resize_are_freed(graph: Any, tmp_path: Path) -> Non
     x = g.add("MatMul", g.add("ReduceMean", x, g.constant(np.array([1])), keepdims=0), g.weight(4, 3), output="y")
     result = export(g.save(tmp_path / "vit.onnx", "y"), segments=True)
     assert len(result.model.spec.cuts) >= 2
-    report = read_cut_report(result.model)
+    report = result.cut_report
     assert report is not None
     assert {note.split()[1] for note in report.notes[1:]} == {"Reshape", "Resize", "Concat"}
 
@@ -128,7 +127,7 @@ def test_a_tensor_that_leads_with_another_axis_is_no_cut(graph: Any, tmp_path: P
     x = g.add("MatMul", g.add("Transpose", x, perm=[1, 0, 2]), g.weight(4, 2), output="y")
     result = export(g.save(tmp_path / "net.onnx", "y"), segments=True)
     assert "turned" not in [cut.name for cut in result.model.spec.cuts]
-    report = read_cut_report(result.model)
+    report = result.cut_report
     assert report is not None
     assert {item.tensor: item.reason for item in report.refused}["turned"].endswith("its leading axis is not the batch")
 

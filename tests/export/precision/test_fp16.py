@@ -14,10 +14,12 @@ import pytest
 from artifacts import GraphError, Model, RunFolder, UsageError, open_model
 from engines import read_onnx_facts, run_graph
 from export import ExportOptions, export_model, load_graph, merge_stage
-from export.folder.pipeline import read_parity
-from export.folder.writing import export_inputs, is_model_current
+from export.folder.pipeline import reuse_model
+from export.folder.recipe import Provenance
+from export.folder.writing import export_inputs, is_model_current, run_of
 from export.graphs.probing import open_graph, relative_error, sample_rows
-from export.precision.fp16 import MASK, apply_precision, find_mask_inputs, limit_masks
+from export.precision.fp16 import MASK, find_mask_inputs, limit_masks
+from export.precision.passes import apply_precision
 from tests.export.export_graphs import TINY, GraphBuilder, write_convnet, write_encoder
 
 HALF = onnx.TensorProto.FLOAT16
@@ -39,12 +41,12 @@ def types_of(path: Path) -> dict[str, str]:
 def test_types_at_the_seams_of_a_family(half_model: Model) -> None:
     spec = half_model.spec
     assert spec.precision == "fp16"
-    assert [one.dtype for one in (*spec.full.inputs, *spec.full.outputs)] == ["float32"] * 3
+    assert [tensor.dtype for tensor in (*spec.full.inputs, *spec.full.outputs)] == ["float32"] * 3
     assert {cut.main.dtype for cut in spec.cuts} == {"float16"}
-    assert {one.dtype for part in spec.segments for one in part.outputs} == {"float16"}
+    assert {tensor.dtype for part in spec.segments for tensor in part.outputs} == {"float16"}
     for head in spec.heads.values():
-        assert [one.dtype for one in head.inputs] == ["float16"]
-        assert [one.dtype for one in head.outputs] == ["float32", "float32"]
+        assert [tensor.dtype for tensor in head.inputs] == ["float16"]
+        assert [tensor.dtype for tensor in head.outputs] == ["float32", "float32"]
     for graph in (*spec.segments, *spec.heads.values(), spec.full):
         assert read_onnx_facts(half_model.path(graph)).precision == "float16"
 
@@ -67,13 +69,14 @@ def test_confidences_have_the_resolution_of_float32(half_model: Model) -> None:
 
 
 def test_the_chain_is_the_network_up_to_rounding(half_model: Model, tiny_run: RunFolder) -> None:
-    parity = read_parity(half_model)
+    parity = reuse_model(run_of(half_model)).parity
     assert parity.tolerance == 1e-2
     assert 0 < parity.precision_relative < 5e-3
     assert parity.worst < 5e-3
-    single = open_model(tiny_run.model, remedy="")
-    assert read_parity(single).tolerance == 1e-4
-    assert read_parity(single).precision_relative == 0
+    reused = reuse_model(tiny_run)
+    single = reused.model
+    assert reused.parity.tolerance == 1e-4
+    assert reused.parity.precision_relative == 0
     assert single.spec.precision == "fp32"
     assert "precision" not in single.spec.settings
     assert "precision" not in single.artifact.manifest.parameters
@@ -96,7 +99,8 @@ def test_another_precision_is_another_model(half_run: RunFolder, tiny_run: RunFo
     assert half.digest != single.digest
     for run, other, same in ((half_run, single, False), (half_run, half, True), (tiny_run, half, False)):
         manifest = other.artifact.manifest
-        assert is_model_current(run, inputs=export_inputs(manifest), parameters=manifest.parameters) is same
+        provenance = Provenance(inputs=export_inputs(manifest), parameters=manifest.parameters)
+        assert is_model_current(run, provenance) is same
 
 
 def test_an_unknown_precision_is_refused() -> None:
@@ -111,7 +115,7 @@ def test_an_imported_network(graph: Callable[..., GraphBuilder], tmp_path: Path,
     path = write_convnet(graph, tmp_path / "net.onnx", end=end)
     model = export_model(RunFolder(root=tmp_path / "run"), ExportOptions(source=str(path), precision="fp16")).model
     spec = model.spec
-    assert [one.dtype for one in (*spec.full.inputs, *spec.full.outputs)] == ["float32"] * 3
+    assert [tensor.dtype for tensor in (*spec.full.inputs, *spec.full.outputs)] == ["float32"] * 3
     assert {cut.main.dtype for cut in spec.cuts} == {"float16"}
     assert types_of(model.path(spec.full))["Softmax"] == "FLOAT"
     rows = sample_rows(spec.full.inputs, 5)
@@ -135,8 +139,10 @@ def test_a_masked_encoder_stays_finite(graph: Callable[..., GraphBuilder], tmp_p
     run = RunFolder(root=tmp_path / "run")
     half = export_model(run, ExportOptions(source=str(path), precision="fp16")).model
     spec = half.spec
-    assert {one.dtype for cut in spec.cuts for one in cut.tensors if one not in spec.full.inputs} == {"float16"}
-    assert [one.dtype for one in spec.full.inputs] == ["int64", "int64"]
+    assert {tensor.dtype for cut in spec.cuts for tensor in cut.tensors if tensor not in spec.full.inputs} == {
+        "float16"
+    }
+    assert [tensor.dtype for tensor in spec.full.inputs] == ["int64", "int64"]
     rows = {
         "ids": np.array([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [6, 6, 0, 0, 0]]),
         "mask": np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]),

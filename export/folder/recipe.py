@@ -1,0 +1,118 @@
+"""The export recipe: how a loaded graph becomes the model folder of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts import PRECISIONS, Preprocessing, to_plain
+from export.nets.table import HEADS
+from export.options import ExportOptions
+
+EXPORT_PREFIX = "export."
+"""How the names of a manifest's inputs begin that the export itself had; trained heads have others."""
+FORMAT = 1  # of what an export writes; another one makes every model folder stale
+CONFIDENCE = "confidence"
+"""The name of the confidence among a graph's outputs; that of an exit is ``<cut>/confidence``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceParity:
+    """The distance of an exported graph from what it was made of.
+
+    Attributes:
+        label: what that was, for the report.
+        absolute, relative: largest errors over all outputs.
+    """
+
+    label: str = ""
+    absolute: float = 0.0
+    relative: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """The provenance of a model folder, for its manifest.
+
+    Attributes:
+        inputs: name -> digest of what it was made from.
+        parameters: what else decides the content.
+        command: the command line that makes it again; ``None``: there is none, a Python module was exported.
+    """
+
+    inputs: Mapping[str, str]
+    parameters: Mapping[str, Any]
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExportRecipe:
+    """The way from a loaded graph to a model folder.
+
+    Attributes:
+        family: a family's name, or ``onnx``.
+        settings: of the model, for the record.
+        answers: the outputs that the network answers with; the graph may have more, those of exit heads for instance.
+        provenance: for the manifest.
+        task: what the answers mean; it decides how the confidence is computed.
+        terms: of the answers, ``logits`` or ``probabilities``; ``None``: found out from their values.
+        preprocessing: how the network wants its images; ``None``: not known, or they are not images.
+        segments: cut the network; otherwise ``full.onnx`` alone.
+        cuts: the tensors that must be its cuts, in order; ``None``: those that are found.
+        every: of cuts that are found, every ``every``-th is used.
+        heads: cut name -> the output of the graph with the answer of its exit head.
+        precision: one of ``artifacts.PRECISIONS``.
+        source: how far the graph is from what it was made of.
+        extra_files: writes further files into the staging folder, the weights of a torch family for instance.
+    """
+
+    family: str
+    settings: Mapping[str, str | int | float | bool]
+    answers: tuple[str, ...]
+    provenance: Provenance
+    task: str = "classification"
+    terms: str | None = None
+    preprocessing: Preprocessing | None = None
+    segments: bool = True
+    cuts: tuple[str, ...] | None = None
+    every: int = 1
+    heads: Mapping[str, str] = field(default_factory=dict)
+    precision: str = PRECISIONS[0]
+    source: SourceParity = SourceParity()
+    extra_files: Callable[[Path], None] | None = None
+
+
+def graph_parameters(options: ExportOptions) -> dict[str, Any]:
+    """Returns what, besides the graph, decides the model folder of an imported graph."""
+    return {
+        "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
+        "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
+        **precision_record(options.precision),
+    }  # fmt: skip
+
+
+def graph_recipe(
+    options: ExportOptions, answers: tuple[str, ...], source: SourceParity, provenance: Provenance
+) -> ExportRecipe:
+    """Returns how an imported graph becomes a model folder."""
+    every = options.every or 1
+    return ExportRecipe(
+        family="onnx",
+        settings={"every": every, "head": options.head or HEADS[0], "source": source.label},
+        answers=answers,
+        provenance=provenance,
+        segments=options.segments,
+        every=every,
+        precision=options.precision,
+        source=source,
+    )
+
+
+def precision_record(precision: str) -> dict[str, str]:
+    """Returns what settings and parameters say of a precision.
+
+    Nothing of the usual one, so that a model folder from before there were others is not stale.
+    """
+    return {} if precision == PRECISIONS[0] else {"precision": precision}

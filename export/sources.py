@@ -1,0 +1,79 @@
+"""Sources of an export: a family or an ONNX file becomes the model folder of a run, made once and reused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from artifacts import MissingArtifactError, Model, RunFolder, file_digest
+from export.folder.pipeline import ExportResult, publish_model, reuse_model
+from export.folder.recipe import EXPORT_PREFIX, Provenance, SourceParity, graph_parameters, graph_recipe
+from export.folder.writing import is_model_current, open_run_model
+from export.graphs.loading import load_graph
+from export.graphs.probing import prove_same
+from export.nets.table import find_family
+from export.options import ExportOptions
+
+_log = logging.getLogger("pame.export")
+
+
+def ensure_model(
+    run: RunFolder, options: ExportOptions | None = None, *, report: Callable[[str], None] = _log.info
+) -> Model:
+    """Opens the run's model; exports it when there is none.
+
+    Args:
+        run: the run's folder.
+        options: ``None`` takes whatever model is there, and exports the ResNet family when there is none; given
+            options must be met, or the model is exported again.
+        report: is called with a line on what is done.
+
+    Raises:
+        CorruptArtifactError: a model is there, but damaged.
+        UsageError, GraphError: as ``export_model``.
+    """
+    if options is None:
+        try:
+            return open_run_model(run)
+        except MissingArtifactError:
+            options = ExportOptions()
+    return export_model(run, options, report=report).model
+
+
+def export_model(run: RunFolder, options: ExportOptions, *, report: Callable[[str], None] = _log.info) -> ExportResult:
+    """Exports a family or an ONNX file into ``run.model``, or reuses what is there if it was made from the same.
+
+    Args:
+        run: the run's folder.
+        options: what to export and how.
+        report: is called with a line on what is done.
+
+    Raises:
+        UsageError: the options name something that does not exist.
+        InputError: the weights or the ONNX file cannot be read.
+        GraphError: the network has no cuts, or its parts do not make the whole.
+    """
+    if options.is_file:
+        return _export_file(run, options, report)
+    family = find_family(options.source)
+    from export.from_torch.family import export_family
+
+    return export_family(run, family, options, report=report)
+
+
+def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str], None]) -> ExportResult:
+    path = Path(options.source)
+    loaded = None if path.is_file() else load_graph(path)  # which says what is wrong with it
+    inputs = {f"{EXPORT_PREFIX}onnx": file_digest(path)}
+    for data in sorted(path.parent.glob(f"{path.stem}*.data")):
+        inputs[f"{EXPORT_PREFIX}{data.name}"] = file_digest(data)
+    provenance = Provenance(inputs=inputs, parameters=graph_parameters(options), command=options.command(run))
+    if is_model_current(run, provenance):
+        report(f"{run.model} is up to date")
+        return reuse_model(run)
+    report(f"exporting {path} into {run.model}")
+    loaded = load_graph(path, input_shapes=options.input_shapes)
+    absolute, relative = prove_same(path, loaded)
+    source = SourceParity(label=path.name, absolute=absolute, relative=relative)
+    return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance))
