@@ -18,7 +18,7 @@ from benchmarks.gpu.environment import load_cuda_libraries
 from benchmarks.gpu.nets.making import ensure_subject
 from benchmarks.gpu.nets.subjects import EXITS, STAY, Subject, time_in_turns
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.rows.chain import Job
+from benchmarks.gpu.rows.chain import Job, host_answers
 from benchmarks.gpu.stages import CUDA_BACKEND, Setting
 from engines import BuildOptions, ensure_engine, open_device, open_engine
 
@@ -67,7 +67,7 @@ def _compare(job: Job) -> dict[str, Any]:
             for way in (EXITS, STAY)
             for graphs in (True, False)
         }
-        answers = {name: runtime.run(batch).outputs for name, runtime in runtimes.items()}
+        answers = {name: host_answers(runtime.run(batch)) for name, runtime in runtimes.items()}
         on, off = answers[f"{EXITS}, graphs on"], answers[f"{EXITS}, graphs off"]
         rounds, budget_s = job.setting.choose(300, 3), job.setting.choose(4, 1)
         times = time_in_turns(
