@@ -18,10 +18,10 @@ from artifacts import UsageError, to_plain, unknown_name
 from calibration import RISKS
 from engines import BACKENDS, PROFILE_WAYS
 from planner.config import CERTIFY_METHODS, PlanConfig, TimingConfig, batch_sizes_up_to
+from planner.load_file import read_load
 from planner.predict.objectives import OBJECTIVES
 from planner.predict.traffic import Load
 from planner.search.rules import OFFERED_SEARCHES
-from planner.workflow.load_file import read_load
 
 _DEFAULT = PlanConfig()
 _LOAD, _BATCH_SIZE, _BATCH_SIZES, _THREADS = "load", "batch_size", "timing.batch_sizes", "threads"
