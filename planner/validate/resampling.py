@@ -95,9 +95,13 @@ class MethodRecord:
 
 
 def validate_methods(
-    population: Trace, costs: NetworkCosts, methods: Mapping[str, Method], config: ValidationConfig,
-    *, over: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> tuple[MethodRecord, ...]:  # fmt: skip
+    population: Trace,
+    costs: NetworkCosts,
+    methods: Mapping[str, Method],
+    config: ValidationConfig,
+    *,
+    over: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> tuple[MethodRecord, ...]:
     """Lets methods plan on redrawn calibration sets and judges their plans on the population.
 
     Args:

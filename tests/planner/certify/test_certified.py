@@ -263,7 +263,7 @@ def test_noise_in_the_times_does_not_touch_the_certificate() -> None:
 
 
 def test_holes_in_the_times_are_refused() -> None:
-    with pytest.raises(InputError, match="no time"):
+    with pytest.raises(InputError, match="not a time"):
         replace(COSTS.itm, median_ms={**COSTS.itm.median_ms, "full": (1.0, 2.0, float("nan"), 4.0)})
     holes = {name: row for name, row in COSTS.itm.median_ms.items() if name != "exit_cut1"}
     spread = {name: COSTS.itm.spread_ms[name] for name in holes}
