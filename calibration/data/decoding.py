@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_DEEP_PAGED_FORMATS = ("GIF", "PNG", "TIFF", "WEBP")  # phones put a second picture behind the first of a JPEG (MPO)
-_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names for 16-bit greys
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names for 16-bit greys
 _DEEP_FORMATS = ("PNG", "PPM")  # whose greys of mode "I" have 16 bits
 _PAGED_FORMATS = ("GIF", "PNG", "TIFF", "WEBP")  # phones put a second picture behind the first of a JPEG (MPO)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", *_DEEP_MODES)
