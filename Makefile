@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test test-engines check format clean
+.PHONY: demo test test-engines check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -19,7 +19,7 @@ demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibr
 test: $(VENV)/engines  ## all tests but those of test-engines
 	$(BIN)/python -m pytest
 
-test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, in every way
+test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
 	$(BIN)/python -m pytest -m engines
 
 check: $(VENV)/dev     ## linters, types, architecture
@@ -28,12 +28,19 @@ check: $(VENV)/dev     ## linters, types, architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/dev    ## rewrite the code as the linter wants it
+format: $(VENV)/dev    ## lint and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:                 ## forget everything that was made here
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+rehearse-gpu: $(VENV)/engines  ## the measurement on a GPU (docs/gpu.md) rehearsed on a fake CUDA driver
+	benchmarks/gpu/measure_all.sh --rehearse --python $(BIN)/python --out gpu-results/rehearsal
+
+pack-gpu: $(VENV)/engines  ## everything that this measurement needs on a machine without a network, in gpu-results/parts
+	$(BIN)/python -m benchmarks.gpu.prepare gpu-results/prebuilt $(if $(wildcard runs/resnet/bundle),--run runs/resnet)
+	PYTHON=$(BIN)/python benchmarks/gpu/pack.sh gpu-results/parts --prebuilt gpu-results/prebuilt
+
+clean:                 ## remove everything that was made here
+	rm -rf $(VENV) runs gpu-results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,8 +48,8 @@ $(VENV)/dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, which tests ask
-# for their names: 300 MB
+# TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, against which
+# tests check names: 300 MB
 $(VENV)/engines: $(VENV)/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,cuda,tensorrt-rtx]'
 	for version in $(BINDINGS); do \

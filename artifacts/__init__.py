@@ -1,8 +1,14 @@
-"""The words of PAME as frozen types, the file formats, and the store. Imports none of the other rooms."""
+"""Artifacts: the words of PAME as frozen types, the file formats and the store. Imports none of the other rooms."""
 
 from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
-from artifacts.environment import cpu_features_digest, cpu_name, environment_fingerprint, package_version
+from artifacts.environment import (
+    allowed_processors,
+    cpu_features_digest,
+    cpu_name,
+    environment_fingerprint,
+    package_version,
+)
 from artifacts.errors import (
     ArtifactError,
     CorruptArtifactError,
@@ -59,13 +65,14 @@ from artifacts.store import (
 )
 from artifacts.tasks import TASKS, Answers, Classification, Task, find_task, load_task
 from artifacts.timings import InferenceTimeMatrix
-from artifacts.traces import TRACE_NPZ, Trace
+from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 
 __all__ = [
     # words
     "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "BundleSpec", "Certificate", "Cut", "EngineKey",
     "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit", "PredictedLatency",
     "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace", "check_precision",
+    "find_first_true",
     # tasks
     "TASKS", "Answers", "Classification", "Task", "find_task", "load_task",
     # folders and files
@@ -74,7 +81,7 @@ __all__ = [
     "new_artifact", "open_artifact", "open_model", "read_json", "read_manifest", "recorded_command", "save_arrays",
     "to_plain", "write_json", "write_model_spec",
     # environment
-    "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",
+    "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",
     # pictures
     "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes",
     # errors

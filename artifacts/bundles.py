@@ -1,4 +1,4 @@
-"""The bundle: the self-contained folder that a production host loads, its stages and the keys of its engines."""
+"""Bundles: the self-contained folder that a production host loads, its stages and the keys of its engines."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StageSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
-    """What ``bundle.json`` says.
+    """The contents of ``bundle.json``.
 
     Attributes:
         name: the run's name.
@@ -68,7 +68,8 @@ class BundleSpec:
         stages: in the order of the data flow.
         plan: the exit plan that the stages follow.
         settings: the model's settings, for the record.
-        preprocessing: how the network wants its images; ``None`` where that is not recorded, or the input is no image.
+        preprocessing: how the network wants its images; ``None`` where that is not recorded or the input is not an
+            image.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to canonical JSON and back, strictly.
+"""The codec between frozen dataclasses and canonical JSON, strict in both directions.
 
 Canonical: UTF-8, sorted keys, no spaces, no NaN, so that equal values have equal bytes and equal digests.
 Strict: an unknown key, a missing key or a value of another type is a ``SchemaError``.
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Turns dataclasses, tuples and mappings into what ``json`` can write."""
+    """Turns dataclasses, tuples and mappings into values that ``json`` can write."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -34,7 +34,7 @@ def to_plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Returns the one byte string that stands for ``value``."""
+    """Returns the canonical JSON of ``value``: equal values give equal bytes."""
     return json.dumps(
         to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode()
@@ -45,7 +45,7 @@ def from_plain(kind: type[T], value: Any, where: str = "$") -> T:
 
     Args:
         kind: a dataclass, or a type built from scalars, tuples, mappings, unions and dataclasses.
-        value: what ``json.loads`` returned.
+        value: the result of ``json.loads``.
         where: the path of ``value`` in its document, for the message.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every command line of PAME shares: ``--run``, ``--json``, exit codes, errors without a stack."""
+"""Console: the common parts of all command lines: ``--run``, ``--json``, exit codes, errors without a stack trace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that every command has."""
     parser.add_argument("--run", type=Path, metavar="DIR", help="the run's folder (default: the only one in runs/)")
     parser.add_argument("--json", metavar="FILE", help="write the result as one JSON object; - for stdout")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what is done and reused")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log each step that is run or reused")
 
 
 def run_command(command: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> int:
@@ -79,7 +79,7 @@ def show_progress(description: str) -> Iterator[Callable[[str, float], None]]:
     """Shows a progress bar on a terminal, nothing elsewhere.
 
     Yields:
-        What to call with a few words and the fraction done, 0 to 1; from any thread.
+        A function that takes a few words and the fraction done, 0 to 1; it may be called from any thread.
     """
     if not sys.stderr.isatty():
         yield lambda _words, _fraction: None
@@ -97,7 +97,7 @@ def show_progress(description: str) -> Iterator[Callable[[str, float], None]]:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False
 ) -> None:
-    """Prints an aligned table: the first column to the left, the others to the right."""
+    """Prints an aligned table: the first column flush left, the others flush right."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
     lines = [title] if title else []

@@ -1,4 +1,4 @@
-"""The environment fingerprint: what a timing or an engine depends on besides its own bytes."""
+"""The environment fingerprint: the processor, system and packages that timings and engines depend on."""
 
 from __future__ import annotations
 
@@ -39,6 +39,29 @@ def _cpu_field(field: str) -> str:
     return ""
 
 
+def allowed_processors() -> int:
+    """Returns how many processors this process may use, by its affinity and the quota of its control group.
+
+    Affinity is what taskset and cpusets set. A container that may use half a processor gets 1.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return affinity if quota is None else max(1, min(affinity, int(quota)))
+
+
+def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Returns the processors' worth of time that the control group allows (version 2 or 1); ``None``: any."""
+    try:
+        if (root / "cpu.max").is_file():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        allowed = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
+    return allowed if allowed > 0 else None
+
+
 def package_version(name: str) -> str | None:
     """Returns the installed version of a distribution, or ``None``."""
     try:
@@ -48,7 +71,7 @@ def package_version(name: str) -> str | None:
 
 
 def environment_fingerprint() -> dict[str, str]:
-    """Returns what is recorded in manifests and benchmark results; plain strings only."""
+    """Returns the fingerprint that manifests and benchmark results record; plain strings only."""
     found = {name: package_version(name) for name in PACKAGES}
     return {
         "python": platform.python_version(),

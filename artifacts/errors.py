@@ -1,19 +1,19 @@
-"""The one error tree of PAME.
+"""The error tree of PAME.
 
     PameError                     exit code 1
     ├── UsageError                exit code 2   a name, flag or setting that does not exist or cannot be
     ├── NoPlanError               exit code 3   no exit plan meets the tolerance
-    ├── InputError                              a batch or data set that the caller handed in
+    ├── InputError                              a batch or data set from the caller
     ├── GraphError                              a network that cannot be cut, split or merged
     ├── MissingExtraError                       an optional package is not installed
     ├── EngineError                             a backend failed to build, open or run an engine
     └── ArtifactError                           a folder on disk
         ├── MissingArtifactError                not there (yet)
-        ├── CorruptArtifactError                its bytes are not what its manifest says
-        ├── SchemaError                         written by a newer PAME, or not of this kind
+        ├── CorruptArtifactError                its bytes are not those that its manifest lists
+        ├── SchemaError                         written by a newer PAME, or of another kind
         └── StaleArtifactError                  sound, but made for something else
 
-Every message says what failed, on which object, what was expected and what to do.
+Every message says what failed, on which object, what was expected and how to fix it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The words for graphs: tensors, cuts, segments, heads, stages, and the model folder that holds them."""
+"""Graphs: tensors, cuts, segments, heads, stages, and the model folder that holds them."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class GraphSpec:
     Attributes:
         name: unique within its folder.
         file: POSIX path relative to the folder.
-        inputs: what must be bound before a run.
-        outputs: what a run writes.
-        confidence: the output that holds one fp32 confidence per row; ``None`` where nothing is decided.
+        inputs: the tensors to bind before a run.
+        outputs: the tensors that a run writes.
+        confidence: the output that holds one fp32 confidence per row; ``None`` for graphs that answer nothing.
         answers: the outputs that answer a query, in the order of the model's outputs; empty for a segment.
     """
 
@@ -68,12 +68,12 @@ class GraphSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """A place where the graph falls in two and every tensor that crosses has the batch as leading axis.
+    """A place where the graph can be split in two; every tensor that crosses it has the batch as leading axis.
 
     Attributes:
-        name: the name of the main tensor; an exit candidate is called by the same name.
+        name: the name of the main tensor; the exit candidate at this cut has the same name.
         main: the tensor that every path from the data input to the outputs passes; exit heads read it.
-        carried: what skips past, an attention mask for instance; it is gathered along with ``main``.
+        carried: tensors that bypass ``main``, an attention mask for instance; they are gathered along with it.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """What ``model/`` holds. Segment ``i`` leads from cut ``i - 1`` to cut ``i``, the final head from the last cut on.
+    """The contents of ``model/``: segment ``i`` leads from cut ``i - 1`` to cut ``i``, the final head follows the last.
 
     Attributes:
         name: the run's name.
@@ -99,7 +99,8 @@ class ModelSpec:
         final_head: from the last cut to the model's outputs; ``None`` without cuts.
         heads: cut name -> exit head, for the cuts that have a trained one.
         settings: the family's own parameters (depth, classes ...), for the record.
-        preprocessing: how the network wants its images; ``None`` where that is not recorded, or the input is no image.
+        preprocessing: how the network wants its images; ``None`` where that is not recorded or the input is not an
+            image.
     """
 
     name: str
@@ -115,12 +116,12 @@ class ModelSpec:
 
     @property
     def precision(self) -> str:
-        """What the network computes in: ``fp32``, or what an export pass made of it."""
+        """The precision that the network computes in: ``fp32``, or that of an export pass."""
         return str(self.settings.get("precision", PRECISIONS[0]))
 
     @property
     def candidates(self) -> tuple[Cut, ...]:
-        """The cuts where a sample may leave: those with an exit head."""
+        """The exit candidates: the cuts that have an exit head."""
         return tuple(cut for cut in self.cuts if cut.name in self.heads)
 
     def stated_preprocessing(self) -> Preprocessing | None:
@@ -166,11 +167,11 @@ class Model:
 
 
 def open_model(folder: Path, *, remedy: str) -> Model:
-    """Opens and verifies a model folder; errors as ``open_artifact``."""
+    """Opens and verifies a model folder; raises the errors of ``open_artifact``."""
     artifact = open_artifact(folder, kind="model", remedy=remedy)
     spec = read_json(artifact.path(MODEL_JSON), ModelSpec)
     if len(spec.segments) != len(spec.cuts) or (spec.final_head is None) != (not spec.cuts):
-        raise SchemaError(f"{folder}: segments and cuts do not belong together. Make it again with: {remedy}")
+        raise SchemaError(f"{folder}: segments and cuts do not match. Make it again with: {remedy}")
     return Model(artifact=artifact, spec=spec)
 
 
@@ -180,10 +181,10 @@ def write_model_spec(folder: Path, spec: ModelSpec) -> None:
 
 
 def check_precision(spec: ModelSpec, wanted: str | None, *, run: Path) -> None:
-    """Refuses a model of another precision than was asked for; engines take it from the graph.
+    """Refuses a model whose precision is not the one that was asked for; engines take the precision from the graph.
 
     Raises:
-        UsageError: it has another one, or there is no such; with the command that exports it.
+        UsageError: the precision differs, with the command that exports the wanted one; or it is unknown.
     """
     if wanted is None or wanted == spec.precision:
         return

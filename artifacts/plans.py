@@ -1,4 +1,4 @@
-"""The exit plan: the planner's answer, with its predicted times and its certificate."""
+"""Exit plans: the planner's answer, with its predicted times and its certificate."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class PlannedExit:
     """One exit of a plan.
 
     Attributes:
-        cut: the cut where it sits.
+        cut: the cut at which it answers.
         threshold: a sample leaves when its confidence is at least this.
         leaving_share: predicted share of all samples that leave here.
-        metric: mean metric of those who leave here, on the calibration data; ``None`` when nobody leaves.
-        arrival_ms: predicted mean time from the start of a batch until the answers of this exit are there.
+        metric: mean metric of the samples that leave here, on the calibration data; ``None`` when none does.
+        arrival_ms: predicted mean time from the start of a batch until the answers of this exit are ready.
     """
 
     cut: str
@@ -34,9 +34,9 @@ class PredictedLatency:
     Attributes:
         full_ms: the whole network without exits.
         mean_ms: the mean query: a query's latency runs from the start of its batch to its own answer.
-        batch_ms: until the last answer of the batch, in the mean.
+        batch_ms: mean time until the last answer of the batch.
         oracle_mean_ms: ``mean_ms`` if every query left at the first planned exit that agrees with the final head.
-        p99_ms: what 99 % of the queries do not exceed, the noise of the machine left out; ``None`` where unknown.
+        p99_ms: 99th percentile over the queries, without the noise of the machine; ``None`` where unknown.
     """
 
     full_ms: float
@@ -48,13 +48,14 @@ class PredictedLatency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamReference:
-    """What the calibration samples did under a plan; a live stream is compared with it.
+    """The exits and confidences of the calibration samples under a plan; a live stream is compared with them.
 
     Attributes:
-        samples: how many there were.
-        confidence_counts: per exit, and last the final head: how many left there, by their confidence, in bins of equal
-            width over [0, 1], the same number of bins for all.
-        agreements: per exit and for the final head: how many of those that left there have the final head's answer.
+        samples: number of samples.
+        confidence_counts: per exit and last for the final head: a histogram of the confidences of the samples that left
+            there, in bins of equal width over [0, 1], the same number of bins for all.
+        agreements: per exit and for the final head: how many of the samples that left there have the final head's
+            answer.
     """
 
     samples: int
@@ -64,7 +65,7 @@ class StreamReference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What is known about a plan's risk, from samples that it was not tuned on.
+    """A certified bound on a plan's risk, from samples that the plan was not tuned on.
 
     Attributes:
         risk: ``metric`` (relative loss of the task metric), ``agreement`` (disagreement with the final head), or the
@@ -72,15 +73,15 @@ class Certificate:
         bound: the risk is at most this, except with probability ``delta``.
         delta: see ``bound``.
         finite_sample: True when the bound holds at this very number of samples, for any distribution; False for set
-            metrics, whose bootstrap is right in the limit only.
+            metrics, whose bootstrap is valid only asymptotically.
         method: the test: ``paired-exact``, ``betting``, ``hoeffding-bentkus``, ``binomial``, ``bootstrap``, or
-            ``no exits`` for the plan that cannot lose anything.
+            ``no exits`` for the plan without exits, which cannot lose anything.
         p_value: of the hypothesis that the risk is above ``bound``.
         observed: the risk on the samples of the test.
-        samples: how many there were.
-        tuning_samples: how many others exits and thresholds were tuned on.
-        position: where the plan stood in the tested sequence, from 1; 0 for the plan without exits.
-        seed: of the split into the two.
+        samples: number of samples of the test.
+        tuning_samples: number of the other samples, on which exits and thresholds were tuned.
+        position: position of the plan in the tested sequence, from 1; 0 for the plan without exits.
+        seed: of the split into tuning and test samples.
         tuning_digest: of the indices of the samples that were tuned on.
         certification_digest: of the indices of the samples that were tested on.
     """
@@ -102,11 +103,11 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitPlan:
-    """Which exits, with which thresholds, and what that is expected to give.
+    """An exit plan: its exits with their thresholds, and the latency and metric to expect.
 
     Attributes:
-        model_digest: the model that it was planned for.
-        trace_digest: the trace that it was planned on.
+        model_digest: of the model that it was planned for.
+        trace_digest: of the trace that it was planned on.
         search: ``greedy`` or ``joint``.
         tolerance: allowed relative loss of the metric.
         delta: probability that the certificate fails; ``None`` without a certificate.
@@ -117,12 +118,12 @@ class ExitPlan:
         full_metric: mean metric of the full network on the calibration data; 1 where ``risk`` is ``agreement``.
         predicted_metric: mean metric of the plan on the calibration data; its agreement where that is the risk.
         predicted: expected times.
-        certificate: what is guaranteed of the tolerance; ``None`` without.
-        reference: what a live stream is compared with; ``None`` in plans of 0.1.0, whose streams cannot be tested.
-        objective: what the search made small: ``mean``, ``p99`` or ``batch``.
+        certificate: the guarantee on the tolerance; ``None`` for an uncertified plan.
+        reference: the reference for live streams; ``None`` in plans of 0.1.0, whose streams cannot be tested.
+        objective: the latency that the search minimised: ``mean``, ``p99`` or ``batch``.
         load: batch size -> share of the batches that was planned for; empty: all have ``batch_size`` queries.
-        risk: what the tolerance bounds, see ``Certificate``. For ``agreement``, which needs no labels, all metrics of
-            the plan are the agreement with the full network.
+        risk: the risk that the tolerance bounds, see ``Certificate``. For ``agreement``, which needs no labels,
+            all metrics of the plan are the agreement with the full network.
     """
 
     model_digest: str

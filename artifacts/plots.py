@@ -1,4 +1,4 @@
-"""Plots: the colours and the plain axes that all pictures of PAME share."""
+"""Plots: the colours and the plain axes that all figures of PAME share."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ INK, FAINT = "#1f2933", "#d9dee5"
 
 
 def check_plot(path: Path) -> None:
-    """Finds out before a measurement whether its picture can be drawn afterwards.
+    """Checks, before a measurement, that its plot can be drawn afterwards.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: the folder does not exist, or the file is not to be a PNG.
+        UsageError: the folder does not exist, or the file's name does not end with .png.
     """
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report") from error
     if path.suffix != ".png":
-        raise UsageError(f"--plot {path}: the picture is a PNG; name it {path.with_suffix('.png').name}")
+        raise UsageError(f"--plot {path}: the plot is a PNG; name it {path.with_suffix('.png').name}")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
 
 
 def clean_axes(axes: Any) -> None:
-    """Keeps the left and the lower spine alone."""
+    """Hides the upper and the right spine and colours the others."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):

@@ -16,7 +16,7 @@ LAYOUTS = ("NCHW", "NHWC")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """The way from an image to one row of a network's input: resize, crop, order, scale, normalise, lay out.
+    """The steps from an image to one row of a network's input: resize, crop, order, scale, normalise, lay out.
 
     A pixel value ``p`` in 0..255 becomes ``(p * scale - mean) / std``, per channel.
 
@@ -27,7 +27,7 @@ class Preprocessing:
         shorter_side: for ``centre-crop``, in pixels; ``None`` with ``squash``.
         interpolation: of the resize, with antialiasing, by Pillow's name.
         channel_order: ``RGB``, ``BGR``, or ``L`` for one channel of luminance.
-        scale: what pixel values are multiplied by first: 1/255 for networks that take values in [0, 1], 1 for 0..255.
+        scale: the first factor of pixel values: 1/255 for networks that take values in [0, 1], 1 for 0..255.
         mean, std: per channel, of the scaled values; one number stands for all channels.
         layout: ``NCHW`` or ``NHWC``.
     """
@@ -75,11 +75,11 @@ class Preprocessing:
 
     @property
     def channels(self) -> int:
-        """How many channels the network takes."""
+        """The number of channels that the network takes."""
         return 1 if self.channel_order == "L" else 3
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """Scales and normalises pixel values, as the last step before the network.
+        """Scales and normalises pixel values, the last step before the network.
 
         Args:
             pixels: (N, C, H, W) or (N, H, W, C), as ``layout`` says, of any real dtype, with values in 0..255.

@@ -1,4 +1,4 @@
-"""Run folders: where the artifacts of one network lie, and the commands that make each of them."""
+"""Run folders: the places of one network's artifacts, and the commands that make each of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from artifacts.store import MANIFEST, read_manifest
 
 RUNS = Path("runs")
 COMMAND = "command"
-"""The note of a manifest's environment that holds the command line by which the artifact is made again."""
+"""The note of a manifest's environment that holds the command line by which the artifact can be remade."""
 
 _COMMANDS = {
     "export": ("model", "python -m export path/to/model.onnx --segments"),
@@ -34,10 +34,10 @@ class RunFolder:
         return self.root.name
 
     def remedy(self, step: str) -> str:
-        """Returns the command line that takes a step of this run again, for the end of an error message.
+        """Returns the command line that repeats a step of this run, for the end of an error message.
 
-        It is the one that the step's artifact recorded, with the network, the folder and the options of the user; where
-        nothing is recorded (yet), the step's command with this run's folder.
+        It is the command that the step's artifact recorded, with the user's network, folder and options; where nothing
+        is recorded (yet), it is the step's command with this run's folder.
 
         Args:
             step: ``export``, ``calibration`` (trains and traces), ``planner`` (times, plans, bundles), ``sweep``,
@@ -82,7 +82,7 @@ class RunFolder:
 
 
 def recorded_command(folder: Path) -> str | None:
-    """Returns the command line by which an artifact is made again, or ``None``: no artifact, or one that has none."""
+    """Returns the command line that remakes an artifact; ``None`` without an artifact or where it records none."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
@@ -95,8 +95,8 @@ def find_run(run: Path | None, *, name: str | None = None) -> RunFolder:
     """Returns the run that a command works on.
 
     Args:
-        run: ``--run DIR``; wins when given.
-        name: the network's name, for commands that are told one.
+        run: ``--run DIR``; takes precedence over ``name``.
+        name: the network's name, for commands that take one.
 
     Raises:
         UsageError: no run was named and there is none, or more than one.

@@ -1,8 +1,8 @@
-"""Artifacts on disk: a folder with a manifest, published whole or not at all.
+"""The artifact store: folders with manifests, published whole or not at all.
 
 A writer fills a hidden sibling folder, every file is hashed and synced, the manifest goes in last, and one
-rename puts the folder in place. What a killed process leaves behind is a hidden sibling that no reader takes
-and that the next writer removes. A reader checks every byte against the manifest before it uses any, and the manifest
+rename puts the folder in place. A killed process leaves a hidden sibling behind, which readers ignore
+and the next writer removes. A reader checks every byte against the manifest before it uses any, and the manifest
 against the SHA-256 of its own canonical form. That shows damage; it is no signature. Links are refused.
 """
 
@@ -44,7 +44,7 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What an artifact is, what it was made from and with which parameters."""
+    """The manifest of an artifact: its kind, its files, its inputs and its parameters."""
 
     kind: str
     schema_version: int
@@ -113,12 +113,12 @@ def new_artifact(
     """Opens a staging folder and publishes it as ``folder`` when the block ends without an error.
 
     Args:
-        folder: where the artifact will be; an artifact that is there is replaced as a whole.
+        folder: where the artifact will be; an artifact that is already there is replaced as a whole.
         kind: ``model``, ``trace``, ``plan``, ``bundle``, ``engine`` ...
         inputs: name -> digest of everything that the content was made from.
         parameters: the settings that, with the inputs, decide the content.
-        notes: what else the environment shall record, e.g. how long it took; read when the block ends, and like all of
-            the environment no part of the digest.
+        notes: further entries of the recorded environment, e.g. how long it took; read when the block ends and, like
+            all of the environment, not part of the digest.
 
     Raises:
         ArtifactError: the folder cannot be written (disk full, no permission); nothing is left behind.
@@ -182,7 +182,7 @@ def _sync(path: Path) -> None:
 
 
 def recover_artifact(folder: Path) -> None:
-    """Undoes what a process killed in the middle of a write left beside ``folder``."""
+    """Cleans up beside ``folder`` after a process that was killed in the middle of a write."""
     pattern = re.compile(rf"\.{re.escape(folder.name)}\.(new|old)-(\d+)-[0-9a-f]+")
     if not folder.parent.is_dir():
         return
@@ -229,7 +229,7 @@ def read_manifest(folder: Path, *, remedy: str | None = None) -> Manifest:
 
     Raises:
         SchemaError: it is from a newer PAME, or not a manifest.
-        CorruptArtifactError: it is a link, not JSON, or not what it was when it was written.
+        CorruptArtifactError: it is a link, not JSON, or has changed since it was written.
     """
     path = folder / MANIFEST
     fix = f"Make the artifact again{f' with: {remedy}' if remedy else ''}"
@@ -277,7 +277,7 @@ def _check_files(folder: Path, manifest: Manifest, remedy: str) -> None:
 
 
 def is_current(folder: Path, *, kind: str, inputs: Mapping[str, str], parameters: Mapping[str, Any]) -> bool:
-    """Tells whether ``folder`` already holds what a command would make from these inputs and parameters.
+    """Tells whether ``folder`` already holds the artifact that these inputs and parameters give.
 
     A folder that is absent, damaged or made from something else is not current.
     """

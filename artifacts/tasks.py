@@ -1,8 +1,8 @@
 """Tasks: how a network's outputs become answers, a metric and an agreement.
 
-A task is named by the model and by the bundle; the name is looked up in ``TASKS``, and never leads to the import of a
-module. A task of one's own goes in as an object: ``Runtime.load(..., task=mine)``, or ``--task module:object`` on the
-command line, which the person at the keyboard has typed.
+The model and the bundle store the name of their task. The name is looked up in ``TASKS`` and never imports a module. A
+custom task is passed as an object: ``Runtime.load(..., task=mine)``, or as ``--task module:object`` on the command
+line, where the user has typed the module's name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Answers = Sequence[np.ndarray]
 
 @runtime_checkable
 class Task(Protocol):
-    """What calibration, planning and a running host need to know of a task; arrays are of n samples."""
+    """A task, as calibration, planning and a running host see it; arrays hold n samples."""
 
     @property
     def name(self) -> str:
@@ -29,7 +29,7 @@ class Task(Protocol):
 
     @property
     def metric_name(self) -> str:
-        """The field's name of the metric, e.g. ``accuracy``."""
+        """The usual name of the metric, e.g. ``accuracy``."""
 
     @property
     def confidence(self) -> str:
@@ -46,7 +46,7 @@ class Task(Protocol):
         """
 
     def agreement(self, answers: Answers, final: Answers, /) -> np.ndarray:
-        """Returns (n,) float32 in [0, 1]: how far each answer is that of the final head; 1 is the very same answer."""
+        """Returns (n,) float32 in [0, 1]: the agreement of each answer with the final head's; 1 is the same answer."""
 
     def counts(self, answers: Answers, targets: np.ndarray, /) -> np.ndarray | None:
         """Returns (n, k) float64 per sample, whose sum over any samples decides their metric (true positives, unions
@@ -93,11 +93,11 @@ def find_task(name: str) -> Task:
     """Returns the task that a model or a bundle names.
 
     Raises:
-        UsageError: it is not one of ``TASKS``.
+        UsageError: ``TASKS`` has no such task.
     """
     if name not in TASKS:
         raise UsageError(
-            f"{unknown_name('task', name, TASKS)} A task of your own goes in as an object: Runtime.load(..., "
+            f"{unknown_name('task', name, TASKS)} Pass a task of your own as an object: Runtime.load(..., "
             "task=mine), or --task module:object"
         )
     return TASKS[name]

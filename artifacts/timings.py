@@ -17,7 +17,7 @@ class InferenceTimeMatrix:
     Attributes:
         backend: the backend and its version.
         threads: how many threads an engine used.
-        batch_sizes: ascending, the first is 1 wherever single queries are served.
+        batch_sizes: ascending; the first is 1 wherever single queries are served.
         median_ms: row name -> median wall time per batch size, in milliseconds.
         spread_ms: row name -> interquartile range per batch size, in milliseconds.
         fixed: True where an engine runs at these batch sizes only (others are padded or split), False where it
@@ -44,7 +44,7 @@ class InferenceTimeMatrix:
                     f"inference time matrix: row '{name}' has {len(row)} of {len(self.batch_sizes)} entries"
                 )
             if not np.isfinite(row).all() or min(row) < 0:
-                raise InputError(f"inference time matrix: row '{name}' has an entry that is no time: {row}")
+                raise InputError(f"inference time matrix: row '{name}' has an entry that is not a time: {row}")
 
     def row_ms(self, name: str) -> tuple[float, ...]:
         """Returns the medians of one row."""

@@ -15,7 +15,19 @@ from artifacts.store import load_arrays, save_arrays
 TRACE_NPZ = "trace.npz"
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
-_OPTIONAL = ("predictions", "labels")
+_OPTIONAL = ("predictions", "counts", "labels")
+_SAMPLE_AXIS = {"labels": 0}  # of every other array it is the second
+
+
+def find_first_true(flags: np.ndarray) -> np.ndarray:
+    """Returns (N,) int64: for each column of (K, N) bool the first row that is true, K where there is none.
+
+    With ``flags[k]`` for "may leave at exit k", that is where each sample leaves; K is the final head.
+    """
+    first = np.full(flags.shape[1], len(flags), np.int64)
+    for row in range(len(flags) - 1, -1, -1):
+        first[flags[row]] = row
+    return first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,10 +38,12 @@ class Trace:
         exits: names of the exit candidates in the order of the data flow; E of them.
         confidence: (E + 1, N) float32 in [0, 1].
         metric: (E + 1, N) float32 in [0, 1]; 1 is a fully correct answer. Without labels it is the agreement.
-        agreement: (E + 1, N) in [0, 1]: how far the exit answers what the final head answers, 1 for the very same
-            answer; its last row is all 1. Traces of tasks with classes hold 0 and 1, those of 0.1.0 booleans.
+        agreement: (E + 1, N) in [0, 1]: agreement of the exit's answer with the final head's, 1 for the same answer;
+            the last row is all 1. Traces of tasks with classes hold 0 and 1, those of 0.1.0 booleans.
         predictions: (E + 1, N) int32, the class that each exit answers, where the task has classes; for metrics that
-            are no mean over samples.
+            are not means over samples.
+        counts: (E + 1, N, k) float64, what each answer adds to the counts that decide the task's metric (pixels of an
+            intersection and of a union, for instance), where that metric is not a mean over samples.
         labels: (N,) int32, the true classes.
         labelled: False where the true answers are not given; the metric is the agreement then.
     """
@@ -39,6 +53,7 @@ class Trace:
     metric: np.ndarray
     agreement: np.ndarray
     predictions: np.ndarray | None = None
+    counts: np.ndarray | None = None
     labels: np.ndarray | None = None
     labelled: bool = True
 
@@ -61,6 +76,9 @@ class Trace:
         for name, array, expected in (("predictions", self.predictions, shape), ("labels", self.labels, shape[1:])):
             if array is not None and array.shape != expected:
                 raise InputError(f"trace: {name} has shape {array.shape}, expected {expected}")
+        counts = self.counts
+        if counts is not None and (counts.ndim != 3 or counts.shape[:2] != shape or not np.isfinite(counts).all()):
+            raise InputError(f"trace: counts has shape {counts.shape}, expected {shape} and k finite counts each")
         if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, self.agreement)):
             raise InputError("trace: without labels the metric is the agreement; collect the trace again")
 
@@ -70,7 +88,7 @@ class Trace:
 
     @property
     def agrees(self) -> np.ndarray:
-        """(E + 1, N) bool: the exit's answer is the very answer of the final head."""
+        """(E + 1, N) bool: the exit's answer is the same as the final head's."""
         agrees: np.ndarray = self.agreement >= 1
         return agrees
 
@@ -80,7 +98,7 @@ class Trace:
         return float(self.metric[-1].mean(dtype=np.float64))
 
     def summarise(self) -> list[dict[str, Any]]:
-        """Returns the means of every exit, last the final head's; the metric is ``None`` where there are no labels."""
+        """Returns the means of every exit and, last, of the final head; without labels the metric is ``None``."""
         return [
             {
                 "exit": name,
@@ -93,7 +111,7 @@ class Trace:
 
     def select(self, samples: np.ndarray) -> Trace:
         """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
-        arrays = {name: array[..., samples] for name, array in self._arrays().items()}
+        arrays = {name: array.take(samples, axis=_SAMPLE_AXIS.get(name, 1)) for name, array in self._arrays().items()}
         return Trace(exits=self.exits, labelled=self.labelled, **arrays)
 
     def _arrays(self) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from artifacts import Model, RunFolder, environment_fingerprint, find_run, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, track
-from calibration import load_run_data
+from calibration import as_batch, load_run_data
 from engines import GraphRunner
 from runtime import Result, Runtime
 
@@ -96,9 +96,9 @@ def compare_batch(expected: Expected, result: Result, thresholds: np.ndarray) ->
 
 def compare(run: RunFolder, bundle: Path, *, batches: int, seed: int, data: Path | None) -> dict[str, Any]:
     """Runs random batches through both and puts together what differs."""
-    dataset = load_run_data(run, data)
+    samples = load_run_data(run, data)
     random = np.random.default_rng(seed)
-    test = dataset.split("test")
+    test = samples.indices_of("test")
     with ExitStack() as stack:
         runtime = stack.enter_context(Runtime.load(bundle))
         exits = runtime.spec.plan.exits
@@ -108,7 +108,7 @@ def compare(run: RunFolder, bundle: Path, *, batches: int, seed: int, data: Path
         sizes = random.integers(1, 2 * runtime.spec.max_batch_size + 1, batches)
         found = []
         for size in track(sizes, description="comparing", total=batches):
-            batch = dataset.inputs(random.choice(test, size))
+            batch = as_batch(samples.inputs(random.choice(test, size)))
             found.append(compare_batch(chain.answer(batch), runtime.run(batch), thresholds))
     together: dict[str, Callable[[Iterable[float]], float]] = {
         "rows": sum,

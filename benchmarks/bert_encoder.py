@@ -1,7 +1,7 @@
 """A BERT-like encoder for measurements and tests: random weights, token ids and a mask in, logits out.
 
-Of BERT's architecture (Devlin et al. 2019) with the sizes as parameters. The additive mask is made once, from the
-least float32 as usual, and read by every layer: so it crosses every cut.
+BERT's architecture (Devlin et al. 2019) with the sizes as parameters. The additive mask is computed once, with the
+lowest float32 as usual, and read by every layer, so it crosses every cut.
 """
 
 from __future__ import annotations

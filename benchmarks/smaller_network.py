@@ -22,7 +22,7 @@ import numpy as np
 
 from artifacts import Model, RunFolder, Trace, UsageError, environment_fingerprint, find_run, find_task, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, track
-from calibration import ensure_trace, load_run_data
+from calibration import EngineChoice, as_batch, ensure_trace, load_run_data
 from engines import BuildOptions, ensure_engine, open_device, open_engine
 from export import merge_stage
 from runtime import Runtime
@@ -47,7 +47,7 @@ def open_networks(run: RunFolder, model: Model, runtime: Runtime, stack: ExitSta
         built = ensure_engine(path, graph, run.engines, backend=spec.backend, options=options)
         engine = open_engine(built, graph, threads=spec.threads, device=device)
         stack.callback(engine.close)
-        serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size, device))
+        serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size, device), graph.inputs[0].name)
 
     def serve_bundle(batch: np.ndarray) -> tuple[np.ndarray, float]:
         result = runtime.run(batch)
@@ -56,12 +56,12 @@ def open_networks(run: RunFolder, model: Model, runtime: Runtime, stack: ExitSta
     return {**serves, BUNDLE: serve_bundle}
 
 
-def serve_whole(network: WholeNetwork) -> Serve:
+def serve_whole(network: WholeNetwork, name: str) -> Serve:
     """Returns a server whose every query waits for its batch."""
 
     def serve(batch: np.ndarray) -> tuple[np.ndarray, float]:
         started = perf_counter()
-        answers = network.run(batch)
+        answers = network.run({name: batch})
         return answers[0], (perf_counter() - started) * 1e3
 
     return serve
@@ -104,18 +104,19 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         raise UsageError(f"--rounds {arguments.rounds}: expected at least 1")
     run = find_run(arguments.run)
     model = open_model(run.model, remedy="python -m export resnet --segments")
-    data = load_run_data(run)
+    samples = load_run_data(run)
     task = find_task(model.spec.task)
     with ExitStack() as stack:
         runtime = stack.enter_context(Runtime.load(run.bundle))
         spec = runtime.spec
-        _, trace = ensure_trace(run, backend=spec.backend, threads=spec.threads)
-        rows = data.split("test")
+        _, trace = ensure_trace(run, EngineChoice(backend=spec.backend, threads=spec.threads))
+        rows = samples.indices_of("test")
         batches = [
-            data.inputs(rows[start : start + spec.max_batch_size]) for start in range(0, len(rows), spec.max_batch_size)
+            as_batch(samples.inputs(rows[start : start + spec.max_batch_size]))
+            for start in range(0, len(rows), spec.max_batch_size)
         ]
         found = measure(open_networks(run, model, runtime, stack), batches, arguments.rounds)
-    labels = data.labels_of(rows)
+    labels = samples.targets(rows)
     metric = {
         name: float(task.quality([answers], labels).mean(dtype=np.float64)) for name, (answers, _) in found.items()
     }

@@ -16,31 +16,37 @@ from calibration.certify.risk_tests import (
     run_sequence,
     split_halves,
 )
-from calibration.data.datasets import Dataset, load_dataset
-from calibration.data.sources import load_run_data
+from calibration.data.arrays import ArrayImages
+from calibration.data.files import FileImages
+from calibration.data.image_input import image_input
+from calibration.data.loading import load_samples
+from calibration.data.samples import PARTS, Batch, ImageSamples, Samples, as_batch
+from calibration.data.sources import DATA_HELP, DataSource, load_run_data
+from calibration.options import CalibrationOptions
+from calibration.training.config import FrozenConfig, JointConfig
 
 if TYPE_CHECKING:
-    from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, trace_model, train_missing
-    from calibration.training.end_to_end import JointConfig
-    from calibration.training.frozen import FrozenConfig
+    from calibration.tracing.all_exits import EngineChoice
+    from calibration.tracing_flow import ensure_trace, trace_model
+    from calibration.training.training_flow import retrain_jointly, train_missing
 
 _HOMES = {
-    "EngineChoice": "flow",
-    "FrozenConfig": "training.frozen",
-    "JointConfig": "training.end_to_end",
-    "ensure_trace": "flow",
-    "retrain_jointly": "flow",
-    "trace_model": "flow",
-    "train_missing": "flow",
+    "EngineChoice": "tracing.all_exits",
+    "ensure_trace": "tracing_flow",
+    "retrain_jointly": "training.training_flow",
+    "trace_model": "tracing_flow",
+    "train_missing": "training.training_flow",
 }
 
 __all__ = [
     # data
-    "Dataset", "load_dataset", "load_run_data",
+    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "DataSource", "FileImages", "ImageSamples", "Samples", "as_batch",
+    "image_input", "load_run_data", "load_samples",
     # certified tolerances
     "RISKS", "Halves", "RiskTest", "check_labels", "choose_test", "run_sequence", "split_halves",
     # training and traces
-    "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "retrain_jointly", "trace_model", "train_missing",
+    "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "retrain_jointly",
+    "trace_model", "train_missing",
 ]  # fmt: skip
 
 

@@ -5,29 +5,35 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import os
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts import (
     EXIT_PLAN_JSON,
+    TRACE_NPZ,
     Artifact,
     ExitPlan,
     MissingExtraError,
+    Model,
+    RunFolder,
     Trace,
     UsageError,
+    allowed_processors,
     find_run,
+    load_task,
     open_artifact,
     read_json,
     to_plain,
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say
+from calibration.data.sources import DATA_HELP, load_run_data, source_name
+from calibration.options import CalibrationOptions
 from calibration.tracing.flips import FlipReport, count_flips
-
-if TYPE_CHECKING:
-    from calibration.training.end_to_end import JointConfig
-    from calibration.training.frozen import FrozenConfig
+from calibration.tracing.metrics import set_metrics
+from calibration.training.config import AUGMENTATIONS, FrozenConfig, JointConfig
 
 WAYS = ("frozen", "joint")
 
@@ -39,10 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", help="the run in runs/, e.g. resnet (default: the only one)")
     add_common_arguments(parser)
+    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
-        "--data", type=Path, metavar="DIR",
-        help="your images: class folders or an .npz; queries without labels: a folder or an .npz of images alone",
-    )  # fmt: skip
+        "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
+    )
     parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
     parser.add_argument(
@@ -59,40 +65,46 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--backbone-epochs", type=int, help="with joint: how many of them train the backbone alone")
     group.add_argument("--train-batch-size", type=int, dest="batch_size", help="samples per training step")
     group.add_argument("--learning-rate", type=float, help="peak of the schedule")
+    group.add_argument(
+        "--augment", choices=AUGMENTATIONS,
+        help="how images are varied: crop shifts them by a few pixels; crop-mirror also mirrors half of them, for "
+        f"classes that a mirror does not change (default: {FrozenConfig().augment})",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, help="decides order, augmentation and initialisation")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(calibrate, make_parser().parse_args(argv))
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = make_parser().parse_args(words)
+    arguments.words = words
+    return run_command(calibrate, arguments)
 
 
 def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains, traces, prints the table of exits and returns the result for ``--json``."""
-    flow = _load_flow()
-    run = find_run(arguments.run, name=arguments.name)
-    threads = check_threads(arguments.threads)
-    engine = flow.EngineChoice(backend=arguments.engine, threads=threads)
-    flow.ensure_model(run)
-    data = flow.load_run_data(run, arguments.data)
     config = _config(arguments)
-    train = flow.retrain_jointly if arguments.train == "joint" else flow.train_missing
-    model = train(run, data, config, engine)
-    source = flow.source_name(data, arguments.data, run)
-    artifact, trace = flow.trace_model(run, model, data, engine, source=source)
-    exits = trace.summarise()
-    rows = [
-        [
-            one["exit"], "-" if one["metric"] is None else f"{one['metric']:.4f}", f"{one['agreement']:.4f}",
-            f"{one['mean_confidence']:.4f}",
-        ]
-        for one in exits
-    ]  # fmt: skip
-    print_table(
-        f"{trace.sample_count} samples of {data.name} (calibrate part) through {run.model}",
-        ["exit", "metric", "agrees with final", "mean confidence"],
-        rows,
+    flow = _load("calibration.tracing_flow")
+    run = find_run(arguments.run, name=arguments.name)
+    engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
+    options = CalibrationOptions(
+        task=None if arguments.task is None else load_task(arguments.task), report=say,
+        command=describe_command(arguments, run),
+    )  # fmt: skip
+    model = flow.ensure_model(run, report=say)
+    samples = load_run_data(run, arguments.data, report=say)
+    if isinstance(config, JointConfig):
+        model = _load("calibration.training.training_flow").retrain_jointly(
+            run, samples, config, engine, options=options
+        )
+    elif flow.missing_heads(model.spec):
+        model = _load("calibration.training.training_flow").train_missing(run, samples, config, engine, options=options)
+    source = source_name(samples, arguments.data, run)
+    artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
+    exits, metric_name = describe_exits(trace, options, model)
+    print_exits(
+        exits, metric_name, f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
     )
     if not trace.labelled:
         say(f"no labels: plan with python -m planner --run {run.root} --risk agreement")
@@ -100,9 +112,41 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     if flips is not None:
         print_flips(flips, against=arguments.against)
     return {
-        "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": data.name,
+        "run": str(run.root), "model": model.digest, "trace": artifact.digest, "data": samples.name,
         "samples": trace.sample_count, "labelled": trace.labelled, "exits": exits, "flips": to_plain(flips),
+        **({} if metric_name is None else {"set_metric_name": metric_name}),
     }  # fmt: skip
+
+
+def describe_command(arguments: argparse.Namespace, run: RunFolder) -> str:
+    """Returns the command line by which the artifacts are made again, with the run named in any case."""
+    named = arguments.run is not None or arguments.name is not None
+    return shlex.join(["python", "-m", "calibration", *arguments.words, *([] if named else ["--run", str(run.root)])])
+
+
+def describe_exits(trace: Trace, options: CalibrationOptions, model: Model) -> tuple[list[dict[str, Any]], str | None]:
+    """Returns the means of every exit, with the task's metric over the whole set and its name where that is no mean."""
+    exits = trace.summarise()
+    if trace.counts is None:
+        return exits, None
+    task = options.task_of(model)
+    for found, metric in zip(exits, set_metrics(trace, task) or [], strict=True):
+        found["set_metric"] = metric
+    return exits, task.metric_name
+
+
+def print_exits(exits: Sequence[dict[str, Any]], metric_name: str | None, title: str) -> None:
+    """Prints the table of exits."""
+    further = [] if metric_name is None else ["set_metric"]
+    rows = [
+        [
+            found["exit"], *("-" if found[name] is None else f"{found[name]:.4f}" for name in ("metric", *further)),
+            f"{found['agreement']:.4f}", f"{found['mean_confidence']:.4f}",
+        ]
+        for found in exits
+    ]  # fmt: skip
+    names = [] if metric_name is None else [metric_name]
+    print_table(title, ["exit", "metric", *names, "agrees with final", "mean confidence"], rows)
 
 
 def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
@@ -113,26 +157,26 @@ def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
         ArtifactError: it has none, or a damaged one.
     """
     other = find_run(against)
-    before = open_artifact(other.trace, kind="trace", remedy=f"python -m calibration --run {other.root}")
-    data = [{**one.manifest.inputs, "model": ""} for one in (before, artifact)]
+    before = open_artifact(other.trace, kind="trace", remedy=other.remedy("calibration"))
+    data = [{**traced.manifest.inputs, "model": ""} for traced in (before, artifact)]
     if data[0] != data[1]:
         raise UsageError(f"--against {against}: its trace is of other data than that of {artifact.folder}")
     thresholds: dict[str, float] = {}
     if (other.plan / EXIT_PLAN_JSON).is_file():
         plan = read_json(other.plan / EXIT_PLAN_JSON, ExitPlan)
         thresholds = {planned.cut: planned.threshold for planned in plan.exits}
-    return count_flips(Trace.load(before.path("trace.npz")), trace, thresholds)
+    return count_flips(Trace.load(before.path(TRACE_NPZ)), trace, thresholds)
 
 
 def print_flips(flips: FlipReport, *, against: Path) -> None:
     """Prints what differs, exit by exit."""
     rows = [
         (
-            one.exit, "-" if one.threshold is None else f"{one.threshold:.3g}",
-            "-" if one.decisions is None else one.decisions, one.metrics, f"{one.confidence_change:.1e}",
-            f"{one.metric_before:.4f}", f"{one.metric_after:.4f}",
+            exit_.exit, "-" if exit_.threshold is None else f"{exit_.threshold:.3g}",
+            "-" if exit_.decisions is None else exit_.decisions, exit_.metrics, f"{exit_.confidence_change:.1e}",
+            f"{exit_.metric_before:.4f}", f"{exit_.metric_after:.4f}",
         )
-        for one in flips.exits
+        for exit_ in flips.exits
     ]  # fmt: skip
     what = "metric" if flips.labelled else "agreement"
     columns = ["exit", "threshold", "leave flips", f"{what} flips", "confidence change", f"{what} there", "here"]
@@ -142,24 +186,22 @@ def print_flips(flips: FlipReport, *, against: Path) -> None:
 
 
 def check_threads(threads: int | None) -> int:
-    """Returns the thread count that was asked for, or one per core."""
+    """Returns the thread count that was asked for, or one per processor that this process may use."""
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}: expected at least 1")
-    return threads or os.cpu_count() or 1
+    return threads or allowed_processors()
 
 
-def _load_flow() -> Any:
+def _load(module: str) -> Any:
+    """Imports a module of the room that needs optional packages."""
     try:
-        return importlib.import_module("calibration.flow")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise MissingExtraError(package, "train") from error
 
 
 def _config(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
-    from calibration.training.end_to_end import JointConfig
-    from calibration.training.frozen import FrozenConfig
-
     kind = JointConfig if arguments.train == "joint" else FrozenConfig
     if arguments.backbone_epochs is not None and kind is FrozenConfig:
         raise UsageError("--backbone-epochs goes with --train joint")

@@ -15,20 +15,20 @@ from time import perf_counter
 
 import numpy as np
 
-from artifacts import PameError, RunFolder
-from calibration import load_run_data
+from artifacts import FINAL_HEAD_LABEL, PameError, RunFolder
+from calibration import as_batch, load_run_data
 from runtime import Result, Runtime
 
 
 def load_queries(bundle: Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``count`` test inputs of the run in which the bundle lies, and their labels."""
-    data = load_run_data(RunFolder(root=bundle.parent))
-    rows = data.split("test")[:count]
-    return data.inputs(rows), data.labels_of(rows)
+    samples = load_run_data(RunFolder(root=bundle.parent))
+    rows = samples.indices_of("test")[:count]
+    return as_batch(samples.inputs(rows)), samples.targets(rows)
 
 
 def show_result(result: Result, labels: np.ndarray, exits: list[str]) -> None:
-    """One row per query, in input order: what it was answered, where it left, and when."""
+    """Prints one line per query, in input order: its answer, where it left, and when."""
     print("query  label  answer  left at      confidence  latency, ms")
     for row in range(len(labels)):
         print(
@@ -41,7 +41,7 @@ def main(bundle: Path) -> None:
     """Answers a batch, streams another, and serves four threads at once."""
     queries, labels = load_queries(bundle, 256)
     with Runtime.load(bundle, threads=1) as runtime:
-        exits = [planned.cut for planned in runtime.spec.plan.exits] + ["final head"]
+        exits = [planned.cut for planned in runtime.spec.plan.exits] + [FINAL_HEAD_LABEL]
         runtime.run(queries[:8])  # the first batch of a size binds its buffers
         show_result(runtime.run(queries[:8]), labels[:8], exits)
 

@@ -23,7 +23,7 @@ BATCH = 32
 
 
 class RuntimeMetrics:
-    """A collector, as ``prometheus_client`` calls what makes metrics when it is asked."""
+    """A collector of ``prometheus_client``: makes metrics at every scrape."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -41,16 +41,16 @@ def describe_stats(stats: RuntimeStats) -> Iterator[Metric]:
     expected = GaugeMetricFamily("pame_expected_share", "Share of queries by the exit plan.", labels=["exit"])
     shadowed = CounterMetricFamily("pame_shadowed", "Queries carried on to the end.", labels=["exit", "agrees"])
     confidence = HistogramMetricFamily("pame_confidence", "Confidence with which queries left.", labels=["exit"])
-    for one in stats.exits:
-        queries.add_metric([one.name], one.count)
-        expected.add_metric([one.name], one.expected_share)
-        shadowed.add_metric([one.name, "yes"], one.agreements)
-        shadowed.add_metric([one.name, "no"], one.shadowed - one.agreements)
+    for exit_ in stats.exits:
+        queries.add_metric([exit_.name], exit_.count)
+        expected.add_metric([exit_.name], exit_.expected_share)
+        shadowed.add_metric([exit_.name, "yes"], exit_.agreements)
+        shadowed.add_metric([exit_.name, "no"], exit_.shadowed - exit_.agreements)
         below, buckets = 0, []
-        for index, count in enumerate(one.confidence_counts):
+        for index, count in enumerate(exit_.confidence_counts):
             below += count
-            buckets.append((str((index + 1) / len(one.confidence_counts)), below))
-        confidence.add_metric([one.name], [*buckets, ("+Inf", below)], sum_value=None)
+            buckets.append((str((index + 1) / len(exit_.confidence_counts)), below))
+        confidence.add_metric([exit_.name], [*buckets, ("+Inf", below)], sum_value=None)
     yield from (queries, expected, shadowed, confidence)
     if stats.disagreement is not None:
         yield GaugeMetricFamily("pame_disagreement", "Share answered otherwise than at the end.", stats.disagreement)
@@ -63,10 +63,10 @@ def main(bundle: Path, port: int) -> None:
     """Serves the run's test images in an endless loop and its metrics on a port."""
     from prometheus_client import REGISTRY, start_http_server
 
-    from calibration import load_run_data
+    from calibration import as_batch, load_run_data
 
-    data = load_run_data(RunFolder(root=bundle.parent))
-    queries = data.inputs(data.split("test"))
+    samples = load_run_data(RunFolder(root=bundle.parent))
+    queries = as_batch(samples.inputs(samples.indices_of("test")))
     with Runtime.load(bundle, shadow_fraction=0.02) as runtime:
         REGISTRY.register(RuntimeMetrics(runtime))
         start_http_server(port)

@@ -9,19 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from planner.certify.certified import CertifiedPlans, certify_plans, plan_certified
-from planner.certify.evidence import risk_trace
-from planner.certify.ladders import make_ladder, make_price
+from planner.certify.evidence import Evidence, collect_evidence, risk_trace
 from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
 from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
+from planner.predict.objectives import OBJECTIVES, objective_ms
 from planner.predict.percentiles import latency_distribution, latency_quantile
 from planner.predict.replay import (
     NO_EXITS,
-    ChosenExits,
+    Exits,
     Outcome,
-    PlanFigures,
+    PricedExits,
     evaluate_exits,
     evaluate_oracle,
     evaluate_plan,
+    price_exits,
 )
 from planner.predict.survivors import (
     BatchingPatternMatrix,
@@ -30,25 +31,35 @@ from planner.predict.survivors import (
     draw_patterns,
     survivor_transition,
 )
-from planner.predict.traffic import Load, read_load
-from planner.search.greedy import Considered, SearchResult, TailRule, plan_greedy
-from planner.search.joint import plan_joint, plan_ladder
-from planner.search.prices import OBJECTIVES, objective_ms
+from planner.predict.traffic import Load
+from planner.search.greedy import plan_greedy
+from planner.search.joint import plan_joint
+from planner.search.problem import Search, SearchedPlan, SearchProblem, SearchResult
+from planner.search.rules import SearchRules, SlowBatchRule
+from planner.search.searches import SEARCHES, find_search
 from planner.search.threshold_grids import KeptGrids, ThresholdGrid, evaluate_grid, threshold_grid
 from planner.sweep.points import OperatingPoint, Sweep, sweep_levels, sweep_tolerances
 from planner.validate.resampling import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 if TYPE_CHECKING:
-    from planner.commit.committing import Commitment, Contender, PlanningCase, commit_plan
-    from planner.commit.stages import MergedStage, assemble_bundle, merge_stages
-    from planner.measure.timing import TimedGraph, ensure_itm, time_graphs
-    from planner.workflow.planning import PlanningResult, ensure_plan
+    from planner.commit.committing import PlanningCase, commit_plan
+    from planner.commit.contenders import Commitment, Contender
+    from planner.commit.stages import MergedStage, TimedStages, assemble_bundle, merge_stages
+    from planner.measure.timing import EngineSettings, TimedGraph, ensure_itm, time_graphs
+    from planner.workflow.inputs import PlanningInputs
+    from planner.workflow.load_file import read_load
+    from planner.workflow.planning import ensure_plan
+    from planner.workflow.record import ConsideredPlan, PlanningResult
 
 _HOMES = {
-    "commit.stages": ("MergedStage", "assemble_bundle", "merge_stages"),
-    "commit.committing": ("Commitment", "Contender", "PlanningCase", "commit_plan"),
-    "workflow.planning": ("PlanningResult", "ensure_plan"),
-    "measure.timing": ("TimedGraph", "ensure_itm", "time_graphs"),
+    "commit.committing": ("PlanningCase", "commit_plan"),
+    "commit.contenders": ("Commitment", "Contender"),
+    "commit.stages": ("MergedStage", "TimedStages", "assemble_bundle", "merge_stages"),
+    "measure.timing": ("EngineSettings", "TimedGraph", "ensure_itm", "time_graphs"),
+    "workflow.inputs": ("PlanningInputs",),
+    "workflow.load_file": ("read_load",),
+    "workflow.planning": ("ensure_plan",),
+    "workflow.record": ("ConsideredPlan", "PlanningResult"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -59,22 +70,23 @@ __all__ = [
     # the cost
     "OBJECTIVES", "ChainTimes", "NetworkCosts", "expect_mean_ms", "expect_times", "latency_distribution",
     "latency_quantile", "objective_ms", "price_stage", "record_times",
-    # a choice of exits on a trace
-    "NO_EXITS", "ChosenExits", "Outcome", "PlanFigures", "evaluate_exits", "evaluate_oracle", "evaluate_plan",
+    # exits and thresholds on a trace
+    "NO_EXITS", "Exits", "Outcome", "PricedExits", "evaluate_exits", "evaluate_oracle", "evaluate_plan", "price_exits",
     # the search
-    "Considered", "KeptGrids", "SearchResult", "TailRule", "ThresholdGrid", "evaluate_grid", "plan_greedy",
-    "plan_joint", "plan_ladder", "threshold_grid",
+    "SEARCHES", "KeptGrids", "Search", "SearchProblem", "SearchResult", "SearchRules", "SearchedPlan",
+    "SlowBatchRule", "ThresholdGrid", "evaluate_grid", "find_search", "plan_greedy", "plan_joint", "threshold_grid",
     # tolerance against latency
     "OperatingPoint", "Sweep", "sweep_levels", "sweep_tolerances",
     # the certificate
-    "CertifiedPlans", "certify_plans", "make_ladder", "make_price", "plan_certified", "risk_trace",
-    # where the truth is known
+    "CertifiedPlans", "Evidence", "certify_plans", "collect_evidence", "plan_certified", "risk_trace",
+    # validation where the truth is known
     "MethodRecord", "ValidationConfig", "plan_per_exit", "validate_methods",
-    # what is asked for
+    # configuration
     "CertifyConfig", "MeasureConfig", "PlanConfig", "TimingConfig",
     # engines: timing, bundles, measuring the best plans, all of it
-    "Commitment", "Contender", "MergedStage", "PlanningCase", "PlanningResult", "TimedGraph", "assemble_bundle",
-    "commit_plan", "ensure_itm", "ensure_plan", "merge_stages", "time_graphs",
+    "Commitment", "ConsideredPlan", "Contender", "EngineSettings", "MergedStage", "PlanningCase", "PlanningInputs",
+    "PlanningResult", "TimedGraph", "TimedStages", "assemble_bundle", "commit_plan", "ensure_itm", "ensure_plan",
+    "merge_stages", "time_graphs",
 ]  # fmt: skip
 
 

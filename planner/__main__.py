@@ -1,5 +1,5 @@
 import sys
 
-from planner.commands.plan import main
+from planner.commands.main import main
 
 sys.exit(main(sys.argv[1:]))

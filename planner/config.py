@@ -1,4 +1,4 @@
-"""What a planning run is asked for. argparse takes its defaults from here."""
+"""Configuration of a planning run. argparse takes its defaults from here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from artifacts import UsageError, unknown_name
 from calibration.certify.risk_tests import RISKS
+from planner.predict.objectives import MEAN
 from planner.predict.traffic import Load
-from planner.search.greedy import TailRule
-from planner.search.prices import MEAN, check_objective
+from planner.search.rules import GREEDY, JOINT, OFFERED_SEARCHES, SearchRules, SlowBatchRule
 from planner.search.threshold_grids import DEFAULT_STEP, threshold_grid
 
 DEFAULT_SIZES = (1, 2, 4, 8, 12, 16, 24, 32)
@@ -129,13 +129,13 @@ class PlanConfig:
     profiles: str | None = None
     threads: int = 1
     load: Load | None = None
-    search: str = "joint"
+    search: str = JOINT
     objective: str = MEAN
     max_exits: int | None = None
     max_engines: int | None = None
     memory_mb: float | None = None
     grid_step: float = DEFAULT_STEP
-    tail: TailRule = field(default_factory=TailRule)
+    tail: SlowBatchRule = field(default_factory=SlowBatchRule)
     certify: CertifyConfig = field(default_factory=CertifyConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
     measure: MeasureConfig = field(default_factory=MeasureConfig)
@@ -150,14 +150,12 @@ class PlanConfig:
         if self.threads < 1:
             raise UsageError(f"--threads {self.threads}: expected at least 1")
         threshold_grid(self.grid_step)
-        if self.search not in SEARCHES:
-            raise unknown_name("search", self.search, SEARCHES)
-        check_objective(self.objective)
-        if self.search == "greedy" and (self.objective != MEAN or self.max_exits is not None):
+        if self.search not in OFFERED_SEARCHES:
+            raise unknown_name("search", self.search, OFFERED_SEARCHES)
+        _ = self.rules  # checks itself
+        if self.search == GREEDY and (self.objective != MEAN or self.max_exits is not None):
             raise UsageError("--search greedy makes the mean latency small with any number of exits, as in the paper; "
                              "leave out --objective and --max-exits, or take --search joint")  # fmt: skip
-        if self.max_exits is not None and self.max_exits < 0:
-            raise UsageError(f"--max-exits {self.max_exits}: expected a number from 0")
         if self.max_engines is not None and self.max_engines < 1:
             raise UsageError(f"--max-engines {self.max_engines}: expected at least 1")
         if self.memory_mb is not None and not self.memory_mb > 0:
@@ -172,6 +170,10 @@ class PlanConfig:
                 f"--batch-sizes must end with --batch-size {self.batch_size}, got {self.timing.batch_sizes[-1]}"
             )
 
+    @property
+    def rules(self) -> SearchRules:
+        """Which plans may win, and by which time."""
+        return SearchRules(objective=self.objective, max_exits=self.max_exits, slow_batches=self.tail)
 
-SEARCHES = ("joint", "greedy")
+
 CERTIFY_METHODS = ("ltt", "none")

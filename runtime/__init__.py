@@ -1,4 +1,5 @@
-"""What a production host embeds: load a bundle, run batches through its chain of stages, get answers in input order.
+"""Runtime: the part that a production host embeds. It loads a bundle, runs batches through its chain of stages, and
+returns answers in input order.
 
 ``import runtime`` needs numpy alone, starts nothing and reads nothing; ``Runtime.load`` needs the bundle's backend.
 """
@@ -6,15 +7,19 @@
 from __future__ import annotations
 
 from runtime.inputs import Batch
+from runtime.loading import OpenBundle, open_bundle, without_leaving
 from runtime.monitor.drift import DriftAlarm, DriftConfig, DriftState
-from runtime.monitor.stats import ExitStats, RuntimeStats
+from runtime.monitor.stats import CONFIDENCE_BINS, ExitStats, RuntimeStats, count_cells
+from runtime.options import RuntimeOptions
 from runtime.runtime import Outputs, Result, Runtime
 
 __all__ = [
     # the whole of it
-    "Result", "Runtime",
+    "Result", "Runtime", "RuntimeOptions",
     # watching it
     "DriftAlarm", "DriftConfig", "DriftState", "ExitStats", "RuntimeStats",
     # for annotations
     "Batch", "Outputs",
+    # for planning: open bundles, and counting as the statistics do
+    "CONFIDENCE_BINS", "OpenBundle", "count_cells", "open_bundle", "without_leaving",
 ]  # fmt: skip

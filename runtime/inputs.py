@@ -1,16 +1,33 @@
-"""What a caller may hand in: one array per input, checked before anything is copied."""
+"""Inputs of a call: one array per input of the network, checked before anything is copied."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from artifacts import InputError, TensorSpec, unknown_name
 from engines import Buffer, Device, DeviceArray, is_device_array
 
-Batch = Any  # an array, a mapping of arrays by input name, or a sequence of them; of numpy, or of anything on a GPU
+
+class DLPackArray(Protocol):
+    """An array of another library, on a GPU, that can be exchanged by DLPack: torch's, CuPy's ..."""
+
+    def __dlpack__(self, *arguments: Any, **options: Any) -> Any: ...
+
+
+class CudaArray(Protocol):
+    """An array of another library that says where on a GPU it lies: PyCUDA's, Numba's ..."""
+
+    @property
+    def __cuda_array_interface__(self) -> Mapping[str, Any]: ...
+
+
+Array = np.ndarray | DLPackArray | CudaArray
+Batch = Array | Mapping[str, Array] | Sequence[Array]
+"""One array, a mapping of arrays by input name, or a sequence of them in the order of the inputs."""
+
 _SHOWN_ROWS = 5
 
 
@@ -22,27 +39,27 @@ def read_batch(
     Args:
         batch: one array (B, ...) for a network with one input; otherwise a mapping by input name or a sequence in
             the order of ``inputs``. Any memory layout; B >= 1.
-        inputs: what the network takes.
+        inputs: those of the network.
         device: where it will run; adopts arrays that lie on a GPU (``__dlpack__``, ``__cuda_array_interface__``).
-        check_finite: refuse rows with NaN or infinity; for an array on the GPU that waits for a kernel that looks.
-        stream: of the caller's, on which an array on the GPU was made; by default the one that it names itself.
+        check_finite: refuse rows with NaN or infinity; for an array on the GPU that waits for a kernel.
+        stream: the caller's, on which an array on the GPU was made; by default the one that the array names itself.
 
     Returns:
         numpy arrays, and views of arrays on the device.
 
     Raises:
-        InputError: something else than arrays, another number of them, a wrong dtype or shape, no rows, unequal
-            numbers of rows, a row that is not finite, or an array on another device.
+        InputError: not arrays, another number of them, a wrong dtype or shape, no rows, unequal numbers of rows, a row
+            that is not finite, or an array on another device.
         UsageError: a mapping names an input that the network does not have.
     """
     arrays = _in_order(batch, inputs)
     for array in arrays:
         if not isinstance(array, np.ndarray):
-            arrays = tuple(_view_array(one, device, stream) for one in arrays)
+            arrays = tuple(_view_array(array, device, stream) for array in arrays)
             break
     for array, spec in zip(arrays, inputs, strict=True):
         _check_array(array, spec)
-    if len({len(array) for array in arrays}) > 1:
+    if len(arrays) > 1 and len({len(array) for array in arrays}) > 1:
         counts = ", ".join(f"{len(array)} of '{spec.name}'" for array, spec in zip(arrays, inputs, strict=True))
         raise InputError(f"the inputs have different numbers of rows: {counts}. Pass one row of each per query")
     if len(arrays[0]) == 0:
@@ -54,19 +71,19 @@ def read_batch(
 
 
 def _view_array(array: Any, device: Device, stream: Any) -> Any:
-    """Returns a view of an array on the device; numpy's, and what is no array, as it is."""
+    """Returns a view of an array on the device; everything else, numpy's arrays included, as it is."""
     if isinstance(array, np.ndarray) or not is_device_array(array):
         return array
     return device.adopt(array, stream=stream)
 
 
 def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[Any, ...]:
-    one = isinstance(batch, np.ndarray) or (not isinstance(batch, (tuple, list, Mapping)) and is_device_array(batch))
-    if one and len(inputs) == 1:
+    single = isinstance(batch, np.ndarray) or (not isinstance(batch, (tuple, list, Mapping)) and is_device_array(batch))
+    if single and len(inputs) == 1:
         return (batch,)
     names = [spec.name for spec in inputs]
     listed = ", ".join(f"'{name}'" for name in names)
-    if one:
+    if single:
         raise InputError(
             f"this network takes {len(inputs)} inputs ({listed}), got one array. "
             "Pass a mapping from their names to arrays, or a tuple in this order"
@@ -90,18 +107,18 @@ def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[Any, ...]:
 
 
 def _check_array(array: Any, spec: TensorSpec) -> None:
-    known = isinstance(array, np.ndarray) or isinstance(array, DeviceArray)  # noqa: SIM101 - twice as fast this way
-    if known and array.ndim and array.shape[1:] == spec.row_shape and array.dtype == spec.dtype:
+    is_array = isinstance(array, np.ndarray) or isinstance(array, DeviceArray)  # noqa: SIM101 - twice as fast this way
+    if is_array and array.ndim and array.shape[1:] == spec.row_shape and array.dtype == spec.dtype:
         return
     wanted = ", ".join(["B", *map(str, spec.row_shape)]) + ("" if spec.row_shape else ",")
-    if not known:
+    if not is_array:
         raise InputError(
             f"input '{spec.name}': expected a numpy array ({wanted}), got {type(array).__name__}. "
             "Convert it with np.asarray(...)"
         )
     if array.ndim == 0 or array.shape[1:] != spec.row_shape:
-        one = " For a single query add the batch axis: row[None]." if array.shape == spec.row_shape else ""
-        raise InputError(f"input '{spec.name}': expected shape ({wanted}), got {array.shape}.{one}")
+        hint = " For a single query add the batch axis: row[None]." if array.shape == spec.row_shape else ""
+        raise InputError(f"input '{spec.name}': expected shape ({wanted}), got {array.shape}.{hint}")
     raise InputError(
         f"input '{spec.name}': expected {spec.dtype}, got {array.dtype}. Convert it with .astype(np.{spec.dtype})"
     )

@@ -1,4 +1,4 @@
-"""Opening a bundle: verified byte by byte, its engines vetted for this machine."""
+"""Loading of a bundle: verified byte by byte, its engines vetted for this machine and opened."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 
 from artifacts import BUNDLE_JSON, MANIFEST, Artifact, BundleSpec, SchemaError, StageSpec, open_artifact, read_json
 from engines import Device, DeviceOptions, Engine, EngineSet, open_device, open_engine, plan_covers
+from runtime.checks import check_stages
+from runtime.remedy import bundle_remedy
 
-REMEDY = "python -m planner --tolerance 0.01"
 _DEVICE = DeviceOptions()
 
 
@@ -21,14 +22,21 @@ class OpenBundle:
     Attributes:
         artifact: its folder and manifest.
         spec: what it holds.
-        engine_sets: one per stage; whoever opened the bundle closes them.
-        device: where they run; whoever opened the bundle closes it after them.
+        engine_sets: one per stage.
+        device: where they run.
     """
 
     artifact: Artifact
     spec: BundleSpec
     engine_sets: tuple[EngineSet, ...]
     device: Device
+
+    def close(self) -> None:
+        """Closes the engines, then the device; may be called twice."""
+        with ExitStack() as stack:
+            stack.callback(self.device.close)
+            for engines in self.engine_sets:
+                stack.callback(engines.close)
 
 
 def open_bundle(
@@ -44,7 +52,8 @@ def open_bundle(
     Raises:
         As ``Runtime.load``.
     """
-    artifact = open_artifact(folder, kind="bundle", remedy=REMEDY)
+    remedy = bundle_remedy(folder)
+    artifact = open_artifact(folder, kind="bundle", remedy=remedy)
     spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)
     engine_sets = []
     with ExitStack() as opened:
@@ -54,24 +63,27 @@ def open_bundle(
             engine_folder = artifact.path(f"{stage.engine}/{MANIFEST}").parent
             engine = open_engine(engine_folder, stage.graph, threads=threads or spec.threads, device=place)
             opened.callback(engine.close)
-            engine_sets.append(_cover_stage(engine, stage, spec))
+            engine_sets.append(_cover_stage(engine, stage, spec, remedy))
+        check_stages(spec, engine_sets, remedy=remedy)
         opened.pop_all()
     return OpenBundle(artifact=artifact, spec=spec, engine_sets=tuple(engine_sets), device=place)
 
 
 def without_leaving(spec: BundleSpec) -> BundleSpec:
-    """Returns the bundle with thresholds that nobody reaches: what a batch costs that nobody leaves."""
-    *exits, last = spec.stages
-    return replace(spec, stages=(*(replace(stage, threshold=math.inf) for stage in exits), last))
+    """Returns the bundle with thresholds that no row reaches: what a batch costs whose rows all go to the end."""
+    *early, last = spec.stages
+    exits = tuple(replace(exit_, threshold=math.inf) for exit_ in spec.plan.exits)
+    stages = (*(replace(stage, threshold=math.inf) for stage in early), last)
+    return replace(spec, stages=stages, plan=replace(spec.plan, exits=exits))
 
 
-def _cover_stage(engine: Engine, stage: StageSpec, spec: BundleSpec) -> EngineSet:
+def _cover_stage(engine: Engine, stage: StageSpec, spec: BundleSpec, remedy: str) -> EngineSet:
     try:
         median_ms = {int(size): ms for size, ms in stage.median_ms.items()}
     except ValueError as error:
         raise SchemaError(
             f"bundle '{spec.name}': the times of stage '{stage.graph.name}' are not by batch size ({error}). "
-            f"Make it again with: {REMEDY}"
+            f"Make it again with: {remedy}"
         ) from error
     covers = plan_covers(median_ms, largest=spec.max_batch_size, fixed=bool(engine.key.batch_sizes))
     return EngineSet(engine, covers)

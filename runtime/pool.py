@@ -1,4 +1,4 @@
-"""The chains of one runtime: every call takes one, uses it alone, and puts it back."""
+"""``ChainPool``: the chains of one runtime; every call takes one, uses it alone, and puts it back."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import threading
 from collections.abc import Callable
 
 from artifacts import UsageError
-from runtime.chain import Chain
+from runtime.chain import StageChain
 
 
 class ChainPool:
-    """As many chains as there were ever calls at once; nobody waits for anybody.
+    """As many chains as there ever were calls at once; no call waits for another.
 
     A call that is abandoned (a stream that its caller drops half-way) gives its chain back when Python finalises it,
     which can happen anywhere, even inside this class: hence the re-entrant lock.
     """
 
-    def __init__(self, make: Callable[[], Chain], free: Callable[[], None]) -> None:
+    def __init__(self, make: Callable[[], StageChain], free: Callable[[], None]) -> None:
         """Makes the first chain.
 
         Args:
             make: makes another chain over the shared engines.
-            free: frees what the chains share; called once, when the pool is closed and no chain is out.
+            free: frees the engines and the device that the chains share; called once, when the pool is closed and no
+                chain is out.
         """
         self._make = make
         self._free = free
@@ -30,14 +31,15 @@ class ChainPool:
         self._out = 0
         self._closed = False
 
-    def take(self) -> Chain:
-        """Lends a chain; whoever takes one gives it back, whatever happens.
+    def take(self) -> StageChain:
+        """Lends a chain, which must be given back, whatever happens.
 
         Raises:
             UsageError: the pool is closed.
         """
         with self._lock:
-            self.check_open()
+            if self._closed:
+                self.check_open()
             self._out += 1
             if self._idle:
                 return self._idle.pop()
@@ -47,7 +49,7 @@ class ChainPool:
             self.give_back(None)
             raise
 
-    def give_back(self, chain: Chain | None) -> None:
+    def give_back(self, chain: StageChain | None) -> None:
         """Takes a chain back; ``None`` stands for one that could not be made."""
         with self._lock:
             self._out -= 1

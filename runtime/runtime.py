@@ -1,4 +1,4 @@
-"""``Runtime``: a bundle, opened, behind a few verbs: load, run, stream, close, and stats to look at."""
+"""``Runtime``: an open bundle that answers batches: load, run, stream, stats, close."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from typing import Any, Self
 
 import numpy as np
 
-from artifacts import BundleSpec, InputError, UsageError, find_task
+from artifacts import BundleSpec, InputError, Task, UsageError, find_task
 from engines import Buffer, Device, DeviceOptions, EngineSet
-from runtime.chain import Chain
+from runtime.chain import StageChain
+from runtime.checks import check_stages, check_task
 from runtime.inputs import Batch, read_batch
 from runtime.loading import open_bundle
 from runtime.monitor.drift import DriftConfig
-from runtime.monitor.stats import RuntimeStats, ShadowCounts, StatsCollector
+from runtime.monitor.stats import Agreements, RuntimeStats, StatsCollector
+from runtime.options import RuntimeOptions
 from runtime.pool import ChainPool
-from runtime.shadow import ShadowDraw, ShadowRows
+from runtime.scheduling.batch_steps import BatchState, ShadowState
+from runtime.shadow import ShadowDraw
 
-Outputs = Any  # an array, or a tuple of arrays: numpy's, or ``engines.DeviceArray`` where that was asked for
-_DRIFT = DriftConfig()
+Output = np.ndarray | Buffer
+Outputs = Output | tuple[Output, ...]
+"""One array for a network with one output, otherwise a tuple; arrays on the GPU only where that was asked for."""
+
+_OPTIONS = RuntimeOptions()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,29 +67,25 @@ class Runtime:
         spec: BundleSpec,
         engine_sets: Sequence[EngineSet],
         device: Device,
-        *,
-        check_finite: bool = True,
-        stats: bool = True,
-        drift: DriftConfig | None = _DRIFT,
-        shadow_fraction: float = 0.0,
-        shadow_seed: int | None = None,
+        options: RuntimeOptions = _OPTIONS,
     ) -> None:
-        """Opens a runtime over engines that are open already; hosts' tests hand in ``engines.FakeEngine`` here.
+        """Opens a runtime over engines that are open already; hosts' tests pass ``engines.FakeEngine`` here.
 
         Args:
-            spec: what the bundle is.
+            spec: the bundle.
             engine_sets: one per stage. The runtime closes them.
             device: where their buffers live. The runtime closes it.
-            check_finite: refuse rows with NaN or infinity.
-            stats, drift, shadow_fraction, shadow_seed: as for ``load``.
+            options: what is checked, counted and shadowed.
 
         Raises:
-            SchemaError: the stages do not fit together, or the reference of the exit plan is not of them.
-            UsageError: the shadowing cannot be done.
+            SchemaError: the stages do not fit together or do not follow the exit plan, or the plan's reference does not
+                belong to its exits.
+            UsageError: shadowing is not possible as asked for.
         """
+        check_stages(spec, engine_sets)
         self._spec = spec
         self._device = device
-        self._check_finite = check_finite
+        self._check_finite = options.check_finite
 
         def free() -> None:
             with ExitStack() as stack:
@@ -91,15 +93,15 @@ class Runtime:
                 for engines in engine_sets:
                     stack.callback(engines.close)
 
-        self._pool = ChainPool(lambda: Chain(spec, engine_sets, device), free)
-        self._shadow = ShadowDraw(shadow_fraction, seed=shadow_seed) if shadow_fraction != 0 else None
-        if self._shadow is not None:
-            if not stats:
-                raise UsageError(f"shadow_fraction={shadow_fraction} is for the statistics: open without stats=False")
-            self._agree = find_task(spec.task).agreement
-        self._stats = (
-            StatsCollector(spec.plan, len(spec.stages), drift=drift, shadow_fraction=shadow_fraction) if stats else None
-        )
+        self._pool = ChainPool(lambda: StageChain(spec, engine_sets, device), free)
+        task = check_task(spec, options.task)
+        self._shadow: ShadowDraw | None = None
+        if options.shadow_fraction != 0:
+            self._shadow = ShadowDraw(options.shadow_fraction, seed=options.shadow_seed)
+            self._agreement = (task or find_task(spec.task)).agreement
+        self._stats: StatsCollector | None = None
+        if options.stats:
+            self._stats = StatsCollector(spec.plan, drift=options.drift, shadow_fraction=options.shadow_fraction)
 
     @classmethod
     def load(
@@ -112,9 +114,10 @@ class Runtime:
         kernel_folder: str | os.PathLike[str] | None = None,
         check_finite: bool = True,
         stats: bool = True,
-        drift: DriftConfig | None = _DRIFT,
+        drift: DriftConfig | None = _OPTIONS.drift,
         shadow_fraction: float = 0.0,
         shadow_seed: int | None = None,
+        task: Task | None = None,
     ) -> Self:
         """Verifies a bundle byte by byte, vets its engines for this machine, and opens them.
 
@@ -127,41 +130,43 @@ class Runtime:
                 starts faster; default: nowhere.
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
             stats: keep the running statistics that ``stats()`` returns.
-            drift: when the statistics raise an alarm: it is logged once, as a warning on ``pame.runtime``, and stands
-                in ``stats().alarm``. ``None``: never. Needs the reference in the exit plan, which plans of release
-                0.1.0 do not carry.
-            shadow_fraction: this share of the rows, drawn at random, is carried on to the end wherever it leaves, to
-                see how often the final head answers otherwise. Nobody's answer changes, and a shadowed row's answer
-                and latency remain those of its exit; but a batch with such rows takes longer: the later stages run
-                over them too, even when nobody else is left, and whoever stays waits for that.
+            drift: when the statistics raise an alarm: it is logged once, as a warning on ``pame.runtime``, and stays
+                in ``stats().alarm``. ``None``: never. Needs the reference in the exit plan, which a plan of release
+                0.1.0 may lack.
+            shadow_fraction: this share of the rows, drawn at random, is carried on to the end even if it leaves early,
+                to see how often the final head answers otherwise. No answer changes, and a shadowed row's answer and
+                latency remain those of its exit; but a batch with such rows takes longer: the later stages run over
+                them too, even when no other row is left, and the rows that stay wait for that.
             shadow_seed: of the draw; ``None``: another one in every process.
+            task: your own task, where the network's is not one of ``artifacts.TASKS``; shadowing needs its
+                ``agreement``. Its name must be the one that the bundle stores.
 
         Raises:
-            UsageError: ``threads`` is no positive number, there is no such GPU, ``shadow_fraction`` is no share, or
-                shadowing is asked for without statistics or for a task whose agreement is not known.
+            UsageError: ``threads`` is not a positive number, there is no such GPU, ``shadow_fraction`` is not within
+                [0, 1], shadowing is asked for without statistics or for an unknown task, or ``task`` is another one
+                than the bundle's.
             MissingArtifactError, CorruptArtifactError, SchemaError: no sound bundle of a known format there.
             StaleArtifactError: its engines were built for another backend version or another machine.
             MissingExtraError: the backend is not installed.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
+        options = RuntimeOptions(
+            check_finite=check_finite, stats=stats, drift=drift, shadow_fraction=shadow_fraction,
+            shadow_seed=shadow_seed, task=task,
+        )  # fmt: skip
         folder = None if kernel_folder is None else Path(kernel_folder)
-        options = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
-        opened = open_bundle(Path(bundle), threads=threads, device=options)
+        where = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
+        opened = open_bundle(Path(bundle), threads=threads, device=where)
         with ExitStack() as unless_it_works:
-            unless_it_works.callback(opened.device.close)
-            for engines in opened.engine_sets:
-                unless_it_works.callback(engines.close)
-            runtime = cls(
-                opened.spec, opened.engine_sets, opened.device, check_finite=check_finite,
-                stats=stats, drift=drift, shadow_fraction=shadow_fraction, shadow_seed=shadow_seed,
-            )  # fmt: skip
+            unless_it_works.callback(opened.close)
+            runtime = cls(opened.spec, opened.engine_sets, opened.device, options)
             unless_it_works.pop_all()
         return runtime
 
     @property
     def spec(self) -> BundleSpec:
-        """What the bundle holds: inputs, outputs, stages and the exit plan."""
+        """The bundle: inputs, outputs, stages, the exit plan, and how the network wants its images."""
         return self._spec
 
     @property
@@ -175,8 +180,8 @@ class Runtime:
         Args:
             batch: (B, ...) array for a network with one input; otherwise a mapping by input name, or a sequence in the
                 order of ``spec.inputs``. Exactly the dtype and row shape of ``spec.inputs``, any memory layout, any
-                B >= 1: what exceeds ``spec.max_batch_size`` runs in parts, one after the other. Where the runtime
-                works on a GPU, also contiguous arrays on it, of anything with ``__dlpack__`` or
+                B >= 1: a batch of more than ``spec.max_batch_size`` rows runs in parts, one after the other. Where the
+                runtime works on a GPU, also contiguous arrays on it, of anything with ``__dlpack__`` or
                 ``__cuda_array_interface__``: they do not pass through the host.
             stream: where arrays on the GPU were made, if not on the stream that they name: a handle, an object with
                 ``__cuda_stream__``, or a stream of torch, CuPy or PyCUDA.
@@ -189,23 +194,25 @@ class Runtime:
         """
         started = perf_counter()
         arrays = self._accept(batch, stream)
-        if on_device and len(arrays[0]) > self._spec.max_batch_size:
+        count, largest = len(arrays[0]), self._spec.max_batch_size
+        if on_device and count > largest:
             raise InputError(
-                f"on_device=True takes at most {self._spec.max_batch_size} rows, got {len(arrays[0])}: parts that lie "
-                "on the GPU are not joined. Pass the parts one by one"
+                f"on_device=True takes at most {largest} rows, got {count}: parts that lie on the GPU are not joined. "
+                "Pass the parts one by one"
             )
         chain = self._pool.take()
         try:
-            parts = [self._answer_part(chain, part, started, on_device=on_device) for _, part in self._parts(arrays)]
+            if count <= largest:
+                return self._answer_part(chain, arrays, started, on_device=on_device)
+            return _join_parts([self._answer_part(chain, part, started) for _, part in self._parts(arrays)])
         finally:
             self._pool.give_back(chain)
-        return parts[0] if len(parts) == 1 else _join_parts(parts)
 
     def stream(self, batch: Batch, *, stream: Any = None) -> Generator[tuple[np.ndarray, Outputs], None, None]:
         """Answers a batch, handing out answers as queries leave.
 
-        The batch is checked and copied before this returns. The stream may be dropped half-way; what it holds goes
-        back when it is closed or finalised.
+        The batch is checked and copied before this returns. The stream may be dropped half-way; its buffers are
+        reused once it is closed or finalised.
 
         Args:
             batch, stream: as for ``run``.
@@ -224,17 +231,15 @@ class Runtime:
         chain = self._pool.take()
         try:
             for start, part in self._parts(arrays):
-                shadow = self._draw_shadow(chain, len(part[0]))
+                state = self._enter(len(part[0]))
                 left: list[int] = []
                 confidences: list[bytes] = []
-                for leavers in chain.run(part, shadow):
-                    confidence, answers = chain.answers(leavers.places)
-                    left += [leavers.exit_index] * len(leavers.rows)
+                for leaving in chain.run(part, state):
+                    confidence, answers = chain.answers(leaving.places)
+                    left += [leaving.exit_index] * len(leaving.rows)
                     confidences.append(confidence.tobytes())
-                    yield np.array(leavers.rows) + start, _as_outputs(answers)
-                if self._stats is not None:
-                    compared = () if shadow is None else self._compare(chain, shadow)
-                    self._stats.add(left, b"".join(confidences), compared)
+                    yield np.array(leaving.rows) + start, _as_outputs(answers)
+                self._count(chain, left, b"".join(confidences), state)
         finally:
             self._pool.give_back(chain)
 
@@ -277,45 +282,45 @@ class Runtime:
             raise UsageError("this runtime keeps no statistics; open it without stats=False")
         return self._stats
 
-    def _draw_shadow(self, chain: Chain, count: int) -> ShadowRows | None:
-        if self._shadow is None:
-            return None
-        chosen = self._shadow.draw(count)
-        return chain.shadow(chosen) if chosen else None
+    def _enter(self, count: int) -> BatchState:
+        """Returns the state of a batch of ``count`` rows, some of which may be drawn to be shadowed."""
+        shadowed = None if self._shadow is None else self._shadow.draw(count)
+        return BatchState(list(range(count)), ShadowState(shadowed) if shadowed else None)
 
-    def _compare(self, chain: Chain, shadow: ShadowRows) -> ShadowCounts:
-        """Returns exit and agreement of each row that was carried on."""
-        if not shadow.finished:
+    def _count(self, chain: StageChain, left: list[int], confidence: bytes, state: BatchState) -> None:
+        """Adds a batch to the statistics: where its rows left, with which confidence, and how shadowed ones compare."""
+        if self._stats is not None:
+            self._stats.add(left, confidence, () if state.shadow is None else self._compare(chain, state.shadow))
+
+    def _compare(self, chain: StageChain, shadow: ShadowState) -> Agreements:
+        """Returns the exit of each row that was carried on, and how far its answer there is the final head's."""
+        rows = shadow.finished
+        if not rows:
             return ()
-        _, early = chain.answers([row.place for row in shadow.finished])
-        _, final = chain.answers([row.final_place for row in shadow.finished])
-        agree = (self._agree(early, final) >= 1).tolist()
-        return [(row.exit_index, same) for row, same in zip(shadow.finished, agree, strict=True)]
+        _, early = chain.answers([row.place for row in rows])
+        _, final = chain.answers([row.final_place for row in rows])
+        agreement = self._agreement(early, final).tolist()
+        return [(row.exit_index, same) for row, same in zip(rows, agreement, strict=True)]
 
     def _answer_part(
-        self, chain: Chain, arrays: Sequence[np.ndarray | Buffer], started: float, *, on_device: bool
+        self, chain: StageChain, arrays: Sequence[np.ndarray | Buffer], started: float, *, on_device: bool = False
     ) -> Result:
         count = len(arrays[0])
-        shadow = self._draw_shadow(chain, count)
+        state = self._enter(count)
         places, left, latency_ms = [0] * count, [0] * count, [0.0] * count
-        engine_s = 0.0
-        for leavers in chain.run(arrays, shadow):
-            left_ms = (perf_counter() - started) * 1e3
-            engine_s += leavers.engine_s
-            for row, place in zip(leavers.rows, leavers.places, strict=True):
-                places[row], left[row], latency_ms[row] = place, leavers.exit_index, left_ms
+        for leaving in chain.run(arrays, state):
+            left_ms, exit_index = (perf_counter() - started) * 1e3, leaving.exit_index
+            for row, place in zip(leaving.rows, leaving.places, strict=True):
+                places[row], left[row], latency_ms[row] = place, exit_index, left_ms
+        answers: tuple[Output, ...]
         confidence, answers = chain.answers_on_device(places) if on_device else chain.answers(places)
-        if shadow is not None:
-            engine_s += shadow.engine_s
-        if self._stats is not None:
-            compared = () if shadow is None else self._compare(chain, shadow)
-            self._stats.add(left, confidence.tobytes(), compared)
+        self._count(chain, left, confidence.tobytes(), state)
         return Result(
             outputs=_as_outputs(answers),
-            exit_index=np.array(left),
+            exit_index=np.array(left, np.int64),
             confidence=confidence,
-            latency_ms=np.array(latency_ms),
-            engine_ms=engine_s * 1e3,
+            latency_ms=np.array(latency_ms, np.float64),
+            engine_ms=state.engine_s * 1e3,
         )
 
     def _parts(self, arrays: Sequence[np.ndarray | Buffer]) -> Iterator[tuple[int, Sequence[np.ndarray | Buffer]]]:
@@ -339,5 +344,5 @@ def _join_parts(parts: Sequence[Result]) -> Result:
     )
 
 
-def _as_outputs(arrays: tuple[Buffer, ...]) -> Outputs:
+def _as_outputs(arrays: tuple[Output, ...]) -> Outputs:
     return arrays[0] if len(arrays) == 1 else arrays

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import InputError
-from calibration.data.datasets import Dataset, make_dataset, split_indices
+from calibration.data.arrays import ArrayImages, make_samples
+from calibration.data.splits import split_indices
 
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -44,17 +45,17 @@ _SPLIT_SEED = 20221122
 _log = logging.getLogger("pame.calibration")
 
 
-def load_fashion_mnist(cache: Path) -> Dataset:
+def load_fashion_mnist(cache: Path) -> ArrayImages:
     """Returns Fashion-MNIST, fetching it into ``cache`` first where it is not there.
 
     Raises:
-        InputError: nobody answered, or what came back has another digest.
+        InputError: no source answered, or what came back has another digest.
     """
     raw = {name: _read_or_fetch(name, cache) for name in DIGESTS}
     images = np.concatenate([_images(raw["train-images-idx3-ubyte"]), _images(raw["t10k-images-idx3-ubyte"])])
     labels = np.concatenate([_labels(raw["train-labels-idx1-ubyte"]), _labels(raw["t10k-labels-idx1-ubyte"])])
     splits = split_indices(labels[:60_000], {"train": 5 / 6, "calibrate": 1 / 6}, seed=_SPLIT_SEED)
-    return make_dataset("fashion-mnist", images, labels, CLASSES, {**splits, "test": np.arange(60_000, 70_000)})
+    return make_samples("fashion-mnist", images, labels, CLASSES, {**splits, "test": np.arange(60_000, 70_000)})
 
 
 def _images(raw: bytes) -> np.ndarray:

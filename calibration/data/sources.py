@@ -1,92 +1,153 @@
-"""Which data a run uses: what the user names, what its trace was made from, or Fashion-MNIST where that fits."""
+"""Sources: the data of a run, as the user names it, as its trace recorded it, or Fashion-MNIST where that fits."""
 
 from __future__ import annotations
 
+import importlib
+import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts import MANIFEST, GraphError, InputError, Model, RunFolder, UsageError, open_model, read_manifest
-from calibration.data.datasets import Dataset, load_dataset
+from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
+from calibration.data.arrays import ArrayImages
 from calibration.data.fashion_mnist import load_fashion_mnist
+from calibration.data.image_input import ImageInput, image_input_of
+from calibration.data.loading import load_samples
+from calibration.data.samples import ImageSamples, Samples, check_inputs
 
 CACHE = Path("~/.cache/pame/fashion-mnist")
 FASHION_MNIST = "fashion-mnist"
-EXPORT_FIRST = "python -m export resnet --segments"
+DATA_HELP = (
+    "your data: class folders, an .npz or a .csv of images; queries without labels: a folder or an .npz of images "
+    "alone; module:object for samples of your own"
+)
+DataSource = str | Path | Samples
+"""What ``--data`` names: a folder, a file, ``module:object`` or ``fashion-mnist``; or samples themselves."""
+_log = logging.getLogger("pame.calibration")
 
 
-def image_shape(model: Model) -> tuple[int, int, int]:
-    """Returns (C, H, W) of the images that a model takes.
-
-    Raises:
-        GraphError: the model takes something else.
-    """
-    inputs = model.spec.full.inputs
-    shape = inputs[0].row_shape
-    if len(inputs) != 1 or len(shape) != 3 or inputs[0].dtype != "float32":
-        described = ", ".join(f"{spec.name} {spec.dtype} {spec.row_shape}" for spec in inputs)
-        raise GraphError(
-            f"training and traces know one float32 image input (C, H, W); {model.spec.name} takes {described}"
-        )
-    return shape
+def class_count(model: Model) -> int | None:
+    """Returns the number of classes that a model tells apart; ``None`` where its answers are not classes."""
+    answer = model.spec.full.output(model.spec.full.answers[0]).row_shape
+    return answer[0] if len(answer) == 1 else None
 
 
-def class_count(model: Model) -> int:
-    """Returns the number of classes that a model tells apart."""
-    return model.spec.full.output(model.spec.full.answers[0]).row_shape[-1]
-
-
-def normalisation_of(model: Model) -> tuple[float, float] | None:
-    """Returns mean and spread of the pixel values in [0, 1] that a model was trained with; ``None``: not recorded."""
-    stated = model.spec.stated_preprocessing()
-    return None if stated is None else (stated.mean[0], stated.std[0])
-
-
-def load_run_data(run: RunFolder, data: Path | None = None) -> Dataset:
-    """Loads the data of a run, normalised as its network was trained where that is recorded.
+def load_run_data(
+    run: RunFolder, data: DataSource | None = None, *, report: Callable[[str], None] = _log.info
+) -> Samples:
+    """Loads the data of a run, prepared as its network was trained where that is recorded.
 
     Args:
-        run: its model says which images are needed, its trace which data it was made from.
-        data: ``--data``; wins when given.
+        run: its model says which inputs are needed, its trace which data it was made from.
+        data: ``--data``, or samples; wins when given.
+        report: receives notes on the data for the user.
 
     Raises:
         UsageError: nothing was named and Fashion-MNIST does not fit the model.
-        InputError: the data cannot be read, or has more classes than the model.
+        InputError: the data cannot be read, does not fit the network, or has more classes than it.
     """
-    model = open_model(run.model, remedy=EXPORT_FIRST)
-    source = _named_source(data) if data is not None else _recorded_source(run)
-    shape, classes = image_shape(model), class_count(model)
-    if source is None and (shape, classes) == ((1, 28, 28), 10):
+    model = open_model(run.model, remedy=run.remedy("export"))
+    if isinstance(data, Samples):
+        check_inputs(data, model)
+        return data
+    source = name_source(data) if data is not None else recorded_source(run)
+    if source is None and _takes_fashion_mnist(model):
         source = FASHION_MNIST
     if source is None:
+        inputs = ", ".join(f"'{spec.name}' {spec.dtype} {spec.row_shape}" for spec in model.spec.full.inputs)
         raise UsageError(
-            f"{model.spec.name} takes images {shape} of {classes} classes: name your data with --data DIR "
+            f"{model.spec.name} takes {inputs}: name your data with --data DIR "
             "(one sub-folder per class, or an .npz with images and labels; where the exit heads are trained, queries "
             "without labels will do: a folder of images, or an .npz with images alone)"
         )
-    dataset = (
-        load_fashion_mnist(CACHE.expanduser()) if source == FASHION_MNIST else load_dataset(Path(source), shape=shape)
-    )
-    if len(dataset.classes) > classes or dataset.images.shape[1:] != shape:
+    samples = _open_source(source, model, given=data is not None, report=report)
+    classes = class_count(model)
+    if classes is not None and isinstance(samples, ImageSamples) and len(samples.classes) > classes:
         raise InputError(
-            f"{dataset.name} has {len(dataset.classes)} classes and images {dataset.images.shape[1:]}; "
-            f"{model.spec.name} tells {classes} classes apart and takes {shape}"
+            f"{samples.name} has {len(samples.classes)} classes; {model.spec.name} tells {classes} classes apart"
         )
-    known = normalisation_of(model)
-    return dataset if known is None else replace(dataset, mean=known[0], std=known[1])
+    return samples
 
 
-def source_name(data: Dataset, path: Path | None, run: RunFolder) -> str:
+def _takes_fashion_mnist(model: Model) -> bool:
+    inputs = model.spec.full.inputs
+    return len(inputs) == 1 and inputs[0].row_shape == (1, 28, 28) and class_count(model) == 10
+
+
+def _open_source(source: str, model: Model, *, given: bool, report: Callable[[str], None]) -> Samples:
+    if is_reference(source):
+        if not given:
+            raise UsageError(
+                f"the trace was made from the samples {source}, and what a file names is never imported: name them "
+                f"again with --data {source}"
+            )
+        return _import_samples(source, model)
+    want = image_input_of(model)
+    samples = (
+        _load_fashion_mnist(model, want)
+        if source == FASHION_MNIST
+        else load_samples(Path(source), want, class_count=class_count(model), report=report)
+    )
+    if not want.stated:
+        own = samples.preprocessing
+        report(
+            f"note: {model.artifact.folder} does not say how pixels were normalised in training; those of "
+            f"{samples.name} are by its own mean {own.mean[0]:g} and spread {own.std[0]:g}"
+        )
+    return samples
+
+
+def _load_fashion_mnist(model: Model, want: ImageInput) -> ArrayImages:
+    found = load_fashion_mnist(CACHE.expanduser())
+    if found.input.row_shape != want.row_shape:
+        raise InputError(f"{found.name} has images {found.input.row_shape}; {model.spec.name} takes {want.row_shape}")
+    preprocessing = want.preprocessing if want.stated else found.preprocessing
+    return replace(found, input=replace(want, preprocessing=preprocessing))
+
+
+def _import_samples(reference: str, model: Model) -> Samples:
+    """Imports the samples that the person at the keyboard named as ``module:object``."""
+    module, _, attribute = reference.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"--data {reference}: {error}; expected module:object, with the module on PYTHONPATH"
+        ) from error
+    made = isinstance(found, type) or (callable(found) and not isinstance(found, Samples))
+    samples = found() if made else found
+    if not isinstance(samples, Samples):
+        raise UsageError(
+            f"--data {reference}: {type(samples).__name__} is not samples; see calibration.Samples for its methods"
+        )
+    check_inputs(samples, model)
+    return samples
+
+
+def source_name(samples: Samples, data: DataSource | None, run: RunFolder) -> str:
     """Returns what is recorded so that later commands find the same data by themselves."""
-    if path is not None:
-        return _named_source(path)
-    return _recorded_source(run) or data.name
+    if data is None:
+        return recorded_source(run) or samples.name
+    return samples.name if isinstance(data, Samples) else name_source(data)
 
 
-def _named_source(data: Path) -> str:
-    return FASHION_MNIST if str(data) == FASHION_MNIST and not data.exists() else str(data.resolve())
+def is_reference(source: str) -> bool:
+    """Tells whether a source is ``module:object`` rather than a path."""
+    module, colon, attribute = source.partition(":")
+    names = [*module.split("."), attribute]
+    return bool(colon) and all(name.isidentifier() for name in names) and not Path(source).exists()
 
 
-def _recorded_source(run: RunFolder) -> str | None:
+def name_source(data: str | Path) -> str:
+    """Returns the absolute path that ``--data`` names, or the name of what is not a path."""
+    word = str(data)
+    if is_reference(word) or (word == FASHION_MNIST and not Path(data).exists()):
+        return word
+    return str(Path(data).resolve())
+
+
+def recorded_source(run: RunFolder) -> str | None:
+    """Returns the source that the run's trace was made from; ``None`` without a trace that says so."""
     if not (run.trace / MANIFEST).is_file():
         return None
     source = read_manifest(run.trace).parameters.get("data_source")

@@ -1,13 +1,14 @@
-"""Every segment and every exit head of a model, opened as the engines that will be deployed.
+"""SegmentRunner: every segment and every exit head of a model, opened as the engines that will be deployed.
 
-The chain sends all rows through everything, without anybody leaving: that gives the features that frozen training
-reads and the trace that planning reads.
+It sends all rows through everything, and no row leaves: that gives the features that frozen training reads and the
+trace that planning reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,25 +16,35 @@ from typing import Self
 import numpy as np
 
 from artifacts import GraphSpec, Model
-from engines import Buffer, BuildOptions, DeviceOptions, ensure_engine, open_device, open_engine
-
-Execution = Callable[[], None]
+from engines import Buffer, BuildOptions, DeviceOptions, Execution, ensure_engine, open_device, open_engine
 
 
-class ModelChain:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """Which engines run segments and heads.
+
+    Attributes:
+        backend: e.g. ``onnxruntime``.
+        threads: of each engine.
+    """
+
+    backend: str
+    threads: int
+
+
+class SegmentRunner:
     """Segments, final head and (on demand) exit heads of one model over buffers of a fixed number of rows.
 
     Not thread-safe; close it, or use it as a context manager.
     """
 
-    def __init__(self, model: Model, cache: Path, *, backend: str, threads: int, rows: int, with_heads: bool) -> None:
+    def __init__(self, model: Model, cache: Path, engine: EngineChoice, *, rows: int, with_heads: bool) -> None:
         """Builds the engines that are not in ``cache`` yet and opens them.
 
         Args:
             model: the model folder.
             cache: folder of compiled engines.
-            backend: e.g. ``onnxruntime``.
-            threads: of each engine.
+            engine: backend and threads.
             rows: batch size of every run; the last batch is padded.
             with_heads: also open the exit heads.
         """
@@ -41,7 +52,7 @@ class ModelChain:
         self._spec = spec
         self._rows = rows
         self._stack = ExitStack()
-        self._device = open_device(backend, DeviceOptions(kernel_folder=cache))
+        self._device = open_device(engine.backend, DeviceOptions(kernel_folder=cache))
         self._stack.callback(self._device.close)
         self._buffers: dict[str, Buffer] = {}
         for tensor in spec.full.inputs:
@@ -52,10 +63,10 @@ class ModelChain:
         self._runs: list[Execution] = []
         for graph in (*spec.segments, *heads, *final):
             options = BuildOptions(max_batch_size=rows)
-            folder = ensure_engine(model.path(graph), graph, cache, backend=backend, options=options)
-            engine = open_engine(folder, graph, threads=threads, device=self._device)
-            self._stack.callback(engine.close)
-            self._runs.append(engine.bind(self._buffers_of(graph)))
+            folder = ensure_engine(model.path(graph), graph, cache, backend=engine.backend, options=options)
+            opened = open_engine(folder, graph, threads=engine.threads, device=self._device)
+            self._stack.callback(opened.close)
+            self._runs.append(opened.bind(self._buffers_of(graph)))
         self._final: GraphSpec = final[0]
 
     def _buffers_of(self, graph: GraphSpec) -> dict[str, Buffer]:
@@ -64,7 +75,7 @@ class ModelChain:
         return {tensor.name: self._buffers[tensor.name] for tensor in (*graph.inputs, *graph.outputs)}
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> int:
-        """Sends up to ``rows`` rows through everything; returns how many."""
+        """Sends up to ``rows`` rows of every input through everything; returns how many."""
         count = len(next(iter(inputs.values())))
         for name, array in inputs.items():
             self._device.upload(array, self._buffers[name])
@@ -77,7 +88,7 @@ class ModelChain:
         since exit heads are trained in that.
         """
         copies = {cut.name: self._read(cut.main.name, count) for cut in self._spec.cuts}
-        return {name: one.astype(np.float32) if one.dtype == np.float16 else one for name, one in copies.items()}
+        return {name: copy.astype(np.float32) if copy.dtype == np.float16 else copy for name, copy in copies.items()}
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """Returns (answers, confidence (count,) float32) after ``run``, per opened exit head and last the final head.

@@ -1,50 +1,83 @@
-"""Traces: every sample of a part through every exit of the deployed engines."""
+"""Trace collecting: every sample of a part through every exit of the deployed engines."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
-from artifacts import Model, Trace, find_task
+from artifacts import Answers, InputError, Model, Task, Trace
 from artifacts.console import track
-from calibration.data.datasets import Dataset
-from calibration.tracing.all_exits import ModelChain
+from calibration.data.samples import Samples, in_chunks
+from calibration.tracing.all_exits import SegmentRunner
 
 
-def collect_trace(model: Model, chain: ModelChain, data: Dataset, part: str, *, rows: int) -> Trace:
-    """Runs a part of the data through all exits; nobody leaves.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Chunks:
+    """What was collected so far: one array (E + 1, n, ...) per chunk of n samples."""
+
+    confidence: list[np.ndarray] = field(default_factory=list)
+    metric: list[np.ndarray] = field(default_factory=list)
+    agreement: list[np.ndarray] = field(default_factory=list)
+    predictions: list[np.ndarray] = field(default_factory=list)
+    counts: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+
+
+def collect_trace(model: Model, runner: SegmentRunner, samples: Samples, part: str, task: Task, *, rows: int) -> Trace:
+    """Runs a part of the samples through all exits; no row leaves.
 
     Args:
         model: its exit candidates become the trace's exits.
-        chain: its engines with the exit heads, opened for ``rows`` rows.
-        data: images; without labels the trace's metric is its agreement.
+        runner: its engines with the exit heads, opened for ``rows`` rows.
+        samples: read ``rows`` at a time; without labels the trace's metric is its agreement.
         part: ``calibrate`` or ``test``.
+        task: judges the answers.
         rows: batch size of the runs.
 
     Returns:
         The trace, samples in the order of the part's indices.
+
+    Raises:
+        InputError: the part has no samples.
     """
-    task = find_task(model.spec.task)
-    input_name = model.spec.full.inputs[0].name
-    indices = data.split(part)
-    confidence, metric, agreement, predictions = [], [], [], []
-    starts = range(0, len(indices), rows)
-    for start in track(starts, description=f"tracing the {part} part", total=len(starts)):
-        chunk = indices[start : start + rows]
-        found = chain.answers(chain.run({input_name: data.inputs(chunk)}))
-        final = found[-1][0]
-        confidence.append([certain for _, certain in found])
-        agreement.append([task.agreement(answers, final) for answers, _ in found])
-        if data.labelled:
-            metric.append([task.quality(answers, data.labels_of(chunk)) for answers, _ in found])
-        classes = [task.predictions(answers) for answers, _ in found]
-        predictions.append(np.array([one for one in classes if one is not None], np.int32))
-    classified, agreed = len(predictions[0]) > 0, np.concatenate(agreement, axis=1)
+    indices = samples.indices_of(part)
+    if len(indices) == 0:
+        raise InputError(
+            f"{samples.name} has no samples in its {part} part; give it some: more data, a folder '{part}', or a "
+            f"'split' that names it"
+        )
+    found = _Chunks()
+    chunks = in_chunks(indices, rows)
+    for chunk in track(chunks, description=f"tracing the {part} part", total=-(-len(indices) // rows)):
+        answered = runner.answers(runner.run(samples.inputs(chunk)))
+        targets = samples.targets(chunk) if samples.labelled else None
+        _judge(found, task, [answers for answers, _ in answered], targets)
+        found.confidence.append(np.stack([confidence for _, confidence in answered]))
+    agreement = np.concatenate(found.agreement, axis=1).astype(np.float32)
     return Trace(
         exits=tuple(cut.name for cut in model.spec.candidates),
-        confidence=np.concatenate(confidence, axis=1),
-        metric=np.concatenate(metric, axis=1) if data.labelled else agreed.astype(np.float32),
-        agreement=agreed,
-        predictions=np.concatenate(predictions, axis=1) if classified else None,
-        labels=data.labels_of(indices).astype(np.int32) if classified and data.labelled else None,
-        labelled=data.labelled,
+        confidence=np.concatenate(found.confidence, axis=1),
+        metric=np.concatenate(found.metric, axis=1) if samples.labelled else agreement,
+        agreement=agreement,
+        predictions=np.concatenate(found.predictions, axis=1) if found.predictions else None,
+        counts=np.concatenate(found.counts, axis=1) if found.counts else None,
+        labels=np.concatenate(found.labels) if found.labels else None,
+        labelled=samples.labelled,
     )
+
+
+def _judge(found: _Chunks, task: Task, answers: list[Answers], targets: np.ndarray | None) -> None:
+    """Adds what a task says of the answers of every exit, the final head's last, to the same samples."""
+    found.agreement.append(np.stack([task.agreement(given, answers[-1]) for given in answers]))
+    classes = [task.predictions(given) for given in answers]
+    if classes[0] is not None:
+        found.predictions.append(np.array(classes, np.int32))
+    if targets is None:
+        return
+    found.metric.append(np.stack([task.quality(given, targets) for given in answers]))
+    counts = [task.counts(given, targets) for given in answers]
+    if counts[0] is not None:
+        found.counts.append(np.array(counts, np.float64))
+    if classes[0] is not None:
+        found.labels.append(targets.astype(np.int32))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import InputError, Trace
+from artifacts import FINAL_HEAD, InputError, Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class FlipReport:
         samples: how many there are.
         exits: in the order of the data flow, the final head last.
         moved: samples that leave at another exit when all thresholds of the plan count; ``None`` without a plan.
-        labelled: False where all metrics are the agreement, since nobody knows the true answers.
+        labelled: False where all metrics are the agreement, since the true answers are not given.
     """
 
     samples: int
@@ -74,7 +74,7 @@ def count_flips(before: Trace, after: Trace, thresholds: Mapping[str, float]) ->
     if unknown := sorted(set(thresholds) - set(before.exits)):
         raise InputError(f"the plan leaves at {', '.join(unknown)}, where the traces have no exit")
     exits = []
-    for row, name in enumerate((*before.exits, "final")):
+    for row, name in enumerate((*before.exits, FINAL_HEAD)):
         limit = np.float32(thresholds[name]) if name in thresholds else None
         pair = before.confidence[row], after.confidence[row]
         exits.append(

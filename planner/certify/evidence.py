@@ -1,47 +1,67 @@
-"""What a risk is told of the samples: the metric, the agreement, or labels and predictions. Pure."""
+"""Evidence: what a test of a risk reads of each sample, collected once as arrays. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from artifacts import InputError, Trace
 from calibration.certify.set_metrics import SET_METRICS
-from planner.predict.replay import ChosenExits, evaluate_exits, exit_rows
+from planner.predict.replay import NO_EXITS, Exits, find_answers
 
 
-def risk_trace(trace: Trace, risk: str) -> Trace:
-    """Returns the trace in which ``metric`` is what the risk is about: for ``agreement`` it is the agreement."""
-    return replace(trace, metric=trace.agreement.astype(np.float32)) if risk == "agreement" else trace
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evidence:
+    """The evidence of a risk on some samples, in the form of ``calibration.RiskTest``.
+
+    Attributes:
+        full: of the full network, (n,); for a set metric (n, 2) labels and predictions.
+        plans: of each plan, an array of the same form.
+    """
+
+    full: np.ndarray
+    plans: tuple[np.ndarray, ...]
 
 
-def metric_word(risk: str) -> str:
-    """Returns what the metric of ``risk_trace`` is called."""
-    return "agreement" if risk == "agreement" else "metric"
+def collect_evidence(trace: Trace, plans: Sequence[Exits], risk: str) -> Evidence:
+    """Returns the evidence of a risk for the full network and for plans on the samples of a trace.
 
-
-def metric_under(trace: Trace, chosen: ChosenExits) -> np.ndarray:
-    """Returns the metric of each sample under a plan: (N,)."""
-    rows = [*exit_rows(trace, chosen.cuts), len(trace.exits)]
-    leaves_at = evaluate_exits(trace, chosen).leaves_at
-    answered: np.ndarray = trace.metric[np.array(rows)[leaves_at], np.arange(trace.sample_count)]
-    return answered
-
-
-def evidence_under(trace: Trace, chosen: ChosenExits, risk: str) -> np.ndarray:
-    """Returns what a test of the risk is told of each sample under a plan, see ``RiskTest``.
+    Args:
+        trace: with the metric that the risk is about, see ``risk_trace``.
+        plans: in any order; the evidence has the same.
+        risk: one of ``calibration.RISKS``.
 
     Raises:
         InputError: the trace has no predictions and labels, which a set metric needs.
     """
-    if risk not in SET_METRICS:
-        return metric_under(trace, chosen)
-    if trace.predictions is None or trace.labels is None:
+    if risk in SET_METRICS and (trace.predictions is None or trace.labels is None):
         raise InputError(
             f"--risk {risk} needs the class that every exit answers, and the trace holds none: collect it again "
             "(remove its folder first), or import one with predictions and labels"
         )
-    rows = np.array([*exit_rows(trace, chosen.cuts), len(trace.exits)])
-    answered = trace.predictions[rows[evaluate_exits(trace, chosen).leaves_at], np.arange(trace.sample_count)]
-    return np.stack([trace.labels, answered], axis=1)
+    read = _classes_under if risk in SET_METRICS else metric_under
+    return Evidence(full=read(trace, NO_EXITS), plans=tuple(read(trace, plan) for plan in plans))
+
+
+def metric_under(trace: Trace, exits: Exits) -> np.ndarray:
+    """Returns the metric of each sample under a plan: (N,)."""
+    answered: np.ndarray = trace.metric[find_answers(trace, exits), np.arange(trace.sample_count)]
+    return answered
+
+
+def _classes_under(trace: Trace, exits: Exits) -> np.ndarray:
+    """Returns the label of each sample and the class that a plan answers: (N, 2)."""
+    predictions = np.asarray(trace.predictions)[find_answers(trace, exits), np.arange(trace.sample_count)]
+    return np.stack([np.asarray(trace.labels), predictions], axis=1)
+
+
+def risk_trace(trace: Trace, risk: str) -> Trace:
+    """Returns the trace in which ``metric`` is the one that a risk is about: for ``agreement`` the agreement."""
+    return replace(trace, metric=trace.agreement.astype(np.float32)) if risk == "agreement" else trace
+
+
+def metric_word(risk: str) -> str:
+    """Returns the name of the metric of ``risk_trace``."""
+    return "agreement" if risk == "agreement" else "metric"

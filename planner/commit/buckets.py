@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import UsageError
+from planner.predict.objectives import BATCH
 from planner.predict.survivors import binomial_pmf
 from planner.predict.traffic import Load
-from planner.search.prices import BATCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Stages and bundles: what a chosen plan becomes on disk.
+"""Stages and bundles: a chosen plan on disk.
 
 Every distinct stage (from one exit to the next) is merged, compiled and timed once, however many plans share it. The
 plan without exits has one stage, the whole network.
@@ -17,7 +17,9 @@ import numpy as np
 
 from artifacts import (
     BUNDLE_JSON,
+    COMMAND,
     EXIT_PLAN_JSON,
+    MANIFEST,
     BundleSpec,
     ExitPlan,
     GraphSpec,
@@ -28,12 +30,11 @@ from artifacts import (
     new_artifact,
     write_json,
 )
-from artifacts.store import MANIFEST
 from engines import BuildOptions, ensure_engine
 from export import merge_stage
 from planner.measure.timing import TimedGraph
 from planner.predict.costs import host_row, keep_sizes, price_stage, stage_row
-from planner.predict.replay import ChosenExits
+from planner.predict.replay import Exits
 
 StageBounds = tuple[str | None, str | None]
 
@@ -48,12 +49,29 @@ class MergedStage:
     onnx: Path
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedStages:
+    """Merged stages with their times and their engines.
+
+    Attributes:
+        merged: the stages by their bounds.
+        itm: holds their rows.
+        cache: the compiled engines; what is missing is built.
+        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
+    """
+
+    merged: Mapping[StageBounds, MergedStage]
+    itm: InferenceTimeMatrix
+    cache: Path
+    profiles: str | None = None
+
+
 def stage_bounds(exits: Sequence[str]) -> tuple[StageBounds, ...]:
     """Returns (after, until) of every stage of a plan with these exits."""
     return tuple(itertools.pairwise([None, *exits, None]))
 
 
-def merge_stages(model: Model, plans: Iterable[ChosenExits], folder: Path) -> dict[StageBounds, MergedStage]:
+def merge_stages(model: Model, plans: Iterable[Exits], folder: Path) -> dict[StageBounds, MergedStage]:
     """Merges every stage that one of the plans needs, each once, in the order of the data flow.
 
     Args:
@@ -115,9 +133,8 @@ def measured_stage_costs(
 
 
 def assemble_bundle(
-    folder: Path, *, model: Model, plan: ExitPlan, stages: Mapping[StageBounds, MergedStage], itm: InferenceTimeMatrix,
-    cache: Path, inputs: Mapping[str, str], sizes: Mapping[StageBounds, tuple[int, ...]] | None = None,
-    profiles: str | None = None,
+    folder: Path, *, model: Model, plan: ExitPlan, stages: TimedStages, inputs: Mapping[str, str],
+    sizes: Mapping[StageBounds, tuple[int, ...]] | None = None,
 ) -> None:  # fmt: skip
     """Publishes a bundle: stages, engines, ``bundle.json`` and ``exit_plan.json``.
 
@@ -125,37 +142,23 @@ def assemble_bundle(
         folder: where the bundle will be.
         model: the model that was planned for.
         plan: the exit plan.
-        stages: merged stages, among them those of the plan.
-        itm: holds the stages' rows.
-        cache: the compiled engines; what is missing is built.
+        stages: among them those of the plan.
         inputs: digests of what the bundle was made from.
         sizes: the batch sizes that the stages keep engines for; all that were timed when left out.
-        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
 
     Raises:
         ArtifactError: it cannot be written; what was there is untouched.
     """
-    cuts = tuple(planned.cut for planned in plan.exits)
-    thresholds: list[float | None] = [*(planned.threshold for planned in plan.exits), None]
     with new_artifact(folder, kind="bundle", inputs=inputs) as staging:
         (staging / "stages").mkdir()
-        specs = tuple(
-            _add_stage(
-                staging,
-                f"stage_{index:02d}",
-                stages[bounds],
-                threshold,
-                plan,
-                itm if sizes is None else keep_sizes(itm, sizes[bounds]),
-                cache,
-                profiles,
-            )
-            for index, (bounds, threshold) in enumerate(zip(stage_bounds(cuts), thresholds, strict=True))
-        )
+        specs = []
+        for index, bounds in enumerate(stage_bounds([planned.cut for planned in plan.exits])):
+            own = stages if sizes is None else replace(stages, itm=keep_sizes(stages.itm, sizes[bounds]))
+            specs.append(_add_stage(staging, index, bounds, plan, own))
         bundle = BundleSpec(
             name=model.spec.name, task=model.spec.task, backend=plan.backend, threads=plan.threads,
             max_batch_size=plan.batch_size, inputs=model.spec.full.inputs, outputs=_answers(model.spec.full),
-            stages=specs, plan=plan, settings=model.spec.settings,
+            stages=tuple(specs), plan=plan, settings=model.spec.settings,
         )  # fmt: skip
         write_json(staging / BUNDLE_JSON, bundle)
         write_json(staging / EXIT_PLAN_JSON, plan)
@@ -165,31 +168,40 @@ def _answers(graph: GraphSpec) -> tuple[TensorSpec, ...]:
     return tuple(graph.output(name) for name in graph.answers)
 
 
-def _add_stage(
-    staging: Path, name: str, stage: MergedStage, threshold: float | None, plan: ExitPlan, itm: InferenceTimeMatrix,
-    cache: Path, profiles: str | None,
-) -> StageSpec:  # fmt: skip
+def _add_stage(staging: Path, index: int, bounds: StageBounds, plan: ExitPlan, stages: TimedStages) -> StageSpec:
+    name, stage, itm = f"stage_{index:02d}", stages.merged[bounds], stages.itm
     file, engine = f"stages/{name}.onnx", f"engines/{name}"
     shutil.copyfile(stage.onnx, staging / file)
     weights = stage.onnx.with_name(f"{stage.onnx.name}.data")
     if weights.is_file():
         shutil.copyfile(weights, staging / "stages" / weights.name)
     options = BuildOptions(
-        max_batch_size=plan.batch_size, batch_sizes=itm.batch_sizes if itm.fixed else (), profiles=profiles
+        max_batch_size=plan.batch_size, batch_sizes=itm.batch_sizes if itm.fixed else (), profiles=stages.profiles
     )
-    built = ensure_engine(stage.onnx, stage.graph, cache, backend=plan.backend, options=options)
+    built = ensure_engine(stage.onnx, stage.graph, stages.cache, backend=plan.backend, options=options)
     shutil.copytree(built, staging / engine)
-    medians = itm.row_ms(stage_row(stage.after, stage.until))
+    medians = itm.row_ms(stage_row(*bounds))
     return StageSpec(
         graph=replace(stage.graph, name=name, file=file),
         engine=engine,
-        threshold=threshold,
+        threshold=plan.exits[index].threshold if index < len(plan.exits) else None,
         median_ms={str(size): ms for size, ms in zip(itm.batch_sizes, medians, strict=True)},
     )
 
 
-def publish_bundle(assembled: Path, folder: Path, *, inputs: Mapping[str, str], parameters: Mapping[str, Any]) -> None:
-    """Publishes an assembled bundle once more in its final place, with its whole origin in the manifest."""
-    with new_artifact(folder, kind="bundle", inputs=inputs, parameters=parameters) as staging:
+def publish_bundle(
+    assembled: Path, folder: Path, *, inputs: Mapping[str, str], parameters: Mapping[str, Any], command: str
+) -> None:
+    """Publishes an assembled bundle once more in its final place, with its whole origin in the manifest.
+
+    Args:
+        assembled: the bundle, as it was measured.
+        folder: where it is to be.
+        inputs: name -> digest of the artifacts that it was made from.
+        parameters: the settings that decided its content.
+        command: the command line that makes it again.
+    """
+    notes = {COMMAND: command}
+    with new_artifact(folder, kind="bundle", inputs=inputs, parameters=parameters, notes=notes) as staging:
         shutil.copytree(assembled, staging, dirs_exist_ok=True)
         (staging / MANIFEST).unlink()

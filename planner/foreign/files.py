@@ -1,13 +1,13 @@
 """Traces and times of systems that are not ours, from documented files (docs/import-trace.md).
 
-A trace is an ``.npz`` or a CSV. Last in order is always the final head. Known are, per exit and sample,
+A trace is an ``.npz`` or a CSV. The final head is always the last exit. Per exit and sample a file holds
 
 - ``logits`` (confidence is the largest softmax share, the prediction its class), with or without ``labels``; or
 - ``confidence`` in [0, 1] with ``predictions``, with or without ``labels``; or
 - ``confidence`` in [0, 1] with ``correct``, the metric in [0, 1].
 
-Without labels only the agreement with the final head can be bounded. Where nothing tells the answers themselves, two
-exits are taken to agree only where both are fully right: disagreement is never underrated.
+Without labels only the agreement with the final head can be bounded. Where a file does not hold the answers themselves,
+two exits are taken to agree only where both are fully right: disagreement is never underestimated.
 
 Times are a CSV: a row per part of the network, a column per batch size, milliseconds.
 """
@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
-from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
+from artifacts import FINAL_HEAD, FINAL_HEAD_GRAPH, InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
+from planner.predict.costs import END, FULL, SERVING, gather_row, head_row, segment_row
 
-FINAL, END = "final", "end"
 _NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")
 
 
@@ -33,7 +32,7 @@ def read_trace(path: Path) -> Trace:
 
     Raises:
         UsageError: the ending is neither ``.npz`` nor ``.csv``, or the file cannot be read.
-        InputError: arrays or columns are missing, or hold what cannot be.
+        InputError: arrays or columns are missing, or hold impossible values.
     """
     if not path.is_file():
         raise UsageError(f"--trace {path}: there is no such file")
@@ -45,7 +44,7 @@ def read_trace(path: Path) -> Trace:
         raise UsageError(f"--trace {path}: expected an .npz or a .csv, see docs/import-trace.md")
     unknown = sorted(set(arrays) - set(_NPZ))
     if unknown:
-        raise InputError(f"{path}: unknown arrays {unknown}; known are {', '.join(_NPZ)}")
+        raise InputError(f"{path}: unknown arrays {unknown}; expected are {', '.join(_NPZ)}")
     try:
         return build_trace(arrays)
     except InputError as error:
@@ -60,7 +59,7 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
             (E + 1, N); optionally ``labels`` (N,), ``agreement`` (E + 1, N) and ``exits``, E names.
 
     Raises:
-        InputError: something is missing, has another shape, or holds what cannot be.
+        InputError: an array is missing, has another shape, or holds impossible values.
     """
     predictions = arrays.get("predictions")
     if "logits" in arrays:
@@ -75,8 +74,8 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
         if array is not None and array.shape != confidence.shape:
             raise InputError(f"{name} has shape {array.shape}, confidence {confidence.shape}")
     exits = tuple(map(str, arrays.get("exits", [f"exit_{i + 1}" for i in range(len(confidence) - 1)])))
-    if len(exits) != len(confidence) - 1 or {FINAL, END} & set(exits):
-        raise InputError(f"exits {list(exits)}: expected {len(confidence) - 1} names, none '{FINAL}' or '{END}'")
+    if len(exits) != len(confidence) - 1 or {FINAL_HEAD, END} & set(exits):
+        raise InputError(f"exits {list(exits)}: expected {len(confidence) - 1} names, none '{FINAL_HEAD}' or '{END}'")
     metric = _find_metric(arrays, predictions)
     agreement = _find_agreement(arrays, predictions, metric)
     labels = arrays.get("labels")
@@ -104,7 +103,7 @@ def _narrow(name: str, values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
         raise InputError(
             f"{name} must be finite and within [0, 1], found {values.min():g} to {values.max():g}. Scale a confidence "
-            "by any rising function; thresholds are found in the same scale"
+            "by any increasing function; thresholds are found on the same scale"
         )
     return values.astype(np.float32)
 
@@ -114,7 +113,7 @@ def _find_metric(arrays: Mapping[str, np.ndarray], predictions: np.ndarray | Non
     if "correct" in arrays:
         return arrays["correct"]
     if predictions is None:
-        raise InputError("confidence alone does not tell what an exit answers: add correct, predictions or logits")
+        raise InputError("confidence alone does not say what an exit answers: add correct, predictions or logits")
     if labels is None:
         return None
     if labels.shape != predictions.shape[1:]:
@@ -152,19 +151,19 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
             columns.setdefault(what, {})[name] = table[:, position]
         elif title != "sample":
             raise InputError(
-                f"{path}: column '{title}' is none of 'confidence EXIT', 'correct EXIT', 'prediction EXIT', 'label', "
-                "'sample'"
+                f"{path}: column '{title}' is not one of 'confidence EXIT', 'correct EXIT', 'prediction EXIT', "
+                "'label', 'sample'"
             )
     names = list(columns.get("confidence", {}))
-    if FINAL not in names:
-        raise InputError(f"{path}: there is no column 'confidence {FINAL}' for the final head")
-    exits = [name for name in names if name != FINAL]
+    if FINAL_HEAD not in names:
+        raise InputError(f"{path}: there is no column 'confidence {FINAL_HEAD}' for the final head")
+    exits = [name for name in names if name != FINAL_HEAD]
     for what, found in columns.items():
         if set(found) != set(names):
             raise InputError(
                 f"{path}: columns '{what}' are of {sorted(found)}, columns 'confidence' of {sorted(names)}"
             )
-        array = np.stack([found[name] for name in (*exits, FINAL)])
+        array = np.stack([found[name] for name in (*exits, FINAL_HEAD)])
         arrays["predictions" if what == "prediction" else what] = array
     return {**arrays, "exits": np.array(exits, np.str_)}
 
@@ -172,19 +171,19 @@ def _read_columns(path: Path) -> dict[str, np.ndarray]:
 def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads: int = 1) -> InferenceTimeMatrix:
     """Reads the times of a network whose candidate exits are ``exits``.
 
-    Rows: ``segment EXIT`` (from the exit before to this one), ``segment end`` (from the last exit to the answer),
+    Rows: ``segment EXIT`` (from the previous exit to this one), ``segment end`` (from the last exit to the answer),
     ``head EXIT``; optionally ``gather EXIT`` (0 without), ``full`` (the whole network in one piece; the sum of the
-    segments without) and ``serving`` (what a batch costs besides; 0 without).
+    segments without) and ``serving`` (the time of a batch outside the engines; 0 without).
 
     Args:
         path: the CSV; its first line holds the batch sizes from the second column on.
         exits: in the order of the data flow.
         fixed: True where an engine runs at these batch sizes only.
-        threads: for the record.
+        threads: of each engine, for the record.
 
     Raises:
         UsageError: there is no such file.
-        InputError: a row is missing, unknown, has a hole, or an entry is no time; the segments are in another order.
+        InputError: a row is missing, unknown, or has a hole; an entry is not a time; the segments are in another order.
     """
     if not path.is_file():
         raise UsageError(f"--itm {path}: there is no such file")
@@ -192,7 +191,7 @@ def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads
     sizes = tuple(_batch_size(path, cell) for cell in header[1:])
     found = {row[0].strip(): _times(path, row, sizes) for row in rows}
     if len(found) != len(rows):
-        raise InputError(f"{path}: a row comes twice")
+        raise InputError(f"{path}: a row appears twice")
     segments = [f"segment {name}" for name in (*exits, END)]
     needed, optional = [*segments, *(f"head {name}" for name in exits)], [f"gather {name}" for name in exits]
     unknown = sorted(set(found) - {*needed, *optional, FULL, SERVING})
@@ -202,13 +201,13 @@ def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads
     ordered = [name for name in found if name in segments]
     if ordered != segments:
         raise InputError(
-            f"{path}: in the order of the data flow come {ordered}, by the exits of the trace {segments}; "
-            "put the rows of the times or the exits of the trace in order"
+            f"{path}: the segments come in the order {ordered}, by the exits of the trace it is {segments}; "
+            "put both in the order of the data flow"
         )
     nothing = (0.0,) * len(sizes)
     whole = tuple(np.sum([found[name] for name in segments], axis=0).tolist())
     medians = {segment_row(index): found[name] for index, name in enumerate(segments)}
-    medians |= {FINAL_HEAD: nothing, FULL: found.get(FULL, whole), SERVING: found.get(SERVING, nothing)}
+    medians |= {FINAL_HEAD_GRAPH: nothing, FULL: found.get(FULL, whole), SERVING: found.get(SERVING, nothing)}
     for name in exits:
         medians[head_row(name)] = found[f"head {name}"]
         medians[gather_row(name)] = found.get(f"gather {name}", nothing)
@@ -225,13 +224,13 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read as CSV ({error})") from error
     if len(lines) < 2:
-        raise InputError(f"{path}: expected a line of headings and at least one more")
+        raise InputError(f"{path}: expected a line of headings and at least one row")
     header, *rows = lines
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise InputError(f"{path}, line {number}: {len(row)} cells, the headings are {len(header)}")
     if len(set(header)) != len(header):
-        raise InputError(f"{path}: a heading comes twice: {header}")
+        raise InputError(f"{path}: a heading appears twice: {header}")
     return header, rows
 
 
@@ -241,13 +240,13 @@ def _number(path: Path, line: int, cell: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{path}, line {line}: '{cell}' is no number")
+        raise InputError(f"{path}, line {line}: '{cell}' is not a number")
     return value
 
 
 def _batch_size(path: Path, cell: str) -> int:
     if not cell.isdigit():
-        raise InputError(f"{path}: heading '{cell}' is no batch size; expected e.g. part,1,8,32")
+        raise InputError(f"{path}: heading '{cell}' is not a batch size; expected e.g. part,1,8,32")
     return int(cell)
 
 
@@ -259,6 +258,6 @@ def _times(path: Path, row: Sequence[str], sizes: Sequence[int]) -> tuple[float,
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or value < 0:
-            raise InputError(f"{path}: row '{row[0]}' at batch size {size} holds '{cell}', which is no time in ms")
+            raise InputError(f"{path}: row '{row[0]}' at batch size {size} holds '{cell}', which is not a time in ms")
         times.append(value)
     return tuple(times)

@@ -1,8 +1,8 @@
-"""What serving a batch costs besides its engines: the row ``serving`` of the inference time matrix.
+"""Host overhead of serving: the time of a batch outside its engines, the row ``serving`` of the inference time matrix.
 
 The runtime checks a batch, copies it into its buffers, and hands every answer to its query. That is measured by a real
 ``Runtime`` around an engine that does next to nothing, over the network's own inputs and answers. Every plan pays it
-once per batch, the one without exits too.
+once per batch, also the one without exits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def serving_calls(
     Args:
         spec: the network whose inputs and answers are served.
         sizes: batch sizes, ascending.
-        device: where the buffers live; whoever opened it closes it.
+        device: where the buffers are; the caller closes it.
     """
     from runtime import Runtime
 
@@ -42,14 +42,14 @@ def serving_calls(
 
 
 def _make_idle_engine(graph: GraphSpec, largest: int, device: Device) -> Engine:
-    """Returns an engine that answers zeros on the host, and does nothing at all elsewhere."""
+    """Returns an engine that answers zeros on the host, and does nothing on any other device."""
     answer = {output.name: np.zeros((1, *output.row_shape), output.dtype) for output in graph.outputs}
     fake = FakeEngine(graph, max_batch_size=largest, outputs=lambda _: answer)
     return fake if isinstance(device, HostDevice) else _IdleEngine(fake)
 
 
 class _IdleEngine:
-    """Takes buffers of any device and leaves them as they are."""
+    """Idle engine: takes buffers of any device and leaves them as they are."""
 
     def __init__(self, like: Engine) -> None:
         self._like = like

@@ -1,13 +1,13 @@
-"""Measures the inference time matrix (ITM): the very engines that ship, over the batch sizes that may occur.
+"""Timing of engines: the inference time matrix (ITM) of the very engines that ship, at the batch sizes that may occur.
 
-Every row is timed at every batch size once per round (A B C .. A B C ..), so that a slow moment of the machine falls
-upon all rows alike instead of spoiling one; the median over the rounds stands, the interquartile range says how sure
-it is. Rounds stop early when the time budget is spent, but never before the third.
+Every row is timed at every batch size once per round (A B C .. A B C ..), so that a slow moment of the machine affects
+all rows alike instead of spoiling one; the median over the rounds counts, the interquartile range says how sure it is.
+Rounds stop early when the time budget is spent, but never before the third.
 
 In a round every row finds the caches filled by the others. A deployed chain is the same few stages over and over, so
 that an engine that is short enough to stay in the caches runs warm there: it runs twice in a row, and the second time
 counts. What the host does between two engines (gathering rows, serving a batch) always finds cold caches, which makes
-it several times as slow as in a loop of its own: it runs once, right behind an engine.
+it several times as slow as in a loop of its own: it runs once, right after an engine.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from artifacts import (
+    COMMAND,
     Artifact,
     EngineError,
     GraphSpec,
@@ -38,8 +38,9 @@ from artifacts import (
     to_plain,
     write_json,
 )
-from artifacts.console import say, track
+from artifacts.console import track
 from engines import (
+    Buffer,
     BuildOptions,
     Device,
     DeviceOptions,
@@ -50,7 +51,8 @@ from engines import (
     open_device,
     open_engine,
 )
-from planner.config import TimingConfig
+from planner.config import PlanConfig, TimingConfig
+from planner.flags import planner_command
 from planner.measure.host_overhead import serving_calls
 from planner.predict.costs import SERVING, gather_row
 
@@ -63,25 +65,51 @@ Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timings:
-    """What ``time_calls`` found: name -> seconds (rounds,) per call, and how many rounds there were."""
+class EngineSettings:
+    """How engines are built and run to be timed.
+
+    Attributes:
+        backend: e.g. ``onnxruntime``.
+        threads: of each engine.
+        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
+        device: the ordinal of the GPU, for a backend that runs on one.
+    """
+
+    backend: str
+    threads: int
+    profiles: str | None = None
+    device: int = 0
+
+    @classmethod
+    def of(cls, config: PlanConfig) -> EngineSettings:
+        """Returns the settings that a plan is made for."""
+        return cls(backend=config.backend, threads=config.threads, profiles=config.profiles)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallTimes:
+    """Times of some calls: (row, batch size) -> seconds per round, and the number of rounds."""
 
     seconds: Mapping[tuple[str, int], tuple[float, ...]]
     rounds: int
 
 
 def time_calls(
-    calls: Mapping[tuple[str, int], Call], config: TimingConfig, *, clock: Clock, cold: Container[str] = (),
+    calls: Mapping[tuple[str, int], Call],
+    config: TimingConfig,
+    *,
+    clock: Clock,
+    cold: Container[str] = (),
     wait: Call | None = None,
-) -> Timings:  # fmt: skip
+) -> CallTimes:
     """Times calls in interleaved rounds.
 
     Args:
-        calls: (row, batch size) -> what to run.
-        cold: the rows that never run twice in a row.
+        calls: (row, batch size) -> the call.
         config: rounds, warm-up and budget.
         clock: seconds, e.g. ``time.perf_counter``.
-        wait: waits until all that was called is done, where calls come back before; ``None`` where they do not.
+        cold: the rows that never run twice in a row.
+        wait: waits until everything that was called is done, where calls return earlier; ``None`` where they do not.
     """
     for call in calls.values():
         for _ in range(config.warm_up):
@@ -104,7 +132,7 @@ def time_calls(
             if seconds[key][-1] < _WARM_BELOW_S and key[0] not in cold:
                 short.add(key)
         done += 1
-    return Timings(seconds={key: tuple(values) for key, values in seconds.items()}, rounds=done)
+    return CallTimes(seconds={key: tuple(values) for key, values in seconds.items()}, rounds=done)
 
 
 def _then(call: Call, wait: Call) -> Call:
@@ -123,8 +151,8 @@ class TimedGraph:
         row: its name in the matrix.
         onnx: its file.
         graph: its interface.
-        gather: the exit behind it, when rows may leave there: adds the row ``gather_<gather>``.
-        carried: the tensors that survivors take along.
+        gather: the exit at its end, where rows may leave there: adds the row ``gather_<gather>``.
+        carried: the tensors that go on with the survivors.
     """
 
     row: str
@@ -135,7 +163,7 @@ class TimedGraph:
 
 
 def model_graphs(model: Model) -> tuple[TimedGraph, ...]:
-    """Returns everything of a model that the planner prices, in the order of the data flow."""
+    """Returns the graphs of a model that the planner prices, in the order of the data flow."""
     spec = model.spec
     graphs = [TimedGraph(row=graph.name, onnx=model.path(graph), graph=graph) for graph in spec.segments]
     for cut in spec.candidates:
@@ -149,72 +177,99 @@ def model_graphs(model: Model) -> tuple[TimedGraph, ...]:
 
 
 def time_graphs(
-    graphs: Sequence[TimedGraph], spec: ModelSpec, cache: Path, config: TimingConfig,
-    *, backend: str, threads: int, profiles: str | None = None, device: int = 0, clock: Clock = time.perf_counter,
-) -> InferenceTimeMatrix:  # fmt: skip
+    graphs: Sequence[TimedGraph],
+    spec: ModelSpec,
+    cache: Path,
+    config: TimingConfig,
+    settings: EngineSettings,
+    *,
+    clock: Clock = time.perf_counter,
+) -> InferenceTimeMatrix:
     """Builds the engines of some graphs where the cache lacks them, and times them together.
 
     Args:
         graphs: in the order of the data flow, so that every engine reads what the one before it wrote.
         spec: the network that they come from, for the row ``serving``.
         cache: folder of compiled engines.
-        config: how to time.
-        backend: e.g. ``onnxruntime``.
-        threads: of each engine.
-        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
-        device: the ordinal of the GPU, for a backend that runs on one.
+        config: batch sizes, rounds and budget.
+        settings: how the engines are built and run.
         clock: seconds.
 
     Returns:
         One row per graph and gather, and ``serving``; the environment also holds ``timing_rounds``, their number.
     """
-    largest = config.batch_sizes[-1]
-    options = BuildOptions(max_batch_size=largest, batch_sizes=config.batch_sizes, profiles=profiles)
-    options = replace(options, batch_sizes=fixed_batch_sizes(backend, options))
     with ExitStack() as stack:
-        place = open_device(backend, DeviceOptions(index=device, kernel_folder=cache))
-        stack.callback(place.close)
-        bench = _Bench(place, largest)
-        engines = []
-        for timed in track(graphs, description="opening engines", total=len(graphs)):
-            folder = ensure_engine(timed.onnx, timed.graph, cache, backend=backend, options=options)
-            engine = open_engine(folder, timed.graph, threads=threads, device=place)
-            stack.callback(engine.close)
-            engines.append(engine)
+        device = open_device(settings.backend, DeviceOptions(index=settings.device, kernel_folder=cache))
+        stack.callback(device.close)
+        engines = _open_engines(graphs, cache, config, settings, device=device, stack=stack)
         sizes = _common_sizes(engines, config.batch_sizes)
-        serving = serving_calls(spec, sizes, place)
-        calls: dict[tuple[str, int], Call] = {}
-        for size in reversed(sizes):  # the largest first: its warm-up fills all rows of the buffers
-            for timed, engine in zip(graphs, engines, strict=True):
-                calls.update({(row, size): call for row, call in bench.calls(timed, engine, size)})
-            calls.update({key: call for key, call in serving.items() if key[1] == size})
-        cold = {SERVING, *(gather_row(timed.gather) for timed in graphs if timed.gather is not None)}
-        timings = time_calls(
-            calls, config, clock=clock, cold=cold, wait=place.synchronize if place.bind_early else None
+        times = time_calls(
+            _list_calls(graphs, engines, spec, sizes, device),
+            config,
+            clock=clock,
+            cold={SERVING, *(gather_row(timed.gather) for timed in graphs if timed.gather is not None)},
+            wait=device.synchronize if device.bind_early else None,
         )
         key = engines[0].key
-    return _matrix(timings, sizes, backend=f"{key.backend} {key.backend_version}", threads=threads,
-                   fixed=bool(key.batch_sizes))  # fmt: skip
+    backend = f"{key.backend} {key.backend_version}"
+    return _matrix(times, sizes, backend=backend, threads=settings.threads, fixed=bool(key.batch_sizes))
+
+
+def _open_engines(
+    graphs: Sequence[TimedGraph],
+    cache: Path,
+    config: TimingConfig,
+    settings: EngineSettings,
+    *,
+    device: Device,
+    stack: ExitStack,
+) -> list[Engine]:
+    backend, sizes = settings.backend, config.batch_sizes
+    options = BuildOptions(max_batch_size=sizes[-1], batch_sizes=sizes, profiles=settings.profiles)
+    options = replace(options, batch_sizes=fixed_batch_sizes(backend, options))
+    engines = []
+    for timed in track(graphs, description="opening engines", total=len(graphs)):
+        folder = ensure_engine(timed.onnx, timed.graph, cache, backend=backend, options=options)
+        engine = open_engine(folder, timed.graph, threads=settings.threads, device=device)
+        stack.callback(engine.close)
+        engines.append(engine)
+    return engines
+
+
+def _list_calls(
+    graphs: Sequence[TimedGraph], engines: Sequence[Engine], spec: ModelSpec, sizes: tuple[int, ...], device: Device
+) -> dict[tuple[str, int], Call]:
+    """Returns (row, batch size) -> the call to time; the largest first: its warm-up fills all rows of the buffers."""
+    buffers = _SharedBuffers(device, sizes[-1])
+    serving = serving_calls(spec, sizes, device)
+    calls: dict[tuple[str, int], Call] = {}
+    for size in reversed(sizes):
+        for timed, engine in zip(graphs, engines, strict=True):
+            calls.update({(row, size): call for row, call in buffers.calls(timed, engine, size)})
+        calls.update({key: call for key, call in serving.items() if key[1] == size})
+    return calls
 
 
 def _common_sizes(engines: Sequence[Engine], wanted: tuple[int, ...]) -> tuple[int, ...]:
     sizes = {engine.key.batch_sizes or wanted for engine in engines}
     if len(sizes) != 1:
-        raise EngineError(f"the engines to time were built for different batch sizes: {sorted(sizes)}; build them anew")
+        raise EngineError(
+            f"the engines to time were built for different batch sizes: {sorted(sizes)}; build them again"
+        )
     return sizes.pop()
 
 
-class _Bench:
-    """The buffers that all timed engines share, by tensor; inputs of the network hold seeded noise."""
+class _SharedBuffers:
+    """Buffers that all timed engines share, by tensor; those of floating-point numbers start with seeded noise."""
 
     def __init__(self, device: Device, rows: int) -> None:
         self._device = device
         self._rows = rows
         self._random = np.random.default_rng(0)
-        self._buffers: dict[TensorSpec, Any] = {}
+        self._buffers: dict[TensorSpec, Buffer] = {}
 
     def calls(self, timed: TimedGraph, engine: Engine, size: int) -> Iterator[tuple[str, Call]]:
-        """Yields the rows of one graph at one batch size with what to run."""
+        """Yields the rows of one graph at one batch size, each with its call."""
         specs = (*timed.graph.inputs, *timed.graph.outputs)
         yield timed.row, engine.bind({spec.name: self._buffer(spec)[:size] for spec in specs})
         if timed.gather is not None:
@@ -225,7 +280,7 @@ class _Bench:
                 lambda: self._device.split_rows(size, confidence=half, threshold=0.5, carried=carried),
             )
 
-    def _buffer(self, spec: TensorSpec) -> Any:
+    def _buffer(self, spec: TensorSpec) -> Buffer:
         if spec not in self._buffers:
             buffer = self._device.allocate(spec, self._rows)
             if np.issubdtype(np.dtype(spec.dtype), np.floating):
@@ -234,7 +289,7 @@ class _Bench:
             self._buffers[spec] = buffer
         return self._buffers[spec]
 
-    def _half_leave(self) -> Any:
+    def _half_leave(self) -> Buffer:
         spec = TensorSpec(name="every second row leaves", dtype="float32", row_shape=())
         if spec not in self._buffers:
             self._buffers[spec] = self._device.allocate(spec, self._rows)
@@ -243,49 +298,57 @@ class _Bench:
 
 
 def _matrix(
-    timings: Timings, sizes: tuple[int, ...], *, backend: str, threads: int, fixed: bool
+    times: CallTimes, sizes: tuple[int, ...], *, backend: str, threads: int, fixed: bool
 ) -> InferenceTimeMatrix:
-    rows = dict.fromkeys(row for row, _ in timings.seconds)
-    quartiles = {key: np.percentile(values, (25, 50, 75)) * 1e3 for key, values in timings.seconds.items()}
+    rows = dict.fromkeys(row for row, _ in times.seconds)
+    quartiles = {key: np.percentile(seconds, (25, 50, 75)) * 1e3 for key, seconds in times.seconds.items()}
     return InferenceTimeMatrix(
-        backend=backend, threads=threads, batch_sizes=sizes, fixed=fixed,
+        backend=backend,
+        threads=threads,
+        batch_sizes=sizes,
+        fixed=fixed,
         median_ms={row: tuple(float(quartiles[row, size][1]) for size in sizes) for row in rows},
         spread_ms={row: tuple(float(np.ptp(quartiles[row, size])) for size in sizes) for row in rows},
-        environment={**environment_fingerprint(), "timing_rounds": str(timings.rounds)},
-    )  # fmt: skip
+        environment={**environment_fingerprint(), "timing_rounds": str(times.rounds)},
+    )
 
 
 def ensure_itm(
-    run: RunFolder, model: Model, config: TimingConfig, *, backend: str, threads: int, profiles: str | None = None,
+    run: RunFolder,
+    model: Model,
+    config: PlanConfig,
+    *,
+    command: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
     clock: Clock = time.perf_counter,
-) -> tuple[Artifact, InferenceTimeMatrix]:  # fmt: skip
+) -> tuple[Artifact, InferenceTimeMatrix]:
     """Returns the run's matrix; times the engines first unless model, settings and machine are those of the last time.
 
     Args:
         run: holds ``itm/`` and the engine cache.
-        model: what to time.
-        config: how.
-        backend: e.g. ``onnxruntime``.
-        threads: of each engine.
-        profiles: TensorRT's shape profiles, as in ``PlanConfig``.
+        model: whose graphs are timed.
+        config: its backend, profiles, threads and timing decide how.
+        command: the command line to record; ``None``: the planner's with this config.
+        report: receives lines on the progress.
         clock: seconds.
     """
-    inputs = {"model": model.digest}
-    made_by = builder(backend, BuildOptions(max_batch_size=config.batch_sizes[-1], profiles=profiles))
-    key = made_by.key(model.path(model.spec.full))
+    inputs, timing, settings = {"model": model.digest}, config.timing, EngineSettings.of(config)
+    options = BuildOptions(max_batch_size=timing.batch_sizes[-1], profiles=settings.profiles)
+    key = builder(settings.backend, options).key(model.path(model.spec.full))
     parameters = {
-        "backend": backend, "engine_options": dict(key.options), "threads": threads, "timing": to_plain(config),
+        "backend": settings.backend,
+        "engine_options": dict(key.options),
+        "threads": settings.threads,
+        "timing": to_plain(timing),
         "environment": environment_fingerprint(),
-    }  # fmt: skip
-    remedy = "python -m planner --tolerance 0.01"
+    }
     if not is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters):
         graphs = model_graphs(model)
-        say(f"timing {len(graphs)} engines of {model.spec.name} at {len(config.batch_sizes)} batch sizes")
-        itm = time_graphs(
-            graphs, model.spec, run.engines, config, backend=backend, threads=threads, profiles=profiles, clock=clock
-        )
-        say(f"timed in {itm.environment['timing_rounds']} rounds")
-        with new_artifact(run.itm, kind="itm", inputs=inputs, parameters=parameters) as staging:
+        report(f"timing {len(graphs)} engines of {model.spec.name} at {len(timing.batch_sizes)} batch sizes")
+        itm = time_graphs(graphs, model.spec, run.engines, timing, settings, clock=clock)
+        report(f"timed in {itm.environment['timing_rounds']} rounds")
+        notes = {COMMAND: command or planner_command(run.root, config)}
+        with new_artifact(run.itm, kind="itm", inputs=inputs, parameters=parameters, notes=notes) as staging:
             write_json(staging / ITM_JSON, itm)
-    artifact = open_artifact(run.itm, kind="itm", remedy=remedy)
+    artifact = open_artifact(run.itm, kind="itm", remedy=run.remedy("planner"))
     return artifact, read_json(artifact.path(ITM_JSON), InferenceTimeMatrix)

@@ -1,4 +1,4 @@
-"""What a plan costs: from measured engine times to the expected latency of a query.
+"""Costs of a plan: from measured engine times to the expected latency of a query.
 
 Theory. A plan with exits ``1..K`` has ``K + 1`` stages. Stage ``j`` runs over the ``N_(j-1)`` rows that survived the
 exits before it (``N_0 = B``) and takes ``c_j(N_(j-1))`` milliseconds, ``c_j(0) = 0``. Every row that enters a stage
@@ -12,7 +12,7 @@ identity E[N c(N)] = B s E[c(1 + Binomial(B - 1, s))] the expected mean latency 
     E[mean] = (1/B) sum_j E[N_(j-1) c_j(N_(j-1))] = sum_j s_(j-1) t_j,      t_j = E[c_j(1 + Binomial(B - 1, s_(j-1)))],
 
 where ``t_j`` is the time of stage ``j`` as a query sees it that takes part in it; a query that leaves at exit ``k``
-waits ``t_1 + .. + t_k`` in the mean, its *arrival time*. All of this is exact: no Monte Carlo, no smoothing of
+waits ``t_1 + .. + t_k`` on average, its *arrival time*. All of this is exact: no Monte Carlo, no smoothing of
 ``c_j``.
 
 With batches of several sizes (``planner.predict.traffic``) the mean latency is the query-weighted mixture of these,
@@ -21,15 +21,16 @@ the batch time the mixture by the share of the batches. The 99th percentile come
 
 ``c_j`` comes from the inference time matrix. Where the stage itself was timed, that row is it. Before that, a stage
 is the sum of its segments, its head and the gather behind it, less what merging saves: separate engines pay a start
-each and hand their tensors over through memory. The ``J = number of cuts`` joints of the whole network save
+each and hand their tensors over through memory. The ``J = number of cuts`` *seams* between the segments of the whole
+network save
 
     sum of all segments + final head - full
 
-together, and each joint is credited with an equal part, so that the stage without exits costs exactly what the full
-network was measured to take. At an exit half of a joint stays: the cut's tensors are read by the head where they are,
-but still written for the next stage, which reads them. A joint is the small difference of large sums, in which the
-noise of all rows meets: what a batch costs that nobody leaves is therefore told without them, as the full network and
-the heads and gathers of the exits. That is a little less than it takes; ``planner.commit.committing`` measures it.
+together, and each seam is credited with an equal part, so that the stage without exits costs exactly what the full
+network was measured to take. At an exit half of a seam stays: the cut's tensors are read by the head where they are,
+but still written for the next stage, which reads them. A seam is the small difference of large sums, which carries the
+noise of all rows: the cost of a batch of which no row leaves is therefore worked out without seams, as the full network
+and the heads and gathers of the exits. That is a little less than it takes; ``planner.commit.committing`` measures it.
 
 A row of measurements becomes ``c_j(n)`` for every ``n`` by ``engines.plan_covers``: the
 cheapest set of engine runs for ``n`` rows (exact fit, padding or split), as the runtime chooses it. The gather behind a
@@ -40,9 +41,9 @@ Two decisions at run time were worked out and left out (``docs/adr/0008-joint-se
 where the next cover costs as much with them saves the gather and nothing else. Its exact value is that of a Markov
 decision process over (rows alive, rows run over); ``benchmarks/carry_along.py`` solves it: at most 0.3 % of the mean
 latency on the demo network's times, 4 % if there were engines for the full batch alone. *Skipping a head* when few
-rows are left would send a row that is sure enough past its exit because of who else is in the batch: its answer would
-depend on its neighbours, so it may not be done however much it saves. The head of an exit that seldom pays is left out
-by the search, for every batch alike.
+rows are left would send a row that is confident enough past its exit because of the other rows of its batch: its answer
+would depend on its neighbours, so it may not be done however much it saves. The head of an exit that seldom pays is
+left out by the search, for every batch alike.
 """
 
 from __future__ import annotations
@@ -53,15 +54,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from artifacts import InferenceTimeMatrix, UsageError, unknown_name
+from artifacts import FINAL_HEAD_GRAPH, InferenceTimeMatrix, UsageError, unknown_name
 from engines import plan_covers
 from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
 from planner.predict.survivors import binomial_pmf
 from planner.predict.traffic import Load
 
 FULL = "full"
-FINAL_HEAD = "final_head"
 SERVING = "serving"
+END = "end"  # the last cut of an imported network, where the final head sits
 
 
 def segment_row(index: int) -> str:
@@ -106,16 +107,16 @@ def price_stage(
 
 def keep_sizes(itm: InferenceTimeMatrix, sizes: tuple[int, ...]) -> InferenceTimeMatrix:
     """Returns a matrix with some of its batch sizes only."""
-    kept = [itm.batch_sizes.index(size) for size in sizes]
+    columns = [itm.batch_sizes.index(size) for size in sizes]
 
     def pick(rows: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-        return {name: tuple(row[column] for column in kept) for name, row in rows.items()}
+        return {name: tuple(row[column] for column in columns) for name, row in rows.items()}
 
     return replace(itm, batch_sizes=sizes, median_ms=pick(itm.median_ms), spread_ms=pick(itm.spread_ms))
 
 
 def host_row(itm: InferenceTimeMatrix, after: str | None, until: str | None) -> tuple[float, ...]:
-    """Returns what the host does around a stage, at the matrix's batch sizes: gather, and serving around the first."""
+    """Returns the host's time around a stage, at the matrix's batch sizes: gather, and serving around the first."""
     rows = [np.zeros(len(itm.batch_sizes))]
     if until is not None:
         rows.append(np.array(itm.row_ms(gather_row(until))))
@@ -165,12 +166,12 @@ class NetworkCosts:
         return price_staying(self.plan_costs(()), self.load)
 
     def stay_ms(self, exits: Sequence[str]) -> float:
-        """The mean query of batches that nobody leaves before the end, with these exits, in milliseconds: the full
+        """The mean query of batches of which no row leaves before the end, with these exits, in milliseconds: the full
         network and what every exit adds, so that another exit never makes it less."""
         return self.full_ms + sum(map(self.exit_ms, exits))
 
     def exit_ms(self, name: str) -> float:
-        """What an exit adds for the mean query of a batch that nobody leaves: its head and the gather behind it."""
+        """The time that an exit adds for the mean query of a batch of which no row leaves: its head and the gather."""
         if name not in self._added:
             head, gather = self.itm.row_ms(head_row(name)), self.itm.row_ms(gather_row(name))
             self._added[name] = price_staying(
@@ -209,16 +210,16 @@ class NetworkCosts:
         if until is None and start == 0:
             return self._row(FULL)
         total = sum((self._row(segment_row(i)) for i in range(start, stop)), np.zeros(len(self.itm.batch_sizes)))
-        total = total + self._row(FINAL_HEAD if until is None else head_row(until))
-        joint_ms = self._joint_ms()
-        total = total - (stop - start) * joint_ms
+        total = total + self._row(FINAL_HEAD_GRAPH if until is None else head_row(until))
+        seam_ms = self._seam_ms()
+        total = total - (stop - start) * seam_ms
         if until is not None:
-            total = total + 0.5 * np.maximum(joint_ms, 0.0)  # the tensors of an exit's cut are still written
+            total = total + 0.5 * np.maximum(seam_ms, 0.0)  # the tensors of an exit's cut are still written
         row: np.ndarray = np.maximum(total, 0.0)
         return row
 
-    def _joint_ms(self) -> np.ndarray:
-        parts = [self._row(segment_row(i)) for i in range(len(self.cuts))] + [self._row(FINAL_HEAD)]
+    def _seam_ms(self) -> np.ndarray:
+        parts = [self._row(segment_row(i)) for i in range(len(self.cuts))] + [self._row(FINAL_HEAD_GRAPH)]
         saved: np.ndarray = (np.sum(parts, axis=0) - self._row(FULL)) / len(self.cuts)
         return saved
 
@@ -264,7 +265,12 @@ def expect_times(
 
 
 def price_staying(costs: Sequence[np.ndarray], load: Load) -> float:
-    """Returns the mean query's latency in batches that nobody leaves before the end; arguments as there."""
+    """Returns the mean query's latency in batches of which no row leaves before the end.
+
+    Args:
+        costs: per stage (B + 1,) milliseconds for 0..B rows.
+        load: the batches that enter; none above B.
+    """
     return float(np.dot(load.query_shares, np.sum(costs, axis=0)[list(load.batch_sizes)]))
 
 
@@ -288,7 +294,7 @@ def record_times(costs: Sequence[np.ndarray], survivors: np.ndarray) -> ChainTim
 
     Args:
         costs: per stage (B + 1,) milliseconds for 0..B rows; K + 1 stages.
-        survivors: (batches, K) rows that go on past each exit, as from ``patterns.count_survivors``.
+        survivors: (batches, K) rows that go on past each exit, as from ``survivors.count_survivors``.
     """
     batch_size = len(costs[0]) - 1
     entering = np.concatenate([np.full((len(survivors), 1), batch_size), survivors], axis=1)

@@ -1,7 +1,10 @@
-"""What a choice of exits and thresholds does on a trace, and how long it takes by an inference time matrix. Pure.
+"""Replay: what exits and thresholds do on a trace, and how long that takes by an inference time matrix. Pure.
 
-A sample leaves at the first chosen exit whose confidence is at least the threshold. Both are float32 there, as in the
-runtime: a threshold is rounded to float32 before it is compared, and stored as the rounded value.
+A sample leaves at the first exit of the plan whose confidence is at least the threshold. Both are float32 there, as in
+the runtime: a threshold is rounded to float32 before it is compared, and stored as the rounded value.
+
+A plan grows in three steps: ``Exits`` (cuts and thresholds), ``PricedExits`` (with what they do on a trace and how
+long that takes), ``artifacts.ExitPlan`` (stored).
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import InputError, PlannedExit, PredictedLatency, Trace, unknown_name
-from planner.predict.costs import ChainTimes, expect_mean_ms, expect_times, record_times
+from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, record_times
+from planner.predict.objectives import MEAN, P99, objective_ms
 from planner.predict.survivors import count_survivors
 from planner.predict.traffic import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenExits:
+class Exits:
     """Exits in the order of the data flow, with their thresholds; none of them for the plan without exits.
 
     Thresholds are rounded to float32 on the way in.
@@ -29,25 +33,25 @@ class ChosenExits:
 
     def __post_init__(self) -> None:
         if len(self.cuts) != len(self.thresholds) or len(set(self.cuts)) != len(self.cuts):
-            raise InputError(f"chosen exits: {self.cuts} with thresholds {self.thresholds} do not belong together")
+            raise InputError(f"exits: {self.cuts} with thresholds {self.thresholds} do not belong together")
         object.__setattr__(self, "thresholds", tuple(float(np.float32(t)) for t in self.thresholds))
 
-    def extended(self, cut: str, threshold: float) -> ChosenExits:
+    def extended(self, cut: str, threshold: float) -> Exits:
         """Returns these exits and one more behind them."""
-        return ChosenExits(cuts=(*self.cuts, cut), thresholds=(*self.thresholds, threshold))
+        return Exits(cuts=(*self.cuts, cut), thresholds=(*self.thresholds, threshold))
 
 
-NO_EXITS = ChosenExits()
+NO_EXITS = Exits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
-    """Who leaves where, and how well.
+    """Where the samples of a trace leave under a plan of K exits, and how good the answers are.
 
     Attributes:
-        leaves_at: (N,) int64, position of the exit among the chosen ones; K for the final head.
+        leaves_at: (N,) int64, position of the exit in the plan; K for the final head.
         shares: K + 1 shares of all samples, last the final head's.
-        metrics: K + 1 mean metrics of those that leave there; ``None`` where nobody does.
+        metrics: K + 1 mean metrics of the samples that leave there; ``None`` where none does.
         survival: K + 1 shares of all samples that enter each stage; the first is 1.
         metric: mean metric of all samples.
     """
@@ -75,17 +79,27 @@ def exit_rows(trace: Trace, cuts: Sequence[str]) -> list[int]:
     return rows
 
 
-def evaluate_exits(trace: Trace, chosen: ChosenExits) -> Outcome:
-    """Sends every sample of a trace through the chosen exits."""
-    rows = exit_rows(trace, chosen.cuts)
-    leaves = trace.confidence[rows] >= np.array(chosen.thresholds, np.float32)[:, None]
-    return _outcome(trace, rows, _first_true(leaves))
+def find_answers(trace: Trace, exits: Exits) -> np.ndarray:
+    """Returns for each sample the row of the trace that answers it under a plan: (N,) int64."""
+    rows = exit_rows(trace, exits.cuts)
+    answers: np.ndarray = np.array([*rows, len(trace.exits)])[_leave(trace, rows, exits)]
+    return answers
 
 
-def evaluate_oracle(trace: Trace, chosen: ChosenExits) -> Outcome:
-    """Sends every sample out at the first chosen exit that answers as the final head does, whatever its confidence."""
-    rows = exit_rows(trace, chosen.cuts)
-    return _outcome(trace, rows, _first_true(trace.agrees[rows]))
+def evaluate_exits(trace: Trace, exits: Exits) -> Outcome:
+    """Sends every sample of a trace through the exits of a plan."""
+    rows = exit_rows(trace, exits.cuts)
+    return _describe_outcome(trace, rows, _leave(trace, rows, exits))
+
+
+def evaluate_oracle(trace: Trace, exits: Exits) -> Outcome:
+    """Sends every sample out at the first exit that answers as the final head does, whatever its confidence."""
+    rows = exit_rows(trace, exits.cuts)
+    return _describe_outcome(trace, rows, _first_true(trace.agrees[rows]))
+
+
+def _leave(trace: Trace, rows: list[int], exits: Exits) -> np.ndarray:
+    return _first_true(trace.confidence[rows] >= np.array(exits.thresholds, np.float32)[:, None])
 
 
 def _first_true(leaves: np.ndarray) -> np.ndarray:
@@ -96,7 +110,7 @@ def _first_true(leaves: np.ndarray) -> np.ndarray:
     return first
 
 
-def _outcome(trace: Trace, rows: list[int], leaves_at: np.ndarray) -> Outcome:
+def _describe_outcome(trace: Trace, rows: list[int], leaves_at: np.ndarray) -> Outcome:
     stages, samples = len(rows) + 1, trace.sample_count
     metric = trace.metric[[*rows, -1]][leaves_at, np.arange(samples)].astype(np.float64)
     counts = np.bincount(leaves_at, minlength=stages)
@@ -112,19 +126,19 @@ def _outcome(trace: Trace, rows: list[int], leaves_at: np.ndarray) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PlanFigures:
-    """A choice of exits with everything that is known about it.
+class PricedExits:
+    """The exits of a plan with what they do on a trace and how long that takes.
 
     Attributes:
-        chosen: the exits.
+        exits: cuts and thresholds.
         outcome: on the trace.
         times: expected for batches drawn at random.
         recorded: the same for the trace's own batches in order, all of the largest size.
-        oracle_mean_ms: mean latency if every query left at the first chosen exit that agrees with the final head.
+        oracle_mean_ms: mean latency if every query left at the first exit that agrees with the final head.
         full_ms: the mean query of the whole network.
     """
 
-    chosen: ChosenExits
+    exits: Exits
     outcome: Outcome
     times: ChainTimes
     recorded: ChainTimes
@@ -136,7 +150,7 @@ class PlanFigures:
         return tuple(
             PlannedExit(cut=cut, threshold=threshold, leaving_share=share, metric=metric, arrival_ms=arrival)
             for cut, threshold, share, metric, arrival in zip(
-                self.chosen.cuts, self.chosen.thresholds, self.outcome.shares, self.outcome.metrics,
+                self.exits.cuts, self.exits.thresholds, self.outcome.shares, self.outcome.metrics,
                 self.times.arrival_ms, strict=False,
             )
         )  # fmt: skip
@@ -149,27 +163,49 @@ class PlanFigures:
         )  # fmt: skip
 
 
-def evaluate_plan(
-    trace: Trace, chosen: ChosenExits, costs: Sequence[np.ndarray], *, full_ms: float, load: Load | None = None,
-    percentile: bool = False,
-) -> PlanFigures:  # fmt: skip
-    """Evaluates a choice of exits on a trace and prices it.
+def price_exits(trace: Trace, exits: Exits, costs: NetworkCosts, *, percentile: bool = False) -> PricedExits:
+    """Evaluates exits on a trace and prices them by the measured parts of the network.
 
     Args:
         trace: the samples.
-        chosen: K exits.
+        exits: of the plan.
+        costs: the stages' costs; their load is planned for.
+        percentile: work out the 99th percentile too, which takes longer than all else.
+    """
+    return evaluate_plan(
+        trace, exits, costs.plan_costs(exits.cuts), full_ms=costs.full_ms, load=costs.load, percentile=percentile
+    )
+
+
+def evaluate_plan(
+    trace: Trace, exits: Exits, costs: Sequence[np.ndarray], *, full_ms: float, load: Load | None = None,
+    percentile: bool = False,
+) -> PricedExits:  # fmt: skip
+    """Evaluates K exits on a trace and prices them by the costs of their stages.
+
+    Args:
+        trace: the samples.
+        exits: of the plan, K of them.
         costs: K + 1 arrays (B + 1,), the milliseconds of each stage for 0..B rows.
         full_ms: the mean query of the whole network.
         load: the batches that enter; when left out, all have B queries.
         percentile: work out the 99th percentile too, which takes longer than all else.
     """
-    outcome = evaluate_exits(trace, chosen)
-    survivors = count_survivors(outcome.leaves_at, exit_count=len(chosen.cuts), batch_size=len(costs[0]) - 1)
-    return PlanFigures(
-        chosen=chosen,
+    outcome = evaluate_exits(trace, exits)
+    survivors = count_survivors(outcome.leaves_at, exit_count=len(exits.cuts), batch_size=len(costs[0]) - 1)
+    return PricedExits(
+        exits=exits,
         outcome=outcome,
         times=expect_times(costs, outcome.survival, load, percentile=percentile),
         recorded=record_times(costs, survivors),
-        oracle_mean_ms=expect_mean_ms(costs, evaluate_oracle(trace, chosen).survival, load),
+        oracle_mean_ms=expect_mean_ms(costs, evaluate_oracle(trace, exits).survival, load),
         full_ms=full_ms,
     )
+
+
+def expect_ms(trace: Trace, exits: Exits, costs: NetworkCosts, *, objective: str = MEAN) -> float:
+    """Returns the value that an objective minimises, expected for exits on a trace, in milliseconds."""
+    stages, survival = costs.plan_costs(exits.cuts), evaluate_exits(trace, exits).survival
+    if objective == MEAN:
+        return expect_mean_ms(stages, survival, costs.load)
+    return objective_ms(expect_times(stages, survival, costs.load, percentile=objective == P99), objective)

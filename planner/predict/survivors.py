@@ -19,12 +19,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from artifacts import CorruptArtifactError, InputError, load_arrays, save_arrays
+from artifacts import CorruptArtifactError, InputError
 
 _ARRAYS = ("thresholds", "probability", "recorded")
 
@@ -109,23 +108,22 @@ class BatchingPatternMatrix:
         if self.probability.shape != shape or self.recorded.shape != shape or self.thresholds.shape != shape[:1]:
             raise InputError(f"batching pattern matrix: expected shape {shape}, got {self.probability.shape}")
 
-    def save(self, path: Path) -> None:
-        """Writes an ``.npz``."""
-        arrays: Mapping[str, np.ndarray] = {name: getattr(self, name) for name in _ARRAYS}
-        save_arrays(path, {"exits": np.array(self.exits, np.str_), "batch_size": np.array(self.batch_size), **arrays})
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns the matrix as named arrays, as in ``bpm.npz``."""
+        arrays: dict[str, np.ndarray] = {name: getattr(self, name) for name in _ARRAYS}
+        return {"exits": np.array(self.exits, np.str_), "batch_size": np.array(self.batch_size), **arrays}
 
     @classmethod
-    def load(cls, path: Path) -> BatchingPatternMatrix:
-        """Reads what ``save`` wrote.
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> BatchingPatternMatrix:
+        """Returns the matrix of ``to_arrays``.
 
         Raises:
             CorruptArtifactError: an array is missing.
             InputError: the shapes do not belong together.
         """
-        arrays = load_arrays(path)
         missing = sorted({"exits", "batch_size", *_ARRAYS} - set(arrays))
         if missing:
-            raise CorruptArtifactError(f"{path} lacks the arrays {missing}; run the planner again")
+            raise CorruptArtifactError(f"the batching pattern matrix lacks the arrays {missing}")
         named = {name: arrays[name] for name in _ARRAYS}
         return cls(exits=tuple(map(str, arrays["exits"])), batch_size=int(arrays["batch_size"]), **named)
 

@@ -1,4 +1,4 @@
-"""What each figure of a report shows and what to conclude from it, in words that are worked out from the data."""
+"""Captions of a report's figures: what each of them shows and what follows from it, worked out from the data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from planner.predict.costs import FULL
+from planner.predict.objectives import MEAN, OBJECTIVE_WORDS
 from planner.report.data import (
     Depth,
     ReportData,
@@ -14,13 +15,14 @@ from planner.report.data import (
     depths,
     headline,
     matrix_groups,
+    measured_mean_ms,
     quantile_of,
+    reach_share,
     survivor_chain,
     without_exits,
 )
-from planner.search.prices import MEAN, OBJECTIVE_WORDS
 
-_TYPICAL = 0.9  # the threshold to speak of where the plan has none
+_TYPICAL = 0.9  # the threshold of the example where the plan has none
 
 
 def caption_of(name: str, data: ReportData) -> str:
@@ -39,7 +41,7 @@ def join(words: Sequence[str]) -> str:
 
 
 def faster(speedup: float) -> str:
-    """Returns what a ratio of latencies means: ``4.3 times as fast`` or ``1.2 times as slow``."""
+    """Returns a ratio of latencies in words: ``4.3 times as fast`` or ``1.2 times as slow``."""
     return f"{speedup:.1f} times as fast" if speedup >= 1 else f"{1 / speedup:.2f} times as slow"
 
 
@@ -58,7 +60,7 @@ def summarise(data: ReportData) -> str:
     return (
         f"On {_measured_on(data)}, the mean query has its answer after {found.early_ms:.2f} ms instead of "
         f"{found.full_ms:.2f} ms: {faster(found.speedup)}{kept}. Queries may leave at "
-        f"{plural(len(plan.exits), 'place')} before the end: {join([one.cut for one in plan.exits])}."
+        f"{plural(len(plan.exits), 'place')} before the end: {join([exit_.cut for exit_ in plan.exits])}."
     )
 
 
@@ -79,11 +81,11 @@ def _caption_graph(data: ReportData) -> str:
             "head can answer. The plan uses none of them: every query is answered by the final head."
         )
     first = data.plan.exits[0]
-    share = float(data.costs.stage_cost(None, first.cut)[-1]) / data.costs.full_ms
     return (
         f"The network falls into {plural(len(data.spec.segments), 'segment')}, and after {heads} of them an exit "
         f"head can answer; the plan uses the filled ones. {first.leaving_share:.1%} of the queries leave at "
-        f"{first.cut}, which takes {share:.0%} of the full network's time to reach, its exit head included."
+        f"{first.cut}, which takes {reach_share(data, first.cut):.0%} of the full network's time to reach, its exit "
+        "head included."
     )
 
 
@@ -91,7 +93,7 @@ def _caption_accuracy(data: ReportData) -> str:
     found = depths(data)
     first, last = found[0], found[-1]
     required = last.metric * (1 - data.plan.tolerance)
-    enough = next((one for one in found[:-1] if one.metric >= required), None)
+    enough = next((depth for depth in found[:-1] if depth.metric >= required), None)
     text = (
         f"If every query left at {first.name}, the {data.metric_word} would be {first.metric:.1%}; the full network "
         f"has {last.metric:.1%}. "
@@ -100,11 +102,11 @@ def _caption_accuracy(data: ReportData) -> str:
 
 
 def _first_enough(enough: Depth | None, data: ReportData) -> str:
-    asked = f"the required {100 * (1 - data.plan.tolerance):.4g}% of that"
+    required = f"the required {100 * (1 - data.plan.tolerance):.4g}% of that"
     if enough is None:
-        return f"No exit alone keeps {asked}, so only queries whose answer is confident may leave early."
+        return f"No exit alone keeps {required}, so only queries whose answer is confident may leave early."
     return (
-        f"{enough.name} is the first exit that alone keeps {asked}, after {enough.share_of_time:.0%} of the full "
+        f"{enough.name} is the first exit that alone keeps {required}, after {enough.share_of_time:.0%} of the full "
         "network's time; to leave earlier, a query has to be confident."
     )
 
@@ -117,7 +119,7 @@ def _caption_thresholds(data: ReportData) -> str:
     metric = data.trace.metric[row].astype(np.float64)
     text = "A query leaves when the exit's confidence reaches the threshold. "
     if not leaves.any():
-        return f"{text}At {name}, a threshold of {at:.3g} lets nobody leave."
+        return f"{text}At {name}, with a threshold of {at:.3g} no query leaves."
     return (
         f"{text}At {name}, a threshold of {at:.3g} lets {leaves.mean():.1%} leave with {data.metric_word} "
         f"{metric[leaves].mean():.1%}; with no threshold all would leave, with {metric.mean():.1%}."
@@ -183,7 +185,7 @@ def _caption_latency(data: ReportData) -> str:
 def _caption_pareto(data: ReportData) -> str:
     sweep, points = data.sweep, data.sweep.points
     tight, loose = points[0], points[-1]
-    settled = next(one for one in points if sweep.time_ms(one) <= sweep.time_ms(loose) * (1 + 1e-9))
+    settled = next(point for point in points if sweep.time_ms(point) <= sweep.time_ms(loose) * (1 + 1e-9))
     by = "" if sweep.objective == MEAN else f" (by the {OBJECTIVE_WORDS[sweep.objective]})"
     text = (
         f"What more tolerance buys: from {faster(tight.speedup)}{by} at a tolerance of {tight.tolerance:.3g} to "
@@ -196,12 +198,12 @@ def _caption_pareto(data: ReportData) -> str:
 
 def _explain_committed(data: ReportData) -> str:
     sweep = data.sweep
-    within = [sweep.time_ms(one) for one in sweep.points if one.tolerance <= data.plan.tolerance]
-    mine = committed(data)[f"searched_{sweep.objective}_ms"]
-    if not within or mine <= min(within) * (1 + 1e-9):
+    within = [sweep.time_ms(point) for point in sweep.points if point.tolerance <= data.plan.tolerance]
+    mine = committed(data).searched_ms(sweep.objective)
+    if not within or mine is None or mine <= min(within) * (1 + 1e-9):
         return "The committed plan is the one with the least expected time within its tolerance."
     why = (
-        "it was the fastest of the few best when they were measured end to end"
+        "of the best few, it was the fastest when they were measured end to end"
         if data.plan.certificate is None
         else "the points are tuned and judged on the same samples, while its tolerance is certified on others"
     )
@@ -213,12 +215,11 @@ def _explain_committed(data: ReportData) -> str:
 
 def describe_measured(data: ReportData) -> str:
     """Returns how the committed plan's prediction compares with the planner's own measurement."""
-    mine, full = committed(data), without_exits(data)
-    ratio = mine["predicted_mean_ms"] / mine["measured_mean_ms"]
+    predicted_ms, measured_ms = committed(data).predicted_mean_ms, measured_mean_ms(committed(data))
     return (
-        f"The planner predicted {mine['predicted_mean_ms']:.3f} ms for the mean query and measured "
-        f"{mine['measured_mean_ms']:.3f} ms (the prediction is {ratio:.0%} of that); for the full network it measured "
-        f"{full['measured_mean_ms']:.3f} ms."
+        f"The planner predicted {predicted_ms:.3f} ms for the mean query and measured {measured_ms:.3f} ms (the "
+        f"prediction is {predicted_ms / measured_ms:.0%} of that); for the full network it measured "
+        f"{measured_mean_ms(without_exits(data)):.3f} ms."
     )
 
 

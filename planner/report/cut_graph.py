@@ -1,4 +1,4 @@
-"""The cut graph: the backbone as boxes, its cuts as dots, an exit head under each candidate, the plan's ones filled."""
+"""Cut graph of a network: segments as boxes, cuts as dots, exit heads under candidates, those of the plan filled."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK
-from planner.predict.costs import FINAL_HEAD, FULL, segment_row
+from artifacts import EARLY_COLOUR, FAINT, FINAL_HEAD_GRAPH, FINAL_HEAD_LABEL, FULL_COLOUR, INK
+from planner.predict.costs import FULL, segment_row
 from planner.report.data import ReportData, short_names
 
 GREY = FULL_COLOUR
@@ -20,25 +20,25 @@ _BOX, _GAP = 0.62, 0.38  # widths of a segment's box and of the way to the next 
 
 
 def time_shares(data: ReportData) -> list[float | None]:
-    """Returns what share of the full network's time each segment and last the final head takes, in a whole batch.
+    """Returns the share of the full network's time that each segment and last the final head takes, at the full batch.
 
-    ``None`` where the matrix does not tell.
+    ``None`` where the matrix has no such row.
     """
-    rows = [*(segment_row(index) for index in range(len(data.spec.segments))), FINAL_HEAD]
+    rows = [*(segment_row(index) for index in range(len(data.spec.segments))), FINAL_HEAD_GRAPH]
     if not data.spec.cuts or FULL not in data.itm.median_ms:
         return [1.0]
-    known = [data.itm.row_ms(row)[-1] if row in data.itm.median_ms else None for row in rows]
-    total = float(np.sum([ms for ms in known if ms is not None]))
-    return [None if ms is None or not total else ms / total for ms in known]
+    times_ms = [data.itm.row_ms(row)[-1] if row in data.itm.median_ms else None for row in rows]
+    total = float(np.sum([ms for ms in times_ms if ms is not None]))
+    return [None if ms is None or not total else ms / total for ms in times_ms]
 
 
 def draw_cut_graph(figure: Any, data: ReportData, *, literal: Callable[[str], str]) -> None:
-    """Draws into an empty figure, whose height is set by the length of the network.
+    """Draws into an empty figure, and sets its height by the length of the network.
 
     Args:
         figure: takes one axes.
         data: the run.
-        literal: makes text that matplotlib draws as it stands.
+        literal: escapes text so that matplotlib draws it as it is written.
     """
     shares = time_shares(data)
     rows = -(-len(shares) // _PER_ROW)
@@ -55,7 +55,7 @@ def draw_cut_graph(figure: Any, data: ReportData, *, literal: Callable[[str], st
         row, column = divmod(index, columns)
         x, y = float(column), -_STEP * row
         last = index == len(shares) - 1
-        title = "final head" if last and cuts else "full network" if last else f"segment {index + 1}"
+        title = FINAL_HEAD_LABEL if last and cuts else "full network" if last else f"segment {index + 1}"
         _draw_box(axes, x, y, title, share, is_final=last)
         _draw_arrow(axes, x - (_GAP if column else 0.14), x, y)
         if last:
@@ -93,7 +93,7 @@ def _draw_arrow(axes: Any, start: float, end: float, y: float) -> None:
 
 
 def _draw_cut(axes: Any, x: float, y: float, cut: str, label: str, data: ReportData) -> None:
-    planned = next((one for one in data.plan.exits if one.cut == cut), None)
+    planned = next((exit_ for exit_ in data.plan.exits if exit_.cut == cut), None)
     candidate = cut in data.spec.heads
     colour = EARLY_COLOUR if planned else GREY
     axes.plot([x], [y], marker="o", markersize=6, color=colour, markeredgecolor="white", zorder=4)
@@ -115,7 +115,7 @@ def _draw_cut(axes: Any, x: float, y: float, cut: str, label: str, data: ReportD
 
 
 def _rest(data: ReportData) -> str:
-    rest = max(0.0, 1 - sum(one.leaving_share for one in data.plan.exits))
+    rest = max(0.0, 1 - sum(exit_.leaving_share for exit_ in data.plan.exits))
     return f"{rest:.1%} of all queries\nare answered here"
 
 

@@ -1,7 +1,7 @@
-"""What a report is made of, and what is worked out from it; pure numpy.
+"""Data of a report: the artifacts of one planned run, and what is worked out from them; pure numpy.
 
-``ReportData`` holds the artifacts of one planned run as they are. The functions below turn them into what a figure or a
-sentence needs, so that figures and text speak of the same numbers.
+``ReportData`` holds the artifacts as they are. The functions below turn them into what a figure or a sentence needs, so
+that figures and text show the same numbers.
 """
 
 from __future__ import annotations
@@ -12,16 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import ExitPlan, InferenceTimeMatrix, ModelSpec, Trace
-from planner.predict.costs import FINAL_HEAD, FULL, SERVING, NetworkCosts, gather_row, head_row, segment_row
-from planner.predict.replay import ChosenExits, Outcome, evaluate_exits
+from artifacts import (
+    FINAL_HEAD_GRAPH,
+    FINAL_HEAD_LABEL,
+    TASKS,
+    ExitPlan,
+    InferenceTimeMatrix,
+    InputError,
+    ModelSpec,
+    Trace,
+)
+from planner.predict.costs import FULL, SERVING, NetworkCosts, gather_row, head_row, price_staying, segment_row
+from planner.predict.replay import Exits, Outcome, evaluate_exits
 from planner.predict.survivors import BatchingPatternMatrix, binomial_pmf, count_survivors
 from planner.search.threshold_grids import evaluate_grid
 from planner.sweep.points import Sweep
+from planner.workflow.record import ConsideredPlan
 
 CURVE_THRESHOLDS = np.linspace(0, 1, 201).astype(np.float32)
-FINAL = "final head"
-FEW = 0.002  # shares of leavers below this say nothing about how often they are right
+FEW = 0.002  # a smaller share of leaving samples says nothing about how often they are right
 _TAIL = 0.99
 
 
@@ -32,23 +41,23 @@ class ReportData:
     Attributes:
         spec: the network.
         plan: the exit plan.
-        considered: what the planner looked at, the committed plan first (``considered.json``).
+        considered: the plans that the planner considered, the committed one first (``considered.json``).
         trace: the calibration data, with the metric that the plan's risk is about.
-        itm: times of segments, heads and gathers.
+        costs: the prices of the stages for the plan's load, with the times that they come from.
         patterns: the BPM of the candidates.
         sweep: the operating points.
         bench: the JSON object of ``runtime.bench`` for the plan's bundle, or ``None``.
-        bench_note: without ``bench``: why, and what to do.
-        environment: what the times were taken on.
-        commands: what makes it all again, in order.
+        bench_note: without ``bench``: why there is none, and what to do.
+        environment: the machine and the packages that the times were taken with.
+        commands: the command lines that make it all again, in order.
         digests: name -> digest of the artifacts.
     """
 
     spec: ModelSpec
     plan: ExitPlan
-    considered: Sequence[Mapping[str, Any]]
+    considered: Sequence[ConsideredPlan]
     trace: Trace
-    itm: InferenceTimeMatrix
+    costs: NetworkCosts
     patterns: BatchingPatternMatrix
     sweep: Sweep
     bench: Mapping[str, Any] | None = None
@@ -58,36 +67,38 @@ class ReportData:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def chosen(self) -> ChosenExits:
-        return ChosenExits(
-            cuts=tuple(one.cut for one in self.plan.exits), thresholds=tuple(one.threshold for one in self.plan.exits)
+    def chosen(self) -> Exits:
+        """The exits and thresholds of the plan."""
+        return Exits(
+            cuts=tuple(exit_.cut for exit_ in self.plan.exits),
+            thresholds=tuple(exit_.threshold for exit_ in self.plan.exits),
         )
 
     @property
-    def costs(self) -> NetworkCosts:
-        cuts = tuple(cut.name for cut in self.spec.cuts)
-        return NetworkCosts(itm=self.itm, cuts=cuts, batch_size=self.plan.batch_size)
+    def itm(self) -> InferenceTimeMatrix:
+        """The times of segments, heads and gathers."""
+        return self.costs.itm
 
     @property
     def task_word(self) -> str:
-        """What the metric of the task is called, which takes labels."""
-        return "accuracy" if self.spec.task == "classification" else "metric"
+        """The name of the task's metric, e.g. ``accuracy``; ``metric`` for a task that is not in our table."""
+        return TASKS[self.spec.task].metric_name if self.spec.task in TASKS else "metric"
 
     @property
     def metric_word(self) -> str:
-        """What the metric of plan and trace is called."""
+        """The name of what plan and trace call metric: the task's, or the agreement where that is the risk."""
         return "agreement with the full network" if self.plan.risk == "agreement" else self.task_word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """One candidate taken by itself: everybody leaves there.
+    """One candidate taken by itself: all samples leave there.
 
     Attributes:
-        name: of the cut, or ``final head``.
+        name: the cut, or ``final head``.
         metric: mean metric.
-        agreement: share of samples answered as by the final head.
-        share_of_time: time until its answers are there, of the full network's at the plan's batch size.
+        agreement: mean agreement with the final head.
+        share_of_time: the time until its answers are ready, as a share of the full network's; both for the plan's load.
         chosen: whether the plan uses it.
     """
 
@@ -100,16 +111,23 @@ class Depth:
 
 def depths(data: ReportData) -> tuple[Depth, ...]:
     """Returns all candidates by depth, the final head last."""
-    costs, trace = data.costs, data.trace
-    metric, agreement = trace.metric.mean(axis=1, dtype=np.float64), trace.agreement.mean(axis=1)
-    ready = [float(costs.stage_cost(None, name)[-1]) / costs.full_ms for name in trace.exits]
+    trace = data.trace
+    metric = trace.metric.mean(axis=1, dtype=np.float64)
+    agreement = trace.agreement.mean(axis=1, dtype=np.float64)
+    ready = [reach_share(data, name) for name in trace.exits]
     return tuple(
         Depth(
             name=name, metric=float(metric[row]), agreement=float(agreement[row]), share_of_time=share,
             chosen=name in data.chosen.cuts,
         )
-        for row, (name, share) in enumerate(zip((*trace.exits, FINAL), (*ready, 1.0), strict=True))
+        for row, (name, share) in enumerate(zip((*trace.exits, FINAL_HEAD_LABEL), (*ready, 1.0), strict=True))
     )  # fmt: skip
+
+
+def reach_share(data: ReportData, cut: str) -> float:
+    """Returns the time until all rows of a batch have the answer of a cut's exit, as a share of the full network's."""
+    costs = data.costs
+    return price_staying([costs.stage_cost(None, cut)], costs.load) / costs.full_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,7 +137,7 @@ class ThresholdCurves:
     Attributes:
         thresholds: (T,) float32, ascending.
         leaving: (E, T) share of all samples that leaves.
-        precision: (E, T) mean metric of those that leave; NaN where hardly anybody does.
+        precision: (E, T) mean metric of those that leave; NaN where hardly any do.
         at: exit name -> the plan's threshold.
     """
 
@@ -167,7 +185,7 @@ class SurvivorChain:
 
 
 def survivor_chain(data: ReportData) -> SurvivorChain:
-    """Returns who is left where, as exact distributions."""
+    """Returns how many rows are left at each stage, as exact distributions."""
     outcome: Outcome = evaluate_exits(data.trace, data.chosen)
     batch_size, exits = data.plan.batch_size, data.chosen.cuts
     probability = binomial_pmf(batch_size, outcome.survival)
@@ -176,7 +194,7 @@ def survivor_chain(data: ReportData) -> SurvivorChain:
     entering = np.concatenate([np.full((len(survivors), 1), batch_size), survivors], axis=1)
     recorded = np.quantile(entering, (1 - _TAIL, _TAIL), axis=0, method="inverted_cdf")
     return SurvivorChain(
-        stages=(*exits, FINAL),
+        stages=(*exits, FINAL_HEAD_LABEL),
         survival=outcome.survival,
         leaving=outcome.shares,
         expected=batch_size * np.array(outcome.survival),
@@ -195,37 +213,48 @@ def quantile_of(reached: np.ndarray, share: float) -> np.ndarray:
 
 
 def matrix_groups(data: ReportData) -> dict[str, tuple[str, ...]]:
-    """Returns the rows of the inference time matrix in the order of the data flow, by what they are."""
-    spec, known = data.spec, data.itm.median_ms
+    """Returns the rows of the inference time matrix in the order of the data flow, by their kind."""
+    spec, timed = data.spec, data.itm.median_ms
     names = [cut.name for cut in spec.candidates]
     groups = {
-        "network": (*(segment_row(index) for index in range(len(spec.segments))), FINAL_HEAD, FULL),
+        "network": (*(segment_row(index) for index in range(len(spec.segments))), FINAL_HEAD_GRAPH, FULL),
         "exit heads": tuple(head_row(name) for name in names),
         "host": (*(gather_row(name) for name in names), SERVING),
     }
-    return {title: tuple(row for row in rows if row in known) for title, rows in groups.items()}
+    return {title: tuple(row for row in rows if row in timed) for title, rows in groups.items()}
 
 
-def committed(data: ReportData) -> Mapping[str, Any]:
+def committed(data: ReportData) -> ConsideredPlan:
     """Returns the planner's record of the plan that was committed."""
     return data.considered[0]
 
 
-def without_exits(data: ReportData) -> Mapping[str, Any]:
+def without_exits(data: ReportData) -> ConsideredPlan:
     """Returns the planner's record of the plan without exits."""
-    return next(one for one in data.considered if not one["exits"])
+    return next(plan for plan in data.considered if not plan.exits)
+
+
+def measured_mean_ms(plan: ConsideredPlan) -> float:
+    """Returns the measured mean latency of a plan.
+
+    Raises:
+        InputError: the plan was not measured.
+    """
+    if plan.measured_mean_ms is None:
+        raise InputError(f"the plan with {plan.label} was not measured end to end; plan the run again")
+    return plan.measured_mean_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
-    """What the run comes to.
+    """The result of the run in a few numbers.
 
     Attributes:
         source: ``bench`` (held-out data) or ``planner`` (its own measurement, metric on the calibration data).
         full_ms, early_ms: mean latency of a query.
         speedup: their ratio.
         metric_ratio: metric kept; ``None`` where the full network's is 0.
-        agreement: True where the metric is the agreement with the full network, for want of labels.
+        agreement: True where the metric is the agreement with the full network, for lack of labels.
         speedup_p99: of the slowest 1 in 100; ``None`` where it was not measured.
     """
 
@@ -249,7 +278,7 @@ def headline(data: ReportData) -> Headline:
             metric_ratio=data.bench["agreement" if unlabelled else "metric_ratio"],
             speedup_p99=data.bench["speedup_p99"],
         )  # fmt: skip
-    full_ms, early_ms = without_exits(data)["measured_mean_ms"], committed(data)["measured_mean_ms"]
+    full_ms, early_ms = measured_mean_ms(without_exits(data)), measured_mean_ms(committed(data))
     return Headline(
         source="planner", full_ms=full_ms, early_ms=early_ms, speedup=full_ms / early_ms,
         metric_ratio=data.plan.predicted_metric / data.plan.full_metric, agreement=data.plan.risk == "agreement",
@@ -258,7 +287,7 @@ def headline(data: ReportData) -> Headline:
 
 
 def short_names(spec: ModelSpec, longest: int = 14) -> dict[str, str]:
-    """Returns what to write at a tick: cut name -> a short name, all different, and ``final head`` as it is.
+    """Returns cut name -> a short name for a tick, all different, and ``final head`` as it is.
 
     Path components that all cuts share are left out; of what is still too long the end stays, with the number of the
     cut before it where ends are equal.
@@ -269,8 +298,8 @@ def short_names(spec: ModelSpec, longest: int = 14) -> dict[str, str]:
         parts = [part[1:] for part in parts]
     while len(parts) > 1 and min(map(len, parts)) > 1 and len({tuple(part[-1:]) for part in parts}) == 1:
         parts = [part[:-1] for part in parts]
-    told = ["/".join(part) for part in parts]
-    short = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in told]
+    joined = ["/".join(part) for part in parts]
+    short = [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in joined]
     if len(set(short)) < len(short):
-        short = [f"{index + 1}: {name[-(longest - 4) :]}" for index, name in enumerate(told)]
-    return {**dict(zip(names, short, strict=True)), FINAL: FINAL}
+        short = [f"{index + 1}: {name[-(longest - 4) :]}" for index, name in enumerate(joined)]
+    return {**dict(zip(names, short, strict=True)), FINAL_HEAD_LABEL: FINAL_HEAD_LABEL}

@@ -1,20 +1,30 @@
-"""The figures of a report, drawn with matplotlib from ``ReportData``. What a figure means stands in its caption.
+"""Figures of a report, drawn with matplotlib from ``ReportData``; the captions say what they mean.
 
-Two colours carry the meaning everywhere: blue for what leaves early or was chosen, orange for what is being compared
-with it; grey is the full network. They keep apart for every kind of colour vision (Okabe and Ito 2008), and heat maps
+Two colours carry the meaning everywhere: blue for what leaves early or was chosen, orange for what it is compared with;
+grey is the full network. They can be told apart with every kind of colour vision (Okabe and Ito 2008), and heat maps
 grow darker in one hue.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, MissingExtraError, clean_axes
-from planner.predict.costs import FINAL_HEAD, FULL, SERVING, gather_row, head_row, segment_row
+from artifacts import (
+    EARLY_COLOUR,
+    FAINT,
+    FINAL_HEAD_GRAPH,
+    FINAL_HEAD_LABEL,
+    FULL_COLOUR,
+    INK,
+    MissingExtraError,
+    clean_axes,
+)
+from planner.predict.costs import FULL, SERVING, gather_row, head_row, segment_row
+from planner.predict.objectives import OBJECTIVE_WORDS
 from planner.report.cut_graph import draw_cut_graph
 from planner.report.data import (
     ReportData,
@@ -25,8 +35,7 @@ from planner.report.data import (
     survivor_chain,
     threshold_curves,
 )
-from planner.search.prices import OBJECTIVE_WORDS
-from runtime.bench.plot import draw_latencies
+from runtime.bench import draw_latencies
 
 GREY, ORANGE = FULL_COLOUR, "#d55e00"
 DPI = 160
@@ -63,7 +72,7 @@ def encode_png(figure: Any) -> bytes:
 
 
 def literal(text: str) -> str:
-    """Returns text that matplotlib draws as it stands: a dollar sign starts no formula."""
+    """Returns text escaped so that matplotlib draws it as it is written: a dollar sign starts no formula."""
     return text.replace("$", r"\$")
 
 
@@ -98,25 +107,25 @@ def _draw_cut_graph(data: ReportData) -> Any:
 
 
 def draw_accuracy(data: ReportData) -> Any:
-    """Metric and agreement of each candidate, if everybody left there."""
+    """Draws metric and agreement of each candidate, if all samples left there."""
     found = depths(data)
     figure = _new_figure(4.0)
     axes = figure.subplots()
     places = np.arange(len(found))
-    metric = [one.metric for one in found]
+    metric = [depth.metric for depth in found]
     full, required = found[-1].metric, found[-1].metric * (1 - data.plan.tolerance)
     axes.axhline(full, color=GREY, linewidth=1.2, linestyle=(0, (4, 2)), label="full network", zorder=1)
     axes.axhline(
         required, color=GREY, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1,
-        label=f"what tolerance {data.plan.tolerance:.3g} asks for",
+        label=f"required at tolerance {data.plan.tolerance:.3g}",
     )  # fmt: skip
     if data.plan.risk != "agreement":
         axes.plot(
-            places, [one.agreement for one in found], color=ORANGE, marker="s", markersize=4.5, linewidth=1.3,
+            places, [depth.agreement for depth in found], color=ORANGE, marker="s", markersize=4.5, linewidth=1.3,
             label="same answer as the full network",
         )  # fmt: skip
     axes.plot(places, metric, color=EARLY_COLOUR, marker="o", markersize=5, linewidth=1.8, label=data.metric_word)
-    chosen = [place for place, one in zip(places, found, strict=True) if one.chosen]
+    chosen = [place for place, depth in zip(places, found, strict=True) if depth.chosen]
     axes.plot(
         chosen, [found[place].metric for place in chosen], linestyle="none", marker="o", markersize=12,
         markerfacecolor="none", markeredgecolor=EARLY_COLOUR, markeredgewidth=1.6, label="exits of the plan",
@@ -124,14 +133,14 @@ def draw_accuracy(data: ReportData) -> Any:
     names = short_names(data.spec)
     crowded = len(found) > 9
     ticks = [
-        literal(f"{names[one.name]}{' (' if crowded else chr(10)}{one.share_of_time:.0%}{')' if crowded else ''}")
-        for one in found
+        literal(f"{names[depth.name]}{' (' if crowded else chr(10)}{depth.share_of_time:.0%}{')' if crowded else ''}")
+        for depth in found
     ]
     axes.set_xticks(places, ticks, rotation=60 if crowded else 0, ha="right" if crowded else "center")
     _percent(axes.yaxis)
     _label(
         axes,
-        y=f"{data.metric_word} if everybody left here",
+        y=f"{data.metric_word} if all left here",
         x="exit candidate, and when it answers (of the full network's time)",
     )
     _plain_axes(axes)
@@ -141,7 +150,7 @@ def draw_accuracy(data: ReportData) -> Any:
 
 
 def draw_thresholds(data: ReportData) -> Any:
-    """One panel per candidate: who leaves and how often they are right, against the threshold."""
+    """Draws one panel per candidate: share and metric of the samples that leave, against the threshold."""
     curves, names = threshold_curves(data), data.trace.exits
     columns = min(_COLUMNS, len(names))
     rows = -(-len(names) // columns)
@@ -184,14 +193,16 @@ def draw_thresholds(data: ReportData) -> Any:
     return figure
 
 
-def draw_patterns(data: ReportData) -> Any:
-    """The BPM as a heat map: candidate x survivors."""
+def draw_bpm(data: ReportData) -> Any:
+    """Draws the BPM as a heat map: candidate x survivors."""
     from matplotlib.colors import PowerNorm
 
     bpm = data.patterns
     figure = _new_figure(1.5 + 0.34 * len(bpm.exits))
     axes = figure.subplots()
-    norm = PowerNorm(0.5, 0, max(float(bpm.probability.max()), 1e-9))  # or one sure row would pale the others
+    norm = PowerNorm(
+        0.5, 0, max(float(bpm.probability.max()), 1e-9)
+    )  # linear, one certain row would make the others pale
     image = axes.imshow(bpm.probability, aspect="auto", cmap=_HEAT, norm=norm, interpolation="nearest")
     counts = np.arange(bpm.batch_size + 1)
     axes.plot(
@@ -226,7 +237,7 @@ def _add_colorbar(figure: Any, image: Any, axes: Any, label: str) -> Any:
 
 
 def draw_times(data: ReportData) -> Any:
-    """The ITM as heat maps: engine x batch size, the network, the exit heads and the host apart."""
+    """Draws the ITM as heat maps: engine x batch size, separately for the network, the exit heads and the host."""
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -267,7 +278,7 @@ def _row_labels(data: ReportData) -> dict[str, str]:
     short = short_names(data.spec)
     return {
         **{segment_row(index): f"segment {index + 1}" for index in range(len(data.spec.segments))},
-        FINAL_HEAD: "final head", FULL: "full network", SERVING: "serving a batch",
+        FINAL_HEAD_GRAPH: FINAL_HEAD_LABEL, FULL: "full network", SERVING: "serving a batch",
         **{head_row(name): f"head at {short[name]}" for name in cuts},
         **{gather_row(name): f"gather after {short[name]}" for name in cuts},
     }  # fmt: skip
@@ -281,7 +292,7 @@ def _write_cells(axes: Any, table: np.ndarray, norm: Any) -> None:
 
 
 def draw_survivors(data: ReportData) -> Any:
-    """Rows that enter each stage, with where they leave."""
+    """Draws the rows that enter each stage, and the share that leaves at its end."""
     chain = survivor_chain(data)
     places = np.arange(len(chain.stages))
     figure = _new_figure(1.1 + 0.55 * len(places))
@@ -310,7 +321,7 @@ def draw_survivors(data: ReportData) -> Any:
 
 
 def draw_latency(data: ReportData) -> Any:
-    """Latency distributions of the full network and of the bundle, as measured by ``runtime.bench``."""
+    """Draws the latency distributions of the full network and of the bundle, as measured by ``runtime.bench``."""
     figure = _new_figure(3.6)
     axes = figure.subplots()
     draw_latencies(axes, data.bench or {})
@@ -319,7 +330,7 @@ def draw_latency(data: ReportData) -> Any:
 
 
 def draw_pareto(data: ReportData) -> Any:
-    """Metric given up against the time by the objective, one point per tolerance, the committed plan among them."""
+    """Draws the metric given up against the objective's time: one point per tolerance, and the committed plan."""
     sweep, plan = data.sweep, committed(data)
     figure = _new_figure(4.0)
     axes = figure.subplots()
@@ -337,7 +348,7 @@ def draw_pareto(data: ReportData) -> Any:
             lost[~best], spent_ms[~best], linestyle="none", marker="o", markersize=6, markerfacecolor="white",
             markeredgecolor=EARLY_COLOUR, label="another point is better", zorder=3,
         )  # fmt: skip
-    star = (1 - plan["metric"] / sweep.full_metric, plan[f"searched_{sweep.objective}_ms"])
+    star = (1 - plan.metric / sweep.full_metric, plan.searched_ms(sweep.objective))
     axes.plot(
         *star, linestyle="none", marker="*", markersize=15, color=ORANGE, markeredgecolor="white", zorder=4,
         label="committed plan",
@@ -358,7 +369,7 @@ def draw_pareto(data: ReportData) -> Any:
     _label(axes, x=f"{data.metric_word} given up (share of the full network's)", y=y_words)
     _plain_axes(axes)
     axes.grid(color=FAINT, linewidth=0.6)
-    times = axes.secondary_yaxis("right")  # the same ticks, in other words
+    times = axes.secondary_yaxis("right")  # the same times, as a ratio
     times.yaxis.set_major_formatter(lambda ms, _: f"{sweep.full_ms / ms:.3g}" if ms > 0 else "")
     times.set_ylabel("times as fast as the full network", fontsize=_TEXT, color=INK, labelpad=8)
     times.tick_params(labelsize=_SMALL, colors=INK)
@@ -379,14 +390,9 @@ _FIGURES: Mapping[str, tuple[Callable[[ReportData], Any], Callable[[ReportData],
     "cut_graph": (_draw_cut_graph, _always),
     "accuracy_by_depth": (draw_accuracy, _has_candidates),
     "threshold_curves": (draw_thresholds, _has_candidates),
-    "batching_pattern": (draw_patterns, lambda data: bool(data.patterns.exits)),
+    "batching_pattern": (draw_bpm, lambda data: bool(data.patterns.exits)),
     "inference_times": (draw_times, _always),
     "survivors": (draw_survivors, _always),
     "latency": (draw_latency, lambda data: data.bench is not None),
     "pareto": (draw_pareto, _always),
 }
-
-
-def figure_names() -> Sequence[str]:
-    """Returns the names of all figures, in the order of the report."""
-    return tuple(_FIGURES)

@@ -1,6 +1,6 @@
-"""A report as one HTML page: data and pictures in, a string out.
+"""Page of a report: data and pictures in, one HTML string out.
 
-The page needs no network and no other file: styles stand in it, pictures are PNGs in base64, nothing is a script.
+The page needs no network and no other file: the styles are in it, pictures are PNGs in base64, nothing is a script.
 Everything that comes from data goes through ``html.escape``.
 """
 
@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from artifacts import PlannedExit, to_plain
+from artifacts import FINAL_HEAD_LABEL, PlannedExit, to_plain
+from planner.predict.objectives import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.report.captions import caption_of, describe_measured, plural, summarise
 from planner.report.data import ReportData, headline, survivor_chain
-from planner.search.prices import BATCH, MEAN, OBJECTIVE_WORDS, P99, time_ms
 from planner.sweep.points import OperatingPoint
 
 _STYLE = """
@@ -56,10 +56,10 @@ _WORDS = {
     "tolerance": "how much of the full network's metric may be given up: 0.01 keeps 99%",
     "survivors": "the queries of a batch that go on; the batch really becomes smaller",
     "stage": "the part of the network between two exits of the plan, compiled as one engine",
-    "latency": "the time from the start of a query's batch until its own answer is there",
+    "latency": "the time from the start of a query's batch until its own answer is ready",
 }
 _WORDS_OF_AGREEMENT = {
-    "tolerance": "the share of the queries that may be answered otherwise than by the full network: 0.01 keeps 99%",
+    "tolerance": "the share of the queries whose answer may differ from the full network's: 0.01 keeps 99%",
 }
 
 _SECTIONS = (
@@ -79,7 +79,7 @@ _SECTIONS = (
 _NO_FIGURE = {
     "accuracy_by_depth": "The network has no exit candidates.",
     "threshold_curves": "The network has no exit candidates.",
-    "batching_pattern": "No candidate keeps the tolerance at any threshold, so nobody would leave.",
+    "batching_pattern": "No candidate keeps the tolerance at any threshold, so no query would leave.",
 }
 
 
@@ -88,7 +88,7 @@ def render_report(data: ReportData, pictures: Mapping[str, bytes]) -> str:
 
     Args:
         data: the run.
-        pictures: figure name -> PNG; a figure that is missing is replaced by the reason.
+        pictures: figure name -> PNG; in the place of a missing figure the page says why it is missing.
     """
     bodies = {
         "plan": _plan_body(data),
@@ -121,7 +121,7 @@ def render_table(
         text: how many columns hold text.
         caption: above the table.
         kind: its class.
-        marked: which rows stand out.
+        marked: which rows are highlighted.
     """
 
     def cells(kind: str, row: Sequence[str]) -> str:
@@ -206,11 +206,11 @@ def _figure_body(name: str, title: str, data: ReportData, pictures: Mapping[str,
 def _plan_body(data: ReportData) -> str:
     plan = data.plan
     chain = survivor_chain(data)
-    rows = [_exit_row(one) for one in plan.exits]
+    rows = [_exit_row(exit_) for exit_ in plan.exits]
     rest = chain.leaving[-1]
-    before = sum(one.leaving_share * one.metric for one in plan.exits if one.metric is not None)
+    before = sum(exit_.leaving_share * exit_.metric for exit_ in plan.exits if exit_.metric is not None)
     last = f"{(plan.predicted_metric - before) / rest:.4f}" if rest > 0 else "-"
-    rows.append(["final head", "-", f"{rest:.1%}", last, "-"])
+    rows.append([FINAL_HEAD_LABEL, "-", f"{rest:.1%}", last, "-"])
     what = (
         f"{plan.search} search on {data.trace.sample_count} calibration samples, for batches of {plan.batch_size} on "
         f"{plan.backend} with {plural(plan.threads, 'thread')}"
@@ -229,9 +229,9 @@ def _plan_body(data: ReportData) -> str:
     return render_table(columns, rows, caption=what) + _paragraph(kept + describe_measured(data))
 
 
-def _exit_row(one: PlannedExit) -> list[str]:
-    metric = "-" if one.metric is None else f"{one.metric:.4f}"
-    return [one.cut, f"{one.threshold:.4g}", f"{one.leaving_share:.1%}", metric, f"{one.arrival_ms:.3f}"]
+def _exit_row(exit_: PlannedExit) -> list[str]:
+    metric = "-" if exit_.metric is None else f"{exit_.metric:.4f}"
+    return [exit_.cut, f"{exit_.threshold:.4g}", f"{exit_.leaving_share:.1%}", metric, f"{exit_.arrival_ms:.3f}"]
 
 
 def _survivor_table(data: ReportData) -> str:
@@ -274,29 +274,34 @@ def _latency_table(data: ReportData) -> str:
 
 
 def _sweep_table(data: ReportData) -> str:
-    told = (MEAN, P99, BATCH) if data.sweep.objective == P99 else (MEAN, BATCH)
+    shown = (MEAN, P99, BATCH) if data.sweep.objective == P99 else (MEAN, BATCH)
     rows = [
         [
-            _name_plan(point), f"{point.tolerance:.2%}", f"{point.metric_ratio:.2%}",
-            *(f"{time_ms(point, one):.3f}" for one in told), f"{point.speedup:.2f}", "yes" if point.efficient else "no",
+            _name_plan(point),
+            f"{point.tolerance:.2%}",
+            f"{point.metric_ratio:.2%}",
+            *(f"{time_ms(point, name):.3f}" for name in shown),
+            f"{point.speedup:.2f}",
+            "yes" if point.efficient else "no",
         ]
         for point in data.sweep.points
-    ]  # fmt: skip
-    columns = ("plan", "tolerance", "kept", *(f"{one}, ms" for one in told), "times as fast", "best")
+    ]
+    columns = ("plan", "tolerance", "kept", *(f"{name}, ms" for name in shown), "times as fast", "best")
     note = (
         "Operating points: metric on the calibration data, expected times. “best”: no other keeps as much with a "
-        f"smaller {OBJECTIVE_WORDS[data.sweep.objective]}, by which “times as fast” goes, too. Shaded: the tolerance "
-        "of the plan."
+        f"smaller {OBJECTIVE_WORDS[data.sweep.objective]}, by which “times as fast” is measured, too. Shaded: the "
+        "tolerance of the plan."
     )
     marked = [point.tolerance == data.plan.tolerance for point in data.sweep.points]
     refused = "".join(
-        _paragraph(f"No plan at tolerance {one.tolerance:.3g}: {one.reason}", "soft") for one in data.sweep.refused
+        _paragraph(f"No plan at tolerance {refusal.tolerance:.3g}: {refusal.reason}", "soft")
+        for refusal in data.sweep.refused
     )
     return render_table(columns, rows, caption=note, marked=marked, kind="plans") + refused
 
 
 def _name_plan(point: OperatingPoint) -> str:
-    pairs = zip(point.exits, point.thresholds, strict=True)  # the spaces inside do not break
+    pairs = zip(point.exits, point.thresholds, strict=True)  # no line break within a pair
     return ", ".join(f"{cut}\u00a0≥\u00a0{threshold:.3g}" for cut, threshold in pairs) or "no exits"
 
 
@@ -305,31 +310,31 @@ def _certificate_body(data: ReportData) -> str:
     if plan.certificate is None:
         return _paragraph(
             "None: the paper's way. The thresholds were tuned on the calibration data and the tolerance is known to "
-            "hold there; nothing is guaranteed of other data. What a test on held-out data gave stands under "
-            "“Latency”, if it was made."
+            "hold there; nothing is guaranteed for other data. The result of a test on held-out data, if one was made, "
+            "is under “Latency”."
         )
-    told: dict[str, Any] = to_plain(plan.certificate)
-    return _paragraph(_state_certificate(told, data)) + _pairs(
-        {name.replace("_", " "): value for name, value in told.items()}
+    fields: dict[str, Any] = to_plain(plan.certificate)
+    return _paragraph(_state_certificate(fields, data)) + _pairs(
+        {name.replace("_", " "): value for name, value in fields.items()}
     )
 
 
-def _state_certificate(told: Mapping[str, Any], data: ReportData) -> str:
-    delta, bound = told.get("delta", data.plan.delta), told.get("bound", data.plan.tolerance)
+def _state_certificate(fields: Mapping[str, Any], data: ReportData) -> str:
+    delta, bound = fields.get("delta", data.plan.delta), fields.get("bound", data.plan.tolerance)
     if delta is None or bound is None:
         return "The plan carries this certificate."
     risk = {
         "metric": f"loses at most {bound:.4g} of the full network's {data.metric_word}",
         "agreement": f"differs from the full network's answer for at most {bound:.4g} of the queries",
-    }.get(str(told.get("risk", "metric")), f"loses at most {bound:.4g} of the full network's {told.get('risk')}")
+    }.get(str(fields.get("risk", "metric")), f"loses at most {bound:.4g} of the full network's {fields.get('risk')}")
     holds = (
         "whatever the distribution of the queries, as long as the calibration data were drawn from it"
-        if told.get("finite_sample", True)
-        else "in the limit of many samples; this is no guarantee at a finite number of them"
+        if fields.get("finite_sample", True)
+        else "in the limit of many samples; this is not a guarantee at a finite number of them"
     )
     return (
         f"Except with a probability of {delta:.4g} (over the draw of the calibration data), the plan {risk}: {holds}. "
-        "It was tested on samples that exits and thresholds were not tuned on."
+        "It was tested on samples on which exits and thresholds were not tuned."
     )
 
 
@@ -341,5 +346,5 @@ def _environment_body(data: ReportData) -> str:
 
 def _commands_body(data: ReportData) -> str:
     lines = "\n".join(data.commands)
-    told = "Each command makes what is missing before it and reuses what is unchanged; times differ between machines."
-    return f"{_paragraph(told)}<pre>{escape(lines)}</pre>"
+    note = "Each command makes what is missing before it and reuses what is unchanged; times differ between machines."
+    return f"{_paragraph(note)}<pre>{escape(lines)}</pre>"

@@ -1,6 +1,6 @@
-"""Descent along a price of loss: exits come, go and move their thresholds one at a time.
+"""Coordinate descent: exits are added, removed and given other thresholds one at a time, against a price of loss.
 
-Theory. Everett's generalised Lagrange multipliers (Operations Research 11, 1963): whatever minimises
+Theory. Everett's generalised Lagrange multipliers (Operations Research 11, 1963): the plan that minimises
 
     cost + weight * loss
 
@@ -8,16 +8,16 @@ for some ``weight >= 0`` has the least cost among all plans with at most that lo
 thresholds together, becomes a price, and then one exit can be improved at a time (coordinate descent) without
 spending what another one needs. For one exit, all else fixed, *every* threshold and the choice to leave the exit out
 are tried exactly. The samples that arrive there, in the order of falling confidence, leave one after the other; each
-changes the loss by ``d_exit - d_fate``, its loss here less its loss where it would leave otherwise, and lowers by one
+changes the loss by ``d_exit - d_later``, its loss here less its loss where it would leave otherwise, and lowers by one
 the count of every later stage that it would have entered. So three sorts of cumulative sums price all thresholds in
 one go.
 
-An exit that may not be added, because there may be no more of them or because a batch that nobody leaves would cost
-too much, is tried in the place of its neighbours. The weight falls step by step from where nothing may be lost to
-where time is everything, and rises again, each time from where the last descent ended; along the way lie good plans
-for every tolerance. For one tolerance the weight is then bisected between the last plan that keeps it and the first
-that does not. What a coordinate descent cannot do, to move several thresholds against each other at a fixed budget,
-is left to the zoom of ``planner.search.joint``.
+An exit that may not be added, because there may be no more of them or because a batch of which no row leaves would
+cost too much, is tried in the place of its neighbours. The weight falls step by step from a value at which nothing may
+be lost to one at which only time counts, and rises again, each time from where the last descent ended; this passes
+good plans for every tolerance. For one tolerance the weight is then bisected between the last plan that keeps it and
+the first that does not. A coordinate descent cannot move several thresholds against each other at a fixed budget; that
+is left to ``planner.search.refine``.
 
 Only for costs that are a sum over stages (``planner.search.prices``).
 """
@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.search.level_tables import RankedTrace
+from planner.search.level_tables import Combination, RankedTrace
 from planner.search.prices import Prices
 
 State = dict[int, int]  # a plan: row -> rank
@@ -42,31 +42,20 @@ _WEIGHTS = np.geomspace(3000.0, 0.03, 26)  # times the full network's time per s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Waypoint:
-    """A plan where a descent ended.
+class Settled:
+    """The combination where a descent ended, and the weight with which it was made (milliseconds per unit of loss)."""
 
-    Attributes:
-        rows: its exits, as rows of the trace, ascending.
-        ranks: their thresholds.
-        price_ms: milliseconds.
-        loss: sum of the metric lost.
-        weight: milliseconds per unit of loss with which the descent was made.
-    """
-
-    rows: tuple[int, ...]
-    ranks: tuple[int, ...]
-    price_ms: float
-    loss: float
+    combination: Combination
     weight: float
 
     @property
     def state(self) -> State:
-        return dict(zip(self.rows, self.ranks, strict=True))
+        return dict(zip(self.combination.rows, self.combination.ranks, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Choices:
-    """The thresholds of one exit beside others that some weight makes the best, whatever the weight.
+    """The thresholds of one exit beside others that are the best at some weight.
 
     Attributes:
         ranks: the thresholds.
@@ -86,7 +75,7 @@ def _key(state: State) -> Key:
 
 
 def _undominated(price: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """Returns the positions, ascending, of those that no other beats in one without being worse in the other."""
+    """Returns the positions, ascending, of the pairs that no other pair dominates."""
     order = np.lexsort((loss, price))
     least = np.minimum.accumulate(loss[order])
     found: np.ndarray = np.sort(order[np.flatnonzero(np.diff(least, prepend=np.inf) < 0)])
@@ -94,8 +83,8 @@ def _undominated(price: np.ndarray, loss: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Descent:
-    """Coordinate descent over one trace. It remembers what it tried, as the same plans come again at other weights.
+class CoordinateDescent:
+    """Coordinate descent over one trace. It remembers what it tried, as the same plans come up again at other weights.
 
     Attributes:
         ranked: the trace.
@@ -113,45 +102,47 @@ class Descent:
     _choices: dict[tuple[int, Key], _Choices] = field(default_factory=dict, repr=False)
     _measured: dict[Key, tuple[float, float]] = field(default_factory=dict, repr=False)
 
-    def walk(self, most_loss: float = np.inf) -> list[Waypoint]:
-        """Returns the plans at which the descents end, for falling and then for rising weights.
+    def walk(self, most_loss: float = np.inf) -> list[Settled]:
+        """Returns the combinations at which the descents end, for falling and then for rising weights.
 
         Args:
             most_loss: the largest budget that is of interest; the weight falls until it is exceeded twice.
         """
         weights = (self.prices.costs.full_ms / self.ranked.trace.sample_count * _WEIGHTS).tolist()
         state: State = {}
-        ends: list[Waypoint] = []
+        ends: list[Settled] = []
         for weight in weights:
             state = self.settle(state, weight)
-            ends.append(self.measure(state, weight))
-            if sum(end.loss > most_loss for end in ends) > 1:
+            ends.append(Settled(combination=self.measure(state), weight=weight))
+            if sum(end.combination.loss > most_loss for end in ends) > 1:
                 break
         for weight in weights[len(ends) - 2 :: -1] if len(ends) > 1 else []:
             state = self.settle(state, weight)
-            ends.append(self.measure(state, weight))
+            ends.append(Settled(combination=self.measure(state), weight=weight))
         return ends
 
-    def approach(self, ends: Sequence[Waypoint], budget: float) -> list[Waypoint]:
-        """Returns plans between the cheapest of some plans that keep a budget and what lies just beyond it.
+    def approach(self, ends: Sequence[Settled], budget: float) -> list[Settled]:
+        """Returns combinations between the cheapest that keeps a budget and the dearest that does not.
 
         Args:
             ends: from ``walk``.
             budget: the most summed loss.
         """
-        within = min((one for one in ends if one.loss <= budget), key=lambda one: one.price_ms, default=None)
-        beyond = max((one for one in ends if one.loss > budget), key=lambda one: one.price_ms, default=None)
+        keeping = [end for end in ends if end.combination.loss <= budget]
+        exceeding = [end for end in ends if end.combination.loss > budget]
+        within = min(keeping, key=lambda end: end.combination.price_ms, default=None)
+        beyond = max(exceeding, key=lambda end: end.combination.price_ms, default=None)
         if within is None or beyond is None:
             return []
         found = []
         for _ in range(_BISECTIONS):
             weight = float(np.sqrt(within.weight * beyond.weight))
             for start in (within, beyond):
-                end = self.measure(self.settle(start.state, weight), weight)
+                end = Settled(combination=self.measure(self.settle(start.state, weight)), weight=weight)
                 found.append(end)
-                if end.loss > budget:
+                if end.combination.loss > budget:
                     beyond = end
-                elif end.price_ms <= within.price_ms:
+                elif end.combination.price_ms <= within.combination.price_ms:
                     within = end
         return found
 
@@ -198,12 +189,11 @@ class Descent:
         price_ms, loss = self._figures(state)
         return price_ms + weight * loss
 
-    def measure(self, state: State, weight: float) -> Waypoint:
-        """Prices a plan as the tables do; the weight is noted."""
+    def measure(self, state: State) -> Combination:
+        """Prices a plan as the tables do."""
         rows = tuple(sorted(state))
         price_ms, loss = self._figures(state)
-        ranks = tuple(state[row] for row in rows)
-        return Waypoint(rows=rows, ranks=ranks, price_ms=price_ms, loss=loss, weight=weight)
+        return Combination(rows=rows, ranks=tuple(state[row] for row in rows), price_ms=price_ms, loss=loss)
 
     def _figures(self, state: State) -> tuple[float, float]:
         """Returns milliseconds and summed loss of a plan."""
@@ -268,7 +258,7 @@ class Descent:
         """
         last = max((other for other in others if other < row), default=OFF)
         without_ms, with_ms = 0.0, np.full(len(ordered) + 1, self.prices.stage_ms(last, row, len(ordered)))
-        alive, fate, here = np.ones(len(ordered), bool), np.zeros(len(ordered)), row
+        alive, later_loss, here = np.ones(len(ordered), bool), np.zeros(len(ordered)), row
         for other in [*(other for other in others if other > row), OFF]:
             gone = np.concatenate([[0], alive.cumsum()])
             without_ms += float(self.prices.stage_ms(last, other, gone[-1]))
@@ -276,9 +266,9 @@ class Descent:
             last = here = other
             if other != OFF:
                 leaves = alive & (self.ranked.ranks[other, ordered] >= state[other])
-                fate[leaves] = self.ranked.losses[other, ordered[leaves]]
+                later_loss[leaves] = self.ranked.losses[other, ordered[leaves]]
                 alive &= ~leaves
-        gained = np.concatenate([[0.0], (self.ranked.losses[row, ordered] - fate).cumsum()])
+        gained = np.concatenate([[0.0], (self.ranked.losses[row, ordered] - later_loss).cumsum()])
         return without_ms, with_ms, gained
 
     def _is_allowed(self, state: State, rows: tuple[int, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""All thresholds of some exits at once: survivors and loss of every combination, from one pass over the trace.
+"""Level tables: survivors and loss of every combination of thresholds of some exits, from one pass over the trace.
 
 Theory. For chosen exits ``1..K`` let exit ``k`` have ``Q_k`` thresholds to choose from, ascending, its *levels*.
 Sample ``i`` reaches ``code_k(i)`` of them, so it leaves at level ``j`` exactly if ``code_k(i) > j`` and stays if
@@ -15,7 +15,7 @@ metric_k(i)`` (which may be a gain), and with ``D_k`` the same cumulative sum of
 
 is exact: the metric that a plan loses against the full network on this trace, for every combination of levels. A
 combination costs a few additions instead of a pass over the samples, and what belongs to the first exits is shared by
-all that begins with them.
+all combinations that begin with them.
 
 Levels are ranks: confidences are compared in float32 at run time, so only the distinct values of the trace matter,
 and a sample leaves exactly if its rank is at least the threshold's.
@@ -29,11 +29,28 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artifacts import Trace
-from planner.predict.replay import ChosenExits
+from planner.predict.replay import Exits
 
 _REACH = 5.0  # log-odds: quantiles from 0.7 % to 99.3 %
 
 Levels = tuple[np.ndarray, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combination:
+    """A combination of thresholds: some exits, each with one of its levels.
+
+    Attributes:
+        rows: the exits, as rows of the trace, ascending.
+        ranks: their thresholds, as ranks.
+        price_ms: milliseconds by the objective.
+        loss: sum of the metric lost on the trace.
+    """
+
+    rows: tuple[int, ...]
+    ranks: tuple[int, ...]
+    price_ms: float
+    loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,15 +90,15 @@ class RankedTrace:
         """The number of distinct confidences of the candidate that has most."""
         return max(map(len, self.values), default=0)
 
-    def choose(self, rows: Sequence[int], levels: Sequence[int]) -> ChosenExits:
+    def choose(self, rows: Sequence[int], levels: Sequence[int]) -> Exits:
         """Returns the exits of some rows of the trace with the thresholds of the given ranks."""
-        return ChosenExits(
+        return Exits(
             cuts=tuple(self.trace.exits[row] for row in rows),
             thresholds=tuple(float(self.values[row][level]) for row, level in zip(rows, levels, strict=True)),
         )
 
     def rank_levels(self, rows: Sequence[int], thresholds: Sequence[float]) -> tuple[int, ...] | None:
-        """Returns the ranks of thresholds, the next rank above where there is none; ``None`` if nobody reaches one."""
+        """Returns the ranks of thresholds, rounded up to those that there are; ``None`` if no sample reaches one."""
         found = []
         for row, threshold in zip(rows, thresholds, strict=True):
             rank = int(np.searchsorted(self.values[row], np.float32(threshold)))
@@ -167,6 +184,10 @@ class LevelTable:
     def at(self, cell: Sequence[int]) -> tuple[int, ...]:
         """Returns the ranks of a combination of levels."""
         return tuple(int(levels[position]) for levels, position in zip(self.levels, cell, strict=True))
+
+    def combination(self, cell: Sequence[int], price_ms: float) -> Combination:
+        """Returns a combination of levels with its price."""
+        return Combination(rows=self.rows, ranks=self.at(cell), price_ms=price_ms, loss=float(self.loss[tuple(cell)]))
 
 
 def _sum_up(histogram: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a plan is to be good at, and its price for all combinations of thresholds at once.
+"""Prices of all combinations of thresholds at once, by any objective.
 
 Theory. ``planner.predict.costs`` shows that the mean latency is a sum over the stages in which stage ``j`` depends
 on nothing but the share ``s_(j-1)`` of the samples that enter it:
@@ -13,7 +13,7 @@ that many steps; the plans that a search ends with are priced exactly all the sa
 
 The 99th percentile of query latency is no such sum. Combinations are ranked by a surrogate: the exit ``k`` where the
 99th percentile of the queries leaves, and the time of stages ``1..k`` at survivor counts as far above their means as
-that percentile lies in the group of those who leave there (a logistic curve stands in for the normal one). The best
+that percentile lies in the group of the rows that leave there (a logistic curve stands in for the normal one). The best
 by the surrogate are then evaluated exactly (``planner.predict.percentiles``).
 """
 
@@ -21,57 +21,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from artifacts import UsageError, unknown_name
 from planner.predict.costs import NetworkCosts
+from planner.predict.objectives import BATCH, P99, TIE
 from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
 from planner.predict.survivors import binomial_pmf
 from planner.search.level_tables import LevelTable
 
-MEAN, P99, BATCH = "mean", "p99", "batch"
-OBJECTIVES = (MEAN, P99, BATCH)
-OBJECTIVE_WORDS = {MEAN: "mean latency", P99: "99th percentile of latency", BATCH: "time of a whole batch"}
 _FINEST = 16_384
 _LOGISTIC = 1.702  # the logistic distribution that is nearest to the normal one
-_TIE = 1e-6  # of equal percentiles the smaller mean latency decides
-
-
-def check_objective(objective: str) -> None:
-    """Refuses an objective that does not exist."""
-    if objective not in OBJECTIVES:
-        raise unknown_name("objective", objective, OBJECTIVES)
-
-
-class Times(Protocol):
-    """Whatever tells the times of a plan in milliseconds, e.g. ``costs.ChainTimes``."""
-
-    @property
-    def mean_ms(self) -> float: ...
-    @property
-    def batch_ms(self) -> float: ...
-    @property
-    def p99_ms(self) -> float | None: ...
-
-
-def objective_ms(times: Times, objective: str) -> float:
-    """Returns what the objective makes small, in milliseconds: its time, and of equal percentiles the smaller mean.
-
-    Raises:
-        UsageError: the percentile was not worked out, see ``costs.expect_times``.
-    """
-    return time_ms(times, objective) + (_TIE * times.mean_ms if objective == P99 else 0.0)
-
-
-def time_ms(times: Times, objective: str) -> float:
-    """Returns the time that an objective looks at, in milliseconds; errors as for ``objective_ms``."""
-    if objective != P99:
-        return times.batch_ms if objective == BATCH else times.mean_ms
-    if times.p99_ms is None:
-        raise UsageError("the 99th percentile of this plan was not worked out; evaluate it with percentile=True")
-    return times.p99_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,7 +92,7 @@ class Prices:
         """
         survival = [1.0, *(count / self.samples for count in survivors)]
         costs = self.costs.plan_costs([self.exits[row] for row in rows])
-        return latency_quantile(costs, survival, self.costs.load) + _TIE * self.plan_ms(rows, survivors)
+        return latency_quantile(costs, survival, self.costs.load) + TIE * self.plan_ms(rows, survivors)
 
     def _bounds(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         return list(zip((-1, *rows), (*rows, -1), strict=True))

@@ -1,5 +1,4 @@
-"""The kept grid: what every exit candidate would do at every threshold, so that another tolerance needs no new
-search.
+"""Threshold grids: what every exit candidate would do at every threshold, for any tolerance.
 
 For one candidate and threshold, the samples that are still in the network fall into those that leave and those that
 move on. Three sums tell everything the planner asks: how many leave, the sum of their metric at the candidate, and
@@ -7,19 +6,20 @@ the sum of the metric that the final head would have given them. They follow for
 confidence is put into its slot of the sorted grid, and reversed cumulative sums over the slots are the sums over
 ``confidence >= threshold``.
 
-The grid of the first exit covers all samples. A further exit is asked about the samples that earlier exits let
-through, so its grid is kept under those earlier exits (its *prefix*). None of them depends on the tolerance."""
+The grid of the first exit covers all samples. A further exit is evaluated on the samples that earlier exits let
+through, so its grid is kept under those earlier exits (its *prefix*). None of them depends on the tolerance, so another
+tolerance needs no new pass over the trace.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
-from artifacts import CorruptArtifactError, Trace, UsageError, load_arrays, save_arrays
-from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_exits, exit_rows
+from artifacts import CorruptArtifactError, Trace, UsageError
+from planner.predict.replay import NO_EXITS, Exits, evaluate_exits, exit_rows
 
 DEFAULT_STEP = 0.05
 _SUMS = ("leaving", "metric_sum", "final_sum")
@@ -51,7 +51,7 @@ class ThresholdGrid:
         final_sum: (E, T) float64, sum of the metric that the final head gives to those that leave.
     """
 
-    prefix: ChosenExits
+    prefix: Exits
     thresholds: np.ndarray
     samples: int
     final_total: float
@@ -61,7 +61,7 @@ class ThresholdGrid:
 
     @property
     def overall_metric(self) -> np.ndarray:
-        """(E, T) float64: mean metric of the samples that come this far, leavers and others together."""
+        """(E, T) float64: mean metric of the samples that come this far, those that leave and the others together."""
         total: np.ndarray = self.metric_sum + (self.final_total - self.final_sum)
         return total / max(self.samples, 1)
 
@@ -73,12 +73,12 @@ class ThresholdGrid:
 
     @property
     def leaver_metric(self) -> np.ndarray:
-        """(E, T) float64: mean metric of those that leave; 0 where nobody does."""
+        """(E, T) float64: mean metric of those that leave; 0 where none does."""
         mean: np.ndarray = self.metric_sum / np.maximum(self.leaving, 1)
         return mean
 
 
-def evaluate_grid(trace: Trace, thresholds: np.ndarray, prefix: ChosenExits = NO_EXITS) -> ThresholdGrid:
+def evaluate_grid(trace: Trace, thresholds: np.ndarray, prefix: Exits = NO_EXITS) -> ThresholdGrid:
     """Evaluates all candidates behind ``prefix`` at all thresholds in one pass over the trace.
 
     Args:
@@ -116,45 +116,44 @@ class KeptGrids:
 
     Attributes:
         thresholds: (T,) float32, of every grid.
-        grids: what is known.
+        grids: by prefix.
         evaluations: how often the trace had to be read since this object was made.
     """
 
     thresholds: np.ndarray
-    grids: dict[ChosenExits, ThresholdGrid] = field(default_factory=dict)
+    grids: dict[Exits, ThresholdGrid] = field(default_factory=dict)
     evaluations: int = 0
 
-    def grid(self, trace: Trace, prefix: ChosenExits) -> ThresholdGrid:
+    def grid(self, trace: Trace, prefix: Exits) -> ThresholdGrid:
         """Returns the grid behind ``prefix``."""
         if prefix not in self.grids:
             self.grids[prefix] = evaluate_grid(trace, self.thresholds, prefix)
             self.evaluations += 1
         return self.grids[prefix]
 
-    def save(self, path: Path) -> None:
-        """Writes all grids into one ``.npz``."""
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Returns all grids as named arrays, as in ``grid.npz``."""
         arrays: dict[str, np.ndarray] = {"thresholds": self.thresholds}
         for index, (prefix, grid) in enumerate(self.grids.items()):
             arrays[f"{index}.cuts"] = np.array(prefix.cuts, np.str_)
             arrays[f"{index}.at"] = np.array(prefix.thresholds, np.float64)
             arrays[f"{index}.totals"] = np.array([grid.samples, grid.final_total], np.float64)
             arrays |= {f"{index}.{name}": getattr(grid, name) for name in _SUMS}
-        save_arrays(path, arrays)
+        return arrays
 
     @classmethod
-    def load(cls, path: Path) -> KeptGrids:
-        """Reads what ``save`` wrote.
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> KeptGrids:
+        """Returns the grids of ``to_arrays``.
 
         Raises:
             CorruptArtifactError: an array is missing.
         """
-        arrays = load_arrays(path)
         try:
             thresholds = arrays["thresholds"]
             indices = sorted({name.partition(".")[0] for name in arrays if name != "thresholds"}, key=int)
             grids = [_unpack(arrays, index, thresholds) for index in indices]
         except (KeyError, ValueError) as error:
-            raise CorruptArtifactError(f"{path} holds no threshold grids ({error}); run the planner again") from error
+            raise CorruptArtifactError(f"these arrays are no threshold grids ({error})") from error
         return cls(thresholds=thresholds, grids={grid.prefix: grid for grid in grids})
 
 
@@ -162,7 +161,7 @@ def _unpack(arrays: Mapping[str, np.ndarray], index: str, thresholds: np.ndarray
     cuts, at = arrays[f"{index}.cuts"], arrays[f"{index}.at"]
     samples, final_total = arrays[f"{index}.totals"].tolist()
     return ThresholdGrid(
-        prefix=ChosenExits(cuts=tuple(map(str, cuts)), thresholds=tuple(at.tolist())),
+        prefix=Exits(cuts=tuple(map(str, cuts)), thresholds=tuple(at.tolist())),
         thresholds=thresholds, samples=int(samples), final_total=final_total,
         **{name: arrays[f"{index}.{name}"] for name in _SUMS},
     )  # fmt: skip

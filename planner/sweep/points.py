@@ -1,12 +1,12 @@
-"""Tolerance against latency over the whole range: one search per tolerance, with what it found as an operating point.
+"""Operating points of a search: tolerance against latency over the whole range, one search per tolerance.
 
-Latency is what the objective looks at: of the mean query, its 99th percentile, or the time of a whole batch.
+Latency is the time that the objective minimises: of the mean query, its 99th percentile, or of a whole batch.
 
 A plan that keeps ``1 - t`` of the metric keeps every larger tolerance as well. So the operating point at a tolerance
 is the best of the plans that the search found at this tolerance *or at a smaller one*: a larger tolerance never
 gives a worse expected plan, even where the search itself would (the paper's greedy search spends its budget at the
-first exit, and then may end worse with more of it). ``found_at`` says which tolerance a point's plan was found at, and
-``searched_ms`` what the search by itself answers there.
+first exit, and may then end worse with more of it). ``found_at`` is the tolerance at which a point's plan was found,
+and ``searched_ms`` the time of the plan that the search by itself gives at the point's tolerance.
 
 A point is *efficient* (non-dominated, on the Pareto front) when no other point keeps at least as much of the metric in
 at most as much time, with one of the two strictly better.
@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from artifacts import InputError, NoPlanError, Trace
-from planner.predict.replay import NO_EXITS, PlanFigures
-from planner.search.greedy import SearchResult
-from planner.search.prices import MEAN, check_objective, objective_ms, time_ms
+from planner.predict.objectives import MEAN, check_objective, objective_ms, time_ms
+from planner.predict.replay import NO_EXITS, PricedExits
+from planner.search.problem import SearchResult
 
 LEVELS = (
     0.0, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
@@ -34,21 +34,21 @@ SearchAt = Callable[[float], SearchResult]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """What to run at one tolerance; times are expected ones, in milliseconds, metrics those of the trace.
+    """The plan to run at one tolerance; times are expected ones, in milliseconds, metrics those of the trace.
 
     Attributes:
         tolerance: allowed relative loss of the metric.
         exits: cuts, in the order of the data flow; none for the plan without exits.
-        thresholds: theirs.
+        thresholds: one per exit.
         leaving_shares: share of all samples that leaves at each exit, last at the final head.
         metric: mean metric of the plan.
         metric_ratio: of the full network's.
         mean_ms: of the mean query.
         batch_ms: until the last answer of a batch.
-        p99_ms: what 99 % of the queries do not exceed; ``None`` where that is not the objective.
+        p99_ms: the time that 99 % of the queries do not exceed; ``None`` where that is not the objective.
         speedup: the full network's time over the plan's, by the objective.
         found_at: the tolerance whose search found this plan; never above ``tolerance``.
-        searched_ms: the objective's time of what the search at this tolerance answers by itself.
+        searched_ms: the objective's time of the plan that the search at this tolerance gives by itself.
         efficient: whether no other point is better.
     """
 
@@ -75,7 +75,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A tolerance at which the search gave no plan, and why."""
+    """A tolerance at which the search gave no plan, and the reason."""
 
     tolerance: float
     reason: str
@@ -86,7 +86,7 @@ class Sweep:
     """The operating points of one search, by ascending tolerance.
 
     Attributes:
-        objective: one of ``objectives.OBJECTIVES``; what is meant by faster.
+        objective: one of ``OBJECTIVES``: the time by which points are compared.
         full_metric: mean metric of the full network on the trace.
         full_ms: the full network's time, by the objective.
         points: one per tolerance at which there is a plan.
@@ -100,16 +100,16 @@ class Sweep:
     refused: tuple[Refusal, ...] = ()
 
     def time_ms(self, point: OperatingPoint) -> float:
-        """Returns the time of a point that the objective looks at, in milliseconds."""
+        """Returns the objective's time of a point, in milliseconds."""
         return time_ms(point, self.objective)
 
 
 def sweep_levels(trace: Trace, levels: Sequence[float] = LEVELS) -> tuple[float, ...]:
-    """Returns the tolerances of the whole range: from 0 to the first at which everybody may leave anywhere.
+    """Returns the tolerances of the whole range: from 0 to the first at which all samples may leave anywhere.
 
     Args:
-        trace: says how much is lost at most, when all samples leave at the worst candidate.
-        levels: ascending, what to choose from.
+        trace: decides how much is lost at most, when all samples leave at the worst candidate.
+        levels: the tolerances to choose from, ascending.
     """
     if not trace.exits or trace.full_metric == 0:
         return tuple(levels[:1])
@@ -124,15 +124,15 @@ def sweep_tolerances(
     """Searches at every tolerance.
 
     Args:
-        search: tolerance -> what the search found; the first considered plan is its answer, the one without exits is
-            among the others.
+        search: tolerance -> the result of the search there; its first considered plan is the best one, and the one
+            without exits is among the others.
         tolerances: strictly ascending, in [0, 1).
         full_metric: mean metric of the full network, above 0.
-        objective: what the search makes small.
+        objective: the time that the search minimises.
 
     Raises:
         InputError: the tolerances do not ascend, or there are none.
-        UsageError: there is no such objective, or it is the percentile and the search did not work that out.
+        UsageError: there is no such objective, or it is the percentile and the search did not compute it.
         NoPlanError: no tolerance has a plan; the reason is that of the largest.
     """
     check_objective(objective)
@@ -148,7 +148,7 @@ def sweep_tolerances(
         except NoPlanError as error:
             refused.append(Refusal(tolerance=tolerance, reason=str(error)))
             continue
-        none = next(one.figures for one in result.considered if one.figures.chosen == NO_EXITS)
+        none = next(plan.priced for plan in result.considered if plan.exits == NO_EXITS)
         full_ms = time_ms(none.times, objective)
         point = describe_point(result.best, tolerance, full_metric=full_metric, full_ms=full_ms, objective=objective)
         if found and objective_ms(found[-1], objective) < objective_ms(point, objective):
@@ -163,20 +163,20 @@ def sweep_tolerances(
 
 
 def describe_point(
-    figures: PlanFigures, tolerance: float, *, full_metric: float, full_ms: float, objective: str
+    priced: PricedExits, tolerance: float, *, full_metric: float, full_ms: float, objective: str
 ) -> OperatingPoint:
     """Returns the operating point for the plan that a search found at a tolerance; not yet marked as efficient."""
-    spent_ms = time_ms(figures.times, objective)
+    spent_ms = time_ms(priced.times, objective)
     return OperatingPoint(
         tolerance=tolerance,
-        exits=figures.chosen.cuts,
-        thresholds=figures.chosen.thresholds,
-        leaving_shares=figures.outcome.shares,
-        metric=figures.outcome.metric,
-        metric_ratio=figures.outcome.metric / full_metric,
-        mean_ms=figures.times.mean_ms,
-        batch_ms=figures.times.batch_ms,
-        p99_ms=figures.times.p99_ms,
+        exits=priced.exits.cuts,
+        thresholds=priced.exits.thresholds,
+        leaving_shares=priced.outcome.shares,
+        metric=priced.outcome.metric,
+        metric_ratio=priced.outcome.metric / full_metric,
+        mean_ms=priced.times.mean_ms,
+        batch_ms=priced.times.batch_ms,
+        p99_ms=priced.times.p99_ms,
         speedup=full_ms / spent_ms,
         found_at=tolerance,
         searched_ms=spent_ms,
@@ -187,10 +187,11 @@ def describe_point(
 def mark_efficient(points: Sequence[OperatingPoint], objective: str) -> tuple[OperatingPoint, ...]:
     """Returns the points with ``efficient`` set on those that no other dominates by metric and objective."""
     return tuple(
-        replace(one, efficient=not any(_dominates(other, one, objective) for other in points)) for one in points
+        replace(point, efficient=not any(_dominates(other, point, objective) for other in points)) for point in points
     )
 
 
-def _dominates(one: OperatingPoint, other: OperatingPoint, objective: str) -> bool:
-    mine, its = objective_ms(one, objective), objective_ms(other, objective)
-    return one.metric >= other.metric and mine <= its and (one.metric > other.metric or mine < its)
+def _dominates(point: OperatingPoint, other: OperatingPoint, objective: str) -> bool:
+    point_ms, other_ms = objective_ms(point, objective), objective_ms(other, objective)
+    no_worse = point.metric >= other.metric and point_ms <= other_ms
+    return no_worse and (point.metric > other.metric or point_ms < other_ms)

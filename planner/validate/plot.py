@@ -1,4 +1,4 @@
-"""The picture of a validation: the distribution of the true loss per method. Drawn from the JSON object alone."""
+"""Picture of a validation: the distribution of the true loss per method, drawn from the JSON object alone."""
 
 from __future__ import annotations
 
@@ -39,27 +39,28 @@ def draw_validation(result: Mapping[str, Any], path: Path) -> None:
 def _draw_losses(axes: Any, result: Mapping[str, Any]) -> None:
     tolerance, methods = 100 * result["tolerance"], result["methods"]
     edges = [100 * edge for edge in result["loss_edges"]]
-    for row, one in enumerate(reversed(methods)):
-        counts, largest = one["loss_histogram"], max(one["loss_histogram"])
+    for row, method in enumerate(reversed(methods)):
+        counts, largest = method["loss_histogram"], max(method["loss_histogram"])
         for left, right, count in zip(edges, edges[1:], counts, strict=False):
             colour = BAD if left >= tolerance - 1e-9 else EARLY_COLOUR
             axes.bar(
                 (left + right) / 2, 0.8 * count / largest, width=0.9 * (right - left), bottom=row, color=colour, lw=0
             )
         axes.text(
-            edges[-1], row + 0.55, f"{one['violation_frequency']:.1%} exceed it", ha="right", fontsize=8.5, color=INK
+            edges[-1], row + 0.55, f"{method['violation_frequency']:.1%} exceed it", ha="right", fontsize=8.5, color=INK
         )
     axes.axvline(tolerance, color=INK, lw=1, ls="--")
-    axes.set_yticks([row + 0.3 for row in range(len(methods))], [one["method"] for one in reversed(methods)])
+    axes.set_yticks([row + 0.3 for row in range(len(methods))], [method["method"] for method in reversed(methods)])
     axes.set_xlabel("true relative loss of the metric, % (dashed: the tolerance)", fontsize=9)
     _tidy(axes)
 
 
 def _draw_latency(axes: Any, methods: Any) -> None:
-    for row, one in enumerate(reversed(methods)):
-        axes.barh(row + 0.3, one["mean_latency_ratio"], height=0.45, color=FAINT)
-        axes.text(one["mean_latency_ratio"], row + 0.3, f" {one['mean_latency_ratio']:.3f}", va="center", fontsize=8.5)
-    axes.set_xlim(0, 1.25 * max(one["mean_latency_ratio"] for one in methods))
+    ratios = [method["mean_latency_ratio"] for method in reversed(methods)]
+    for row, ratio in enumerate(ratios):
+        axes.barh(row + 0.3, ratio, height=0.45, color=FAINT)
+        axes.text(ratio, row + 0.3, f" {ratio:.3f}", va="center", fontsize=8.5)
+    axes.set_xlim(0, 1.25 * max(ratios))
     axes.set_xlabel("mean latency over the full network's", fontsize=9)
     _tidy(axes)
 

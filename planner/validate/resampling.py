@@ -1,15 +1,15 @@
-"""How often does a plan lose more than the tolerance? Methods are compared where the truth is known. Pure.
+"""Resampling of calibration sets: how often the plans of a method lose more than the tolerance. Pure.
 
-A trace is taken as the whole *population*: what a plan truly loses and costs is then a plain sum over it. From this
-population calibration sets are drawn with replacement, as independent as the theory wants them; every method plans on
-the same sets, and its plans are judged on the population. The frequency with which the true loss exceeds the tolerance
-is what a certificate promises to keep below ``delta``.
+A trace is taken as the whole *population*: the true loss and the true cost of a plan are then plain sums over it. From
+this population calibration sets are drawn with replacement, as independent as the theory wants them; every method plans
+on the same sets, and its plans are judged on the population. A certificate promises that the true loss exceeds the
+tolerance with a frequency below ``delta``.
 
 A user cannot see the true loss, only that on some test set. So the loss on a fresh draw, half as large as the
 calibration set, is recorded beside the true one; its frequency contains the noise of that draw, too: even a plan that
-loses exactly the tolerance is seen to lose more in every second test.
+loses exactly the tolerance appears to lose more in every second test.
 
-Speed. Drawing is an index into the trace. A plan's truth is worked out once per resplit by one pass over the
+Speed. Drawing is an index into the trace. The true loss of a plan is computed once per resplit by one pass over the
 population (0.3 ms for 10,000 samples); nearly all of the time is spent in the searches themselves.
 """
 
@@ -25,18 +25,18 @@ from artifacts import Trace, UsageError
 from calibration.certify.pvalues import lower_share, upper_share
 from planner.certify.evidence import metric_under
 from planner.predict.costs import NetworkCosts, expect_mean_ms
-from planner.predict.replay import NO_EXITS, ChosenExits, evaluate_exits
+from planner.predict.replay import NO_EXITS, Exits, evaluate_exits
 from planner.search.greedy import configure_candidates
 from planner.search.threshold_grids import evaluate_grid, threshold_grid
 
-Method = Callable[[Trace, int], ChosenExits]  # a calibration set and a seed -> the plan that the method would ship
+Method = Callable[[Trace, int], Exits]  # a calibration set and a seed -> the plan that the method would ship
 _ROUNDING = 1e-9
 _SURE = 0.025  # on either side: 95 % intervals of the frequencies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationConfig:
-    """What to validate.
+    """Configuration of a validation.
 
     Attributes:
         tolerance: allowed relative loss, in [0, 1).
@@ -61,7 +61,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MethodRecord:
-    """What one method's plans did.
+    """Losses and latencies of the plans of one method, R resplits.
 
     Attributes:
         method: its name.
@@ -132,11 +132,11 @@ def validate_methods(
     )
 
 
-def plan_per_exit(trace: Trace, *, tolerance: float, step: float) -> ChosenExits:
+def plan_per_exit(trace: Trace, *, tolerance: float, step: float) -> Exits:
     """Plans as toolkits do that set every exit's threshold by itself: ``per-exit grid``.
 
     Each exit takes the lowest threshold of a grid at which the network with this exit alone keeps the tolerance; then
-    all exits are used together. Their losses add up, which nobody looks at.
+    all exits are used together. Their losses add up, which this method ignores.
 
     Args:
         trace: the calibration set.
@@ -145,7 +145,7 @@ def plan_per_exit(trace: Trace, *, tolerance: float, step: float) -> ChosenExits
     """
     grid = evaluate_grid(trace, threshold_grid(step), NO_EXITS)
     columns = configure_candidates(grid, trace.full_metric * (1 - tolerance))
-    kept = [
+    chosen = [
         (cut, float(grid.thresholds[column])) for cut, column in zip(trace.exits, columns, strict=True) if column >= 0
     ]
-    return ChosenExits(cuts=tuple(cut for cut, _ in kept), thresholds=tuple(threshold for _, threshold in kept))
+    return Exits(cuts=tuple(cut for cut, _ in chosen), thresholds=tuple(threshold for _, threshold in chosen))

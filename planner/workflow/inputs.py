@@ -1,53 +1,127 @@
-"""What planning reads of a run: the trace and the times that were recorded last."""
+"""Inputs of planning: the trace and the measured times of a run."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from artifacts import (
     MANIFEST,
+    TRACE_NPZ,
     Artifact,
     InferenceTimeMatrix,
+    Model,
     RunFolder,
     StaleArtifactError,
     Trace,
+    UsageError,
+    check_precision,
     open_artifact,
     open_model,
     read_json,
     read_manifest,
 )
-from calibration.certify.risk_tests import check_labels
+from calibration import DataSource, check_labels
 from planner.config import PlanConfig
-from planner.foreign.files import END
 from planner.measure.timing import ITM_JSON, ensure_itm
-
-TRACE_NPZ = "trace.npz"
+from planner.predict.costs import END, NetworkCosts
+from planner.predict.traffic import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Recorded:
-    """The trace and the inference time matrix of a run.
+class PlanningInputs:
+    """The inputs of planning that a run holds.
 
     Attributes:
+        run: ours, or imported.
+        model: the network; ``None`` for an imported run.
         trace: the calibration data.
-        itm: the times.
-        cuts: every cut of the network in order, the last one too.
+        itm: the measured times.
         trace_artifact, itm_artifact: where they were read.
     """
 
+    run: RunFolder
+    model: Model | None
     trace: Trace
     itm: InferenceTimeMatrix
-    cuts: tuple[str, ...]
     trace_artifact: Artifact
     itm_artifact: Artifact
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """Every cut of the network in order, the last one too."""
+        if self.model is None:
+            return (*self.trace.exits, END)
+        return tuple(cut.name for cut in self.model.spec.cuts)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests of the artifacts, as in the manifest of a plan."""
+        found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
+        return found if self.model is None else {"model": self.model.digest, **found}
+
+    def open_model(self) -> Model:
+        """Returns the network.
+
+        Raises:
+            UsageError: the run is an imported one.
+        """
+        if self.model is None:
+            raise UsageError(f"{self.run.root} is an imported run: it has times and a trace, but no model")
+        return self.model
+
+    def costs(self, *, batch_size: int, load: Load | None = None) -> NetworkCosts:
+        """Returns the costs of the network's stages.
+
+        Raises:
+            UsageError: the batch size was not timed.
+        """
+        return NetworkCosts(itm=self.itm, cuts=self.cuts, batch_size=batch_size, mixture=load)
 
     def check_risk(self, risk: str) -> None:
         """Refuses a risk that needs labels where there are none; errors as ``calibration.check_labels``."""
         check_labels(risk, labelled=self.trace.labelled, where=str(self.trace_artifact.folder))
 
 
-def read_recorded(run: RunFolder, *, risk: str | None = None) -> Recorded:
+def ensure_inputs(
+    run: RunFolder,
+    config: PlanConfig,
+    *,
+    data: DataSource | None = None,
+    precision: str | None = None,
+    command: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> PlanningInputs:
+    """Returns the inputs of a run of ours, making what is missing or was made with other settings.
+
+    Args:
+        run: its model and trace are made where they are missing.
+        config: backend, threads and timing; its risk is checked before any work.
+        data: ``--data``; ``None``: what the run used before.
+        precision: the precision that the network must have; ``None``: any.
+        command: the command line to record; ``None``: the planner's with this config.
+        report: takes lines about the progress.
+
+    Raises:
+        UsageError: the network is of another precision, or the risk needs labels that the data has none of.
+        PameError: something upstream cannot be made; the message says what.
+    """
+    from calibration import CalibrationOptions, EngineChoice, ensure_trace
+
+    trace_artifact, trace = ensure_trace(
+        run, EngineChoice(backend=config.backend, threads=config.threads), data=data, risk=config.certify.risk,
+        options=CalibrationOptions(report=report),
+    )  # fmt: skip
+    model = open_model(run.model, remedy=run.remedy("export"))
+    check_precision(model.spec, precision, run=run.root)
+    itm_artifact, itm = ensure_itm(run, model, config, command=command, report=report)
+    return PlanningInputs(
+        run=run, model=model, trace=trace, itm=itm, trace_artifact=trace_artifact, itm_artifact=itm_artifact
+    )
+
+
+def read_inputs(run: RunFolder, *, risk: str | None = None) -> PlanningInputs:
     """Reads trace and times as they are; what is missing is made with default settings first.
 
     Args:
@@ -61,24 +135,22 @@ def read_recorded(run: RunFolder, *, risk: str | None = None) -> Recorded:
         PameError: something upstream cannot be made; the message says what.
     """
     if not all((folder / MANIFEST).is_file() for folder in (run.trace, run.itm)):
-        _make_missing(run, risk)
+        default = PlanConfig(threads=os.cpu_count() or 1)
+        _make_missing(run, default, risk)
     imported = is_imported(run)
-    remedy = "python -m planner import-trace" if imported else "python -m planner --tolerance 0.01"
-    trace, itm = (
-        open_artifact(run.trace, kind="trace", remedy=remedy),
-        open_artifact(run.itm, kind="itm", remedy=remedy),
-    )
-    samples = Trace.load(trace.path(TRACE_NPZ))
-    recorded = Recorded(
-        trace=samples,
+    trace = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
+    itm = open_artifact(run.itm, kind="itm", remedy=run.remedy("calibration" if imported else "planner"))
+    inputs = PlanningInputs(
+        run=run,
+        model=None if imported else _open_same_model(run, trace, itm),
+        trace=Trace.load(trace.path(TRACE_NPZ)),
         itm=read_json(itm.path(ITM_JSON), InferenceTimeMatrix),
-        cuts=(*samples.exits, END) if imported else _cuts_of_model(run, trace, itm),
         trace_artifact=trace,
         itm_artifact=itm,
     )
     if risk is not None:
-        recorded.check_risk(risk)
-    return recorded
+        inputs.check_risk(risk)
+    return inputs
 
 
 def is_imported(run: RunFolder) -> bool:
@@ -88,21 +160,20 @@ def is_imported(run: RunFolder) -> bool:
     return read_manifest(run.trace).parameters.get("imported") is True
 
 
-def _cuts_of_model(run: RunFolder, *artifacts: Artifact) -> tuple[str, ...]:
-    model = open_model(run.model, remedy="python -m export resnet --segments")
+def _open_same_model(run: RunFolder, *artifacts: Artifact) -> Model:
+    model = open_model(run.model, remedy=run.remedy("export"))
     for artifact in artifacts:
         if artifact.manifest.inputs.get("model") != model.digest:
             raise StaleArtifactError(
                 f"{artifact.folder} was made for another model than {run.model} holds now. "
-                f"Plan again with: python -m planner --run {run.root}"
+                f"Plan again with: {run.remedy('planner')}"
             )
-    return tuple(cut.name for cut in model.spec.cuts)
+    return model
 
 
-def _make_missing(run: RunFolder, risk: str | None) -> None:
-    from calibration import ensure_trace
+def _make_missing(run: RunFolder, default: PlanConfig, risk: str | None) -> None:
+    from calibration import EngineChoice, ensure_trace
 
-    default = PlanConfig(threads=os.cpu_count() or 1)
-    ensure_trace(run, backend=default.backend, threads=default.threads, risk=risk)
-    model = open_model(run.model, remedy="python -m export resnet --segments")
-    ensure_itm(run, model, default.timing, backend=default.backend, threads=default.threads)
+    ensure_trace(run, EngineChoice(backend=default.backend, threads=default.threads), risk=risk)
+    model = open_model(run.model, remedy=run.remedy("export"))
+    ensure_itm(run, model, default)

@@ -1,52 +1,59 @@
-"""Who is measured: the whole network, the bundle as it ships, and the bundle without anybody leaving; in turns."""
+"""Contenders of a benchmark: the whole network, the bundle as it ships, and the bundle without rows that leave early.
+
+They answer the same batches in turns. A batch's answers are graded as soon as all contenders have answered it, and then
+dropped, so that memory does not grow with the answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from artifacts import BundleSpec, GraphSpec
+from artifacts import Answers, BundleSpec, GraphSpec, Task
 from engines import Device, Engine, Execution
-from runtime.bench.figures import Timings
-from runtime.chain import Chain
+from runtime.bench.figures import ContenderTimes
+from runtime.bench.grading import Graded, Grader
+from runtime.bench.queries import Queries
+from runtime.chain import StageChain
 from runtime.loading import OpenBundle, without_leaving
+from runtime.options import RuntimeOptions
 from runtime.runtime import Result, Runtime
+from runtime.scheduling.batch_steps import BatchState
 
 NO_EXIT_BATCHES = 64
 WARM_UP_BATCHES = 8
 
-MakeBatch = Callable[[int], np.ndarray]
+Batch = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Recording:
-    """What came out of the rounds; N queries in R rounds.
+    """The result of the rounds; N queries in R rounds.
 
     Attributes:
-        full, early_exit: latencies.
+        full, early_exit: times.
         engine_ms: (R, batches) of the bundle: time inside engines.
-        no_exit_ms: (R, K) the bundle when nobody leaves, for the first K batches.
-        full_answers, early_answers: one array (N, ...) per output.
+        no_exit_ms: (R, K) the bundle when no row leaves early, for the first K batches.
         exit_index: (N,) where each query left.
+        graded: the grades of the answers.
     """
 
-    full: Timings
-    early_exit: Timings
+    full: ContenderTimes
+    early_exit: ContenderTimes
     engine_ms: np.ndarray
     no_exit_ms: np.ndarray
-    full_answers: tuple[np.ndarray, ...]
-    early_answers: tuple[np.ndarray, ...]
     exit_index: np.ndarray
+    graded: Graded
 
 
 class WholeNetwork:
-    """The full network over buffers that are bound once per batch size: as little around the engine as can be."""
+    """The full network over buffers that are bound once per batch size: as little around the engine as possible."""
 
     def __init__(self, engine: Engine, max_batch_size: int, device: Device) -> None:
         self._engine = engine
@@ -54,25 +61,47 @@ class WholeNetwork:
         graph: GraphSpec = engine.graph
         specs = (*graph.inputs, *graph.outputs)
         self._buffers = {spec.name: self._device.allocate(spec, max_batch_size) for spec in specs}
-        self._input = self._buffers[graph.inputs[0].name]
+        self._inputs = {spec.name: self._buffers[spec.name] for spec in graph.inputs}
         self._answers = [self._buffers[name] for name in graph.answers]
         self._executions: dict[int, Execution] = {}
 
-    def run(self, batch: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Answers a batch (B, ...); the answers are the caller's."""
-        count = len(batch)
+    def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
+        """Answers a batch, (B, ...) per input of the network; the answers are the caller's."""
+        count = len(next(iter(batch.values())))
         if count not in self._executions:
             buffers = {name: buffer[:count] for name, buffer in self._buffers.items()}
             self._executions[count] = self._engine.bind(buffers)
-        self._device.upload(batch, self._input)
+        for name, buffer in self._inputs.items():
+            self._device.upload(batch[name], buffer)
         self._executions[count]()
         return self._device.download_all(self._answers, range(count))
 
 
+class ExitAnswers:
+    """An exit's answers to all queries: the bundle cut off after it, where every row leaves, and none before."""
+
+    def __init__(self, opened: OpenBundle, index: int) -> None:
+        spec = until_exit(opened.spec, index)
+        self._names = [tensor.name for tensor in spec.inputs]
+        self._chain = StageChain(spec, opened.engine_sets[: index + 1], opened.device)
+
+    def run(self, batch: Batch) -> Answers:
+        """Answers a batch."""
+        inputs = [batch[name] for name in self._names]
+        count = len(inputs[0])
+        places = [0] * count
+        for leaving in self._chain.run(inputs, BatchState(list(range(count)))):
+            for row, place in zip(leaving.rows, leaving.places, strict=True):
+                places[row] = place
+        return self._chain.answers(places)[1]
+
+
 def until_exit(spec: BundleSpec, index: int) -> BundleSpec:
-    """Returns the bundle cut off after an exit at which everybody leaves, and nobody before."""
-    kept = without_leaving(replace(spec, stages=spec.stages[: index + 1])).stages
-    return replace(spec, stages=(*kept[:-1], replace(kept[-1], threshold=None)))
+    """Returns the bundle cut off after an exit at which every row leaves, and none before."""
+    plan = replace(spec.plan, exits=spec.plan.exits[:index])
+    cut_off = without_leaving(replace(spec, stages=spec.stages[: index + 1], plan=plan))
+    *before, last = cut_off.stages
+    return replace(cut_off, stages=(*before, replace(last, threshold=None)))
 
 
 class Contenders:
@@ -80,81 +109,83 @@ class Contenders:
 
     def __init__(self, opened: OpenBundle, full: Engine, *, batch_size: int) -> None:
         self._opened = opened
-        self._batch_size = batch_size
         self._full = WholeNetwork(full, batch_size, opened.device)
         self._stack = ExitStack()
         self._early = self._open(opened.spec)
         self._no_exit = self._open(without_leaving(opened.spec))
 
     def _open(self, spec: BundleSpec) -> Runtime:
-        return self._stack.enter_context(Runtime(spec, self._opened.engine_sets, self._opened.device, drift=None))
+        runtime = Runtime(spec, self._opened.engine_sets, self._opened.device, RuntimeOptions(drift=None))
+        return self._stack.enter_context(runtime)
 
-    def record(self, make_batch: MakeBatch, batches: int, rounds: Sequence[int] | Iterator[int]) -> Recording:
+    def record(self, queries: Queries, task: Task, rounds: Iterable[int]) -> Recording:
         """Runs every batch through the contenders, next to each other, in alternating order.
 
+        The answers are the same in every round; those of the first are graded.
+
         Args:
-            make_batch: number of a batch -> its inputs (B, ...).
-            batches: how many there are.
-            rounds: numbers of the rounds.
+            queries: what is asked.
+            task: grades the answers.
+            rounds: numbers of the rounds, at least one.
         """
-        for index in range(min(batches, WARM_UP_BATCHES)):
+        for index in range(min(queries.batch_count, WARM_UP_BATCHES)):
+            batch = queries.inputs(index)
             for contender in (self._full, self._early, self._no_exit):
-                contender.run(make_batch(index))
-        taken = [self._record_round(make_batch, batches, number) for number in rounds]
-        first = taken[0]
-        sizes = [len(result.latency_ms) for result in first.results]
-        full_ms = np.array([one.full_ms for one in taken])
+                contender.run(batch)
+        grader = Grader(task)
+        exits = [ExitAnswers(self._opened, index) for index in range(len(self._opened.spec.stages) - 1)]
+        taken: list[_Round] = []
+        for number in rounds:
+            grade = None if taken else _grade_with(grader, exits, queries)
+            taken.append(self._record_round(queries, number, grade))
+        exit_index = np.concatenate(taken[0].exit_index)
+        sizes = [len(batch) for batch in taken[0].exit_index]
+        full_ms = np.array([round_.full_ms for round_ in taken])
         return Recording(
-            full=Timings(latency_ms=np.repeat(full_ms, sizes, axis=1), batch_ms=full_ms),
-            early_exit=Timings(
-                latency_ms=np.stack([np.concatenate([result.latency_ms for result in one.results]) for one in taken]),
-                batch_ms=np.array([one.early_ms for one in taken]),
+            full=ContenderTimes(latency_ms=np.repeat(full_ms, sizes, axis=1), batch_ms=full_ms),
+            early_exit=ContenderTimes(
+                latency_ms=np.stack([np.concatenate(round_.latency_ms) for round_ in taken]),
+                batch_ms=np.array([round_.early_ms for round_ in taken]),
             ),
-            engine_ms=np.array([[result.engine_ms for result in one.results] for one in taken]),
-            no_exit_ms=np.array([one.no_exit_ms for one in taken]),
-            full_answers=_join(first.full_answers),
-            early_answers=_join([_as_tuple(result) for result in first.results]),
-            exit_index=np.concatenate([result.exit_index for result in first.results]),
+            engine_ms=np.array([round_.engine_ms for round_ in taken]),
+            no_exit_ms=np.array([round_.no_exit_ms for round_ in taken]),
+            exit_index=exit_index,
+            graded=grader.finish(),
         )
 
-    def _record_round(self, make_batch: MakeBatch, batches: int, number: int) -> _Round:
-        one = _Round(full_ms=[], early_ms=[], no_exit_ms=[], full_answers=[], results=[])
+    def _record_round(self, queries: Queries, number: int, grade: Grade | None) -> _Round:
+        taken = _Round()
+        for index in range(queries.batch_count):
+            batch, answers = queries.inputs(index), _BatchAnswers()
+            turns = [self._time_full, self._time_early]
+            if index < NO_EXIT_BATCHES:
+                turns.append(self._time_no_exit)
+            for turn in turns if (index + number) % 2 == 0 else reversed(turns):
+                turn(batch, taken, answers)
+            if grade is not None:
+                grade(index, batch, answers)
+        return taken
 
-        def full(batch: np.ndarray) -> None:
-            started = perf_counter()
-            answers = self._full.run(batch)
-            one.full_ms.append((perf_counter() - started) * 1e3)
-            one.full_answers.append(answers)
+    def _time_full(self, batch: Batch, taken: _Round, answers: _BatchAnswers) -> None:
+        started = perf_counter()
+        found = self._full.run(batch)
+        taken.full_ms.append((perf_counter() - started) * 1e3)
+        answers.full = found
 
-        def early(batch: np.ndarray) -> None:
-            started = perf_counter()
-            result = self._early.run(batch)
-            one.early_ms.append((perf_counter() - started) * 1e3)
-            one.results.append(result)
+    def _time_early(self, batch: Batch, taken: _Round, answers: _BatchAnswers) -> None:
+        started = perf_counter()
+        result = self._early.run(batch)
+        taken.early_ms.append((perf_counter() - started) * 1e3)
+        taken.engine_ms.append(result.engine_ms)
+        taken.latency_ms.append(result.latency_ms)
+        taken.exit_index.append(result.exit_index)
+        answers.early = _as_answers(result)
 
-        def no_exit(batch: np.ndarray) -> None:
-            started = perf_counter()
-            self._no_exit.run(batch)
-            one.no_exit_ms.append((perf_counter() - started) * 1e3)
-
-        for index in range(batches):
-            turn = [full, early] if index >= NO_EXIT_BATCHES else [full, early, no_exit]
-            batch = make_batch(index)
-            for take in turn if (index + number) % 2 == 0 else reversed(turn):
-                take(batch)
-        return one
-
-    def answers_of_exit(self, index: int, make_batch: MakeBatch, batches: int) -> tuple[np.ndarray, ...]:
-        """Returns what an exit answers to every query, one array (N, ...) per output; nobody leaves before."""
-        spec = until_exit(self._opened.spec, index)
-        chain = Chain(spec, self._opened.engine_sets[: index + 1], self._opened.device)
-        return _join(
-            [
-                chain.answers(leavers.places)[1]
-                for number in range(batches)
-                for leavers in chain.run([make_batch(number)])
-            ]
-        )
+    def _time_no_exit(self, batch: Batch, taken: _Round, answers: _BatchAnswers) -> None:
+        del answers  # as those of the whole network; graded there
+        started = perf_counter()
+        self._no_exit.run(batch)
+        taken.no_exit_ms.append((perf_counter() - started) * 1e3)
 
     def stage_costs_ms(self) -> list[np.ndarray]:
         """Returns the measured time of each stage for 0 .. B rows."""
@@ -173,18 +204,35 @@ class Contenders:
         self.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True)
+class _BatchAnswers:
+    full: Answers = ()
+    early: Answers = ()
+
+
+@dataclass(slots=True)
 class _Round:
-    full_ms: list[float]
-    early_ms: list[float]
-    no_exit_ms: list[float]
-    full_answers: list[tuple[np.ndarray, ...]]
-    results: list[Result]
+    """Times of one round, batch by batch; ``latency_ms`` and ``exit_index`` of the bundle's queries."""
+
+    full_ms: list[float] = field(default_factory=list)
+    early_ms: list[float] = field(default_factory=list)
+    no_exit_ms: list[float] = field(default_factory=list)
+    engine_ms: list[float] = field(default_factory=list)
+    latency_ms: list[np.ndarray] = field(default_factory=list)
+    exit_index: list[np.ndarray] = field(default_factory=list)
 
 
-def _as_tuple(result: Result) -> tuple[np.ndarray, ...]:
-    return result.outputs if isinstance(result.outputs, tuple) else (result.outputs,)
+Grade = Callable[[int, Batch, _BatchAnswers], None]
 
 
-def _join(answers: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    return tuple(np.concatenate(parts) for parts in zip(*answers, strict=True))
+def _grade_with(grader: Grader, exits: Sequence[ExitAnswers], queries: Queries) -> Grade:
+    def grade(index: int, batch: Batch, answers: _BatchAnswers) -> None:
+        by_exit = [exit_.run(batch) for exit_ in exits]
+        grader.add(answers.full, answers.early, by_exit, queries.targets(index))
+
+    return grade
+
+
+def _as_answers(result: Result) -> Answers:
+    outputs = result.outputs if isinstance(result.outputs, tuple) else (result.outputs,)
+    return [np.asarray(output) for output in outputs]

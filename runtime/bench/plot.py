@@ -1,4 +1,4 @@
-"""The picture of a benchmark: latency distributions, and who left where. Drawn from the JSON object alone."""
+"""The picture of a benchmark: latency distributions, and where queries left. Drawn from the JSON object alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, PameError, clean_axes
+from artifacts import EARLY_COLOUR, FAINT, FINAL_HEAD, FINAL_HEAD_LABEL, FULL_COLOUR, INK, PameError, clean_axes
 
 
 def draw_result(result: Mapping[str, Any], path: Path) -> None:
@@ -69,12 +69,12 @@ def draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
 def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
     exits = result["per_exit"]
     places = range(len(exits))
-    shares = [one["share"] for one in exits]
+    shares = [exit_["share"] for exit_ in exits]
     longest = max(shares)
     axes.barh(places, shares, color=[*[EARLY_COLOUR] * (len(exits) - 1), FULL_COLOUR], height=0.62, alpha=0.85)
-    for place, one in zip(places, exits, strict=True):
-        axes.text(one["share"] + 0.03 * longest, place, label_exit(one), va="center", fontsize=9.5, color=INK)
-    axes.set_yticks(places, [one["exit"].replace("final", "final head") for one in exits])
+    for place, exit_ in zip(places, exits, strict=True):
+        axes.text(exit_["share"] + 0.03 * longest, place, label_exit(exit_), va="center", fontsize=9.5, color=INK)
+    axes.set_yticks(places, [name_exit(exit_) for exit_ in exits])
     axes.set_xlim(0, longest * 2.3)
     axes.set_xticks([])
     axes.invert_yaxis()
@@ -83,12 +83,18 @@ def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
     axes.spines["bottom"].set_visible(False)
 
 
-def label_exit(one: Mapping[str, Any]) -> str:
+def name_exit(exit_: Mapping[str, Any]) -> str:
+    """Returns the name of an exit's cut, or that of the final head."""
+    name: str = exit_["exit"]
+    return FINAL_HEAD_LABEL if name == FINAL_HEAD else name
+
+
+def label_exit(exit_: Mapping[str, Any]) -> str:
     """Returns the share that leaves at an exit and how often it is right, or without labels how often it answers as the
-    whole network does; the share alone where nobody leaves."""
-    share, agreement = f"{one['share']:.1%}", one.get("agreement")
-    if share == "0.0%" or one["metric"] is agreement is None:
+    whole network does; the share alone where no query leaves."""
+    share, agreement = f"{exit_['share']:.1%}", exit_.get("agreement")
+    if share == "0.0%" or exit_["metric"] is agreement is None:
         return share
-    if one["metric"] is None:
+    if exit_["metric"] is None:
         return f"{share} ({agreement:.1%} as the whole)"
-    return f"{share} ({one['metric']:.1%} right)"
+    return f"{share} ({exit_['metric']:.1%} right)"

@@ -1,18 +1,18 @@
-"""What is watched in a stream, and how often it may happen by the calibration samples. Pure.
+"""Drift events: the events that are watched in a stream, and how often the calibration samples allow them. Pure.
 
-``runtime.monitor.drift`` tells the theory; here the events become rows of matrices over the counts of a block.
+``runtime.monitor.drift`` has the theory; here the events become rows of matrices over the counts of a block.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from artifacts import ExitPlan, SchemaError, StreamReference
-from runtime.loading import REMEDY
+from runtime.remedy import PLAN_AGAIN
 
 SHARE, CONFIDENCE, DISAGREEMENT = "share", "confidence", "disagreement"
 _BULK = (0.05, 0.95)
@@ -21,12 +21,12 @@ _BISECTIONS = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BlockCounts:
-    """What a block of rows did; K exits and the final head.
+    """Counts of a block of rows; K exits and the final head.
 
     Attributes:
         cells: (K + 1, bins) int64, rows by exit and confidence.
-        shadowed: (K + 1,) int64, rows that left there and were carried on; none for the final head.
-        disagreements: (K + 1,) int64, those of them that the final head answered otherwise.
+        shadowed: (K + 1,) int64, rows that left there and were carried on; 0 for the final head.
+        disagreements: (K + 1,) int64, those of them whose answer is not the very answer of the final head.
     """
 
     cells: np.ndarray
@@ -35,19 +35,19 @@ class BlockCounts:
 
     @property
     def vector(self) -> np.ndarray:
-        """All counts in a row, (K + 1) * (bins + 2) of them."""
+        """All counts as one array of (K + 1) * (bins + 2)."""
         return np.concatenate([self.cells.ravel(), self.shadowed, self.disagreements])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Event:
-    """Something that rows do more or less often.
+    """An event that happens to some rows.
 
     Attributes:
         kind, exit_index, confidence_below: as in ``DriftAlarm``.
-        hits, rows: 0 or 1 for each count of a block: which of them are its hits, and which the rows that can be one.
+        hits, rows: 0 or 1 for each count of a block: which of them count its hits, and which the rows it can happen to.
         expected: its frequency among the calibration samples.
-        samples: how many of those could be one.
+        samples: how many calibration samples it could happen to.
         scale: probability that it is seen when it happens.
         certified: its certified bound, where there is one.
     """
@@ -67,7 +67,7 @@ class Event:
 class Hypothesis:
     """One side of an event: it happens with probability at most (or at least) ``allowed``.
 
-    ``weight`` is its part of the capital.
+    ``weight`` is its share of the capital.
     """
 
     event: Event
@@ -83,15 +83,17 @@ def check_reference(plan: ExitPlan) -> StreamReference:
         SchemaError: it has none, or its counts do not belong to the plan's exits.
     """
     reference = plan.reference
-    again = f"Plan again with: {REMEDY}"
+    again = f"Plan again with: {PLAN_AGAIN}"
     if reference is None:
         raise SchemaError(f"the exit plan has no reference to compare a stream with. {again}")
     counts, agreements = reference.confidence_counts, reference.agreements
     heads = len(plan.exits) + 1
     if len(counts) != heads or len(agreements) != heads or len({len(row) for row in counts}) != 1 or not counts[0]:
-        raise SchemaError(f"the reference of the exit plan is not of its {heads - 1} exits and the final head. {again}")
+        raise SchemaError(
+            f"the reference of the exit plan does not belong to its {heads - 1} exits and the final head. {again}"
+        )
     if min(map(min, counts)) < 0 or sum(map(sum, counts)) != reference.samples or not reference.samples:
-        raise SchemaError(f"the counts of the exit plan's reference are not those of its samples. {again}")
+        raise SchemaError(f"the counts of the exit plan's reference do not add up to its samples. {again}")
     if any(not 0 <= agreed <= sum(row) for agreed, row in zip(agreements, counts, strict=True)):
         raise SchemaError(f"the reference of the exit plan has more agreements than samples. {again}")
     return reference
@@ -106,11 +108,11 @@ def certified_disagreement(plan: ExitPlan) -> float | None:
 def list_events(
     reference: StreamReference, *, shadow_fraction: float = 0.0, certified: float | None = None
 ) -> list[Event]:
-    """Returns what is watched.
+    """Returns the events that are watched.
 
     Args:
         reference: the calibration samples.
-        shadow_fraction: of the rows that leave early; without any, nothing is known of disagreements.
+        shadow_fraction: of the rows that leave early; without any, disagreements are not watched.
         certified: what a certificate allows for the disagreement over all queries; ``None`` for the reference's own.
     """
     events = [*_share_events(reference), *_confidence_events(reference)]
@@ -141,16 +143,16 @@ def _cells_event(kind: str, counts: np.ndarray, index: int, bins: int, below: fl
     """The event of leaving at an exit with a confidence in the first ``bins`` bins."""
     block = _empty_block(counts.shape)
     block.cells[index, :bins] = 1
-    everybody = _empty_block(counts.shape)
-    everybody.cells[:] = 1
+    all_rows = _empty_block(counts.shape)
+    all_rows.cells[:] = 1
     return Event(
-        kind=kind, exit_index=index, confidence_below=below, hits=block.vector, rows=everybody.vector,
+        kind=kind, exit_index=index, confidence_below=below, hits=block.vector, rows=all_rows.vector,
         expected=float(counts[index, :bins].sum() / counts.sum()), samples=int(counts.sum()),
     )  # fmt: skip
 
 
 def _disagreement_events(reference: StreamReference, shadow_fraction: float, certified: float | None) -> list[Event]:
-    """The events of another answer than the final head's: over all queries, and at each exit.
+    """The events of an answer that differs from the final head's: over all queries, and at each exit.
 
     A query is shadowed and disagrees with ``shadow_fraction`` times the probability that it disagrees: so the first
     event counts all rows, and what is allowed is scaled.
@@ -158,14 +160,14 @@ def _disagreement_events(reference: StreamReference, shadow_fraction: float, cer
     counts = np.array(reference.confidence_counts)
     left = counts.sum(axis=1)
     disagreed = left - np.array(reference.agreements)
-    hits, everybody = _empty_block(counts.shape), _empty_block(counts.shape)
+    hits, all_rows = _empty_block(counts.shape), _empty_block(counts.shape)
     hits.disagreements[:-1] = 1
-    everybody.cells[:] = 1
+    all_rows.cells[:] = 1
     events = []
     if len(left) > 1:
         events.append(
             Event(
-                kind=DISAGREEMENT, exit_index=None, confidence_below=None, hits=hits.vector, rows=everybody.vector,
+                kind=DISAGREEMENT, exit_index=None, confidence_below=None, hits=hits.vector, rows=all_rows.vector,
                 expected=float(disagreed[:-1].sum() / left.sum()), samples=int(left.sum()), scale=shadow_fraction,
                 certified=certified,
             )
@@ -188,14 +190,14 @@ def _empty_block(shape: tuple[int, ...]) -> BlockCounts:
 
 
 def list_hypotheses(events: Sequence[Event], *, false_alarm_rate: float, margin: float) -> list[Hypothesis]:
-    """Returns the sides of all events with what is allowed; capital and error rate are shared out evenly by kind.
+    """Returns the sides of all events with what is allowed; capital and error rate are divided evenly among the kinds.
 
-    A side on which nothing is forbidden is no hypothesis; its capital goes to the others.
+    A side that allows everything is not a hypothesis; its capital goes to the others.
 
     Args:
-        events: what is watched.
-        false_alarm_rate: probability that the calibration samples misled us about any of them.
-        margin: what the stream may differ by.
+        events: the events that are watched.
+        false_alarm_rate: probability that the calibration samples are misleading about any of them.
+        margin: by how much the stream may differ.
     """
     kinds = dict.fromkeys(event.kind for event in events)
     found: list[Hypothesis] = []
@@ -207,11 +209,8 @@ def list_hypotheses(events: Sequence[Event], *, false_alarm_rate: float, margin:
             if 0 < allowed * event.scale < 1:
                 weight = 1 / len(sides)
                 found.append(Hypothesis(event=event, allowed=allowed, at_most=at_most, weight=weight))
-    total = sum(one.weight for one in found)
-    return [
-        Hypothesis(event=one.event, allowed=one.allowed, at_most=one.at_most, weight=one.weight / total)
-        for one in found
-    ]
+    total = sum(hypothesis.weight for hypothesis in found)
+    return [replace(hypothesis, weight=hypothesis.weight / total) for hypothesis in found]
 
 
 def _sides(event: Event) -> tuple[bool, ...]:

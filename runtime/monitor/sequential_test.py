@@ -1,25 +1,27 @@
-"""Bets against "this happens at most (or at least) so often": evidence that may be watched all the time. Pure.
+"""Sequential test of frequencies by a betting martingale: evidence that may be watched all the time. Pure.
+
+It bets against hypotheses of the form "this happens at most (or at least) so often".
 
 A *capital process* starts at 1 and pays fair odds or worse as long as the hypothesis holds, so that it is a
 supermartingale there, and by Ville's inequality (1939) it *ever* reaches ``1 / alpha`` with probability at most
-``alpha``, however often one looks. Capital is evidence: there is no number of looks to correct for.
+``alpha``, however often it is looked at. Capital is evidence: there is no number of looks to correct for.
 
 **One bet.** The hypothesis: given everything before it, a row is a *hit* with probability at most ``bound``. A bet is
 an alternative ``q > bound``: a hit multiplies the capital by ``q / bound``, a miss by ``(1 - q) / (1 - bound)``. The
 expected factor is 1 where the probability is ``bound`` and less below it. So rows need be neither independent nor
-identically distributed, and of a block of rows the capital depends on the number of hits alone. With ``at least`` and
-``q < bound`` alike. (Waudby-Smith, Ramdas: Estimating means of bounded random variables by betting, JRSS-B 2024.)
+identically distributed, and for a block of rows the capital depends on the number of hits alone. Likewise for "at
+least" with ``q < bound``. (Waudby-Smith, Ramdas: Estimating means of bounded random variables by betting, JRSS-B 2024.)
 
-**Which alternative, and since when?** Neither is known, and an average of capital processes is one. Per hypothesis the
-capital is spread evenly over alternatives whose log odds lie ``ODDS_STEPS`` from the bound's. Over the starts it is
-spread too: after n rows ``reserve(n)`` of it has not been staked yet, and the rest was staked little by little, block
-by block. A bet that starts at the change has lost nothing in the months before, so a late change is found nearly as
-fast as an early one; a start after n rows costs about log(n) + 2 log log(n) of log capital, the price of watching for
-ever. (Shin, Ramdas, Rinaldo: E-detectors, NEJSDS 2024, with a prior over the starts instead of a sum, which turns their
-bound on the time between false alarms into one on the probability of any.)
+**Which alternative, and since when?** Neither is known, but an average of capital processes is a capital process. Each
+hypothesis spreads its capital evenly over alternatives whose log odds lie ``ODDS_STEPS`` from the bound's. It is spread
+over the starts too: after n rows ``reserve(n)`` of it has not been staked yet, and the rest was staked little by
+little, block by block. A bet that starts at the change has lost nothing in the months before, so a late change is found
+nearly as fast as an early one; a start after n rows costs about log(n) + 2 log log(n) of log capital, the price of
+watching for ever. (Shin, Ramdas, Rinaldo: E-detectors, NEJSDS 2024, with a prior over the starts instead of a sum,
+which turns their bound on the time between false alarms into one on the probability of any.)
 
-What is staked at the start of a block depends on the number of rows before it alone, and a block may end at any moment,
-if only the rows to come are not known yet.
+The stake at the start of a block depends on the number of rows before it alone, and a block may end at any moment, as
+long as that does not depend on the rows to come.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Evidence:
 
 
 def reserve(rows: np.ndarray) -> np.ndarray:
-    """Returns the share of the capital that is not staked after so many rows; falls from 1/2 towards 0."""
+    """Returns the share of the capital that is not staked after this many rows; falls from 1/2 towards 0."""
     held: np.ndarray = 0.5 / (1 + np.log1p(rows / _PACE_ROWS))
     return held
 
@@ -61,7 +63,7 @@ class Bets:
         Args:
             bounds: (C,) float64, strictly between 0 and 1.
             at_most: (C,) bool; the probability of a hit is at most the bound, or else at least.
-            weights: (C,) float64, the capital that is set aside for each hypothesis; their sum is 1.
+            weights: (C,) float64, the capital of each hypothesis; their sum is 1.
         """
         steps = np.where(at_most, 1.0, -1.0)[:, None] * np.array(ODDS_STEPS)
         bound = bounds[:, None]
@@ -71,7 +73,7 @@ class Bets:
         self._staked = np.full(steps.shape, -np.inf)  # log capital by hypothesis and alternative
         self._held = np.ones(len(bounds))  # what is not staked yet, of each hypothesis
         self._rows = np.zeros(len(bounds))
-        self._best = np.full(steps.shape, -np.inf)  # log capital of the best start alone, and what came since
+        self._best = np.full(steps.shape, -np.inf)  # log capital of the best start alone, and hits and misses since
         self._best_rows = np.zeros((2, *steps.shape))
 
     def update(self, hits: np.ndarray, rows: np.ndarray) -> None:
@@ -102,8 +104,8 @@ class Bets:
 
     @property
     def strongest(self) -> Evidence:
-        """The hypothesis that its bets speak against most; there must be one."""
+        """The strongest evidence against any hypothesis; there must be one."""
         place = np.argmax(self._best + np.log(self._weights)[:, None])
-        index, step = (int(one) for one in np.unravel_index(place, self._best.shape))
+        index, step = (int(axis) for axis in np.unravel_index(place, self._best.shape))
         hits, misses = self._best_rows[:, index, step]
         return Evidence(index=index, hits=int(hits), rows=int(hits + misses))

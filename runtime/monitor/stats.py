@@ -1,9 +1,8 @@
-"""Running statistics of a runtime: where queries leave, with which confidence, and whether that has changed.
+"""Statistics of a runtime while it runs: where queries leave, with which confidence, and whether that has changed.
 
 With the cold caches that an engine leaves behind every array call costs tens of microseconds, so a call of the runtime
-only leaves a copy of its numbers. They are counted in bulk, after every ``FOLD_CALLS`` calls by the one that comes by,
-and whenever somebody asks for a snapshot. Calls are counted in the order in which they end; one that fails
-and a stream that is dropped half-way count nothing.
+only leaves a copy of its numbers. They are counted in bulk, by every ``FOLD_CALLS``-th call and by every snapshot.
+Calls are counted in the order in which they end; one that fails and a stream that is dropped half-way count nothing.
 """
 
 from __future__ import annotations
@@ -17,22 +16,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import ExitPlan, SchemaError
-from runtime.loading import REMEDY
-from runtime.monitor.drift import FINAL_HEAD, DriftAlarm, DriftConfig, DriftState, DriftTest
+from artifacts import FINAL_HEAD_LABEL, ExitPlan
+from runtime.monitor.drift import DriftAlarm, DriftConfig, DriftState, DriftTest
 from runtime.monitor.drift_events import BlockCounts
 
 CONFIDENCE_BINS = 20
 FOLD_CALLS = 256
 _log = logging.getLogger("pame.runtime")
 
-ShadowCounts = Sequence[tuple[int, bool]]
-_Call = tuple[list[int], bytes, ShadowCounts]
+Agreements = Sequence[tuple[int, float]]
+"""Exit and agreement with the final head of each row that left early and was carried on."""
+
+_Call = tuple[list[int], bytes, Agreements]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStats:
-    """What happened at one exit, or at the final head; plain data.
+    """Counts of one exit, or of the final head; plain data.
 
     Attributes:
         name: its cut, or ``final head``.
@@ -41,7 +41,9 @@ class ExitStats:
         expected_share: by the exit plan.
         confidence_counts: the ``count`` queries by confidence, in bins of equal width over [0, 1].
         shadowed: how many of them were carried on to the end.
-        agreements: how many of those the final head answered alike.
+        agreements: how many of those have the very answer of the final head.
+        mean_agreement: how far the shadowed ones have the final head's answer, on average; 1 is the very same. ``None``
+            while none is shadowed.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ExitStats:
     confidence_counts: tuple[int, ...]
     shadowed: int
     agreements: int
+    mean_agreement: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +65,9 @@ class RuntimeStats:
         exits: in the order of the data flow, the final head last.
         shadowed: queries that left early and were carried on to the end.
         disagreement: estimated share of all queries that the final head would have answered otherwise; ``None`` while
-            that cannot be told: an exit where queries left has no shadowed one yet.
-        drift: where the test stands; ``None`` when it is switched off or the exit plan has no reference.
-        alarm: what the test has found; it stands until the statistics are reset.
+            an exit where queries left has no shadowed one yet.
+        drift: state of the test for drift; ``None`` when it is switched off or the exit plan has no reference.
+        alarm: the alarm of that test; it stays until the statistics are reset.
     """
 
     queries: int
@@ -76,33 +79,25 @@ class RuntimeStats:
 
 
 class StatsCollector:
-    """Counts what a runtime does; every method may be called from any thread."""
+    """Counts the answers of a runtime; every method may be called from any thread."""
 
-    def __init__(
-        self, plan: ExitPlan, stage_count: int, *, drift: DriftConfig | None, shadow_fraction: float = 0.0
-    ) -> None:
+    def __init__(self, plan: ExitPlan, *, drift: DriftConfig | None, shadow_fraction: float = 0.0) -> None:
         """Starts from nothing.
 
         Args:
-            plan: names of the exits, and what the stream is compared with.
-            stage_count: its exits and the final head.
+            plan: names the exits, and holds the reference with which the stream is compared.
             drift: when to raise an alarm; ``None``: never.
             shadow_fraction: of the rows that leave early.
 
         Raises:
-            SchemaError: the plan has another number of exits, or its reference is not of them.
+            SchemaError: the plan's reference does not belong to its exits.
         """
-        if len(plan.exits) != stage_count - 1:
-            raise SchemaError(
-                f"the exit plan has {len(plan.exits)} exits, but the bundle {stage_count} stages; expected one more "
-                f"than exits. Make it again with: {REMEDY}"
-            )
         self._plan = plan
         self._shadow_fraction = shadow_fraction
         self._drift = drift if plan.reference is not None else None
         self._bins = CONFIDENCE_BINS if plan.reference is None else len(plan.reference.confidence_counts[0])
         if drift is not None and plan.reference is None and plan.exits:
-            _log.info("the exit plan has no reference (PAME 0.1.0): statistics are kept, drift is not tested")
+            _log.info("the exit plan has no reference (PAME 0.1.0): statistics are collected, drift is not tested")
         self._pending: deque[_Call] = deque()
         self._lock = threading.Lock()
         self._start()
@@ -112,17 +107,18 @@ class StatsCollector:
         self._cells = np.zeros((heads, self._bins), np.int64)
         self._shadowed = np.zeros(heads, np.int64)
         self._disagreements = np.zeros(heads, np.int64)
+        self._agreement_sums = np.zeros(heads)
         self._test = (
             None if self._drift is None else DriftTest(self._plan, self._drift, shadow_fraction=self._shadow_fraction)
         )
 
-    def add(self, exit_index: list[int], confidence: bytes, shadow: ShadowCounts = ()) -> None:
-        """Takes the answers of a call; keeps what it is given.
+    def add(self, exit_index: list[int], confidence: bytes, shadow: Agreements = ()) -> None:
+        """Takes the answers of a call, and keeps these very objects.
 
         Args:
             exit_index: where each of its n rows left.
             confidence: with which, n float32.
-            shadow: exit and agreement of each row that was carried on.
+            shadow: of each row that was carried on.
         """
         self._pending.append((exit_index, confidence, shadow))
         if len(self._pending) >= FOLD_CALLS and self._lock.acquire(blocking=False):
@@ -133,7 +129,7 @@ class StatsCollector:
             _report(alarm)
 
     def snapshot(self) -> RuntimeStats:
-        """Returns what has been counted, all calls that have ended included."""
+        """Returns the counts of all calls that have ended."""
         with self._lock:
             alarm = self._fold()
             stats = self._describe()
@@ -141,7 +137,7 @@ class StatsCollector:
         return stats
 
     def reset(self) -> None:
-        """Starts again from nothing: counts, evidence and alarm. What is allowed stays what the plan says."""
+        """Starts again from nothing: counts, evidence and alarm."""
         with self._lock:
             self._take_pending()
             self._start()
@@ -150,21 +146,23 @@ class StatsCollector:
         return [self._pending.popleft() for _ in range(len(self._pending))]
 
     def _fold(self) -> DriftAlarm | None:
-        """Counts what is pending; returns the alarm if that raised it."""
+        """Counts the pending calls; returns the alarm if they raised it."""
         pending = self._take_pending()
         if not pending:
             return None
         exit_index = array("q")
-        for one in pending:
-            exit_index.fromlist(one[0])
-        confidence = np.frombuffer(b"".join([one[1] for one in pending]), np.float32)
-        shadow = np.array([pair for one in pending for pair in one[2]], np.int64).reshape(-1, 2)
+        for left, _, _ in pending:
+            exit_index.fromlist(left)
+        confidence = np.frombuffer(b"".join([confidences for _, confidences, _ in pending]), np.float32)
+        shadow = np.array([pair for _, _, pairs in pending for pair in pairs], np.float64).reshape(-1, 2)
+        shadow_exit, agreement = shadow[:, 0].astype(np.int64), shadow[:, 1]
         heads = len(self._cells)
         block = BlockCounts(
             cells=count_cells(np.frombuffer(exit_index, np.int64), confidence, heads=heads, bins=self._bins),
-            shadowed=np.bincount(shadow[:, 0], minlength=heads),
-            disagreements=np.bincount(shadow[shadow[:, 1] == 0, 0], minlength=heads),
+            shadowed=np.bincount(shadow_exit, minlength=heads),
+            disagreements=np.bincount(shadow_exit[agreement < 1], minlength=heads),
         )
+        self._agreement_sums += np.bincount(shadow_exit, agreement, minlength=heads)
         self._cells += block.cells
         self._shadowed += block.shadowed
         self._disagreements += block.disagreements
@@ -173,7 +171,7 @@ class StatsCollector:
     def _describe(self) -> RuntimeStats:
         counts = self._cells.sum(axis=1)
         queries = int(counts.sum())
-        names = [*(planned.cut for planned in self._plan.exits), FINAL_HEAD]
+        names = [*(planned.cut for planned in self._plan.exits), FINAL_HEAD_LABEL]
         expected = [planned.leaving_share for planned in self._plan.exits]
         expected.append(max(0.0, 1 - sum(expected)))
         exits = tuple(
@@ -185,9 +183,10 @@ class StatsCollector:
                 confidence_counts=tuple(cells.tolist()),
                 shadowed=int(shadowed),
                 agreements=int(shadowed - disagreements),
+                mean_agreement=float(agreement / shadowed) if shadowed else None,
             )
-            for name, count, share, cells, shadowed, disagreements in zip(
-                names, counts, expected, self._cells, self._shadowed, self._disagreements,
+            for name, count, share, cells, shadowed, disagreements, agreement in zip(
+                names, counts, expected, self._cells, self._shadowed, self._disagreements, self._agreement_sums,
                 strict=True,
             )
         )  # fmt: skip
@@ -202,11 +201,11 @@ class StatsCollector:
 
 
 def _estimate_disagreement(exits: Sequence[ExitStats]) -> float | None:
-    """Weighs the disagreement at each exit with its share; that of the final head is none."""
-    early = [one for one in exits[:-1] if one.count]
-    if not any(one.count for one in exits) or any(not one.shadowed for one in early):
+    """Weighs the disagreement at each exit with its share; the final head has none."""
+    early = [exit_ for exit_ in exits[:-1] if exit_.count]
+    if not any(exit_.count for exit_ in exits) or any(not exit_.shadowed for exit_ in early):
         return None
-    return sum(one.share * (1 - one.agreements / one.shadowed) for one in early)
+    return sum(exit_.share * (1 - exit_.agreements / exit_.shadowed) for exit_ in early)
 
 
 def count_cells(exit_index: np.ndarray, confidence: np.ndarray, *, heads: int, bins: int) -> np.ndarray:
@@ -214,8 +213,8 @@ def count_cells(exit_index: np.ndarray, confidence: np.ndarray, *, heads: int, b
 
     Args:
         exit_index: (n,) int, where each row left, below ``heads``.
-        confidence: (n,) float32, with which it left; what lies outside [0, 1] counts into the first or last bin, NaN
-            into the first.
+        confidence: (n,) float32, with which it left; a value outside [0, 1] counts into the first or last bin, NaN into
+            the first.
         heads: exits and final head.
         bins: of equal width over [0, 1].
 

@@ -1,4 +1,4 @@
-"""What every command line shares."""
+"""Tests of the console: exit codes, results and tables that all command lines share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of run folders: the commands that errors tell a user to run name the user's own network, folder and options."""
+"""Tests of run folders: remedies in error messages name the user's own network, folder and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: published whole or not at all, and checked to the byte before use."""
+"""Tests of the store: artifacts are published whole or not at all, and checked to the byte before use."""
 
 from __future__ import annotations
 
@@ -256,11 +256,11 @@ def test_is_current_knows_inputs_parameters_and_damage(tmp_path: Path) -> None:
 
 
 def test_the_digest_names_the_content_and_not_the_machine(tmp_path: Path) -> None:
-    one = open_artifact(publish(tmp_path / "one"), kind="thing", remedy=REMEDY)
-    manifest_edit(one.folder, lambda plain: plain["environment"].update(cpu="another"))
-    again = open_artifact(one.folder, kind="thing", remedy=REMEDY)
+    first = open_artifact(publish(tmp_path / "one"), kind="thing", remedy=REMEDY)
+    manifest_edit(first.folder, lambda plain: plain["environment"].update(cpu="another"))
+    again = open_artifact(first.folder, kind="thing", remedy=REMEDY)
     other = open_artifact(publish(tmp_path / "two", {"a.bin": b"x"}), kind="thing", remedy=REMEDY)
-    assert again.digest == one.digest != other.digest
+    assert again.digest == first.digest != other.digest
 
 
 def test_arrays_come_back_and_pickles_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of tasks: classification, and how a task is found by its name or by a reference."""
+"""Tests of tasks: classification, and tasks found by their name or by a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words: strict JSON there and back, checks of traces and matrices, errors that help."""
+"""Tests of the words: strict JSON in both directions, checks of traces and matrices, errors that help."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_without_labels_the_metric_is_the_agreement_and_nothing_else(tmp_path: P
     trace.save(tmp_path / "trace.npz")
     back = Trace.load(tmp_path / "trace.npz")
     assert (back.labelled, back.select(np.array([1, 1])).labelled) == (False, False)
-    assert [one["metric"] for one in back.summarise()] == [None, None]
+    assert [means["metric"] for means in back.summarise()] == [None, None]
     assert back.summarise()[0]["agreement"] == pytest.approx(2 / 3)
     with pytest.raises(InputError, match="without labels the metric is the agreement"):
         make_trace(agreement=agreement, labelled=False)

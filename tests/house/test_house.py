@@ -1,4 +1,4 @@
-"""The house: what is imported when, what is shipped, what the commands say without any optional package."""
+"""Tests of the house: imports without optional packages, shipped files, help and messages of the commands."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ def run(made_run: RunFolder, tmp_path: Path) -> RunFolder:
 @pytest.fixture
 def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the last segment took nearly all of the time, in the matrix and in the measurement of the plans."""
-    import planner.workflow.planning
+    import planner.workflow.inputs
 
-    ensure = planner.flow.ensure_itm
+    ensure = planner.workflow.inputs.ensure_itm
 
     def timed(*args: object, **options: object):
         artifact, itm = ensure(*args, **options)
@@ -48,5 +48,5 @@ def heavy_end(monkeypatch: pytest.MonkeyPatch) -> None:
         in_order = np.arange(1.0, len(serves) + 1)
         return np.column_stack([in_order, in_order, in_order, np.ones(len(serves))]), 1
 
-    monkeypatch.setattr("planner.workflow.planning.ensure_itm", timed)
+    monkeypatch.setattr("planner.workflow.inputs.ensure_itm", timed)
     monkeypatch.setattr("planner.commit.committing.measure_plans", measured)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import Cut, GraphSpec, ModelSpec, RunFolder, TensorSpec, new_artifact, write_model_spec
-from planner.commands.plan import main
+from planner.commands.main import main
 
 QUICK = (
     "--batch-size", "4", "--threads", "1", "--rounds", "3", "--contenders", "1",

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from hypothesis import strategies as st
 
 from artifacts import InferenceTimeMatrix, Trace
-from planner import NetworkCosts
+from planner import (
+    Exits,
+    KeptGrids,
+    NetworkCosts,
+    Search,
+    SearchedPlan,
+    SearchProblem,
+    SearchResult,
+    SearchRules,
+    plan_greedy,
+    plan_joint,
+    threshold_grid,
+)
 from planner.predict.costs import gather_row, head_row, segment_row
 
 
@@ -40,18 +54,18 @@ def make_itm(
     exits: int = 3,
     sizes: tuple[int, ...] = (1, 2, 4, 8),
     head: float = 0.3,
-    joint: float = 0.05,
+    seam: float = 0.05,
     fixed: bool = False,
 ) -> InferenceTimeMatrix:
     """Times that grow with the batch, with a fixed part; the network has one cut more than exits."""
     random = np.random.default_rng(seed)
     n = np.array(sizes, float)
     slopes = random.uniform(0.5, 1.5, exits + 1)
-    rows = {segment_row(i): joint + 0.2 + slope * n / 4 for i, slope in enumerate(slopes)}
-    rows["final_head"] = joint + 0.05 + 0.01 * n
-    rows["full"] = sum(rows.values()) - joint * (exits + 1)
+    rows = {segment_row(i): seam + 0.2 + slope * n / 4 for i, slope in enumerate(slopes)}
+    rows["final_head"] = seam + 0.05 + 0.01 * n
+    rows["full"] = sum(rows.values()) - seam * (exits + 1)
     for i in range(exits):
-        rows[head_row(f"cut{i}")] = joint + head * (0.3 + n / 8)
+        rows[head_row(f"cut{i}")] = seam + head * (0.3 + n / 8)
         rows[gather_row(f"cut{i}")] = 0.01 + 0.002 * n
     medians = {name: tuple(row.tolist()) for name, row in rows.items()}
     return InferenceTimeMatrix(
@@ -64,6 +78,36 @@ def make_costs(seed: int, *, exits: int = 3, batch_size: int = 8, **options: obj
     sizes = (*(size for size in (1, 2, 4, 8, 16, 32) if size < batch_size), batch_size)
     itm = make_itm(seed, exits=exits, sizes=sizes, **options)
     return NetworkCosts(itm=itm, cuts=tuple(f"cut{i}" for i in range(exits + 1)), batch_size=batch_size)
+
+
+def make_problem(
+    trace: Trace, costs: NetworkCosts, *tolerances: float, grids: KeptGrids | None = None, **rules: object
+) -> SearchProblem:
+    """The problem of some tolerances, by the fields of ``SearchRules``; new grids unless some are given."""
+    grids = grids or KeptGrids(thresholds=threshold_grid())
+    return SearchProblem(trace=trace, costs=costs, tolerances=tolerances, rules=SearchRules(**rules), grids=grids)
+
+
+def search_greedily(trace: Trace, costs: NetworkCosts, *, tolerance: float, **options: object) -> SearchResult:
+    """The greedy search at one tolerance; options as for ``make_problem``."""
+    (result,) = plan_greedy(make_problem(trace, costs, tolerance, **options))
+    return result
+
+
+def search_jointly(trace: Trace, costs: NetworkCosts, *, tolerance: float, **options: object) -> SearchResult:
+    """The joint search at one tolerance; options as for ``make_problem``."""
+    (result,) = plan_joint(make_problem(trace, costs, tolerance, **options))
+    return result
+
+
+def search_by(find: Callable[[Trace, Sequence[float]], Sequence[Exits]]) -> Search:
+    """A search that answers with given plans, one per tolerance of the trace."""
+
+    def search(problem: SearchProblem) -> tuple[SearchResult, ...]:
+        plans = find(problem.trace, problem.tolerances)
+        return tuple(SearchResult(considered=(SearchedPlan(priced=problem.price(exits)),)) for exits in plans)
+
+    return search
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""A small planned run that nobody had to train or time: as data for a report, and as the folders on disk."""
+"""A small planned run without training or timing: as data for a report, and as the folders on disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from artifacts import (
     EXIT_PLAN_JSON,
+    TRACE_NPZ,
     Artifact,
     Cut,
     ExitPlan,
@@ -19,19 +20,22 @@ from artifacts import (
     new_artifact,
     open_artifact,
     read_manifest,
+    save_arrays,
     to_plain,
     write_json,
     write_model_spec,
 )
-from planner import KeptGrids, NetworkCosts, PlanConfig, SearchResult, TailRule, TimingConfig, plan_greedy
-from planner.predict.replay import PlanFigures
+from planner import KeptGrids, Load, NetworkCosts, PlanConfig, SearchResult, SlowBatchRule, TimingConfig
+from planner.predict.replay import PricedExits
 from planner.report.data import ReportData
+from planner.search.greedy import draw_candidate_patterns
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep.points import SearchAt, sweep_levels, sweep_tolerances
-from tests.planner.planning_worlds import make_itm, make_trace
+from planner.workflow.record import ConsideredPlan, write_grids
+from tests.planner.planning_worlds import make_itm, make_problem, make_trace, search_greedily
 
 NASTY = 'a$b$<script>alert("x")</script>&'
-TAIL = TailRule(share=0.0, stay_allowance=None)
+TAIL = SlowBatchRule(share=0.0, stay_allowance=None)
 X = TensorSpec(name="x", dtype="float32", row_shape=(1,))
 
 
@@ -53,14 +57,14 @@ def greedy_search(trace: Trace, costs: NetworkCosts) -> SearchAt:
     kept = KeptGrids(thresholds=threshold_grid())
 
     def search(tolerance: float) -> SearchResult:
-        return plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=TAIL)
+        return search_greedily(trace, costs, tolerance=tolerance, grids=kept, slow_batches=TAIL)
 
     return search
 
 
 def make_report(
     seed: int = 3, *, exits: int = 3, batch_size: int = 8, tolerance: float = 0.05, cuts: tuple[str, ...] = (),
-    name: str = "small", planned: bool = True,
+    name: str = "small", planned: bool = True, load: Load | None = None,
 ) -> ReportData:  # fmt: skip
     """A report's data from a greedy search; ``cuts`` renames the cuts, ``planned=False`` commits no exits."""
     trace, itm = make_trace(seed, exits=exits, samples=400), make_itm(seed, exits=exits, head=0.05)
@@ -71,29 +75,37 @@ def make_report(
         spread_ms={rename.get(row, row): ms for row, ms in itm.spread_ms.items()}, environment={"cpu": "a <fast> one"},
     )  # fmt: skip
     trace = replace(trace, exits=names[:-1])
-    search = greedy_search(trace, NetworkCosts(itm=itm, cuts=names, batch_size=batch_size))
+    costs = NetworkCosts(itm=itm, cuts=names, batch_size=batch_size, mixture=load)
+    search = greedy_search(trace, costs)
     result = search(tolerance)
-    none = next(one.figures for one in result.considered if not one.figures.chosen.cuts)
+    none = next(plan.priced for plan in result.considered if not plan.exits.cuts)
     best = result.best if planned else none
     plan = ExitPlan(
         model_digest="m", trace_digest="t", search="greedy", tolerance=tolerance, delta=None, batch_size=batch_size,
         backend="onnxruntime", threads=1, exits=best.planned_exits(), full_metric=trace.full_metric,
         predicted_metric=best.outcome.metric, predicted=best.predicted_latency(),
+        load={} if load is None else load.to_plain(),
     )  # fmt: skip
     return ReportData(
-        spec=make_spec(names, name=name), plan=plan, considered=[describe(best), describe(none)], trace=trace, itm=itm,
-        patterns=result.patterns, bench_note="Measure with: python -m runtime.bench", environment=itm.environment,
+        spec=make_spec(names, name=name), plan=plan, considered=[describe(best), describe(none)], trace=trace,
+        costs=costs, patterns=draw_candidate_patterns(make_problem(trace, costs), tolerance),
+        bench_note="Measure with: python -m runtime.bench", environment=itm.environment,
         sweep=sweep_tolerances(search, sweep_levels(trace), full_metric=trace.full_metric),
         commands=("python -m planner --run 'a & b'",), digests={"model": "m"},
     )  # fmt: skip
 
 
-def describe(figures: PlanFigures) -> dict[str, Any]:
-    return {
-        "exits": list(figures.chosen.cuts), "thresholds": list(figures.chosen.thresholds),
-        "metric": figures.outcome.metric, "searched_mean_ms": figures.times.mean_ms,
-        "predicted_mean_ms": figures.times.mean_ms, "measured_mean_ms": 1.25 * figures.times.mean_ms,
-    }  # fmt: skip
+def describe(priced: PricedExits) -> ConsideredPlan:
+    times, recorded = priced.times, priced.recorded
+    return ConsideredPlan(
+        exits=priced.exits.cuts, thresholds=priced.exits.thresholds, leaving_shares=priced.outcome.shares,
+        metric=priced.outcome.metric, arrival_ms=times.arrival_ms, predicted_full_ms=priced.full_ms,
+        predicted_mean_ms=times.mean_ms, predicted_batch_ms=times.batch_ms, predicted_p99_ms=None,
+        recorded_mean_ms=recorded.mean_ms, recorded_batch_ms=recorded.batch_ms, oracle_mean_ms=priced.oracle_mean_ms,
+        searched_mean_ms=times.mean_ms, searched_batch_ms=times.batch_ms, searched_p99_ms=None,
+        measured_mean_ms=1.25 * times.mean_ms, measured_batch_ms=1.25 * times.batch_ms, measured_p99_ms=None,
+        stay_ratio=1.0, in_time_share=1.0, allowed=True, path=True, reference=False, p_value=None, certified=False,
+    )  # fmt: skip
 
 
 def make_bench(bundle_digest: str = "b") -> dict[str, Any]:
@@ -109,13 +121,13 @@ def make_bench(bundle_digest: str = "b") -> dict[str, Any]:
 
 
 def write_run(root: Path, data: ReportData) -> RunFolder:
-    """Writes model, trace, itm, plan and an empty bundle as the commands would leave them."""
+    """Writes model, trace, itm, plan and an empty bundle as the commands write them."""
     run = RunFolder(root=root)
     with new_artifact(run.model, kind="model", parameters={"every": 1, "head": "pooled"}) as folder:
         write_model_spec(folder, data.spec)
     digests = {"model": opened(run.model, "model").digest}
     with new_artifact(run.trace, kind="trace", inputs=digests, parameters={"data_source": "my data"}) as folder:
-        data.trace.save(folder / "trace.npz")
+        data.trace.save(folder / TRACE_NPZ)
     digests["trace"] = opened(run.trace, "trace").digest
     with new_artifact(run.itm, kind="itm", inputs={"model": digests["model"]}) as folder:
         write_json(folder / "itm.json", data.itm)
@@ -123,13 +135,13 @@ def write_run(root: Path, data: ReportData) -> RunFolder:
     sizes = data.itm.batch_sizes
     config = PlanConfig(
         tolerance=data.plan.tolerance, batch_size=sizes[-1], tail=replace(TAIL, stay_allowance=99.0),
-        timing=TimingConfig(batch_sizes=sizes),
+        timing=TimingConfig(batch_sizes=sizes), load=data.costs.mixture,
     )  # fmt: skip
     with new_artifact(run.plan, kind="plan", inputs=digests, parameters={"config": to_plain(config)}) as folder:
         write_json(folder / EXIT_PLAN_JSON, data.plan)
         write_json(folder / "considered.json", list(data.considered))
-        data.patterns.save(folder / "bpm.npz")
-        KeptGrids(thresholds=threshold_grid()).save(folder / "grid.npz")
+        save_arrays(folder / "bpm.npz", data.patterns.to_arrays())
+        write_grids(folder / "grid.npz", KeptGrids(thresholds=threshold_grid()))
     with new_artifact(run.bundle, kind="bundle", inputs=digests):
         pass
     return run

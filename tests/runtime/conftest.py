@@ -33,16 +33,16 @@ from artifacts import (
     write_json,
     write_model_spec,
 )
-from calibration import Dataset, load_dataset
+from calibration import ArrayImages, as_batch, image_input, load_samples
 from engines import BuildOptions, Device, EngineSet, FakeEngine, HostDevice, ensure_engine, plan_covers
-from runtime import Runtime
+from runtime import Runtime, RuntimeOptions
 
 Values = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageEngines:
-    """What the engine set of one stage looks like: its timed batch sizes, and whether others exist."""
+    """The engine set of one stage: its timed batch sizes, and whether others exist."""
 
     median_ms: Mapping[int, float]
     fixed: bool = False
@@ -176,7 +176,7 @@ class FakeNet:
     def open_on(self, device: Device) -> Runtime:
         """Opens the network over buffers of another device; its fakes still compute on the host."""
         sets = [EngineSet(HostedEngine(fake, device), stage.covers) for fake, stage in self._pairs()]
-        return Runtime(self.spec(), sets, device, check_finite=self.check_finite)
+        return Runtime(self.spec(), sets, device, RuntimeOptions(check_finite=self.check_finite))
 
     def _pairs(self) -> list[tuple[FakeEngine, EngineSet]]:
         self.fakes.clear()
@@ -184,7 +184,8 @@ class FakeNet:
         return list(zip(self.fakes, sets, strict=True))
 
     def open(self, **options: Any) -> Runtime:
-        return Runtime(self.spec(), self.engine_sets(), HostDevice(), check_finite=self.check_finite, **options)
+        chosen = RuntimeOptions(check_finite=self.check_finite, **options)
+        return Runtime(self.spec(), self.engine_sets(), HostDevice(), chosen)
 
     def batch(self, confidence: np.ndarray, *, mask: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
         """Returns the inputs whose rows are 0, 1, 2 ... and have these confidences (B, depth) at the exits."""
@@ -208,7 +209,7 @@ class FakeNet:
                 values["skip_kept"] = made["skip"]
             if stage + 1 == self.depth - 1:
                 values["skip"] = values["skip_kept"]
-        raise AssertionError("the last stage lets everybody go")
+        raise AssertionError("every row leaves after the last stage")
 
 
 @pytest.fixture(scope="session")
@@ -291,7 +292,7 @@ def write_toy_graph(
         for some in (specs, outputs)
     ]
     needed = [f"w{stage}" for stage in stages] + [f"v{stages[-1]}"]
-    constants = [numpy_helper.from_array(weights[one].astype(dtype), one) for one in needed]
+    constants = [numpy_helper.from_array(weights[weight].astype(dtype), weight) for weight in needed]
     constants.append(numpy_helper.from_array(np.array([-1], np.int64), "axes"))
     graph = helper.make_graph(nodes, name, *values, constants)
     path.parent.mkdir(exist_ok=True)
@@ -301,13 +302,13 @@ def write_toy_graph(
     )
 
 
-def make_toy_data(path: Path) -> Dataset:
+def make_toy_data(path: Path) -> ArrayImages:
     random = np.random.default_rng(9)
     images = random.integers(0, 256, (2 * SAMPLES, *IMAGE), np.uint8)
     split = np.array(["test", "calibrate"] * SAMPLES)
     labels = random.integers(0, CLASSES, 2 * SAMPLES)
     np.savez(path, images=images, labels=labels, split=split)
-    return load_dataset(path, shape=IMAGE)
+    return load_samples(path, image_input(IMAGE))
 
 
 def toy_weights() -> Values:
@@ -317,7 +318,7 @@ def toy_weights() -> Values:
 
 
 def middle_of_a_gap(confidence: np.ndarray) -> float:
-    """Returns a number between two confidences as far apart as any, so that rounding decides about nobody."""
+    """Returns a number between two confidences as far apart as any, so that rounding decides about no row."""
     ordered = np.sort(confidence)[len(confidence) // 3 : -len(confidence) // 3]
     widest = int(np.argmax(np.diff(ordered)))
     return float(ordered[widest : widest + 2].mean())
@@ -330,9 +331,9 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> ToyRun:
     root = tmp_path_factory.mktemp("runs") / "toy"
     root.mkdir()
     data = make_toy_data(root / "data.npz")
-    test = data.split("test")
+    test = data.indices_of("test")
     toy = ToyRun(
-        root=root, data=root / "data.npz", inputs=data.inputs(test), labels=data.labels[test], threshold=0.0,
+        root=root, data=root / "data.npz", inputs=as_batch(data.inputs(test)), labels=data.labels[test], threshold=0.0,
         weights=toy_weights(),
     )  # fmt: skip
     toy = dataclasses.replace(toy, threshold=middle_of_a_gap(toy.answer_by_numpy(toy.inputs, 0)[1]))

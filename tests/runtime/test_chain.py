@@ -1,4 +1,4 @@
-"""Who leaves and what is answered, against a reference that takes one row at a time."""
+"""The chain of stages: where rows leave and with which answers, against a reference that takes one row at a time."""
 
 from __future__ import annotations
 
@@ -198,6 +198,13 @@ def _misfits(net: Any) -> dict[str, Any]:
         "has threshold None": dataclasses.replace(spec, stages=(dataclasses.replace(first, threshold=None), last)),
         "has threshold 0.5": dataclasses.replace(spec, stages=(first, dataclasses.replace(last, threshold=0.5))),
         "at most 8 of 9 rows": dataclasses.replace(spec, max_batch_size=9),
+        "has threshold 0.7, but the exit plan 0.5 at 'cut_0'": dataclasses.replace(
+            spec, stages=(dataclasses.replace(first, threshold=0.7), last)
+        ),
+        "2 exits, but the bundle 2 stages": dataclasses.replace(
+            spec, plan=dataclasses.replace(spec.plan, exits=net.__class__(thresholds=(0.5, 0.5)).spec().plan.exits)
+        ),
+        "0 exits, but the bundle 2 stages": dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, exits=())),
     }
 
 
@@ -206,12 +213,26 @@ def _misfits(net: Any) -> dict[str, Any]:
     [
         "0 stages", "elsewhere", "answers", "later stages read", "no confidence", "one float32 per row",
         "has threshold None", "has threshold 0.5", "at most 8 of 9 rows",
+        "has threshold 0.7, but the exit plan 0.5 at 'cut_0'", "2 exits, but the bundle 2 stages",
+        "0 exits, but the bundle 2 stages",
     ],
 )  # fmt: skip
 def test_stages_that_do_not_fit_together_are_refused(why: str, fake_net: Any) -> None:
     net = fake_net(thresholds=(0.5,))
     with pytest.raises(SchemaError, match=f"(?s){why}.*python -m planner"):
         Runtime(_misfits(net)[why], net.engine_sets(), HostDevice())
+
+
+def test_exits_in_another_order_than_the_stages_are_refused(fake_net: Any) -> None:
+    net = fake_net(thresholds=(0.5, 0.7))
+    spec = net.spec()
+    swapped = dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, exits=spec.plan.exits[::-1]))
+    with pytest.raises(SchemaError, match="'stage_0' has threshold 0.5, but the exit plan 0.7 at 'cut_1'"):
+        Runtime(swapped, net.engine_sets(), HostDevice())
+    first = spec.plan.exits[0]
+    twice = dataclasses.replace(spec.plan, exits=(first, dataclasses.replace(first, threshold=0.7)))
+    with pytest.raises(SchemaError, match=r"two exits at one cut \(cut_0, cut_0\)"):
+        Runtime(dataclasses.replace(spec, plan=twice), net.engine_sets(), HostDevice())
 
 
 def test_padding_and_splits_stay_inside_the_buffers(fake_net: Any, stage_engines: Any) -> None:

@@ -1,8 +1,8 @@
 """ONNX Runtime's CUDA provider as an engine backend: its key, its session, and everything that runs on it.
 
-Where there is a GPU but no such provider, and on the driver that pretends, a session on the processor stands in: it
+Where there is a GPU but no such provider, and on the fake driver, a session on the processor stands in: it
 takes the same calls, waits for the GPU, and computes over the very addresses that were bound, which works only where a
-GPU's memory is the host's. Hence most of this runs on the driver that pretends alone.
+GPU's memory is the host's. Hence most of this runs on the fake driver alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GPU = Gpu(name="A GPU", capability=(9, 0), driver="1.2")
 
 
 class FakeOnnxRuntime:
-    """What ``ort_cuda_common`` uses of onnxruntime; a session whose provider cannot be loaded goes on without it."""
+    """The part of onnxruntime that is used; a session whose provider cannot be loaded goes on without it."""
 
     def __init__(self, *, provider: bool = True, loads: bool = True) -> None:
         self.__version__ = "1.31.1"
@@ -95,7 +95,7 @@ def test_profiles_are_not_its_business_and_the_processor_needs_no_device(toy_run
     assert open_engine(folder, graph, threads=1, device=open_device("onnxruntime")).key.backend == "onnxruntime"
 
 
-# ---------------------------------------------------------------- on a driver that pretends
+# ---------------------------------------------------------------- on the fake driver
 
 
 class HostSession:
@@ -136,7 +136,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
     gpu = find_gpu()
     if gpu is None or gpu.name != "Pretended GPU":
-        pytest.skip("computes over a GPU's memory on the processor: only on the driver that pretends")
+        pytest.skip("computes over a GPU's memory on the processor: only on the fake driver")
     from engines.ort import cuda_build as ort_cuda_build
     from engines.ort import cuda_run as ort_cuda_run
     from engines.ort.session import load_onnxruntime
@@ -155,9 +155,9 @@ def bundle(toy_run: Any, publish_toy: Callable[..., Path], tmp_path: Path, stand
 
 
 def _data_digests(toy: Any) -> Any:
-    from calibration import load_dataset
+    from calibration import image_input, load_samples
 
-    return load_dataset(toy.data, shape=(1, 4, 4)).digests()
+    return load_samples(toy.data, image_input((1, 4, 4))).digests()
 
 
 @pytest.mark.gpu
@@ -196,7 +196,7 @@ def test_the_planner_times_engines_gathers_and_serving_on_the_gpu(
 ) -> None:
     from engines.gpu.cuda_device import CudaDevice
     from planner.config import TimingConfig
-    from planner.measure.timing import TimedGraph, time_graphs
+    from planner.measure.timing import EngineSettings, TimedGraph, time_graphs
 
     waits: list[None] = []
     synchronize = CudaDevice.synchronize
@@ -210,7 +210,7 @@ def test_the_planner_times_engines_gathers_and_serving_on_the_gpu(
     ]
     waits.clear()
     config = TimingConfig(batch_sizes=(1, 8), rounds=3, warm_up=1)
-    itm = time_graphs(graphs, spec, tmp_path / "engines", config, backend=ONNXRUNTIME_CUDA, threads=1)
+    itm = time_graphs(graphs, spec, tmp_path / "engines", config, EngineSettings(backend=ONNXRUNTIME_CUDA, threads=1))
     assert set(itm.median_ms) == {"stage", "gather_cut", "full", "serving"}
     assert all(ms > 0 for row in itm.median_ms.values() for ms in row)
     assert itm.backend.startswith(ONNXRUNTIME_CUDA)

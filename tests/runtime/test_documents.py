@@ -1,4 +1,4 @@
-"""What the documents show works."""
+"""The documents' examples work."""
 
 from __future__ import annotations
 

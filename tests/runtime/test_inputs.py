@@ -1,4 +1,4 @@
-"""Bad input, one by one, with the message that says the fix."""
+"""Inputs that are refused, each with the message that says the fix."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import pytest
 
 from artifacts import (
     BUNDLE_JSON,
+    COMMAND,
     CorruptArtifactError,
     MissingArtifactError,
     SchemaError,
@@ -51,8 +52,27 @@ def test_a_bundle_answers_as_numpy_does(toy_run: Any) -> None:
 
 
 def test_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(MissingArtifactError, match="python -m planner --tolerance"):
+    with pytest.raises(MissingArtifactError, match="Make it with: python -m planner$"):
         Runtime.load(tmp_path / "bundle")
+
+
+def test_no_bundle_in_a_run_names_the_run(tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    with pytest.raises(MissingArtifactError, match=f"python -m planner --run {tmp_path / 'mine'}"):
+        Runtime.load(tmp_path / "mine" / "bundle")
+
+
+def test_the_remedy_is_the_command_that_made_the_bundle(bundle: Path) -> None:
+    command = "python -m planner --tolerance 0.05 --run runs/mine"
+    reseal(bundle, {"stages": threshold_of_first(bundle, 0.123)}, notes={COMMAND: command})
+    with pytest.raises(SchemaError, match=f"has threshold 0.123, but the exit plan .* Make it again with: {command}$"):
+        Runtime.load(bundle)
+
+
+def threshold_of_first(bundle: Path, threshold: float) -> list[dict[str, Any]]:
+    stages: list[dict[str, Any]] = read_json(bundle / BUNDLE_JSON, dict)["stages"]
+    stages[0]["threshold"] = threshold
+    return stages
 
 
 @pytest.mark.parametrize("threads", [0, -1])
@@ -78,14 +98,14 @@ def test_damaged_bundles(damage: str, bundle: Path) -> None:
         Runtime.load(bundle)
 
 
-def reseal(bundle: Path, changed: Mapping[str, Any]) -> None:
+def reseal(bundle: Path, changed: Mapping[str, Any], *, notes: Mapping[str, str] | None = None) -> None:
     """Publishes the bundle again with another ``bundle.json``."""
     spec = read_json(bundle / BUNDLE_JSON, dict) | changed
-    kept = bundle.parent / "kept"
-    shutil.copytree(bundle, kept)
-    with new_artifact(bundle, kind="bundle") as staging:
+    before = bundle.parent / "before"
+    shutil.copytree(bundle, before)
+    with new_artifact(bundle, kind="bundle", notes=notes or {}) as staging:
         for name in ("engines", "stages"):
-            shutil.copytree(kept / name, staging / name)
+            shutil.copytree(before / name, staging / name)
         write_json(staging / BUNDLE_JSON, spec)
 
 

@@ -134,10 +134,10 @@ def test_answers_stay_on_the_gpu_and_outlive_the_runtime(fake_net: Any, elsewher
     batch = net.batch(confidences(8, 2))
     with open_gpu(net) as gpu:
         wanted = gpu.run(batch)
-        kept = [gpu.run(batch, on_device=True) for _ in range(3)]
+        results = [gpu.run(batch, on_device=True) for _ in range(3)]
         with pytest.raises(InputError, match="at most 8 rows, got 9"):
             gpu.run(net.batch(confidences(9, 2)), on_device=True)
-    for result in kept:
+    for result in results:
         assert isinstance(result.outputs, DeviceArray)
         np.testing.assert_array_equal(elsewhere.download(result.outputs, range(8)), wanted.outputs)
         np.testing.assert_array_equal(result.exit_index, wanted.exit_index)

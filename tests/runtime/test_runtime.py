@@ -53,7 +53,7 @@ def test_results_and_inputs_are_the_callers(fake_net: Any) -> None:
     copies = tuple(array.copy() for array in batch)
     with net.open() as runtime:
         first = runtime.run(batch)
-        kept = first.outputs.copy(), first.exit_index.copy(), first.confidence.copy()
+        expected = first.outputs.copy(), first.exit_index.copy(), first.confidence.copy()
         for array in batch:
             array[:] = 0
         second = runtime.run(copies)
@@ -62,9 +62,9 @@ def test_results_and_inputs_are_the_callers(fake_net: Any) -> None:
             array[:] = 7
         third = runtime.run(copies)
     for result in (second, third):
-        np.testing.assert_array_equal(result.outputs, kept[0])
-        np.testing.assert_array_equal(result.exit_index, kept[1])
-        np.testing.assert_array_equal(result.confidence, kept[2])
+        np.testing.assert_array_equal(result.outputs, expected[0])
+        np.testing.assert_array_equal(result.exit_index, expected[1])
+        np.testing.assert_array_equal(result.confidence, expected[2])
 
 
 def test_a_stream_has_its_own_copy_of_the_batch(fake_net: Any) -> None:
@@ -101,7 +101,7 @@ def test_a_mapping_and_a_sequence_are_the_same_batch(fake_net: Any) -> None:
     np.testing.assert_array_equal(by_name.outputs, in_order.outputs)
 
 
-def test_abandoned_and_nested_streams_block_nobody(fake_net: Any) -> None:
+def test_abandoned_and_nested_streams_block_no_other_call(fake_net: Any) -> None:
     net = fake_net(thresholds=(0.5,))
     batch = net.batch(np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]]))
     with net.open() as runtime:
@@ -126,14 +126,14 @@ def test_abandoned_and_nested_streams_block_nobody(fake_net: Any) -> None:
 
 def test_an_abandoned_stream_gives_its_buffers_back(fake_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    from runtime.chain import Chain
+    from runtime.chain import StageChain
 
-    class Counted(Chain):
+    class Counted(StageChain):
         def __init__(self, *arguments: Any) -> None:
             made.append(self)
             super().__init__(*arguments)
 
-    monkeypatch.setattr("runtime.runtime.Chain", Counted)
+    monkeypatch.setattr("runtime.runtime.StageChain", Counted)
     net = fake_net(thresholds=(0.5,), faults={0: EngineError("boom")})
     batch = net.batch(np.array([[1.0, 0.0], [0.0, 0.0]]))
     with net.open() as runtime:

@@ -1,4 +1,4 @@
-"""Shadowed rows: answered where they leave, seen at the end, and nobody else's business."""
+"""Shadowed rows: answered where they leave, compared at the end, and without an effect on other rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from artifacts import UsageError
 from runtime.shadow import ShadowDraw
+from tests.runtime.task_worlds import CloseAnswers
 
 
 @st.composite
@@ -31,9 +32,9 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def final_answer(net: Any, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What the whole network answers one row."""
-    nobody = type(net)(thresholds=(2.0,) * len(net.thresholds), check_finite=False)
-    return nobody.answer_row(x, mask)[2]
+    """The answer of the whole network to one row."""
+    without_leaving = type(net)(thresholds=(2.0,) * len(net.thresholds), check_finite=False)
+    return without_leaving.answer_row(x, mask)[2]
 
 
 @settings(deadline=None)
@@ -67,9 +68,9 @@ def test_every_row_gets_the_answer_it_would_get_alone_and_shadows_meet_the_final
             np.testing.assert_array_equal(outputs, [answer for _, _, answer in alone])
             stats = runtime.stats()
         assert stats.shadowed == len(early)
-        for index, one in enumerate(stats.exits):
+        for index, exit_ in enumerate(stats.exits):
             there = [agrees for row, agrees in zip(early, same, strict=True) if alone[row][0] == index]
-            assert (one.shadowed, one.agreements) == (len(there), sum(there))
+            assert (exit_.shadowed, exit_.agreements) == (len(there), sum(there))
 
 
 def test_latency_remains_that_of_the_exit_and_the_engines_time_is_all_of_it(
@@ -130,7 +131,7 @@ def test_the_draw_is_seeded_and_fair() -> None:
     assert drawn == [again.draw(1000) for _ in range(3)]
     assert drawn[0] != drawn[1]
     assert drawn[0] != other.draw(1000)
-    assert all(240 < len(one) < 360 for one in drawn)
+    assert all(240 < len(rows) < 360 for rows in drawn)
     assert ShadowDraw(1.0).draw(5) == set(range(5))
     assert ShadowDraw(0.0).draw(5) == set()
 
@@ -139,6 +140,27 @@ def test_the_draw_is_seeded_and_fair() -> None:
 def test_a_fraction_that_is_none_is_refused(fake_net: Any, fraction: float) -> None:
     with pytest.raises(UsageError, match="shadow_fraction.*from 0 to 1"):
         fake_net(thresholds=(0.5,)).open(shadow_fraction=fraction)
+
+
+def test_a_hosts_own_task_says_how_far_answers_agree(fake_net: Any) -> None:
+    """The fake's first number grows by one from stage to stage, and by twice the row's number at the last."""
+    net = fake_net(thresholds=(0.5, 0.5), masked=False, task="numbers")
+    confidence = np.zeros((3, 3))
+    confidence[0, 0] = confidence[1, 1] = 1
+    with net.open(shadow_fraction=1.0, task=CloseAnswers()) as runtime:
+        result = runtime.run(net.batch(confidence))
+        stats = runtime.stats()
+    final = [final_answer(net, net.batch(confidence)[0][row], np.zeros(2, np.bool_))[0] for row in range(2)]
+    means = [1 - abs(result.outputs[row, 0] - final[row]) / 4 for row in range(2)]
+    assert [exit_.mean_agreement for exit_ in stats.exits] == [means[0], means[1], None]
+    assert means == [0.5, 0.25]
+    assert [exit_.agreements for exit_ in stats.exits] == [0, 0, 0], "only the very same answer counts as one"
+    assert stats.disagreement == pytest.approx(2 / 3)
+
+
+def test_a_task_of_another_name_than_the_bundles_is_refused(fake_net: Any) -> None:
+    with pytest.raises(UsageError, match="task numbers: bundle 'fake' is for the task 'classification'"):
+        fake_net(thresholds=(0.5,)).open(task=CloseAnswers())
 
 
 def test_shadowing_needs_statistics_and_a_known_task(fake_net: Any) -> None:

@@ -67,6 +67,6 @@ def test_a_damaged_cache_is_mended(sources: Path, monkeypatch: pytest.MonkeyPatc
     assert (cache / f"{NAME}.gz").read_bytes() == packed(NAME)
 
 
-def test_nobody_answers(sources: Path) -> None:
+def test_no_source_answers(sources: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)could not be had.*no answer.*--data DIR"):
         fashion_mnist._read_or_fetch(NAME, sources / "cache")

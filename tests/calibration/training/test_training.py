@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from artifacts import UsageError
-from calibration.data.datasets import Dataset, make_dataset, split_indices
-from calibration.training.end_to_end import JointConfig, measure_accuracy, train_joint
+from artifacts import Classification, UsageError, to_plain
+from calibration.data.arrays import ArrayImages, make_samples
+from calibration.data.splits import split_indices
+from calibration.training.checkpoints import Checkpoint, History
+from calibration.training.config import JointConfig
+from calibration.training.end_to_end import measure_exits, train_joint
 from export.nets.multi_exit import MultiExitNet, attach_heads
 from export.nets.resnet import ResNet, ResNetConfig
 
@@ -19,7 +22,7 @@ SHAPE = (1, 8, 8)
 
 
 @pytest.fixture(scope="module")
-def bars() -> Dataset:
+def bars() -> ArrayImages:
     """Upright against lying bars in noise: easy, but not linear in the pixels."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 2, 320)
@@ -31,7 +34,7 @@ def bars() -> Dataset:
         else:
             images[row, 0, :, place] = 255
     splits = split_indices(labels, {"train": 0.6, "calibrate": 0.2, "test": 0.2}, seed=0)
-    return make_dataset("bars", images, labels, ("upright", "lying"), splits)
+    return make_samples("bars", images, labels, ("upright", "lying"), splits)
 
 
 def make_net() -> MultiExitNet:
@@ -40,19 +43,29 @@ def make_net() -> MultiExitNet:
     return attach_heads(backbone, SHAPE, classes=2, kind="complex", every=3)
 
 
+def checkpoint_at(folder: Path, config: JointConfig, inputs: dict[str, str] | None = None) -> Checkpoint:
+    return Checkpoint(folder=folder, inputs=inputs or {}, parameters=to_plain(config), notes={}, report=lambda _: None)
+
+
+def train(
+    net: MultiExitNet, samples: ArrayImages, config: JointConfig, folder: Path, inputs: dict[str, str] | None = None
+) -> History:
+    return train_joint(net, samples, Classification(), config, checkpoint_at(folder, config, inputs))
+
+
 CONFIG = JointConfig(epochs=3, backbone_epochs=1, batch_size=32, learning_rate=0.05, crop_padding=0)
 
 
-def test_joint_training_teaches_every_exit(bars: Dataset, tmp_path: Path) -> None:
+def test_joint_training_teaches_every_exit(bars: ArrayImages, tmp_path: Path) -> None:
     net = make_net()
-    history = train_joint(net, bars, dataclasses.replace(CONFIG, epochs=7), tmp_path / "checkpoint", inputs={})
+    history = train(net, bars, dataclasses.replace(CONFIG, epochs=7), tmp_path / "checkpoint")
     assert [entry["phase"] for entry in history] == ["backbone", *["joint"] * 6]
-    accuracy = measure_accuracy(net, bars, "test")
+    accuracy = measure_exits(net, bars, Classification(), "test")
     assert set(accuracy) == {*net.cut_names, "final"}
     assert min(accuracy.values()) > 0.9, accuracy
 
 
-def test_the_first_phase_leaves_the_heads_alone(bars: Dataset, tmp_path: Path) -> None:
+def test_the_first_phase_leaves_the_heads_alone(bars: ArrayImages, tmp_path: Path) -> None:
     net, untrained = make_net(), make_net()
     one = JointConfig(epochs=2, backbone_epochs=1, batch_size=32, crop_padding=0)
 
@@ -63,49 +76,47 @@ def test_the_first_phase_leaves_the_heads_alone(bars: Dataset, tmp_path: Path) -
         raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.training.end_to_end.save_checkpoint", stop)
+        patch.setattr(Checkpoint, "save", stop)
         with pytest.raises(StopError):
-            train_joint(net, bars, one, tmp_path / "checkpoint", inputs={})
+            train(net, bars, one, tmp_path / "checkpoint")
     for now, before in zip(net.heads.parameters(), untrained.heads.parameters(), strict=True):
         assert torch.equal(now, before)
     assert not torch.equal(net.backbone.conv1.weight, untrained.backbone.conv1.weight)
 
 
-def test_an_interrupted_training_continues_to_the_same_end(bars: Dataset, tmp_path: Path) -> None:
+def test_an_interrupted_training_continues_to_the_same_end(bars: ArrayImages, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     whole = make_net()
-    history = train_joint(whole, bars, CONFIG, tmp_path / "whole", inputs={"data": "1"})
+    history = train(whole, bars, CONFIG, tmp_path / "whole", {"data": "1"})
 
     class KilledError(Exception):
         pass
 
-    def save_then_die(*args: object, **kwargs: object) -> None:
-        from calibration.training.checkpoints import save_checkpoint
+    save = Checkpoint.save
 
-        save_checkpoint(*args, **kwargs)
+    def save_then_die(*args: object) -> None:
+        save(*args)
         raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calibration.training.end_to_end.save_checkpoint", save_then_die)
+        patch.setattr(Checkpoint, "save", save_then_die)
         for _ in range(CONFIG.epochs):
             with pytest.raises(KilledError):
-                train_joint(make_net(), bars, CONFIG, tmp_path / "pieces", inputs={"data": "1"})
+                train(make_net(), bars, CONFIG, tmp_path / "pieces", {"data": "1"})
     pieces = make_net()
-    again = train_joint(pieces, bars, CONFIG, tmp_path / "pieces", inputs={"data": "1"})
+    again = train(pieces, bars, CONFIG, tmp_path / "pieces", {"data": "1"})
     assert [entry["accuracy"] for entry in again] == [entry["accuracy"] for entry in history]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, pieces.state_dict()[name]), name
 
 
-def test_another_training_does_not_continue_this_one(bars: Dataset, tmp_path: Path) -> None:
+def test_another_training_does_not_continue_this_one(bars: ArrayImages, tmp_path: Path) -> None:
     short = JointConfig(epochs=1, backbone_epochs=0, batch_size=32, crop_padding=0)
-    train_joint(make_net(), bars, short, tmp_path / "checkpoint", inputs={"data": "1"})
-    from calibration.training.checkpoints import resume_checkpoint
-
+    train(make_net(), bars, short, tmp_path / "checkpoint", {"data": "1"})
     net = make_net()
     optimiser = torch.optim.SGD(net.parameters(), 0.1)
     before = net.backbone.conv1.weight.clone()
-    assert resume_checkpoint(tmp_path / "checkpoint", net, optimiser, inputs={"data": "2"}, parameters={}) == ()
+    assert checkpoint_at(tmp_path / "checkpoint", short, {"data": "2"}).resume(net, optimiser) == ()
     assert torch.equal(net.backbone.conv1.weight, before)
 
 

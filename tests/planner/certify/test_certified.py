@@ -12,39 +12,38 @@ from artifacts import InputError, NoPlanError, Trace, UsageError
 from calibration.certify.risk_tests import split_halves
 from planner import (
     NO_EXITS,
-    ChosenExits,
-    KeptGrids,
+    Exits,
     NetworkCosts,
-    TailRule,
+    SearchProblem,
+    SlowBatchRule,
     evaluate_exits,
     expect_times,
     plan_greedy,
-    threshold_grid,
 )
 from planner.certify.certified import CertifiedPlans, plan_certified
 from planner.certify.evidence import metric_under, risk_trace
-from planner.certify.test_order import Ladder, rehearse, vary_plans
+from planner.certify.test_order import choose_order, vary_plans
 from planner.config import CertifyConfig
-from tests.planner.planning_worlds import make_costs, make_trace
+from tests.planner.planning_worlds import make_costs, make_problem, make_trace, search_by
 
 COSTS = make_costs(0, exits=2, head=0.01)
 
 
-def greedy_ladder(costs: NetworkCosts) -> Ladder:
-    def climb(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
-        kept, tail = KeptGrids(thresholds=threshold_grid(0.05)), TailRule(share=0.0, stay_allowance=None)
-        return [plan_greedy(trace, costs, tolerance=t, kept=kept, tail=tail).best.chosen for t in tolerances]
-
-    return climb
+ANY_BATCHES = SlowBatchRule(share=0.0, stay_allowance=None)
 
 
-def mean_ms(trace: Trace, plan: ChosenExits) -> float:
+def problem_of(trace: Trace, tolerance: float, costs: NetworkCosts = COSTS) -> SearchProblem:
+    return make_problem(trace, costs, tolerance, slow_batches=ANY_BATCHES)
+
+
+def mean_ms(trace: Trace, plan: Exits) -> float:
     return expect_times(COSTS.plan_costs(plan.cuts), evaluate_exits(trace, plan).survival).mean_ms
 
 
-def one_exit_ladder(trace: Trace, tolerances: Sequence[float]) -> list[ChosenExits]:
+@search_by
+def search_one_exit(trace: Trace, tolerances: Sequence[float]) -> list[Exits]:
     """The lowest threshold of the first exit that keeps each tolerance on this trace."""
-    plans = [ChosenExits(cuts=trace.exits[:1], thresholds=(float(t),)) for t in np.linspace(1, 0.3, 24)]
+    plans = [Exits(cuts=trace.exits[:1], thresholds=(float(t),)) for t in np.linspace(1, 0.3, 24)]
     kept = [metric_under(trace, plan).mean(dtype=float) for plan in plans]
     found = []
     for tolerance in tolerances:
@@ -67,7 +66,7 @@ def population(seed: int, *, graded: bool = False, samples: int = 4000) -> Trace
     )  # fmt: skip
 
 
-def true_risk(trace: Trace, plan: ChosenExits) -> float:
+def true_risk(trace: Trace, plan: Exits) -> float:
     return 1 - metric_under(trace, plan).mean(dtype=float) / trace.full_metric
 
 
@@ -81,11 +80,12 @@ def test_certified_plans_exceed_the_tolerance_at_most_with_delta(risk: str, grad
     for seed in range(rounds):
         drawn = whole.select(random.integers(0, whole.sample_count, 800))
         settings = CertifyConfig(delta=delta, seed=seed, risk=risk)
-        found = plan_certified(drawn, one_exit_ladder, mean_ms, tolerance=tolerance, settings=settings)
+        found = plan_certified(problem_of(drawn, tolerance), search_one_exit, settings)
         risks = [true_risk(whole, plan) for plan in found.certificates]
         violations += max(risks) > tolerance
         with_exits += len(risks) > 1
-        uncertified += true_risk(whole, one_exit_ladder(drawn, [tolerance])[0]) > tolerance
+        (alone,) = search_one_exit(problem_of(drawn, tolerance))
+        uncertified += true_risk(whole, alone.best.exits) > tolerance
     assert violations / rounds <= delta + 3 * np.sqrt(delta * (1 - delta) / rounds)
     assert uncertified / rounds > 0.25
     assert with_exits / rounds > 0.9
@@ -94,7 +94,7 @@ def test_certified_plans_exceed_the_tolerance_at_most_with_delta(risk: str, grad
 def test_first_bad_plan_passes_with_delta_at_most_and_nearly_so() -> None:
     """The sequence is as bold as it may be: a plan exactly at the tolerance passes with a chance of about delta."""
     whole = population(3, samples=20000)
-    plan = ChosenExits(cuts=("cut0",), thresholds=(0.4,))
+    plan = Exits(cuts=("cut0",), thresholds=(0.4,))
     tolerance, delta = float(true_risk(whole, plan)), 0.2
     assert tolerance > 0.02
     random = np.random.default_rng(0)
@@ -103,15 +103,14 @@ def test_first_bad_plan_passes_with_delta_at_most_and_nearly_so() -> None:
         drawn = whole.select(random.integers(0, whole.sample_count, 2000))
         halves = split_halves(2000, seed=seed)
         tuning, held_out = drawn.select(halves.tuning), drawn.select(halves.certification)
-        settings = CertifyConfig(delta=delta, seed=seed)
-        test, order = rehearse(tuning, [plan], mean_ms, tolerance=tolerance, settings=settings)
+        test, order = choose_order(problem_of(tuning, tolerance), [plan], risk="metric", delta=delta)
         assert order == (plan,)
         passed += test.p_value(held_out.metric[-1], metric_under(held_out, plan), tolerance=tolerance) <= delta
     assert 0.05 < passed / 200 <= delta + 3 * np.sqrt(delta * (1 - delta) / 200)
 
 
 def certified(trace: Trace, *, tolerance: float = 0.05, **settings: object) -> CertifiedPlans:
-    return plan_certified(trace, greedy_ladder(COSTS), mean_ms, tolerance=tolerance, settings=CertifyConfig(**settings))
+    return plan_certified(problem_of(trace, tolerance), plan_greedy, CertifyConfig(**settings))
 
 
 def test_search_never_sees_the_samples_of_the_test() -> None:
@@ -121,7 +120,7 @@ def test_search_never_sees_the_samples_of_the_test() -> None:
     spoiled = trace.metric.copy()
     spoiled[:-1, halves.certification] = 0
     before, after = certified(trace), certified(replace(trace, metric=spoiled))
-    assert [one.chosen for one in before.sequence] == [one.chosen for one in after.sequence]
+    assert [one.exits for one in before.sequence] == [one.exits for one in after.sequence]
     assert before.boldest.cuts
     assert after.boldest == NO_EXITS
     assert after.shortage is not None
@@ -139,7 +138,7 @@ def test_certificate_says_what_was_done() -> None:
         certificate = one.certificate
         assert (certificate.position, certificate.bound, certificate.risk) == (position, 0.05, "metric")
         assert certificate.p_value == one.p_value <= certificate.delta == 0.05
-        assert certificate.observed == pytest.approx(true_risk(trace.select(halves.certification), one.chosen))
+        assert certificate.observed == pytest.approx(true_risk(trace.select(halves.certification), one.exits))
         assert (certificate.samples, certificate.tuning_samples) == (1501, 1500)
         assert certificate.tuning_digest == halves.tuning_digest != certificate.certification_digest
         assert certificate.finite_sample
@@ -153,7 +152,7 @@ def test_plans_are_faster_from_one_to_the_next() -> None:
     trace = population(6)
     found = certified(trace)
     tuning = trace.select(found.halves.tuning)
-    means = [mean_ms(tuning, one.chosen) for one in found.sequence]
+    means = [mean_ms(tuning, one.exits) for one in found.sequence]
     assert means == sorted(means, reverse=True)
     assert len(means) > 2
     assert means[0] < mean_ms(tuning, NO_EXITS)
@@ -161,8 +160,8 @@ def test_plans_are_faster_from_one_to_the_next() -> None:
 
 def test_variants_fill_the_gaps_between_plans() -> None:
     """So the sequence goes nearly as far as it could: a small step further fails."""
-    safe, bold = (ChosenExits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.5))
-    other = ChosenExits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.1))
+    safe, bold = (Exits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.5))
+    other = Exits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.1))
     varied = vary_plans([safe, bold, other])
     assert varied[:3] == (safe, bold, other)
     assert len(varied) == len(set(varied))
@@ -177,9 +176,9 @@ def test_variants_fill_the_gaps_between_plans() -> None:
     assert both[1:3] == [pytest.approx((0.94, 0.46)), pytest.approx((0.93, 0.37))]
     assert both[-1] == pytest.approx((0.88, 0.0))
     trace = population(4, samples=6000)
-    coarse = [ChosenExits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.7, 0.5, 0.3, 0.1)]
-    found = plan_certified(trace, lambda *_: coarse, mean_ms, tolerance=0.05, settings=CertifyConfig())
-    tested = [one.chosen.thresholds[0] for one in found.sequence if one.p_value is not None]
+    coarse = [Exits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.7, 0.5, 0.3, 0.1)]
+    found = plan_certified(problem_of(trace, 0.05), search_by(lambda *_: coarse), CertifyConfig())
+    tested = [one.exits.thresholds[0] for one in found.sequence if one.p_value is not None]
     assert found.sequence[len(tested) - 1].certificate is None
     assert 0 < tested[-2] - tested[-1] <= 0.05 + 1e-6
 
@@ -258,7 +257,7 @@ def test_noise_in_the_times_does_not_touch_the_certificate() -> None:
         for name, row in COSTS.itm.median_ms.items()
     }
     costs = NetworkCosts(itm=replace(COSTS.itm, median_ms=noisy), cuts=COSTS.cuts, batch_size=8)
-    found = plan_certified(trace, greedy_ladder(costs), mean_ms, tolerance=0.05, settings=CertifyConfig())
+    found = plan_certified(problem_of(trace, 0.05, costs), plan_greedy, CertifyConfig())
     for plan in found.certificates:
         assert true_risk(trace, plan) <= 0.05
 
@@ -270,7 +269,7 @@ def test_holes_in_the_times_are_refused() -> None:
     spread = {name: COSTS.itm.spread_ms[name] for name in holes}
     costs = NetworkCosts(itm=replace(COSTS.itm, median_ms=holes, spread_ms=spread), cuts=COSTS.cuts, batch_size=8)
     with pytest.raises(UsageError, match="exit_cut1"):
-        plan_certified(population(1), greedy_ladder(costs), mean_ms, tolerance=0.05, settings=CertifyConfig())
+        plan_certified(problem_of(population(1), 0.05, costs), plan_greedy, CertifyConfig())
 
 
 @pytest.mark.parametrize("name", ["confidence", "metric"])
@@ -288,9 +287,9 @@ def test_exits_out_of_order_or_twice_are_refused() -> None:
     with pytest.raises(InputError, match="names of their own"):
         replace(trace, exits=("cut0", "cut0"))
     turned = replace(trace, exits=("cut1", "cut0"))
-    plan = ChosenExits(cuts=("cut1", "cut0"), thresholds=(0.2, 0.2))
+    plan = Exits(cuts=("cut1", "cut0"), thresholds=(0.2, 0.2))
     with pytest.raises(UsageError, match="data flow"):
-        rehearse(turned, [plan], mean_ms, tolerance=0.1, settings=CertifyConfig())
+        choose_order(problem_of(turned, 0.1), [plan], risk="metric", delta=0.05)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import planner
-from planner.commands.plan import main
+from planner.commands.main import main
 
 
 @pytest.mark.parametrize(

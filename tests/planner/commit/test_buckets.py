@@ -13,7 +13,7 @@ from artifacts import UsageError
 from engines import plan_covers
 from planner import Load, binomial_pmf
 from planner.commit.buckets import StageDemand, plan_buckets, weigh_rows
-from planner.search.prices import BATCH, MEAN
+from planner.predict.objectives import BATCH, MEAN
 
 LARGEST = 8
 

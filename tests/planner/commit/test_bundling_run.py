@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from artifacts import BUNDLE_JSON, BundleSpec, GraphSpec, RunFolder, open_model, read_json
-from planner import ChosenExits, MeasureConfig, PlanConfig, TimingConfig, evaluate_exits
+from planner import Exits, MeasureConfig, PlanConfig, TimingConfig, evaluate_exits
 from tests.planner.dense_worlds import CLASSES, plan
 
 pytestmark = pytest.mark.slow
@@ -17,37 +17,45 @@ pytestmark = pytest.mark.slow
 
 def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path) -> None:
     """The plan is made from the trace, the answers come from merged stages: row by row they are the same."""
-    from calibration import ensure_trace, load_run_data
+    from calibration import EngineChoice, as_batch, ensure_trace, load_run_data
     from planner import PlanningCase, merge_stages, time_graphs
     from planner.commit.committing import describe_plan, price_plan
-    from planner.commit.stages import assemble_bundle, stage_graphs
+    from planner.commit.stages import TimedStages, assemble_bundle, stage_graphs
+    from planner.measure.timing import EngineSettings
     from runtime import Runtime
 
     data = run.root / "data.npz"
-    artifact, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=data)
+    artifact, trace = ensure_trace(run, EngineChoice(backend="onnxruntime", threads=1), data=data)
     model = open_model(run.model, remedy="")
     config = PlanConfig(
         batch_size=8, timing=TimingConfig(batch_sizes=(1, 8), rounds=1, warm_up=0), measure=MeasureConfig(contenders=1)
     )
     case = PlanningCase(run=run, model=model, trace=trace, trace_digest=artifact.digest, config=config)
     middle = [float(np.median(row)) for row in trace.confidence[:-1]]
-    chosen = ChosenExits(cuts=trace.exits[:2], thresholds=tuple(middle[:2]))
-    stages = merge_stages(model, [chosen, ChosenExits()], tmp_path / "stages")
+    chosen = Exits(cuts=trace.exits[:2], thresholds=tuple(middle[:2]))
+    stages = merge_stages(model, [chosen, Exits()], tmp_path / "stages")
     graphs = stage_graphs(model, stages)
-    itm = time_graphs(graphs, model.spec, run.engines, config.timing, backend="onnxruntime", threads=1)
+    itm = time_graphs(graphs, model.spec, run.engines, config.timing, EngineSettings(backend="onnxruntime", threads=1))
     figures = price_plan(trace, chosen, itm, batch_size=8)
     bundle = tmp_path / "bundle"
     assemble_bundle(
-        bundle, model=model, plan=describe_plan(figures, case), stages=stages, itm=itm, cache=run.engines, inputs={}
+        bundle,
+        model=model,
+        plan=describe_plan(figures, case),
+        inputs={},
+        stages=TimedStages(merged=stages, itm=itm, cache=run.engines),
     )
-    dataset = load_run_data(run, data)
-    queries, expected = dataset.inputs(dataset.split("calibrate")), evaluate_exits(trace, chosen).leaves_at
+    samples = load_run_data(run, data)
+    queries, expected = (
+        as_batch(samples.inputs(samples.indices_of("calibrate"))),
+        evaluate_exits(trace, chosen).leaves_at,
+    )
     assert len(set(expected.tolist())) == 3
     with Runtime.load(bundle) as runtime:
         result = runtime.run(queries)
     sure = np.abs(trace.confidence[:2] - np.array(middle[:2])[:, None]).min(axis=0) > 1e-5  # beyond rounding
     np.testing.assert_array_equal(result.exit_index[sure], expected[sure])
-    labels = dataset.labels[dataset.split("calibrate")]
+    labels = samples.targets(samples.indices_of("calibrate"))
     rows = np.array([0, 1, len(trace.exits)])[expected]
     right = (result.outputs.argmax(axis=1) == labels)[sure]
     np.testing.assert_array_equal(right, trace.metric[rows, np.arange(len(rows))][sure])
@@ -59,8 +67,8 @@ def test_merged_stages_have_the_same_name_in_every_plan(made_run: RunFolder, tmp
 
     model = open_model(made_run.model, remedy="")
     first, second = (cut.name for cut in model.spec.candidates[:2])
-    one = merge_stages(model, [ChosenExits(cuts=(second,), thresholds=(0.5,))], tmp_path / "a")
-    two = merge_stages(model, [ChosenExits(cuts=(c,), thresholds=(0.5,)) for c in (first, second)], tmp_path / "b")
+    one = merge_stages(model, [Exits(cuts=(second,), thresholds=(0.5,))], tmp_path / "a")
+    two = merge_stages(model, [Exits(cuts=(c,), thresholds=(0.5,)) for c in (first, second)], tmp_path / "b")
     assert one[None, second].onnx.read_bytes() == two[None, second].onnx.read_bytes()
     assert list(two) == sorted(two, key=list(two).index)
     assert len(two) == 4

@@ -11,62 +11,53 @@ import pytest
 from artifacts import ExitPlan, UsageError
 from planner import (
     NO_EXITS,
-    ChosenExits,
+    Exits,
     KeptGrids,
     Load,
     MeasureConfig,
     PlanConfig,
-    TailRule,
+    SlowBatchRule,
     TimingConfig,
     evaluate_plan,
-    plan_greedy,
-    plan_joint,
     threshold_grid,
 )
-from planner.commit.committing import (
-    NOISE,
-    Contender,
-    draw_batches,
-    measure_plans,
-    pick_contenders,
-    rank_contenders,
-    warn_of_staying,
-)
-from planner.search.prices import BATCH, MEAN, P99
-from tests.planner.planning_worlds import make_costs, make_trace
+from planner.commit.contenders import NOISE, Contender, pick_contenders, rank_contenders, warn_of_staying
+from planner.commit.measuring import draw_batches, measure_plans
+from planner.predict.objectives import BATCH, MEAN, P99
+from tests.planner.planning_worlds import make_costs, make_trace, search_greedily, search_jointly
 
 
 def search(**options: object):
     kept = KeptGrids(thresholds=threshold_grid())
-    return plan_greedy(
-        make_trace(3, exits=4, samples=200), make_costs(3, exits=4, head=0.05), tolerance=0.1, kept=kept, **options
+    return search_greedily(
+        make_trace(3, exits=4, samples=200), make_costs(3, exits=4, head=0.05), tolerance=0.1, grids=kept, **options
     )
 
 
 def test_contenders_are_the_best_allowed_plans_and_the_one_without_exits() -> None:
-    result = search(tail=TailRule(share=0.0, stay_allowance=None))
-    allowed = [one.figures.chosen for one in result.considered if one.allowed and one.figures.chosen.cuts]
+    result = search(slow_batches=SlowBatchRule(share=0.0, stay_allowance=None))
+    allowed = [one.exits for one in result.considered if one.allowed and one.exits.cuts]
     assert len(allowed) > 2
     found = pick_contenders(result, 2)
     fewest = min(len(chosen.cuts) for chosen in allowed[:2])
     fewer = {next(one for one in allowed if len(one.cuts) == exits) for exits in range(1, fewest)}
     assert fewer
     assert set(found) == {*allowed[:2], *fewer, NO_EXITS}
-    assert list(found) == sorted(found, key=[one.figures.chosen for one in result.considered].index)
+    assert list(found) == sorted(found, key=[one.exits for one in result.considered].index)
 
 
 def test_of_plans_with_the_same_exits_the_best_is_measured() -> None:
-    result = search(tail=TailRule(share=0.0, stay_allowance=None))
+    result = search(slow_batches=SlowBatchRule(share=0.0, stay_allowance=None))
     best, *_ = result.considered
-    chosen = replace(best.figures.chosen, thresholds=(0.99,) * best.step)
-    slower = replace(best, figures=replace(best.figures, chosen=chosen))
+    chosen = replace(best.exits, thresholds=(0.99,) * best.exit_count)
+    slower = replace(best, priced=replace(best.priced, exits=chosen))
     crowded = replace(result, considered=(best, slower, *result.considered[1:]))
     assert pick_contenders(crowded, 2) == pick_contenders(result, 2)
 
 
 def test_plans_that_the_tail_rule_forbids_do_not_run() -> None:
-    result = search(tail=TailRule(share=1.0, allowance=0.0, stay_allowance=None))
-    forbidden = {one.figures.chosen for one in result.considered if not one.allowed}
+    result = search(slow_batches=SlowBatchRule(share=1.0, allowance=0.0, stay_allowance=None))
+    forbidden = {one.exits for one in result.considered if not one.allowed}
     assert forbidden
     assert not forbidden & set(pick_contenders(result, 3))
 
@@ -89,7 +80,7 @@ def test_measurement_takes_turns_and_medians() -> None:
         return batch * next(stays, 1.5)
 
     serves = [(serve(0), lambda batch: batch), (serve(1), stay)]
-    times, rounds = measure_plans(serves, batches, MeasureConfig(rounds=3), reference=0, clock=lambda: 0.0)
+    times, rounds = measure_plans(serves, batches, MeasureConfig(rounds=3), without_exits=0, clock=lambda: 0.0)
     assert rounds == 3
     assert log == [(0, 10.0), (1, 10.0)] + [(0, 10.0), (1, 10.0), (0, 20.0), (1, 20.0)] * 3
     np.testing.assert_allclose(times, [[16.0, 17.0, 22.0, 1.0], [17.0, 18.0, 23.0, 1.5]])
@@ -98,7 +89,7 @@ def test_measurement_takes_turns_and_medians() -> None:
 def test_queries_count_alike_in_batches_of_several_sizes() -> None:
     batches = [np.full(1, 10.0), np.full(3, 2.0)]
     serves = [(lambda batch: batch, lambda batch: batch)]
-    times, _ = measure_plans(serves, batches, MeasureConfig(rounds=2), reference=0, clock=lambda: 0.0)
+    times, _ = measure_plans(serves, batches, MeasureConfig(rounds=2), without_exits=0, clock=lambda: 0.0)
     np.testing.assert_allclose(times, [[4.0, 6.0, 10.0, 1.0]])
 
 
@@ -106,7 +97,7 @@ def test_measurement_stops_with_its_budget() -> None:
     now = iter(range(0, 1000, 10))
     _, rounds = measure_plans(
         [(lambda batch: batch, lambda batch: batch)], [np.ones(2)], MeasureConfig(rounds=50, budget_s=25.0),
-        reference=0, clock=lambda: float(next(now)),
+        without_exits=0, clock=lambda: float(next(now)),
     )  # fmt: skip
     assert rounds == 3
 
@@ -135,7 +126,7 @@ def test_batches_follow_the_load() -> None:
 def contender(exits: int, ms: float, *, stay_ratio: float = 1.0, allowed: bool = True, p99: float = 1.0) -> Contender:
     cuts = tuple(f"cut{i}" for i in range(exits))
     trace, costs = make_trace(0, exits=4), make_costs(0, exits=4)
-    chosen = ChosenExits(cuts=cuts, thresholds=(0.5,) * exits)
+    chosen = Exits(cuts=cuts, thresholds=(0.5,) * exits)
     figures = evaluate_plan(trace, chosen, costs.plan_costs(cuts), full_ms=costs.full_ms)
     plan = ExitPlan(
         model_digest="", trace_digest="", search="joint", tolerance=0, delta=None, batch_size=8, backend="fake",
@@ -143,7 +134,7 @@ def contender(exits: int, ms: float, *, stay_ratio: float = 1.0, allowed: bool =
         predicted=figures.predicted_latency(),
     )  # fmt: skip
     return Contender(
-        figures=figures, plan=plan, bundle=Path(), measured_mean_ms=ms, measured_batch_ms=2 * ms,
+        priced=figures, plan=plan, bundle=Path(), measured_mean_ms=ms, measured_batch_ms=2 * ms,
         measured_p99_ms=p99, stay_ratio=stay_ratio, allowed=allowed,
     )  # fmt: skip
 
@@ -176,21 +167,21 @@ def test_what_hard_batches_pay_beyond_the_allowance_is_said() -> None:
 
 def test_contenders_are_the_best_plan_then_simpler_twins_and_the_reference() -> None:
     trace, costs = make_trace(3, exits=5, samples=2000), make_costs(3, exits=5, head=0.02)
-    result = plan_joint(trace, costs, tolerance=0.05, tail=TailRule(share=0.0, stay_allowance=None))
+    result = search_jointly(trace, costs, tolerance=0.05, slow_batches=SlowBatchRule(share=0.0, stay_allowance=None))
     best = result.considered[0]
-    assert best.step > 2
-    allowed = [one for one in result.considered if one.allowed and one.figures.chosen.cuts]
-    heads = {one.step: one.figures.chosen for one in reversed(allowed)}
+    assert best.exit_count > 2
+    allowed = [one for one in result.considered if one.allowed and one.exits.cuts]
+    heads = {one.exit_count: one.exits for one in reversed(allowed)}
     simplest = min(
-        one.step for one in result.considered
-        if one.figures.chosen.cuts and one.figures.times.mean_ms <= (1 + NOISE) * best.figures.times.mean_ms
+        one.exit_count for one in result.considered
+        if one.exits.cuts and one.priced.times.mean_ms <= (1 + NOISE) * best.priced.times.mean_ms
     )  # fmt: skip
-    assert simplest < best.step
-    always = {NO_EXITS, result.reference}
+    assert simplest < best.exit_count
+    always = {NO_EXITS, result.baseline}
     fewer = {heads[step] for step in range(1, simplest) if step in heads}
-    assert set(pick_contenders(result, 2)) == {best.figures.chosen, heads[simplest], *fewer, *always}
-    fewer = {heads[step] for step in range(1, best.step) if step in heads}
-    assert set(pick_contenders(result, 1)) == {best.figures.chosen, *fewer, *always}
+    assert set(pick_contenders(result, 2)) == {best.exits, heads[simplest], *fewer, *always}
+    fewer = {heads[step] for step in range(1, best.exit_count) if step in heads}
+    assert set(pick_contenders(result, 1)) == {best.exits, *fewer, *always}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import Trace
-from planner import ChosenExits, evaluate_exits
+from planner import Exits, evaluate_exits
 from planner.commit.stream_reference import describe_reference
 from runtime.monitor.stats import CONFIDENCE_BINS
 from tests.planner.planning_worlds import traces
@@ -17,7 +17,7 @@ from tests.planner.planning_worlds import traces
 @given(traces(), st.data())
 def test_the_reference_equals_a_loop_over_samples(trace: Trace, data: st.DataObject) -> None:
     cuts = tuple(cut for cut in trace.exits if data.draw(st.booleans()))
-    chosen = ChosenExits(cuts=cuts, thresholds=tuple(data.draw(st.sampled_from([0.0, 0.3, 0.55, 1.0])) for _ in cuts))
+    chosen = Exits(cuts=cuts, thresholds=tuple(data.draw(st.sampled_from([0.0, 0.3, 0.55, 1.0])) for _ in cuts))
     reference = describe_reference(trace, chosen)
     outcome = evaluate_exits(trace, chosen)
     rows = [*(trace.exits.index(cut) for cut in cuts), -1]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from artifacts import ExitPlan, InputError, RunFolder, Trace, UsageError, open_artifact, read_json
-from planner.commands.plan import main
+from planner.commands.main import main
 from planner.foreign.files import END, build_trace, read_times, read_trace
 from planner.predict.costs import NetworkCosts
 from tests.planner.planning_worlds import make_trace
@@ -62,13 +62,13 @@ def test_confidence_and_correctness(tmp_path: Path) -> None:
     found = arrays(50)
     imported = read_trace(write_npz(tmp_path / "a.npz", **found))
     again = read_trace(as_csv(tmp_path / "a.csv", found))
-    for one in (imported, again):
-        assert one.labelled
-        assert one.exits == EXITS
-        np.testing.assert_array_equal(one.confidence, found["confidence"])
-        np.testing.assert_array_equal(one.metric, found["correct"])
-        np.testing.assert_array_equal(one.agreement[:-1], found["correct"][:-1] & found["correct"][-1])
-        assert one.agreement[-1].all()
+    for trace in (imported, again):
+        assert trace.labelled
+        assert trace.exits == EXITS
+        np.testing.assert_array_equal(trace.confidence, found["confidence"])
+        np.testing.assert_array_equal(trace.metric, found["correct"])
+        np.testing.assert_array_equal(trace.agreement[:-1], found["correct"][:-1] & found["correct"][-1])
+        assert trace.agreement[-1].all()
 
 
 def test_logits_with_and_without_labels() -> None:
@@ -107,18 +107,18 @@ def test_predictions_and_labels_in_a_csv(tmp_path: Path) -> None:
         ({"exits": np.array(["a"])}, "expected 2 names"),
         ({"exits": np.array(["a", "a"])}, "names of their own"),
         ({"exits": np.array(["a", "final"])}, "none 'final'"),
-        ({"correct": None}, "does not tell what an exit answers"),
+        ({"correct": None}, "does not say what an exit answers"),
         ({"confidence": None}, "neither logits nor confidence"),
         ({"logits": np.full((3, 9, 2), np.inf)}, "logits: expected finite"),
     ],
 )
-def test_arrays_that_are_no_trace_are_refused(change: dict[str, np.ndarray | None], message: str) -> None:
+def test_arrays_that_are_not_a_trace_are_refused(change: dict[str, np.ndarray | None], message: str) -> None:
     good = {"confidence": np.full((3, 9), 0.5), "correct": np.ones((3, 9)), "exits": np.array(EXITS)}
     with pytest.raises(InputError, match=message):
         build_trace({name: array for name, array in {**good, **change}.items() if array is not None})
 
 
-def test_files_that_are_no_trace_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_a_trace_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file"):
         read_trace(tmp_path / "none.npz")
     (tmp_path / "a.txt").write_text("x")
@@ -130,10 +130,10 @@ def test_files_that_are_no_trace_are_refused(tmp_path: Path) -> None:
         ("confidence early\n0.5\n", "confidence final"),
         ("confidence early,confidence final,colour\n1,1,1\n", "column 'colour'"),
         ("confidence early,confidence final,correct final\n1,1,1\n", "columns 'correct'"),
-        ("confidence early,confidence final\n1,many\n", "line 2: 'many' is no number"),
+        ("confidence early,confidence final\n1,many\n", "line 2: 'many' is not a number"),
         ("confidence early,confidence final\n1\n", "line 2: 1 cells"),
-        ("confidence early,confidence early\n1,1\n", "comes twice"),
-        ("confidence early\n", "at least one more"),
+        ("confidence early,confidence early\n1,1\n", "appears twice"),
+        ("confidence early\n", "at least one row"),
     ):
         (tmp_path / "c.csv").write_text(text)
         with pytest.raises(InputError, match=message):
@@ -156,8 +156,8 @@ def test_times_become_the_costs_that_they_are(tmp_path: Path) -> None:
         ({"segment late": None}, r"rows \['segment late'\] are missing"),
         ({"segment middle": "1,2,3"}, r"rows \['segment middle'\] are unknown"),
         ({"head late": "1,,3"}, "row 'head late' at batch size 4 holds ''"),
-        ({"head late": "1,nan,3"}, "which is no time"),
-        ({"head late": "1,-2,3"}, "which is no time"),
+        ({"head late": "1,nan,3"}, "which is not a time"),
+        ({"head late": "1,-2,3"}, "which is not a time"),
         ({"head late": "1,2"}, "3 cells, the headings are 4"),
     ],
 )
@@ -172,7 +172,7 @@ def test_exits_in_another_order_than_the_segments_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 4), (0, 4, 8), (1, "four", 8)])
-def test_batch_sizes_that_are_none_are_refused(sizes: tuple[object, ...], tmp_path: Path) -> None:
+def test_wrong_batch_sizes_are_refused(sizes: tuple[object, ...], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="batch size"):
         read_times(write_times(tmp_path / "t.csv", sizes=sizes), EXITS)
 
@@ -204,6 +204,8 @@ def command(run: RunFolder, tmp_path: Path, *words: str) -> tuple[int, dict]:
 def test_an_imported_run_is_planned_and_certified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_import(tmp_path)
     assert "plan with: python -m planner --run" in capsys.readouterr().out
+    files = f"--trace {tmp_path / 'trace.npz'} --itm {tmp_path / 't.csv'}"
+    assert run.remedy("calibration") == f"python -m planner import-trace --run {run.root} {files}"
     code, found = command(run, tmp_path, "--tolerance", "0.1", "--stay-allowance", "9", "--tail-share", "0")
     assert (code, found["bundle"]) == (0, None)
     assert found["plan"]["exits"]
@@ -211,6 +213,9 @@ def test_an_imported_run_is_planned_and_certified(tmp_path: Path, capsys: pytest
     assert "no model to bundle" in capsys.readouterr().out
     plan = read_json(open_artifact(run.plan, kind="plan", remedy="").path("exit_plan.json"), ExitPlan)
     assert (plan.backend, plan.model_digest) == ("imported", "")
+    recorded = run.remedy("planner")
+    assert recorded.startswith(f"python -m planner --run {run.root} --tolerance 0.1 --batch-size 8 --threads ")
+    assert recorded.endswith("--tail-share 0.0 --stay-allowance 9.0")
     code, again = command(run, tmp_path, "--tolerance", "0.1", "--stay-allowance", "9", "--tail-share", "0")
     assert (code, again["reused"]) == (0, True)
 
@@ -233,11 +238,12 @@ def test_an_imported_run_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[
     loose = ("--stay-allowance", "9", "--tail-share", "0")
     code, found = command(run, tmp_path, "--sweep", "0,0.1,0.2", "--objective", "batch", *loose)
     assert (code, found["objective"]) == (0, "batch")
-    assert [one["tolerance"] for one in found["points"]] == [0, 0.1, 0.2]
+    assert [point["tolerance"] for point in found["points"]] == [0, 0.1, 0.2]
     assert found["points"][-1]["speedup"] == pytest.approx(found["full_ms"] / found["points"][-1]["batch_ms"])
     assert found["points"][-1]["batch_ms"] < found["full_ms"]
     assert "time of a whole batch" in capsys.readouterr().out
     assert not run.plan.exists()
+    assert run.remedy("sweep").startswith(f"python -m planner --sweep 0.0,0.1,0.2 --run {run.root} --batch-size 8")
     blind = RunFolder(root=tmp_path / "blind")
     logits = np.random.default_rng(0).normal(0, 2, (3, 50, 4))
     trace = write_npz(tmp_path / "b.npz", logits=logits, exits=np.array(EXITS))

@@ -11,7 +11,7 @@ from artifacts import Cut, GraphSpec, ModelSpec, TensorSpec, UsageError
 from engines import Device, FakeEngine
 from planner import TimingConfig
 from planner.config import DEFAULT_SIZES, batch_sizes_up_to
-from planner.measure.timing import TimedGraph, time_calls, time_graphs
+from planner.measure.timing import EngineSettings, TimedGraph, time_calls, time_graphs
 
 
 class Clock:
@@ -119,7 +119,8 @@ def timed(monkeypatch: pytest.MonkeyPatch):
             TimedGraph(row="exit_h", onnx=Path("e"), graph=HEAD, gather="h", carried=(H,)),
             TimedGraph(row="full", onnx=Path("f"), graph=FULL),
         ]
-        itm = time_graphs(graphs, SPEC, Path("cache"), config, backend="onnxruntime", threads=2, clock=clock)
+        settings = EngineSettings(backend="onnxruntime", threads=2)
+        itm = time_graphs(graphs, SPEC, Path("cache"), config, settings, clock=clock)
         return itm, engines
 
     return run

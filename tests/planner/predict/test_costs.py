@@ -94,20 +94,20 @@ def test_stage_without_exits_costs_what_the_full_network_was_measured_to_take() 
 
 
 def test_stage_is_priced_by_its_parts_less_what_merging_saves() -> None:
-    joint = 0.05
-    costs = make_costs(3, joint=joint)
+    seam = 0.05
+    costs = make_costs(3, seam=seam)
     itm = costs.itm
     parts = [segment_row(1), segment_row(2), head_row("cut2"), gather_row("cut2")]
-    at_4 = sum(itm.row_ms(row)[2] for row in parts) - 1.5 * joint
+    at_4 = sum(itm.row_ms(row)[2] for row in parts) - 1.5 * seam
     assert costs.stage_cost("cut0", "cut2")[4] == pytest.approx(at_4)
-    rest = itm.row_ms(segment_row(3))[2] + itm.row_ms("final_head")[2] - joint
+    rest = itm.row_ms(segment_row(3))[2] + itm.row_ms("final_head")[2] - seam
     assert costs.stage_cost("cut2", None)[4] == pytest.approx(rest)
     assert costs.stage_cost("cut0", "cut2")[0] == 0
 
 
 def test_staying_costs_the_full_network_and_what_each_exit_adds() -> None:
     """However the noise of the parts falls: here the sum of all segments is below the full network."""
-    noisy = make_itm(1, exits=3, sizes=(1, 2, 4, 8), joint=-0.04)
+    noisy = make_itm(1, exits=3, sizes=(1, 2, 4, 8), seam=-0.04)
     costs = NetworkCosts(itm=noisy, cuts=("cut0", "cut1", "cut2", "cut3"), batch_size=8)
     assert costs.stay_ms(()) == costs.full_ms == noisy.row_ms("full")[-1]
     added = [noisy.row_ms(head_row(f"cut{i}"))[-1] + noisy.row_ms(gather_row(f"cut{i}"))[-1] for i in range(3)]
@@ -127,7 +127,7 @@ def test_costs_follow_the_covers_of_fixed_batch_sizes() -> None:
 
 
 def test_negative_credit_never_makes_a_stage_free_of_time() -> None:
-    itm = make_itm(0, joint=50.0, head=0.0)
+    itm = make_itm(0, seam=50.0, head=0.0)
     cheap = {**itm.median_ms, head_row("cut0"): (0.0,) * 4, segment_row(0): (0.0,) * 4}
     costs = NetworkCosts(itm=replace(itm, median_ms=cheap), cuts=("cut0", "cut1", "cut2", "cut3"), batch_size=8)
     assert (costs.stage_cost(None, "cut0") >= 0).all()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import InputError, Trace, UsageError
-from planner import NO_EXITS, ChosenExits, evaluate_exits, evaluate_oracle, evaluate_plan
+from planner import NO_EXITS, Exits, evaluate_exits, evaluate_oracle, evaluate_plan
 from tests.planner.planning_worlds import make_costs, make_trace, traces
 
 
@@ -16,7 +16,7 @@ from tests.planner.planning_worlds import make_costs, make_trace, traces
 def test_outcome_equals_a_loop_over_samples(trace: Trace, data: st.DataObject) -> None:
     cuts = tuple(cut for cut in trace.exits if data.draw(st.booleans()))
     thresholds = tuple(data.draw(st.sampled_from([0.0, 0.3, 0.5, 0.55, 1.0])) for _ in cuts)
-    outcome = evaluate_exits(trace, ChosenExits(cuts=cuts, thresholds=thresholds))
+    outcome = evaluate_exits(trace, Exits(cuts=cuts, thresholds=thresholds))
     rows = [*(trace.exits.index(cut) for cut in cuts), len(trace.exits)]
     total = 0.0
     for sample in range(trace.sample_count):
@@ -38,7 +38,7 @@ def test_thresholds_compare_as_float32() -> None:
     confidence = np.array([[0.1, np.nextafter(np.float32(0.1), np.float32(0))], [1, 1]], np.float32)
     right, agrees = np.ones((2, 2), np.float32), np.ones((2, 2), bool)
     trace = Trace(exits=("a",), confidence=confidence, metric=right, agreement=agrees)
-    chosen = ChosenExits(cuts=("a",), thresholds=(0.1,))
+    chosen = Exits(cuts=("a",), thresholds=(0.1,))
     assert evaluate_exits(trace, chosen).leaves_at.tolist() == [0, 1]
     assert chosen.thresholds[0] == float(np.float32(0.1)) != 0.1
 
@@ -52,7 +52,7 @@ def test_no_exits_is_the_full_network() -> None:
 
 def test_oracle_leaves_at_the_first_exit_that_agrees() -> None:
     trace = make_trace(4)
-    found = evaluate_oracle(trace, ChosenExits(cuts=("cut0", "cut2"), thresholds=(1.0, 1.0))).leaves_at
+    found = evaluate_oracle(trace, Exits(cuts=("cut0", "cut2"), thresholds=(1.0, 1.0))).leaves_at
     for sample, at in enumerate(found):
         agrees = [trace.agreement[row, sample] for row in (0, 2)]
         assert at == (agrees.index(True) if True in agrees else 2)
@@ -61,7 +61,7 @@ def test_oracle_leaves_at_the_first_exit_that_agrees() -> None:
 def test_oracle_is_faster_than_a_plan_that_nobody_leaves() -> None:
     trace, costs = make_trace(4), make_costs(4, head=0.01)
     figures = evaluate_plan(
-        trace, ChosenExits(cuts=("cut0",), thresholds=(1.0,)), costs.plan_costs(("cut0",)), full_ms=costs.full_ms
+        trace, Exits(cuts=("cut0",), thresholds=(1.0,)), costs.plan_costs(("cut0",)), full_ms=costs.full_ms
     )
     assert figures.oracle_mean_ms < figures.times.mean_ms
     planned = figures.planned_exits()
@@ -73,8 +73,8 @@ def test_oracle_is_faster_than_a_plan_that_nobody_leaves() -> None:
 def test_unknown_and_disordered_exits_are_refused() -> None:
     trace = make_trace(0)
     with pytest.raises(UsageError, match="Did you mean 'cut1'"):
-        evaluate_exits(trace, ChosenExits(cuts=("cut11",), thresholds=(0.5,)))
+        evaluate_exits(trace, Exits(cuts=("cut11",), thresholds=(0.5,)))
     with pytest.raises(InputError, match="data flow"):
-        evaluate_exits(trace, ChosenExits(cuts=("cut1", "cut0"), thresholds=(0.5, 0.5)))
+        evaluate_exits(trace, Exits(cuts=("cut1", "cut0"), thresholds=(0.5, 0.5)))
     with pytest.raises(InputError, match="belong together"):
-        ChosenExits(cuts=("cut1",), thresholds=())
+        Exits(cuts=("cut1",), thresholds=())

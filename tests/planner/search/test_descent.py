@@ -9,18 +9,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from planner.search.descent import Descent
+from planner.predict.objectives import BATCH, MEAN
+from planner.search.descent import CoordinateDescent
 from planner.search.level_tables import RankedTrace
-from planner.search.prices import BATCH, MEAN, Prices
+from planner.search.prices import Prices
 from tests.planner.planning_worlds import make_costs, make_trace
 
 
-def make_descent(seed: int, *, exits: int = 4, samples: int = 40, objective: str = MEAN, **options: object) -> Descent:
+def make_descent(
+    seed: int, *, exits: int = 4, samples: int = 40, objective: str = MEAN, **options: object
+) -> CoordinateDescent:
     trace = make_trace(seed, exits=exits, samples=samples, levels=[None, 6][seed % 2], graded=seed % 3 == 0)
     costs = make_costs(seed, exits=exits, head=0.05)
     rules = {"allows": lambda _: True, "most_survivors": [samples] * exits, "most_exits": exits, **options}
     prices = Prices(costs=costs, exits=trace.exits, samples=samples, objective=objective)
-    return Descent(ranked=RankedTrace.of(trace), prices=prices, **rules)
+    return CoordinateDescent(ranked=RankedTrace.of(trace), prices=prices, **rules)
 
 
 @settings(max_examples=40, deadline=None)
@@ -31,7 +34,7 @@ def test_no_change_of_a_single_exit_improves_where_it_ends(seed: int, weight: fl
     settled = descent.settle({}, weight)
 
     def value(state: dict[int, int]) -> float:
-        found = descent.measure(state, weight)
+        found = descent.measure(state)
         return found.price_ms + weight * found.loss
 
     least = value(settled)
@@ -43,20 +46,20 @@ def test_no_change_of_a_single_exit_improves_where_it_ends(seed: int, weight: fl
 
 def test_rising_weights_lose_less_and_cost_more() -> None:
     descent = make_descent(3, samples=500)
-    ends = sorted(descent.walk(), key=lambda one: one.weight)
-    assert ends[0].loss > ends[-1].loss
-    assert ends[0].price_ms < ends[-1].price_ms
-    assert len({one.rows for one in ends}) > 2
+    ends = sorted(descent.walk(), key=lambda end: end.weight)
+    assert ends[0].combination.loss > ends[-1].combination.loss
+    assert ends[0].combination.price_ms < ends[-1].combination.price_ms
+    assert len({end.combination.rows for end in ends}) > 2
 
 
 def test_walk_turns_round_beyond_the_largest_budget() -> None:
     descent = make_descent(3, samples=500)
     whole, short = descent.walk(), descent.walk(10.0)
     assert len(short) < len(whole) / 1.5
-    assert min(one.weight for one in short) > min(one.weight for one in whole)
+    assert min(end.weight for end in short) > min(end.weight for end in whole)
     assert short[-1].weight == whole[-1].weight
-    assert len({one.loss for one in short if one.loss > 10.0}) >= 1
-    assert any(one.loss <= 10.0 and one.rows for one in short)
+    assert len({end.combination.loss for end in short if end.combination.loss > 10.0}) >= 1
+    assert any(end.combination.loss <= 10.0 and end.combination.rows for end in short)
 
 
 def test_rules_hold_on_the_way() -> None:
@@ -64,7 +67,7 @@ def test_rules_hold_on_the_way() -> None:
         descent = make_descent(
             seed, samples=200, most_exits=2, allows=lambda rows: 0 not in rows, most_survivors=[200, 120, 100, 150]
         )
-        for end in descent.walk():
+        for end in (settled.combination for settled in descent.walk()):
             assert len(end.rows) <= 2
             assert 0 not in end.rows
             if end.rows:
@@ -78,7 +81,7 @@ def test_an_exit_moves_where_none_may_be_added() -> None:
     weight = 0.02
 
     def value(state: dict[int, int]) -> float:
-        found = descent.measure(state, weight)
+        found = descent.measure(state)
         return found.price_ms + weight * found.loss
 
     def best_of(row: int) -> float:
@@ -94,8 +97,10 @@ def test_approach_comes_nearer_to_the_budget() -> None:
     ends = descent.walk()
     gains = []
     for share in (0.005, 0.01, 0.02, 0.03, 0.05):
-        within = min(one.price_ms for one in ends if one.loss <= share * 2000)
-        found = [one.price_ms for one in descent.approach(ends, share * 2000) if one.loss <= share * 2000]
+        budget = share * 2000
+        within = min(end.combination.price_ms for end in ends if end.combination.loss <= budget)
+        nearer = [end.combination for end in descent.approach(ends, budget)]
+        found = [combination.price_ms for combination in nearer if combination.loss <= budget]
         gains.append(1 - min(found, default=within) / within)
     assert max(gains) > 0.005
 
@@ -104,14 +109,15 @@ def test_approach_without_a_plan_on_either_side_finds_nothing() -> None:
     descent = make_descent(8)
     ends = descent.walk()
     assert descent.approach(ends, 1e9) == []
-    assert descent.approach([replace(one, loss=5.0) for one in ends], 1.0) == []
+    lossy = [replace(end, combination=replace(end.combination, loss=5.0)) for end in ends]
+    assert descent.approach(lossy, 1.0) == []
 
 
 def test_measure_is_what_the_costs_say() -> None:
     from planner import evaluate_exits, expect_times
 
     descent = make_descent(2, samples=300)
-    found = descent.measure({0: 100, 2: 50}, 0.0)
+    found = descent.measure({0: 100, 2: 50})
     trace, costs = descent.ranked.trace, descent.prices.costs
     chosen = descent.ranked.choose(found.rows, found.ranks)
     outcome = evaluate_exits(trace, chosen)

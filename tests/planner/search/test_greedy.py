@@ -11,22 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import NoPlanError, Trace, UsageError
-from planner import KeptGrids, NetworkCosts, TailRule, binomial_pmf, plan_greedy, threshold_grid
-from planner.search.greedy import share_in_time
-from tests.planner.planning_worlds import make_costs, make_trace, traces
+from planner import KeptGrids, NetworkCosts, SlowBatchRule, binomial_pmf, threshold_grid
+from planner.search.greedy import draw_candidate_patterns
+from planner.search.problem import share_in_time
+from tests.planner.planning_worlds import make_costs, make_problem, make_trace, search_greedily, traces
 
-ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
+ANY_TAIL = SlowBatchRule(share=0.0, stay_allowance=None)
 tolerances = st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5])
 
 
-def search(trace: Trace, costs: NetworkCosts, tolerance: float, tail: TailRule = ANY_TAIL):
-    return plan_greedy(trace, costs, tolerance=tolerance, kept=KeptGrids(thresholds=threshold_grid(0.1)), tail=tail)
+def search(trace: Trace, costs: NetworkCosts, tolerance: float, tail: SlowBatchRule = ANY_TAIL):
+    grids = KeptGrids(thresholds=threshold_grid(0.1))
+    return search_greedily(trace, costs, tolerance=tolerance, grids=grids, slow_batches=tail)
 
 
 class LiteralPaper:
     """Steps 3 to 7 with loops over samples and no sums kept: slow and plain."""
 
-    def __init__(self, trace: Trace, costs: NetworkCosts, tolerance: float, tail: TailRule) -> None:
+    def __init__(self, trace: Trace, costs: NetworkCosts, tolerance: float, tail: SlowBatchRule) -> None:
         self.trace, self.costs, self.tolerance, self.tail = trace, costs, tolerance, tail
         self.samples = trace.sample_count
 
@@ -100,14 +102,14 @@ def test_search_is_the_paper_taken_literally(
     if trace.full_metric == 0:
         return
     costs = make_costs(seed, exits=len(trace.exits), batch_size=batch_size)
-    tail = TailRule(share=share, stay_allowance=None)
+    tail = SlowBatchRule(share=share, stay_allowance=None)
     literal = LiteralPaper(trace, costs, tolerance, tail)
     expected = literal.run()
     path = [one for one in search(trace, costs, tolerance, tail).considered if one.path]
-    found = max(path, key=lambda one: one.step).figures
-    rows = [trace.exits.index(cut) for cut in found.chosen.cuts]
+    found = max(path, key=lambda one: one.exit_count).priced
+    rows = [trace.exits.index(cut) for cut in found.exits.cuts]
     literally = [(row, float(threshold)) for row, threshold in expected]
-    mine = list(zip(rows, found.chosen.thresholds, strict=True))
+    mine = list(zip(rows, found.exits.thresholds, strict=True))
     if mine != literally:  # two candidates of equal expected time may change places by rounding
         ours = literal.expected_ms([(row, np.float32(threshold)) for row, threshold in mine])
         assert ours == pytest.approx(literal.expected_ms(expected), rel=1e-9)
@@ -125,11 +127,11 @@ def test_answer_keeps_the_tolerance_and_is_never_slower(
     result = search(trace, costs, tolerance)
     assert result.best.times.mean_ms <= costs.full_ms * (1 + 1e-12)
     for one in result.considered:
-        assert one.figures.outcome.metric >= (1 - tolerance) * trace.full_metric - 1e-8
-    plans = [one.figures.chosen for one in result.considered]
+        assert one.priced.outcome.metric >= (1 - tolerance) * trace.full_metric - 1e-8
+    plans = [one.exits for one in result.considered]
     assert len(set(plans)) == len(plans)
     assert any(not chosen.cuts for chosen in plans)
-    times = [one.figures.times.mean_ms for one in result.considered if one.allowed]
+    times = [one.priced.times.mean_ms for one in result.considered if one.allowed]
     assert times == sorted(times)
 
 
@@ -151,7 +153,7 @@ def test_configured_move_on_is_monotone_in_the_tolerance(seed: int) -> None:
     bold = -np.ones(4)
     for tolerance in (0.0, 0.02, 0.1, 0.4):
         leaving = np.zeros(4)
-        patterns = search(trace, costs, tolerance).patterns
+        patterns = draw_candidate_patterns(make_problem(trace, costs), tolerance)
         for cut, row in zip(patterns.exits, patterns.probability, strict=True):
             leaving[trace.exits.index(cut)] = 1 - row @ np.arange(9) / 8
         assert (leaving >= bold - 1e-12).all()
@@ -162,8 +164,8 @@ def test_constant_confidences_leave_all_or_none() -> None:
     trace = make_trace(0)
     flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5), metric=np.ones_like(trace.metric))
     best = search(flat, make_costs(0), 0.0).best
-    assert best.chosen.cuts == ("cut0",)  # all are right at once: everybody leaves at the first
-    assert best.chosen.thresholds == (0.5,)  # the most careful threshold that still lets everybody go
+    assert best.exits.cuts == ("cut0",)  # all are right at once: everybody leaves at the first
+    assert best.exits.thresholds == (0.5,)  # the most careful threshold that still lets everybody go
     assert best.outcome.shares == (1.0, 0.0)
 
 
@@ -173,52 +175,50 @@ def test_one_sample_is_enough() -> None:
         agreement=np.ones((2, 1), bool),
     )  # fmt: skip
     best = search(trace, make_costs(0, exits=1), 0.0).best
-    assert best.chosen.thresholds == (float(np.float32(0.4)),)
+    assert best.exits.thresholds == (float(np.float32(0.4)),)
 
 
 def test_useless_exits_are_not_taken() -> None:
     trace = make_trace(0)
     wrong = np.zeros_like(trace.metric)
     wrong[-1] = 1
-    assert search(replace(trace, metric=wrong), make_costs(0), 0.01).best.chosen.cuts == ()
+    assert search(replace(trace, metric=wrong), make_costs(0), 0.01).best.exits.cuts == ()
 
 
 def test_heads_that_cost_more_than_the_network_are_not_taken() -> None:
-    assert search(make_trace(0), make_costs(0, head=100.0), 0.5).best.chosen.cuts == ()
+    assert search(make_trace(0), make_costs(0, head=100.0), 0.5).best.exits.cuts == ()
 
 
 def test_network_without_candidates_has_one_plan() -> None:
-    result = search(make_trace(0, exits=0), make_costs(0, exits=0), 0.01)
-    assert [one.figures.chosen.cuts for one in result.considered] == [()]
-    assert result.patterns.exits == ()
+    trace, costs = make_trace(0, exits=0), make_costs(0, exits=0)
+    result = search(trace, costs, 0.01)
+    assert [one.exits.cuts for one in result.considered] == [()]
+    assert draw_candidate_patterns(make_problem(trace, costs), 0.01).exits == ()
 
 
 def test_tail_rule_refuses_an_exit_that_makes_most_batches_late() -> None:
     trace, costs = make_trace(0, exits=1, samples=400), make_costs(0, exits=1)
-    free = search(trace, costs, 0.05, TailRule(share=0.0, allowance=0.0, stay_allowance=None))
-    single = next(one for one in free.considered if one.step == 1)
+    free = search(trace, costs, 0.05, SlowBatchRule(share=0.0, allowance=0.0, stay_allowance=None))
+    single = next(one for one in free.considered if one.exit_count == 1)
     assert 0 < single.in_time_share < 1
-    strict = TailRule(share=min(single.in_time_share + 0.01, 1.0), allowance=0.0, stay_allowance=None)
+    strict = SlowBatchRule(share=min(single.in_time_share + 0.01, 1.0), allowance=0.0, stay_allowance=None)
     refused = search(trace, costs, 0.05, strict)
-    assert refused.best.chosen.cuts == ()
+    assert refused.best.exits.cuts == ()
     assert [one.allowed for one in refused.considered] == [True, False]
 
 
 def test_a_batch_that_nobody_leaves_pays_no_more_than_it_may() -> None:
     trace, costs = make_trace(0, exits=3, samples=400), make_costs(0, exits=3)
     free = search(trace, costs, 0.2)
-    prices = {
-        one.figures.chosen.cuts: sum(p[-1] for p in costs.plan_costs(one.figures.chosen.cuts))
-        for one in free.considered
-    }
-    excess = prices[free.best.chosen.cuts] / costs.full_ms - 1
+    prices = {one.exits.cuts: sum(p[-1] for p in costs.plan_costs(one.exits.cuts)) for one in free.considered}
+    excess = prices[free.best.exits.cuts] / costs.full_ms - 1
     assert excess > 0
     allowance = excess / 2
-    bound = search(trace, costs, 0.2, TailRule(share=0.0, stay_allowance=allowance))
+    bound = search(trace, costs, 0.2, SlowBatchRule(share=0.0, stay_allowance=allowance))
     for one in bound.considered:
-        spent = sum(price[-1] for price in costs.plan_costs(one.figures.chosen.cuts))
+        spent = sum(price[-1] for price in costs.plan_costs(one.exits.cuts))
         assert one.allowed == (spent <= (1 + allowance) * costs.full_ms)
-    assert bound.best.chosen.cuts != free.best.chosen.cuts
+    assert bound.best.exits.cuts != free.best.exits.cuts
 
 
 def test_break_even_counts_batches_by_the_pattern() -> None:
@@ -234,15 +234,15 @@ def test_break_even_counts_batches_by_the_pattern() -> None:
 def test_another_tolerance_reads_no_trace_again() -> None:
     trace, costs = make_trace(7, exits=4, samples=300), make_costs(7, exits=4, head=0.05)
     kept = KeptGrids(thresholds=threshold_grid())
-    first = plan_greedy(trace, costs, tolerance=0.02, kept=kept, tail=ANY_TAIL)
+    first = search_greedily(trace, costs, tolerance=0.02, grids=kept, slow_batches=ANY_TAIL)
     assert kept.evaluations == len(kept.grids) >= 2
     before = kept.evaluations
-    again = plan_greedy(trace, costs, tolerance=0.02, kept=kept, tail=ANY_TAIL)
+    again = search_greedily(trace, costs, tolerance=0.02, grids=kept, slow_batches=ANY_TAIL)
     assert kept.evaluations == before
-    assert again.best.chosen == first.best.chosen
-    plan_greedy(trace, costs, tolerance=0.3, kept=kept, tail=ANY_TAIL)
+    assert again.best.exits == first.best.exits
+    search_greedily(trace, costs, tolerance=0.3, grids=kept, slow_batches=ANY_TAIL)
     fresh = KeptGrids(thresholds=threshold_grid())
-    plan_greedy(trace, costs, tolerance=0.3, kept=fresh, tail=ANY_TAIL)
+    search_greedily(trace, costs, tolerance=0.3, grids=fresh, slow_batches=ANY_TAIL)
     assert kept.evaluations - before < fresh.evaluations
 
 
@@ -250,9 +250,9 @@ def test_kept_grid_decides_and_not_the_trace() -> None:
     """A grid that says nobody may leave is believed, which shows that it is used."""
     trace, costs = make_trace(7), make_costs(7, head=0.01)
     kept = KeptGrids(thresholds=threshold_grid())
-    assert plan_greedy(trace, costs, tolerance=0.2, kept=kept, tail=ANY_TAIL).best.chosen.cuts
+    assert search_greedily(trace, costs, tolerance=0.2, grids=kept, slow_batches=ANY_TAIL).best.exits.cuts
     kept.grids = {prefix: replace(grid, leaving=grid.leaving * 0) for prefix, grid in kept.grids.items()}
-    assert not plan_greedy(trace, costs, tolerance=0.2, kept=kept, tail=ANY_TAIL).best.chosen.cuts
+    assert not search_greedily(trace, costs, tolerance=0.2, grids=kept, slow_batches=ANY_TAIL).best.exits.cuts
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
@@ -282,4 +282,4 @@ def test_metric_of_zero_has_no_plan() -> None:
 )
 def test_tail_rule_checks_itself(rule: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="--tail|--stay"):
-        TailRule(**rule)
+        SlowBatchRule(**rule)

@@ -14,49 +14,48 @@ from hypothesis import strategies as st
 from artifacts import NoPlanError, Trace, UsageError
 from planner import (
     NO_EXITS,
-    ChosenExits,
+    Exits,
     KeptGrids,
     Load,
     NetworkCosts,
-    PlanFigures,
-    TailRule,
+    PricedExits,
+    SlowBatchRule,
     evaluate_plan,
-    plan_greedy,
     plan_joint,
-    plan_ladder,
     threshold_grid,
 )
-from planner.search.greedy import share_in_time, staying_allowed
-from planner.search.prices import OBJECTIVES, objective_ms
-from tests.planner.planning_worlds import make_costs, make_trace, traces
+from planner.predict.objectives import OBJECTIVES, objective_ms
+from planner.search.problem import share_in_time
+from tests.planner.planning_worlds import make_costs, make_problem, make_trace, search_greedily, search_jointly, traces
 
-ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
-TAILS = [ANY_TAIL, TailRule(), TailRule(share=0.5, allowance=0.1, stay_allowance=0.3)]
+ANY_TAIL = SlowBatchRule(share=0.0, stay_allowance=None)
+TAILS = [ANY_TAIL, SlowBatchRule(), SlowBatchRule(share=0.5, allowance=0.1, stay_allowance=0.3)]
 tolerances = st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5])
 
 
-def figures_of(trace: Trace, costs: NetworkCosts, chosen: ChosenExits) -> PlanFigures:
+def figures_of(trace: Trace, costs: NetworkCosts, chosen: Exits) -> PricedExits:
     return evaluate_plan(
         trace, chosen, costs.plan_costs(chosen.cuts), full_ms=costs.full_ms, load=costs.load, percentile=True
     )
 
 
-def allowed(trace: Trace, costs: NetworkCosts, figures: PlanFigures, tolerance: float, tail: TailRule) -> bool:
+def allowed(trace: Trace, costs: NetworkCosts, figures: PricedExits, tolerance: float, tail: SlowBatchRule) -> bool:
     if figures.outcome.metric < trace.full_metric * (1 - tolerance) - 1e-9:
         return False
-    cuts = figures.chosen.cuts
+    cuts = figures.exits.cuts
     if not cuts:
         return True
     share = share_in_time(costs, cuts[0], figures.outcome.survival[1], allowance=tail.allowance)
-    return share >= tail.share - 1e-9 and staying_allowed(costs, cuts, tail)
+    stays = tail.stay_allowance is None or costs.stay_ms(cuts) <= (1 + tail.stay_allowance) * costs.full_ms
+    return share >= tail.share - 1e-9 and stays
 
 
-def every_plan(trace: Trace) -> Iterator[ChosenExits]:
+def every_plan(trace: Trace) -> Iterator[Exits]:
     levels = [np.unique(row).tolist() for row in trace.confidence[:-1]]
     for size in range(len(trace.exits) + 1):
         for rows in itertools.combinations(range(len(trace.exits)), size):
             for thresholds in itertools.product(*(levels[row] for row in rows)):
-                yield ChosenExits(cuts=tuple(trace.exits[row] for row in rows), thresholds=thresholds)
+                yield Exits(cuts=tuple(trace.exits[row] for row in rows), thresholds=thresholds)
 
 
 @settings(max_examples=120, deadline=None)
@@ -65,7 +64,7 @@ def every_plan(trace: Trace) -> Iterator[ChosenExits]:
     st.sampled_from(TAILS), st.sampled_from(OBJECTIVES), st.booleans(), st.booleans(),
 )  # fmt: skip
 def test_answer_is_the_best_of_all_plans(
-    trace: Trace, seed: int, tolerance: float, batch_size: int, tail: TailRule, objective: str,
+    trace: Trace, seed: int, tolerance: float, batch_size: int, tail: SlowBatchRule, objective: str,
     mixed: bool, fixed: bool,
 ) -> None:  # fmt: skip
     if trace.full_metric == 0:
@@ -76,7 +75,7 @@ def test_answer_is_the_best_of_all_plans(
     figures = [figures_of(trace, costs, chosen) for chosen in every_plan(trace)]
     candidates = [one for one in figures if allowed(trace, costs, one, tolerance, tail)]
     least = min(objective_ms(one.times, objective) for one in candidates)
-    best = plan_joint(trace, costs, tolerance=tolerance, objective=objective, tail=tail).best
+    best = search_jointly(trace, costs, tolerance=tolerance, objective=objective, slow_batches=tail).best
     assert objective_ms(best.times, objective) == pytest.approx(least, rel=1e-9)
     assert allowed(trace, costs, best, tolerance, tail)
 
@@ -87,19 +86,19 @@ def test_answer_is_the_best_of_all_plans(
     st.sampled_from(OBJECTIVES),
 )  # fmt: skip
 def test_never_worse_than_the_greedy_search(
-    trace: Trace, seed: int, tolerance: float, tail: TailRule, objective: str
+    trace: Trace, seed: int, tolerance: float, tail: SlowBatchRule, objective: str
 ) -> None:
     if trace.full_metric == 0:
         return
     costs = make_costs(seed, exits=len(trace.exits), head=0.05)
     kept = KeptGrids(thresholds=threshold_grid())
-    paper = plan_greedy(trace, costs, tolerance=tolerance, kept=kept, tail=tail).best
-    found = plan_joint(trace, costs, tolerance=tolerance, objective=objective, tail=tail, kept=kept)
-    paper = figures_of(trace, costs, paper.chosen)
+    paper = search_greedily(trace, costs, tolerance=tolerance, grids=kept, slow_batches=tail).best
+    found = search_jointly(trace, costs, tolerance=tolerance, objective=objective, slow_batches=tail, grids=kept)
+    paper = figures_of(trace, costs, paper.exits)
     assert objective_ms(found.best.times, objective) <= objective_ms(paper.times, objective) + 1e-12
-    assert found.reference == paper.chosen
+    assert found.baseline == paper.exits
     for one in found.considered:
-        assert allowed(trace, costs, one.figures, tolerance, tail)
+        assert allowed(trace, costs, one.priced, tolerance, tail)
 
 
 def test_clearly_better_than_the_greedy_search_where_budget_must_be_shared() -> None:
@@ -108,9 +107,11 @@ def test_clearly_better_than_the_greedy_search_where_budget_must_be_shared() -> 
     for seed in range(6):
         trace, costs = make_trace(seed, exits=6, samples=2000), make_costs(seed, exits=6, head=0.02)
         kept = KeptGrids(thresholds=threshold_grid())
-        paper = plan_greedy(trace, costs, tolerance=0.02, kept=kept, tail=ANY_TAIL).best
+        paper = search_greedily(trace, costs, tolerance=0.02, grids=kept, slow_batches=ANY_TAIL).best
         gains.append(
-            1 - plan_joint(trace, costs, tolerance=0.02, tail=ANY_TAIL).best.times.mean_ms / paper.times.mean_ms
+            1
+            - search_jointly(trace, costs, tolerance=0.02, slow_batches=ANY_TAIL).best.times.mean_ms
+            / paper.times.mean_ms
         )
     assert min(gains) >= 0
     assert np.mean(gains) > 0.02
@@ -120,11 +121,11 @@ def test_clearly_better_than_the_greedy_search_where_budget_must_be_shared() -> 
 def test_ladder_is_as_good_as_one_by_one_and_monotone(objective: str) -> None:
     trace, costs = make_trace(5, exits=5, samples=400), make_costs(5, exits=5, head=0.05)
     steps = (0.05, 0.0, 0.02, 0.01)
-    ladder = plan_ladder(trace, costs, steps, objective=objective, tail=ANY_TAIL)
+    ladder = plan_joint(make_problem(trace, costs, *steps, objective=objective, slow_batches=ANY_TAIL))
     priced = dict(zip(steps, (objective_ms(one.best.times, objective) for one in ladder), strict=True))
     assert [priced[step] for step in sorted(steps)] == sorted(priced.values(), reverse=True)
     for step in steps:
-        alone = plan_joint(trace, costs, tolerance=step, objective=objective, tail=ANY_TAIL).best
+        alone = search_jointly(trace, costs, tolerance=step, objective=objective, slow_batches=ANY_TAIL).best
         assert priced[step] <= objective_ms(alone.times, objective) * 1.002
 
 
@@ -146,37 +147,40 @@ def test_within_a_hundredth_of_a_fine_exhaustive_search() -> None:
 
             best = min(best, expect_times(priced, shares).mean_ms)
     assert best < 0.9 * costs.full_ms
-    assert plan_joint(trace, costs, tolerance=0.02, tail=ANY_TAIL).best.times.mean_ms <= 1.01 * best
+    assert search_jointly(trace, costs, tolerance=0.02, slow_batches=ANY_TAIL).best.times.mean_ms <= 1.01 * best
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])
 def test_no_plan_has_more_exits_than_it_may(most: int) -> None:
     trace, costs = make_trace(1, exits=5, samples=300), make_costs(1, exits=5, head=0.02)
-    found = plan_joint(trace, costs, tolerance=0.01, max_exits=most, tail=ANY_TAIL)
-    assert max(len(one.figures.chosen.cuts) for one in found.considered if one.allowed) <= most
-    assert found.reference in [one.figures.chosen for one in found.considered]  # the greedy search's, with any number
-    assert len(found.best.chosen.cuts) == most
-    free = plan_joint(trace, costs, tolerance=0.01, tail=ANY_TAIL).best
+    found = search_jointly(trace, costs, tolerance=0.01, max_exits=most, slow_batches=ANY_TAIL)
+    assert max(len(one.exits.cuts) for one in found.considered if one.allowed) <= most
+    assert found.baseline in [one.exits for one in found.considered]  # the greedy search's, with any number
+    assert len(found.best.exits.cuts) == most
+    free = search_jointly(trace, costs, tolerance=0.01, slow_batches=ANY_TAIL).best
     assert free.times.mean_ms <= found.best.times.mean_ms
-    assert len(free.chosen.cuts) > 2
+    assert len(free.exits.cuts) > 2
 
 
 def test_objectives_differ_and_each_wins_at_its_own() -> None:
     trace, costs = make_trace(4, exits=5, samples=800), make_costs(4, exits=5, head=0.2, batch_size=16)
-    best = {name: plan_joint(trace, costs, tolerance=0.05, objective=name, tail=ANY_TAIL).best for name in OBJECTIVES}
-    best = {name: figures_of(trace, costs, one.chosen) for name, one in best.items()}
+    best = {
+        name: search_jointly(trace, costs, tolerance=0.05, objective=name, slow_batches=ANY_TAIL).best
+        for name in OBJECTIVES
+    }
+    best = {name: figures_of(trace, costs, one.exits) for name, one in best.items()}
     for mine, other in itertools.permutations(OBJECTIVES, 2):
         assert objective_ms(best[mine].times, mine) <= objective_ms(best[other].times, mine) * (1 + 1e-9)
-    assert len({one.chosen for one in best.values()}) > 1
+    assert len({one.exits for one in best.values()}) > 1
 
 
 def test_considered_plans_have_different_exits_and_hold_the_plan_without() -> None:
     trace, costs = make_trace(1, exits=5, samples=300), make_costs(1, exits=5, head=0.02)
-    found = plan_joint(trace, costs, tolerance=0.05, tail=ANY_TAIL)
-    times = [one.figures.times.mean_ms for one in found.considered]
+    found = search_jointly(trace, costs, tolerance=0.05, slow_batches=ANY_TAIL)
+    times = [one.priced.times.mean_ms for one in found.considered]
     assert times == sorted(times)
-    assert NO_EXITS in [one.figures.chosen for one in found.considered]
-    subsets = [one.figures.chosen.cuts for one in found.considered if one.figures.chosen != found.reference]
+    assert NO_EXITS in [one.exits for one in found.considered]
+    subsets = [one.exits.cuts for one in found.considered if one.exits != found.baseline]
     assert len(set(subsets)) == len(subsets) > 5
     assert [one.path for one in found.considered] == [True] + [False] * (len(times) - 1)
     sizes = {len(cuts) for cuts in subsets}
@@ -186,43 +190,47 @@ def test_considered_plans_have_different_exits_and_hold_the_plan_without() -> No
 def test_search_on_many_samples_prices_nearly_as_the_exact_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond ``_FINEST`` samples the survivors are rounded; the answer hardly changes."""
     trace, costs = make_trace(3, exits=4, samples=3000), make_costs(3, exits=4, head=0.05)
-    exact = plan_joint(trace, costs, tolerance=0.03, tail=ANY_TAIL).best.times.mean_ms
+    exact = search_jointly(trace, costs, tolerance=0.03, slow_batches=ANY_TAIL).best.times.mean_ms
     monkeypatch.setattr("planner.search.prices._FINEST", 500)
-    assert plan_joint(trace, costs, tolerance=0.03, tail=ANY_TAIL).best.times.mean_ms == pytest.approx(exact, rel=2e-3)
+    assert search_jointly(trace, costs, tolerance=0.03, slow_batches=ANY_TAIL).best.times.mean_ms == pytest.approx(
+        exact, rel=2e-3
+    )
 
 
 def test_constant_confidences_and_one_sample() -> None:
     trace = make_trace(0)
     flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5), metric=np.ones_like(trace.metric))
-    best = plan_joint(flat, make_costs(0), tolerance=0.0, tail=ANY_TAIL).best
-    assert best.chosen == ChosenExits(cuts=("cut0",), thresholds=(0.5,))
+    best = search_jointly(flat, make_costs(0), tolerance=0.0, slow_batches=ANY_TAIL).best
+    assert best.exits == Exits(cuts=("cut0",), thresholds=(0.5,))
     single = Trace(
         exits=("cut0",), confidence=np.array([[0.4], [1]], np.float32), metric=np.ones((2, 1), np.float32),
         agreement=np.ones((2, 1), bool),
     )  # fmt: skip
-    assert plan_joint(single, make_costs(0, exits=1), tolerance=0.0, tail=ANY_TAIL).best.chosen.cuts == ("cut0",)
+    assert search_jointly(single, make_costs(0, exits=1), tolerance=0.0, slow_batches=ANY_TAIL).best.exits.cuts == (
+        "cut0",
+    )
 
 
 def test_useless_and_dear_exits_are_not_taken() -> None:
     trace = make_trace(0)
     wrong = np.zeros_like(trace.metric)
     wrong[-1] = 1
-    assert plan_joint(replace(trace, metric=wrong), make_costs(0), tolerance=0.01).best.chosen == NO_EXITS
-    assert plan_joint(trace, make_costs(0, head=100.0), tolerance=0.5).best.chosen == NO_EXITS
-    assert plan_joint(make_trace(0, exits=0), make_costs(0, exits=0), tolerance=0.01).best.chosen == NO_EXITS
+    assert search_jointly(replace(trace, metric=wrong), make_costs(0), tolerance=0.01).best.exits == NO_EXITS
+    assert search_jointly(trace, make_costs(0, head=100.0), tolerance=0.5).best.exits == NO_EXITS
+    assert search_jointly(make_trace(0, exits=0), make_costs(0, exits=0), tolerance=0.01).best.exits == NO_EXITS
 
 
 def test_no_tolerances_need_no_search() -> None:
-    assert plan_ladder(make_trace(0), make_costs(0), ()) == []
+    assert plan_joint(make_problem(make_trace(0), make_costs(0))) == ()
 
 
 def test_what_cannot_be_asked_for_is_refused() -> None:
     trace, costs = make_trace(0), make_costs(0)
     with pytest.raises(UsageError, match="--tolerance"):
-        plan_joint(trace, costs, tolerance=1.0)
+        search_jointly(trace, costs, tolerance=1.0)
     with pytest.raises(UsageError, match="Did you mean 'mean'"):
-        plan_joint(trace, costs, tolerance=0.1, objective="men")
+        search_jointly(trace, costs, tolerance=0.1, objective="men")
     with pytest.raises(UsageError, match="--max-exits"):
-        plan_joint(trace, costs, tolerance=0.1, max_exits=-1)
+        search_jointly(trace, costs, tolerance=0.1, max_exits=-1)
     with pytest.raises(NoPlanError, match="metric 0"):
-        plan_joint(replace(trace, metric=np.zeros_like(trace.metric)), costs, tolerance=0.1)
+        search_jointly(replace(trace, metric=np.zeros_like(trace.metric)), costs, tolerance=0.1)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import CorruptArtifactError, Trace, UsageError, save_arrays
-from planner import NO_EXITS, ChosenExits, KeptGrids, evaluate_grid, threshold_grid
+from planner import NO_EXITS, Exits, KeptGrids, evaluate_grid, threshold_grid
+from planner.workflow.record import read_grids, write_grids
 from tests.planner.planning_worlds import make_trace, traces
 
 
 @given(traces(), st.booleans())
 def test_grid_equals_a_loop_over_thresholds(trace: Trace, behind: bool) -> None:
-    prefix = ChosenExits(cuts=trace.exits[:1], thresholds=(0.6,)) if behind and trace.exits else NO_EXITS
+    prefix = Exits(cuts=trace.exits[:1], thresholds=(0.6,)) if behind and trace.exits else NO_EXITS
     thresholds = threshold_grid(0.1)
     grid = evaluate_grid(trace, thresholds, prefix)
     here = np.ones(trace.sample_count, bool)
@@ -52,14 +55,14 @@ def test_a_step_that_gives_no_grid_is_refused(step: float) -> None:
         threshold_grid(step)
 
 
-def test_grids_come_back_from_their_file(tmp_path) -> None:
+def test_grids_come_back_from_their_file(tmp_path: Path) -> None:
     trace = make_trace(0)
     kept = KeptGrids(thresholds=threshold_grid())
-    prefix = ChosenExits(cuts=("cut0",), thresholds=(0.35,))
+    prefix = Exits(cuts=("cut0",), thresholds=(0.35,))
     kept.grid(trace, NO_EXITS)
     kept.grid(trace, prefix)
-    kept.save(tmp_path / "grid.npz")
-    found = KeptGrids.load(tmp_path / "grid.npz")
+    write_grids(tmp_path / "grid.npz", kept)
+    found = read_grids(tmp_path / "grid.npz")
     assert list(found.grids) == [NO_EXITS, prefix]
     for key, grid in kept.grids.items():
         np.testing.assert_array_equal(found.grid(trace, key).overall_metric, grid.overall_metric)
@@ -68,7 +71,7 @@ def test_grids_come_back_from_their_file(tmp_path) -> None:
     assert found.evaluations == 0
 
 
-def test_a_file_of_something_else_is_refused(tmp_path) -> None:
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     save_arrays(tmp_path / "grid.npz", {"thresholds": np.zeros(2, np.float32), "0.cuts": np.array(["a"])})
     with pytest.raises(CorruptArtifactError, match="run the planner again"):
-        KeptGrids.load(tmp_path / "grid.npz")
+        read_grids(tmp_path / "grid.npz")

@@ -14,19 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import (
-    InferenceTimeMatrix,
     InputError,
     NoPlanError,
     RunFolder,
     Trace,
     UsageError,
-    open_model,
-    read_json,
     read_manifest,
 )
 from planner import (
     NO_EXITS,
-    ChosenExits,
+    Exits,
     KeptGrids,
     Load,
     NetworkCosts,
@@ -34,17 +31,16 @@ from planner import (
     SearchResult,
     TimingConfig,
     evaluate_plan,
-    plan_greedy,
-    plan_joint,
 )
 from planner.certify.evidence import risk_trace
-from planner.commands.plan import main
-from planner.search.prices import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
+from planner.commands.main import main
+from planner.predict.objectives import BATCH, MEAN, OBJECTIVES, P99, objective_ms, time_ms
 from planner.search.threshold_grids import threshold_grid
 from planner.sweep.points import LEVELS, OperatingPoint, mark_efficient, sweep_levels, sweep_tolerances
-from planner.sweep.sweeping import SweepCase, ensure_sweep
-from planner.workflow.planning import kept_grids, share_grids
-from tests.planner.planning_worlds import make_costs, make_trace, traces
+from planner.sweep.sweeping import ensure_sweep
+from planner.workflow.inputs import read_inputs
+from planner.workflow.record import reusable_grids, share_grids
+from tests.planner.planning_worlds import make_costs, make_trace, search_greedily, search_jointly, traces
 from tests.planner.report_worlds import TAIL, greedy_search, make_report, opened, write_run
 
 TOLERANCES = (0.0, 0.01, 0.05, 0.2, 0.5)
@@ -77,13 +73,13 @@ def test_a_point_is_the_single_plan_of_its_tolerance(trace: Trace, seed: int) ->
     sweep = sweep_tolerances(greedy_search(trace, costs), TOLERANCES, full_metric=trace.full_metric)
     for point in sweep.points:
         fresh = KeptGrids(thresholds=threshold_grid())
-        own = plan_greedy(trace, costs, tolerance=point.tolerance, kept=fresh, tail=TAIL).best
+        own = search_greedily(trace, costs, tolerance=point.tolerance, grids=fresh, slow_batches=TAIL).best
         assert point.searched_ms == own.times.mean_ms
         source = own
         if point.found_at < point.tolerance:
             assert point.mean_ms < own.times.mean_ms
-            source = plan_greedy(trace, costs, tolerance=point.found_at, kept=fresh, tail=TAIL).best
-        assert (point.exits, point.thresholds) == (source.chosen.cuts, source.chosen.thresholds)
+            source = search_greedily(trace, costs, tolerance=point.found_at, grids=fresh, slow_batches=TAIL).best
+        assert (point.exits, point.thresholds) == (source.exits.cuts, source.exits.thresholds)
         assert (point.metric, point.mean_ms) == (source.outcome.metric, source.times.mean_ms)
 
 
@@ -101,14 +97,14 @@ def test_a_search_that_gets_worse_keeps_the_plan_before() -> None:
     assert second.found_at == 0.05
 
 
-def result_of(trace: Trace, costs: NetworkCosts, chosen: ChosenExits) -> SearchResult:
+def result_of(trace: Trace, costs: NetworkCosts, chosen: Exits) -> SearchResult:
     """A search's answer with every time worked out, the plan without exits behind it."""
-    found = plan_joint(trace, costs, tolerance=0.3, objective=P99, tail=TAIL)
+    found = search_jointly(trace, costs, tolerance=0.3, objective=P99, slow_batches=TAIL)
     plans = [
         evaluate_plan(trace, one, costs.plan_costs(one.cuts), full_ms=costs.full_ms, percentile=True)
         for one in (chosen, NO_EXITS)
     ]
-    considered = [replace(found.considered[0], figures=figures, step=len(figures.chosen.cuts)) for figures in plans]
+    considered = [replace(found.considered[0], priced=figures) for figures in plans]
     return replace(found, considered=tuple(considered))
 
 
@@ -117,8 +113,8 @@ def test_points_are_compared_by_the_objective(objective: str) -> None:
     """Of two plans the one is better by the mean, the other by the objective; found in this order or the other."""
     trace, costs = make_trace(33, samples=200), make_costs(33, head=0.05)
     by_mean, by_objective = (
-        result_of(trace, costs, plan_joint(trace, costs, tolerance=0.3, objective=one, tail=TAIL).best.chosen)
-        for one in (MEAN, objective)
+        result_of(trace, costs, search_jointly(trace, costs, tolerance=0.3, objective=by, slow_batches=TAIL).best.exits)
+        for by in (MEAN, objective)
     )
     assert by_mean.best.times.mean_ms < by_objective.best.times.mean_ms
     assert objective_ms(by_mean.best.times, objective) > objective_ms(by_objective.best.times, objective)
@@ -128,7 +124,7 @@ def test_points_are_compared_by_the_objective(objective: str) -> None:
             found = dict(zip((0.3, 0.4), answers, strict=True))
             sweep = sweep_tolerances(found.__getitem__, found, full_metric=trace.full_metric, objective=asked)
             last = sweep.points[-1]
-            assert (sweep.objective, last.exits) == (asked, better.best.chosen.cuts)
+            assert (sweep.objective, last.exits) == (asked, better.best.exits.cuts)
             assert last.found_at == (0.3 if answers[0] is better else 0.4)
             assert sweep.time_ms(last) == time_ms(better.best.times, asked)
             assert last.speedup == pytest.approx(full_ms / time_ms(better.best.times, asked))
@@ -202,21 +198,12 @@ def run(tmp_path: Path) -> RunFolder:
     return write_run(tmp_path / "runs" / "small", make_report())
 
 
-def case_of(run: RunFolder, config: PlanConfig) -> SweepCase:
-    trace, itm = opened(run.trace, "trace"), opened(run.itm, "itm")
-    return SweepCase(
-        run=run, model=open_model(run.model, remedy=""), trace=Trace.load(trace.path("trace.npz")),
-        trace_artifact=trace, itm=read_json(itm.path("itm.json"), InferenceTimeMatrix), itm_artifact=itm,
-        config=config,
-    )  # fmt: skip
-
-
 CONFIG = PlanConfig(batch_size=8, timing=TimingConfig(batch_sizes=(1, 2, 4, 8)))
 
 
 def test_a_sweep_is_kept_with_its_grids_and_touches_nothing_else(run: RunFolder, monkeypatch) -> None:
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
-    sweep, reused = ensure_sweep(case_of(run, CONFIG))
+    sweep, reused = ensure_sweep(read_inputs(run), CONFIG)
     assert not reused
     assert {path: path.read_bytes() for path in before} == before
     assert {path.parent for path in run.root.rglob("*") if path.is_file()} - {path.parent for path in before} == {
@@ -224,9 +211,9 @@ def test_a_sweep_is_kept_with_its_grids_and_touches_nothing_else(run: RunFolder,
     }
     evaluated: list[Any] = []
     monkeypatch.setattr("planner.search.threshold_grids.evaluate_grid", lambda *arguments: evaluated.append(arguments))
-    assert ensure_sweep(case_of(run, CONFIG)) == (sweep, True)
+    assert ensure_sweep(read_inputs(run), CONFIG) == (sweep, True)
     levels = [point.tolerance for point in sweep.points][:3]
-    again, reused = ensure_sweep(case_of(run, replace(CONFIG, tolerance=0.3)), levels)
+    again, reused = ensure_sweep(read_inputs(run), replace(CONFIG, tolerance=0.3), levels)
     assert (reused, evaluated) == (False, [])
     assert [point.mean_ms for point in again.points] == [point.mean_ms for point in sweep.points[:3]]
 
@@ -234,45 +221,45 @@ def test_a_sweep_is_kept_with_its_grids_and_touches_nothing_else(run: RunFolder,
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_sweep_goes_by_the_config(run: RunFolder, objective: str) -> None:
     """Objective, load and risk are those of the plan, whatever was swept before."""
-    ensure_sweep(case_of(run, CONFIG), (0.0, 0.1))
+    ensure_sweep(read_inputs(run), CONFIG, (0.0, 0.1))
     load = Load(batch_sizes=(2, 8), shares=(0.7, 0.3))
     certify = replace(CONFIG.certify, risk="agreement")
     config = replace(CONFIG, objective=objective, load=load, certify=certify, tail=TAIL)
-    case = case_of(run, config)
-    sweep, reused = ensure_sweep(case, (0.05, 0.1))
+    inputs = read_inputs(run)
+    sweep, reused = ensure_sweep(inputs, config, (0.05, 0.1))
     assert (reused, sweep.objective, sweep.full_metric) == (False, objective, 1.0)
-    trace = risk_trace(case.trace, "agreement")
-    costs = NetworkCosts(itm=case.itm, cuts=("cut0", "cut1", "cut2", "cut3"), batch_size=8, mixture=load)
+    trace = risk_trace(inputs.trace, "agreement")
+    costs = NetworkCosts(itm=inputs.itm, cuts=("cut0", "cut1", "cut2", "cut3"), batch_size=8, mixture=load)
     none = evaluate_plan(trace, NO_EXITS, costs.plan_costs(()), full_ms=costs.full_ms, load=load, percentile=True)
     assert sweep.full_ms == time_ms(none.times, objective)
     for point in sweep.points:
-        best = plan_joint(trace, costs, tolerance=point.found_at, objective=objective, tail=TAIL).best
-        assert (point.exits, sweep.time_ms(point)) == (best.chosen.cuts, time_ms(best.times, objective))
+        best = search_jointly(trace, costs, tolerance=point.found_at, objective=objective, slow_batches=TAIL).best
+        assert (point.exits, sweep.time_ms(point)) == (best.exits.cuts, time_ms(best.times, objective))
 
 
 def test_kept_grids_of_another_risk_are_not_used(run: RunFolder) -> None:
     """They hold sums of the metric, which is another one there."""
     config = replace(CONFIG, search="greedy")
-    ensure_sweep(case_of(run, config), (0.0, 0.1))
+    ensure_sweep(read_inputs(run), config, (0.0, 0.1))
     asked = replace(config, certify=replace(config.certify, risk="agreement"))
-    found, _ = ensure_sweep(case_of(run, asked), (0.1,))
+    found, _ = ensure_sweep(read_inputs(run), asked, (0.1,))
     shutil.rmtree(run.sweep)
-    assert ensure_sweep(case_of(run, asked), (0.1,))[0] == found
+    assert ensure_sweep(read_inputs(run), asked, (0.1,))[0] == found
     assert found.points[0].metric_ratio >= 0.9
-    trace, grids = opened(run.trace, "trace"), kept_grids(run, opened(run.trace, "trace"), asked)
+    trace, grids = opened(run.trace, "trace"), reusable_grids(run, opened(run.trace, "trace"), asked)
     assert share_grids(read_manifest(run.plan), trace, config)
     assert not share_grids(read_manifest(run.plan), trace, asked)
     assert not grids.grids
 
 
 def test_another_config_is_swept_again(run: RunFolder) -> None:
-    ensure_sweep(case_of(run, CONFIG), (0.0, 0.1))
-    assert ensure_sweep(case_of(run, replace(CONFIG, tolerance=0.2)), (0.0, 0.1))[1]
-    assert not ensure_sweep(case_of(run, replace(CONFIG, grid_step=0.1)), (0.0, 0.1))[1]
+    ensure_sweep(read_inputs(run), CONFIG, (0.0, 0.1))
+    assert ensure_sweep(read_inputs(run), replace(CONFIG, tolerance=0.2), (0.0, 0.1))[1]
+    assert not ensure_sweep(read_inputs(run), replace(CONFIG, grid_step=0.1), (0.0, 0.1))[1]
 
 
 def test_the_command(run: RunFolder, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("planner.commands.sweep.prepare_sweep", lambda run, config, data: case_of(run, config))
+    monkeypatch.setattr("planner.commands.sweep.ensure_inputs", lambda run, config, **_: read_inputs(run))
     target = tmp_path / "sweep.json"
     arguments = ["--run", str(run.root), "--batch-size", "8", "--threads", "1", "--json", str(target)]
     assert main([*arguments, "--sweep"]) == 0
@@ -289,7 +276,7 @@ def test_the_command(run: RunFolder, tmp_path: Path, monkeypatch, capsys: pytest
         "tolerance", "exits", "thresholds", "leaving_shares", "metric", "metric_ratio", "mean_ms", "batch_ms",
         "p99_ms", "speedup", "found_at", "searched_ms", "efficient",
     }  # fmt: skip
-    assert len(found["points"]) == len(sweep_levels(case_of(run, CONFIG).trace))
+    assert len(found["points"]) == len(sweep_levels(read_inputs(run).trace))
     assert main([*arguments, "--sweep", "0.2,0.01"]) == 0
     assert [one["tolerance"] for one in json.loads(target.read_text())["points"]] == [0.01, 0.2]
 

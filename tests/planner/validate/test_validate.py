@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import planner.commands.validate
 from artifacts import Trace, UsageError
-from planner import NO_EXITS, ChosenExits, evaluate_exits, expect_times
-from planner.commands.plan import main
+from planner import NO_EXITS, Exits, Load, NetworkCosts, evaluate_exits, expect_times
+from planner.commands.main import main
 from planner.validate.resampling import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 from tests.planner.foreign.test_importing import run_import
 from tests.planner.planning_worlds import make_costs, make_trace
 
 COSTS = make_costs(0, head=0.01)
-PLAN = ChosenExits(cuts=("cut0", "cut2"), thresholds=(0.6, 0.7))
+PLAN = Exits(cuts=("cut0", "cut2"), thresholds=(0.6, 0.7))
 
 
 def test_truth_is_that_of_the_population() -> None:
@@ -39,7 +40,7 @@ def test_every_method_plans_on_the_same_sets_and_the_seed_decides() -> None:
     seen: dict[str, list[float]] = {"a": [], "b": []}
 
     def watch(name: str):
-        def method(drawn: Trace, seed: int) -> ChosenExits:
+        def method(drawn: Trace, seed: int) -> Exits:
             seen[name].append(float(drawn.confidence.sum()))
             assert drawn.sample_count == 40
             assert seed == len(seen[name]) - 1
@@ -78,11 +79,11 @@ def test_per_exit_grid_keeps_the_tolerance_at_each_exit_by_itself() -> None:
     plan = plan_per_exit(trace, tolerance=0.1, step=0.05)
     assert len(plan.cuts) > 1
     for cut, threshold in zip(plan.cuts, plan.thresholds, strict=True):
-        alone = ChosenExits(cuts=(cut,), thresholds=(threshold,))
+        alone = Exits(cuts=(cut,), thresholds=(threshold,))
         assert evaluate_exits(trace, alone).metric >= 0.9 * trace.full_metric - 1e-9
-        bolder = ChosenExits(cuts=(cut,), thresholds=(threshold - 0.05,))
-        kept = evaluate_exits(trace, bolder)
-        assert kept.metric < 0.9 * trace.full_metric or kept.shares == evaluate_exits(trace, alone).shares
+        bolder = Exits(cuts=(cut,), thresholds=(threshold - 0.05,))
+        outcome = evaluate_exits(trace, bolder)
+        assert outcome.metric < 0.9 * trace.full_metric or outcome.shares == evaluate_exits(trace, alone).shares
 
 
 @pytest.mark.parametrize("search", ["joint", "greedy"])
@@ -94,15 +95,33 @@ def test_command(search: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     words += ["--batch-size", "8", "--search", search, "--json", str(target), "--plot", str(picture)]
     assert main(words) == 0
     found = json.loads(target.read_text())
-    names = [one["method"] for one in found["methods"]]
+    names = [method["method"] for method in found["methods"]]
     assert len(names) == (4 if search == "joint" else 3)
     assert names[-2:] == ["greedy (the paper's)", "per-exit grid"]
-    for one in found["methods"]:
-        assert {"violation_frequency", "mean_metric_ratio", "mean_latency_ratio"} <= set(one)
-        assert sum(one["loss_histogram"]) == 4
+    for method in found["methods"]:
+        assert {"violation_frequency", "mean_metric_ratio", "mean_latency_ratio"} <= set(method)
+        assert sum(method["loss_histogram"]) == 4
     assert picture.read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert all(name in out for name in names)
+
+
+def test_a_plan_for_several_batch_sizes_is_validated_for_them(tmp_path: Path, monkeypatch) -> None:
+    run, seen = run_import(tmp_path), []
+    (tmp_path / "load.csv").write_text("batch_size,share\n1,3\n8,1\n")
+    validate = planner.commands.validate.validate_methods
+
+    def watch(population: Trace, costs: NetworkCosts, *rest: object, **options: object):
+        seen.append(costs.load)
+        return validate(population, costs, *rest, **options)
+
+    monkeypatch.setattr("planner.commands.validate.validate_methods", watch)
+    target = tmp_path / "v.json"
+    words = ["validate", "--run", str(run.root), "--resplits", "2", "--tolerance", "0.05", "--json", str(target)]
+    assert main([*words, "--batch-distribution", str(tmp_path / "load.csv"), "--search", "greedy"]) == 0
+    assert seen == [Load(batch_sizes=(1, 8), shares=(0.75, 0.25))]
+    assert json.loads(target.read_text())["load"] == {"1": 0.75, "8": 0.25}
+    assert main([*words, "--batch-distribution", str(tmp_path / "load.csv"), "--batch-size", "4"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,24 +14,25 @@ import pytest
 
 from artifacts import Trace
 from calibration.certify.risk_tests import split_halves
-from planner import NO_EXITS, ChosenExits, NetworkCosts, TailRule, evaluate_exits
+from planner import NO_EXITS, Exits, NetworkCosts, SlowBatchRule, evaluate_exits
 from planner.certify.certified import CertifiedPlans, plan_certified
 from planner.certify.evidence import metric_under
-from planner.certify.ladders import make_ladder, make_price
-from planner.commands.plan import main
+from planner.commands.main import main
 from planner.config import CertifyConfig
+from planner.predict.replay import expect_ms
+from planner.search.searches import SEARCHES
 from tests.planner.foreign.test_importing import EXITS, SIZES, SLOW, write_npz, write_times
-from tests.planner.planning_worlds import make_costs, make_trace
+from tests.planner.planning_worlds import make_costs, make_problem, make_trace
 
 COSTS = make_costs(0, exits=2, head=0.01)
-ANY_TAIL = TailRule(share=0.0, stay_allowance=None)
+ANY_TAIL = SlowBatchRule(share=0.0, stay_allowance=None)
 
 
 def certified(
     trace: Trace, *, tolerance: float = 0.05, search: str = "joint", costs: NetworkCosts = COSTS, **settings: object
 ) -> CertifiedPlans:
-    ladder = make_ladder(search, costs, step=0.05, tail=ANY_TAIL)
-    return plan_certified(trace, ladder, make_price(costs), tolerance=tolerance, settings=CertifyConfig(**settings))
+    problem = make_problem(trace, costs, tolerance, slow_batches=ANY_TAIL)
+    return plan_certified(problem, SEARCHES[search], CertifyConfig(**settings))
 
 
 def trace_of(confidence: np.ndarray, metric: np.ndarray) -> Trace:
@@ -42,7 +43,7 @@ def trace_of(confidence: np.ndarray, metric: np.ndarray) -> Trace:
     )  # fmt: skip
 
 
-def loss_of(trace: Trace, plan: ChosenExits) -> float:
+def loss_of(trace: Trace, plan: Exits) -> float:
     return 1 - float(metric_under(trace, plan).mean(dtype=float)) / trace.full_metric
 
 
@@ -98,14 +99,14 @@ def test_joint_plans_of_bad_traces_are_sound(make: Callable[[], Trace], risk: st
     if risk == "agreement":
         trace = replace(trace, metric=trace.agreement.astype(np.float32))
     found = certified(trace, risk=risk)
-    price, halves = make_price(COSTS), split_halves(SAMPLES, seed=0)
+    halves = split_halves(SAMPLES, seed=0)
     tuning, held_out = trace.select(halves.tuning), trace.select(halves.certification)
     for plan, certificate in found.certificates.items():
         assert certificate.bound in (0.0, 0.05)
         assert certificate.p_value <= certificate.delta
         assert certificate.observed == pytest.approx(loss_of(held_out, plan))
         assert certificate.observed <= 0.05
-        assert price(tuning, plan) <= price(tuning, NO_EXITS)
+        assert expect_ms(tuning, plan, COSTS) <= expect_ms(tuning, NO_EXITS, COSTS)
     if make in (one_class, copies, better_early) and risk == "metric":
         assert evaluate_exits(trace, found.boldest).shares[-1] < 1
 
@@ -149,7 +150,7 @@ def test_certificates_of_bad_traces_fail_with_delta_at_most(kind: str, monkeypat
     whole, random = barely_bad(kind), np.random.default_rng(11)
     for cut, row in zip(whole.exits, whole.confidence[:-1], strict=True):
         for threshold in np.unique(row).tolist():
-            assert loss_of(whole, ChosenExits(cuts=(cut,), thresholds=(threshold,))) > 0.05
+            assert loss_of(whole, Exits(cuts=(cut,), thresholds=(threshold,))) > 0.05
     rounds, delta = 30, 0.1
     wrong = deceived = 0
     for seed in range(rounds):
@@ -185,7 +186,7 @@ def test_bad_traces_by_the_commands(make: Callable[[], Trace], tmp_path: Path) -
     plan = found["plan"]
     assert code == 0
     assert plan["certificate"]["observed"] <= 0.05
-    chosen = ChosenExits(
+    chosen = Exits(
         cuts=tuple(f"cut{EXITS.index(one['cut'])}" for one in plan["exits"]),
         thresholds=tuple(one["threshold"] for one in plan["exits"]),
     )

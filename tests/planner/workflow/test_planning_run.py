@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from artifacts import BUNDLE_JSON, BundleSpec, RunFolder, is_current, open_artifact, read_json
-from planner.commands.plan import main
+from planner.commands.main import main
 from tests.planner.dense_worlds import QUICK, plan
 
 pytestmark = pytest.mark.slow
@@ -96,15 +96,15 @@ def test_a_failed_measurement_leaves_no_trace(
 def test_a_metric_of_zero_exits_with_3(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import calibration.flow
+    import calibration.tracing_flow
 
-    ensure = calibration.flow.ensure_trace
+    ensure = calibration.tracing_flow.ensure_trace
 
     def wrong(*args: object, **options: object):
         artifact, trace = ensure(*args, **options)
         return artifact, replace(trace, metric=np.zeros_like(trace.metric))
 
-    monkeypatch.setattr("calibration.flow.ensure_trace", wrong)
+    monkeypatch.setattr("calibration.tracing_flow.ensure_trace", wrong)
     code, _ = plan(run, tmp_path, "--tolerance", "0.1")
     assert code == 3
     assert "metric 0" in capsys.readouterr().err

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from planner.config import CertifyConfig, PlanConfig, TimingConfig
-from planner.search.greedy import TailRule, plan_greedy
+from planner.search.rules import SlowBatchRule
 from planner.search.threshold_grids import KeptGrids, threshold_grid
-from planner.workflow.planning import search_plans
-from tests.planner.planning_worlds import make_costs, make_trace
+from planner.workflow.searching import make_problem, search_plans
+from tests.planner.planning_worlds import make_costs, make_trace, search_greedily
 
 SIZES = (1, 2, 4, 8)
 
@@ -17,18 +17,21 @@ SIZES = (1, 2, 4, 8)
 def test_plan_of_the_greedy_search_stands_beside_one_with_fewer_exits(method: str) -> None:
     """The greedy search knows no limit on the exits: its plan is there to compare, and may not win."""
     trace, costs = make_trace(7, exits=4, samples=4000), make_costs(1, exits=4, head=0.02)
-    tail = TailRule(share=0.0, stay_allowance=None)
+    tail = SlowBatchRule(share=0.0, stay_allowance=None)
     config = PlanConfig(
         tolerance=0.2, batch_size=8, max_exits=1, tail=tail, certify=CertifyConfig(method=method),
         timing=TimingConfig(batch_sizes=SIZES),
     )  # fmt: skip
     kept = KeptGrids(thresholds=threshold_grid())
-    assert len(plan_greedy(trace, costs, tolerance=0.2, kept=kept, tail=tail).best.chosen.cuts) > 1
-    result, certified = search_plans(trace, costs, config, kept)
+    assert len(search_greedily(trace, costs, tolerance=0.2, grids=kept, slow_batches=tail).best.exits.cuts) > 1
+    said: list[str] = []
+    problem = make_problem(trace, costs, config, kept)
+    result, certified = search_plans(problem, config.search, config.certify, said.append)
     assert (certified is None) == (method == "none")
-    assert len(result.best.chosen.cuts) == 1
-    (beside,) = [one for one in result.considered if one.figures.chosen == result.reference]
+    assert any("by the greedy search" in line for line in said)
+    assert len(result.best.exits.cuts) == 1
+    (beside,) = [one for one in result.considered if one.exits == result.baseline]
     if method == "none":
-        assert len(beside.figures.chosen.cuts) > 1
+        assert len(beside.exits.cuts) > 1
         assert not beside.allowed
-    assert all(len(one.figures.chosen.cuts) <= 1 for one in result.considered if one.allowed)
+    assert all(len(one.exits.cuts) <= 1 for one in result.considered if one.allowed)

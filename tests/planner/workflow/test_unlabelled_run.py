@@ -15,10 +15,11 @@ import calibration.cli
 import runtime.bench.command
 from artifacts import BUNDLE_JSON, BundleSpec, Manifest, RunFolder, read_json
 from planner import PlanConfig, risk_trace
-from planner.commands.plan import main, make_parser
-from planner.report.commands import reproduce_run
+from planner.commands.main import main
+from planner.report.commands import RunRecord, reproduce_run
 from runtime import Runtime
 from tests.planner.dense_worlds import CERTIFIED, QUICK
+from tests.planner.report.pages import FIGURES
 from tests.planner.report_worlds import make_bench, make_report
 
 pytestmark = pytest.mark.slow
@@ -89,7 +90,7 @@ def _everything_told_of_the_plan_is_its_agreement(run: RunFolder, out: Path, cap
     assert (code, valid["risk"]) == (0, "agreement")
     assert "agreement kept" in capsys.readouterr().out
     bench = run.root / "bench.json"
-    code, measured = command(run, bench, "--rounds", "1", entry=runtime.bench.main)
+    code, measured = command(run, bench, "--rounds", "1", entry=runtime.bench.command.main)
     assert (code, measured["samples"], measured["test_data"], measured["risk"]) == (0, 60, "held out", "agreement")
     assert measured["full"]["metric"] is measured["metric_ratio"] is None
     assert 0 < measured["agreement"] <= 1
@@ -128,10 +129,9 @@ def test_agreement_on_labelled_data_is_told_as_agreement(run: RunFolder, tmp_pat
 
 
 def test_a_report_tells_the_accuracy_where_labelled_data_was_measured() -> None:
-    from planner.report.figures import figure_names
     from planner.report.page import render_report
 
-    pictures = dict.fromkeys(figure_names(), b"")
+    pictures = dict.fromkeys(FIGURES, b"")
     data = make_report()
     blind = replace(data, plan=replace(data.plan, risk="agreement"), trace=risk_trace(data.trace, "agreement"))
     page = render_report(replace(blind, bench=make_bench()), pictures)
@@ -144,11 +144,11 @@ def test_the_commands_say_that_training_took_labels(run: RunFolder) -> None:
     parameters = {"data_source": "/log/queries.npz", "labelled": False}
     trained = Manifest(kind="training", schema_version=1, files=(), inputs={}, environment={},
                        parameters={"mode": "frozen", "epochs": 3})  # fmt: skip
-    lines = reproduce_run(
-        run.root, spec=make_report().spec, model=replace(trained, parameters={}),
-        trace=replace(trained, parameters=parameters), training=trained, config=PlanConfig(), planner=make_parser(),
-        bench=run.root / "bench.json",
+    record = RunRecord(
+        run=run.root, spec=make_report().spec, model=replace(trained, parameters={}),
+        trace=replace(trained, parameters=parameters), training=trained, config=PlanConfig(),
     )  # fmt: skip
+    lines = reproduce_run(record)
     assert lines[1].startswith("# first, with the labelled data that the exits were trained on: python -m calibration")
     assert lines[1].endswith("--train frozen --epochs 3 --data LABELLED")
     assert lines[2] == f"python -m calibration --run {run.root} --data /log/queries.npz"

@@ -21,16 +21,15 @@ from runtime import Runtime
 from runtime.bench.command import main
 from runtime.bench.contenders import WholeNetwork, until_exit
 from runtime.bench.figures import (
-    Timings,
-    check_held_out,
-    compare_timings,
+    ContenderTimes,
+    compare_times,
     describe_latencies,
-    describe_timings,
-    leave_when_right,
+    describe_times,
     paired_ratio,
     replay_mean_ms,
 )
-from runtime.bench.plot import label_exit
+from runtime.bench.held_out import check_held_out
+from runtime.bench.plot import label_exit, name_exit
 from runtime.loading import without_leaving
 
 CONTRACT = {
@@ -61,7 +60,7 @@ def test_the_whole_contract(toy_run: Any, tmp_path: Path, capsys: pytest.Capture
     assert result["full"]["metric"] == pytest.approx((logits[1].argmax(1) == toy_run.labels).mean())
     assert result["early_exit"]["metric"] == pytest.approx((answers == toy_run.labels).mean())
     assert result["agreement"] == pytest.approx((answers == logits[1].argmax(1)).mean())
-    assert [one["count"] for one in result["per_exit"]] == [early.sum(), (~early).sum()]
+    assert [exit_["count"] for exit_ in result["per_exit"]] == [early.sum(), (~early).sum()]
     assert result["test_data"] == "held out"
     assert result["predicted_mean_latency_ms"] == 1.0
     assert result["engine_ms"] < result["early_exit"]["batch_ms"]
@@ -99,7 +98,7 @@ def test_a_bundle_finds_its_run(toy_run: Any, capsys: pytest.CaptureFixture[str]
         (["--samples", "301"], 2, "has 300 test samples"),
         (["--plot", "bench.jpg"], 2, "name it bench.png"),
         (["--plot", "nowhere/bench.png"], 2, "there is no folder nowhere"),
-        (["--bundle", "nowhere/bundle"], 1, "Make it with: python -m planner --tolerance 0.01"),
+        (["--bundle", "nowhere/bundle"], 1, "Make it with: python -m planner\n"),
     ],
 )
 def test_what_cannot_be_measured(
@@ -147,39 +146,37 @@ DIGESTS = {"images": "i", "labels": "l", "indices.train": "a", "indices.calibrat
 )
 def test_data_that_may_have_been_seen(changed: dict[str, str], message: str) -> None:
     with pytest.raises(StaleArtifactError, match=f"{message}.*python -m planner"):
-        check_held_out(DIGESTS | changed, DIGESTS, where="bundle")
+        check_held_out(DIGESTS | changed, DIGESTS, where="bundle", remedy="python -m planner")
 
 
 def test_data_that_was_not_seen() -> None:
-    assert check_held_out(DIGESTS, DIGESTS, where="bundle") == "held out"
-    assert check_held_out(DIGESTS | {"images": "j"}, DIGESTS, where="bundle") == "other images"
+    assert check_held_out(DIGESTS, DIGESTS, where="bundle", remedy="python -m planner") == "held out"
+    assert (
+        check_held_out(DIGESTS | {"images": "j"}, DIGESTS, where="bundle", remedy="python -m planner") == "other images"
+    )
 
 
 def test_figures_of_a_contender_and_their_ratios() -> None:
-    full = Timings(latency_ms=np.full((2, 4), 10.0), batch_ms=np.full((2, 2), 10.0))
-    early = Timings(latency_ms=np.array([[1.0, 2, 3, 10], [1, 2, 3, 10]]), batch_ms=np.array([[2.0, 10], [2, 10]]))
-    figures = [describe_timings(full, 0.8), describe_timings(early, 0.6)]
+    full = ContenderTimes(latency_ms=np.full((2, 4), 10.0), batch_ms=np.full((2, 2), 10.0))
+    early = ContenderTimes(
+        latency_ms=np.array([[1.0, 2, 3, 10], [1, 2, 3, 10]]), batch_ms=np.array([[2.0, 10], [2, 10]])
+    )
+    figures = [describe_times(full, 0.8), describe_times(early, 0.6)]
     assert figures[0]["throughput_per_s"] == pytest.approx(200)
     assert (figures[1]["mean_latency_ms"], figures[1]["p50_ms"], figures[1]["batch_ms"]) == (4, 2.5, 6)
-    ratios = compare_timings(*figures)
+    ratios = compare_times(*figures)
     assert ratios == {
         "speedup_mean": pytest.approx(2.5),
         "speedup_p99": pytest.approx(1.0),
         "throughput_ratio": pytest.approx(40 / 24),
         "metric_ratio": pytest.approx(0.75),
     }
-    assert compare_timings({**figures[0], "metric": 0.0}, figures[1])["metric_ratio"] is None
+    assert compare_times({**figures[0], "metric": 0.0}, figures[1])["metric_ratio"] is None
 
 
 def test_the_paired_ratio_shrugs_off_a_disturbed_batch() -> None:
     full = np.array([[10.0, 5.0, 10.0]])
     assert paired_ratio(np.array([[11.0, 5.5, 1000.0]]), full) == pytest.approx(1.1)
-
-
-def test_the_oracle_leaves_at_the_first_exit_that_is_right() -> None:
-    agreement = np.array([[True, False, False, True], [False, True, False, True]])
-    assert leave_when_right(agreement).tolist() == [0, 1, 2, 0]
-    assert leave_when_right(np.empty((0, 3), np.bool_)).tolist() == [0, 0, 0]
 
 
 @settings(deadline=None)
@@ -189,7 +186,7 @@ def test_the_oracle_leaves_at_the_first_exit_that_is_right() -> None:
     seed=st.integers(0, 1000),
 )
 def test_replayed_latency_is_what_every_query_waits(exits: list[int], batch_size: int, seed: int) -> None:
-    costs = [np.concatenate([[0.0], one]) for one in np.random.default_rng(seed).random((3, batch_size))]
+    costs = [np.concatenate([[0.0], ms]) for ms in np.random.default_rng(seed).random((3, batch_size))]
     waits = []
     for start in range(0, len(exits), batch_size):
         batch = exits[start : start + batch_size]
@@ -200,8 +197,8 @@ def test_replayed_latency_is_what_every_query_waits(exits: list[int], batch_size
 
 
 def test_histograms_hold_every_query() -> None:
-    full = Timings(latency_ms=np.full((1, 2000), 10.0), batch_ms=np.ones((1, 1)))
-    early = Timings(latency_ms=np.r_[np.full(1999, 2.0), 50.0][None], batch_ms=np.ones((1, 1)))
+    full = ContenderTimes(latency_ms=np.full((1, 2000), 10.0), batch_ms=np.ones((1, 1)))
+    early = ContenderTimes(latency_ms=np.r_[np.full(1999, 2.0), 50.0][None], batch_ms=np.ones((1, 1)))
     histogram = describe_latencies(full, early)
     assert sum(histogram["full"]) == pytest.approx(1)
     assert sum(histogram["early_exit"]) == pytest.approx(1)
@@ -212,7 +209,11 @@ def test_bundles_without_leaving_and_cut_off(fake_net: Any) -> None:
     spec = fake_net(thresholds=(0.3, 0.6)).spec()
     assert [stage.threshold for stage in without_leaving(spec).stages] == [math.inf, math.inf, None]
     assert [stage.threshold for stage in until_exit(spec, 1).stages] == [math.inf, None]
-    assert dataclasses.replace(until_exit(spec, 2), stages=()) == dataclasses.replace(spec, stages=())
+    rest = {"stages": (), "plan": spec.plan}
+    assert dataclasses.replace(until_exit(spec, 2), **rest) == dataclasses.replace(spec, **rest)
+    for changed, exits in ((without_leaving(spec), 2), (until_exit(spec, 2), 2), (until_exit(spec, 1), 1)):
+        early = [stage.threshold for stage in changed.stages[:-1]]
+        assert [exit_.threshold for exit_ in changed.plan.exits] == early == [math.inf] * exits
 
 
 def test_the_command(toy_run: Any) -> None:
@@ -228,7 +229,7 @@ def test_contenders_take_turns_in_alternating_order(
     turns: list[str] = []
     full, early = WholeNetwork.run, Runtime.run
 
-    def run_full(self: WholeNetwork, batch: np.ndarray) -> Any:
+    def run_full(self: WholeNetwork, batch: Any) -> Any:
         turns.append("A")
         return full(self, batch)
 
@@ -239,15 +240,25 @@ def test_contenders_take_turns_in_alternating_order(
     monkeypatch.setattr(WholeNetwork, "run", run_full)
     monkeypatch.setattr(Runtime, "run", run_early)
     run_bench(toy_run, tmp_path, "--samples", "24")
-    assert "".join(turns) == 3 * "AB-" + "AB-" + "-BA" + "AB-" + "-BA" + "AB-" + "-BA"
+    assert "".join(turns) == 3 * "AB-" + "AB-" + "-BA" + "AB-" + "-BA" + "AB-" + "-BA" + "AAA", (
+        "warm-up, two rounds, and the full network's answers once more to compare those of the exits with"
+    )
 
 
 @pytest.mark.parametrize(
     ("share", "metric", "label"),
     [(0.834, 0.9549, "83.4% (95.5% right)"), (0.0, None, "0.0%"), (0.0001, 0.0, "0.0%"), (0.2, None, "20.0%")],
 )
-def test_an_exit_where_nobody_leaves_shows_its_share_alone(share: float, metric: float | None, label: str) -> None:
+def test_an_exit_where_no_query_leaves_shows_its_share_alone(share: float, metric: float | None, label: str) -> None:
     assert label_exit({"share": share, "metric": metric}) == label
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [("final", "final head"), ("semifinal/Add", "semifinal/Add"), ("layer1.final", "layer1.final")],
+)
+def test_the_picture_names_a_cut_as_it_is_called(name: str, drawn: str) -> None:
+    assert name_exit({"exit": name}) == drawn
 
 
 def test_without_labels_an_exit_shows_how_often_it_agrees() -> None:
@@ -267,7 +278,7 @@ def test_queries_without_labels_have_an_agreement_and_no_metric(
     assert main([*words, "--plot", str(tmp_path / "bench.png")]) == 0
     result = json.loads(target.read_text())
     assert result["full"]["metric"] is result["early_exit"]["metric"] is result["metric_ratio"] is None
-    assert {one["metric"] for one in result["per_exit"]} == {None}
+    assert {exit_["metric"] for exit_ in result["per_exit"]} == {None}
     assert result["agreement"] == labelled["agreement"]
     assert result["exit_fractions"] == labelled["exit_fractions"]
     assert set(result) >= CONTRACT

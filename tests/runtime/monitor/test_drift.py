@@ -1,4 +1,4 @@
-"""The test for drift: how often it cries wolf, how fast it sees one, and what it says."""
+"""The test for drift: how often it raises a false alarm, how fast it sees a change, and what it says."""
 
 from __future__ import annotations
 
@@ -146,21 +146,21 @@ def test_what_a_certificate_allows_comes_before_what_was_seen() -> None:
             assert alarm.allowed == allowed
     events = list_events(reference, shadow_fraction=0.5, certified=0.05)
     overall = [
-        one
-        for one in list_hypotheses(events, false_alarm_rate=0.01, margin=0.02)
-        if one.event.kind == "disagreement" and one.event.exit_index is None
+        side
+        for side in list_hypotheses(events, false_alarm_rate=0.01, margin=0.02)
+        if side.event.kind == "disagreement" and side.event.exit_index is None
     ]
-    assert [one.allowed for one in overall] == [0.05]
+    assert [side.allowed for side in overall] == [0.05]
 
 
 def test_all_hypotheses_share_one_capital() -> None:
     reference = draw_reference(np.random.default_rng(0), 2000)
     hypotheses = list_hypotheses(list_events(reference, shadow_fraction=0.1), false_alarm_rate=0.01, margin=0.01)
-    assert sum(one.weight for one in hypotheses) == pytest.approx(1)
-    assert {one.event.kind for one in hypotheses} == {"share", "confidence", "disagreement"}
-    for one in hypotheses:
-        assert 0 < one.allowed < 1
-        assert (one.allowed > one.event.expected) == one.at_most
+    assert sum(side.weight for side in hypotheses) == pytest.approx(1)
+    assert {side.event.kind for side in hypotheses} == {"share", "confidence", "disagreement"}
+    for side in hypotheses:
+        assert 0 < side.allowed < 1
+        assert (side.allowed > side.event.expected) == side.at_most
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.01, 0.3, 0.5, 0.97, 1.0])
@@ -188,7 +188,7 @@ def test_a_plan_without_exits_is_watched_by_its_confidences() -> None:
     assert [alarm.kind for alarm in found if alarm] == ["confidence"]
 
 
-def test_an_exit_where_nobody_left_is_watched() -> None:
+def test_an_exit_where_no_row_left_is_watched() -> None:
     random = np.random.default_rng(0)
     cells = CELLS.copy()
     cells[2] += cells[1]
@@ -212,8 +212,14 @@ def test_a_config_that_is_none_is_refused(wrong: dict[str, float]) -> None:
         (None, "no reference"),
         (StreamReference(samples=3, confidence_counts=((1, 2),), agreements=(3,)), "2 exits and the final head"),
         (StreamReference(samples=3, confidence_counts=((1,), (1, 0), (1,)), agreements=(1, 1, 1)), "2 exits"),
-        (StreamReference(samples=4, confidence_counts=((1,), (1,), (1,)), agreements=(1, 1, 1)), "not those of its"),
-        (StreamReference(samples=0, confidence_counts=((0,), (0,), (0,)), agreements=(0, 0, 0)), "not those of its"),
+        (
+            StreamReference(samples=4, confidence_counts=((1,), (1,), (1,)), agreements=(1, 1, 1)),
+            "do not add up to its",
+        ),
+        (
+            StreamReference(samples=0, confidence_counts=((0,), (0,), (0,)), agreements=(0, 0, 0)),
+            "do not add up to its",
+        ),
         (StreamReference(samples=3, confidence_counts=((1,), (1,), (1,)), agreements=(1, 2, 1)), "more agreements"),
     ],
 )

@@ -20,23 +20,23 @@ from artifacts import (
     StreamReference,
     open_model,
 )
-from calibration import Dataset
+from calibration import ArrayImages, as_batch
 from calibration.data.fashion_mnist import DIGESTS, load_fashion_mnist
 from calibration.data.sources import CACHE
 from engines import EngineSet, HostDevice
-from planner import ChosenExits
-from planner.commit.stages import assemble_bundle, merge_stages, stage_bounds
+from planner import Exits
+from planner.commit.stages import TimedStages, assemble_bundle, merge_stages, stage_bounds
 from planner.predict.costs import stage_row
-from runtime import Runtime
+from runtime import Runtime, RuntimeOptions
 from runtime.loading import open_bundle
 
 pytestmark = pytest.mark.slow
-CHOSEN = ChosenExits(cuts=("layer1.1", "layer2.0"), thresholds=(0.75, 0.75))
+CHOSEN = Exits(cuts=("layer1.1", "layer2.0"), thresholds=(0.75, 0.75))
 BATCH, ENOUGH = 32, 3200
 
 
 @pytest.fixture(scope="module")
-def data() -> Dataset:
+def data() -> ArrayImages:
     cache = CACHE.expanduser()
     if missing := [name for name in DIGESTS if not (cache / f"{name}.gz").is_file()]:
         pytest.skip(f"Fashion-MNIST is not in {cache} ({missing[0]}.gz); 'make demo' fetches it")
@@ -65,25 +65,26 @@ def assemble_demo(root: Path) -> Path:
         spread_ms=dict.fromkeys(rows, (0.0, 0.0)), fixed=False, environment={},
     )  # fmt: skip
     stages = merge_stages(model, [CHOSEN], root / "stages")
-    assemble_bundle(run.bundle, model=model, plan=plan, stages=stages, itm=itm, cache=run.engines, inputs={})
+    timed = TimedStages(merged=stages, itm=itm, cache=run.engines)
+    assemble_bundle(run.bundle, model=model, plan=plan, stages=timed, inputs={})
     return run.bundle
 
 
 @pytest.fixture(scope="module")
-def demo(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BundleSpec]:
+def demo(data: ArrayImages, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BundleSpec]:
     """The bundle, and its spec with the reference of the calibration images."""
     for name in ("torch", "onnx", "onnx_ir", "onnxruntime"):
         pytest.importorskip(name, reason="exports and serves the demo network: pip install 'pame[train]'")
     bundle = assemble_demo(tmp_path_factory.mktemp("demo"))
     with Runtime.load(bundle, shadow_fraction=1.0) as runtime:
-        images = data.inputs(data.split("calibrate"))
+        images = as_batch(data.inputs(data.indices_of("calibrate")))
         for start in range(0, len(images), 500):
             runtime.run(images[start : start + 500])
         stats, spec = runtime.stats(), runtime.spec
-    early = [one.agreements for one in stats.exits[:-1]]
+    early = [exit_.agreements for exit_ in stats.exits[:-1]]
     reference = StreamReference(
         samples=stats.queries,
-        confidence_counts=tuple(one.confidence_counts for one in stats.exits),
+        confidence_counts=tuple(exit_.confidence_counts for exit_ in stats.exits),
         agreements=(*early, stats.exits[-1].count),
     )
     return bundle, dataclasses.replace(spec, plan=dataclasses.replace(spec.plan, reference=reference))
@@ -94,7 +95,9 @@ def serve(demo: tuple[Path, BundleSpec], images: np.ndarray) -> Runtime:
     bundle, spec = demo
     with ExitStack() as stack:
         engine_sets: tuple[EngineSet, ...] = open_bundle(bundle).engine_sets
-        runtime = stack.enter_context(Runtime(spec, engine_sets, HostDevice(), shadow_fraction=0.05, shadow_seed=0))
+        runtime = stack.enter_context(
+            Runtime(spec, engine_sets, HostDevice(), RuntimeOptions(shadow_fraction=0.05, shadow_seed=0))
+        )
         for start in range(0, len(images), BATCH):
             runtime.run(images[start : start + BATCH])
     return runtime
@@ -116,8 +119,8 @@ def noisy(images: np.ndarray) -> np.ndarray:
     return np.clip(images + noise, low, high).astype(np.float32)
 
 
-def test_the_test_images_raise_no_alarm(demo: tuple[Path, BundleSpec], data: Dataset) -> None:
-    images = data.inputs(data.split("test"))
+def test_the_test_images_raise_no_alarm(demo: tuple[Path, BundleSpec], data: ArrayImages) -> None:
+    images = as_batch(data.inputs(data.indices_of("test")))
     stats = serve(demo, images).stats()
     assert stats.queries == len(images)
     assert stats.alarm is None
@@ -127,8 +130,8 @@ def test_the_test_images_raise_no_alarm(demo: tuple[Path, BundleSpec], data: Dat
 
 @pytest.mark.parametrize("shift", [blurred, inverted, noisy])
 def test_other_images_raise_one(
-    demo: tuple[Path, BundleSpec], data: Dataset, shift: Callable[[np.ndarray], np.ndarray]
+    demo: tuple[Path, BundleSpec], data: ArrayImages, shift: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    stats = serve(demo, shift(data.inputs(data.split("test")[:ENOUGH]))).stats()
+    stats = serve(demo, shift(as_batch(data.inputs(data.indices_of("test")[:ENOUGH])))).stats()
     assert stats.alarm is not None
     assert stats.alarm.queries <= ENOUGH

@@ -73,9 +73,9 @@ def test_the_capital_of_all_is_the_weighted_mean() -> None:
     both.update(hits, rows)
     alone = []
     for bound, at_most in ((0.5, True), (0.9, False)):
-        one = make_bets([bound], [at_most])
-        one.update(hits[:1], rows[:1])
-        alone.append(math.exp(one.log_capital))
+        bet = make_bets([bound], [at_most])
+        bet.update(hits[:1], rows[:1])
+        alone.append(math.exp(bet.log_capital))
     assert math.exp(both.log_capital) == pytest.approx(0.25 * alone[0] + 0.75 * alone[1])
 
 

@@ -12,20 +12,26 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from artifacts import InputError, UsageError
-from calibration.data.datasets import SPLITS, Dataset, load_dataset, make_dataset, normalise, split_indices
+from calibration.data.arrays import ArrayImages, make_samples
+from calibration.data.image_input import image_input
+from calibration.data.loading import load_samples
+from calibration.data.samples import PARTS, as_batch
+from calibration.data.splits import split_indices
+from calibration.training.config import FrozenConfig
 from calibration.training.minibatches import augment, count_batches, epoch_batches
 
 SHAPE = (1, 6, 5)
+WANTED = image_input(SHAPE)
 
 
 def numbered(count: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return np.broadcast_to(np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1), (count, *shape)).copy()
 
 
-def small(count: int = 40) -> Dataset:
+def small(count: int = 40) -> ArrayImages:
     labels = np.arange(count) % 4
     splits = split_indices(labels, {"train": 0.5, "calibrate": 0.25, "test": 0.25}, seed=1)
-    return make_dataset("small", numbered(count), labels, tuple("abcd"), splits)
+    return make_samples("small", numbered(count), labels, tuple("abcd"), splits)
 
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1, max_size=80), seed=st.integers(0, 9))
@@ -41,30 +47,31 @@ def test_the_parts_cover_everything_once_and_every_class_evenly(labels: list[int
 
 def test_overlapping_parts_are_refused() -> None:
     good = small()
-    splits = {**good.splits, "test": np.append(good.splits["test"], good.splits["train"][0])}
+    splits = {**good.parts, "test": np.append(good.parts["test"], good.parts["train"][0])}
     with pytest.raises(InputError, match="overlap"):
-        make_dataset("small", good.images, good.labels, good.classes, splits)
+        make_samples("small", good.images, good.labels, good.classes, splits)
 
 
 def test_the_digests_tell_parts_apart() -> None:
     one, other = small().digests(), small(44).digests()
-    assert set(one) == {"images", "labels", *(f"indices.{part}" for part in SPLITS)}
+    assert set(one) == {"images", "labels", *(f"indices.{part}" for part in PARTS)}
     assert one == small().digests()
     assert not set(one.values()) & set(other.values())
 
 
 def test_an_unknown_part_suggests_the_nearest() -> None:
     with pytest.raises(UsageError, match="Did you mean 'calibrate'"):
-        small().split("calibration")
+        small().indices_of("calibration")
 
 
 def test_inputs_are_normalised() -> None:
     data = small()
-    got = data.inputs(np.array([3, 5]))
-    expected = (data.images[[3, 5]] / 255 - data.mean) / data.std
+    got = as_batch(data.inputs(np.array([3, 5])))
+    (mean,), (std,) = data.preprocessing.mean, data.preprocessing.std
+    expected = (data.images[[3, 5]] / 255 - mean) / std
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
-    train = normalise(data.images[data.split("train")], mean=data.mean, std=data.std)
+    train = as_batch(data.inputs(data.indices_of("train")))
     assert abs(train.mean()) < 0.01
     assert abs(train.std() - 1) < 0.01
 
@@ -81,35 +88,36 @@ def save(path: Path, **arrays: np.ndarray) -> Path:
 )
 def test_npz_in_every_documented_form(tmp_path: Path, form: Callable[[np.ndarray], np.ndarray]) -> None:
     images, labels = numbered(30), np.arange(30) % 3
-    data = load_dataset(save(tmp_path / "x.npz", images=form(images), labels=labels), shape=SHAPE)
+    data = load_samples(save(tmp_path / "x.npz", images=form(images), labels=labels), WANTED)
     assert np.array_equal(data.images, images)
     assert data.classes == ("0", "1", "2")
-    assert [len(data.split(part)) for part in SPLITS] == [18, 6, 6]
+    assert [len(data.indices_of(part)) for part in PARTS] == [18, 6, 6]
 
 
 def test_queries_without_labels_are_split_at_random(tmp_path: Path) -> None:
     path = save(tmp_path / "x.npz", images=numbered(100))
-    data = load_dataset(path, shape=SHAPE)
+    data = load_samples(path, WANTED)
     assert (data.labelled, data.classes, data.split_seed) == (False, (), 0)
-    assert [len(data.split(part)) for part in SPLITS] == [0, 80, 20], "nothing can be trained with them"
-    assert sorted(np.concatenate([data.split(part) for part in SPLITS])) == list(range(100))
-    assert data.split("calibrate").tolist() != list(range(80)), "a log has an order"
-    other = load_dataset(path, shape=SHAPE, seed=1)
+    assert [len(data.indices_of(part)) for part in PARTS] == [0, 80, 20], "nothing can be trained with them"
+    assert sorted(np.concatenate([data.indices_of(part) for part in PARTS])) == list(range(100))
+    assert data.indices_of("calibrate").tolist() != list(range(80)), "a log has an order"
+    other = load_samples(path, WANTED, seed=1)
     assert other.split_seed == 1
-    assert other.split("test").tolist() != data.split("test").tolist()
+    assert other.indices_of("test").tolist() != data.indices_of("test").tolist()
     assert "labels" not in data.digests()
     with pytest.raises(UsageError, match="has no labels.*name labelled data with --data"):
-        data.labels_of(np.arange(3))
+        data.targets(np.arange(3))
     split = np.array(["test", "calibrate"] * 2)
-    own = load_dataset(save(tmp_path / "y.npz", images=numbered(4), split=split), shape=SHAPE)
-    assert (own.split("calibrate").tolist(), own.split("test").tolist(), own.split_seed) == ([1, 3], [0, 2], None)
+    own = load_samples(save(tmp_path / "y.npz", images=numbered(4), split=split), WANTED)
+    assert own.split_seed is None
+    assert {part: own.indices_of(part).tolist() for part in PARTS} == {"train": [], "calibrate": [1, 3], "test": [0, 2]}
 
 
 def test_npz_with_its_own_parts(tmp_path: Path) -> None:
     split = np.array(["test", "train", "calibrate", "train"])
     path = save(tmp_path / "x.npz", images=numbered(4), labels=np.zeros(4, int), split=split)
-    data = load_dataset(path, shape=SHAPE)
-    assert {part: data.split(part).tolist() for part in SPLITS} == {"train": [1, 3], "calibrate": [2], "test": [0]}
+    data = load_samples(path, WANTED)
+    assert {part: data.indices_of(part).tolist() for part in PARTS} == {"train": [1, 3], "calibrate": [2], "test": [0]}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,7 @@ def test_npz_with_its_own_parts(tmp_path: Path) -> None:
 )
 def test_npz_of_another_form_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        load_dataset(save(tmp_path / "x.npz", **arrays), shape=SHAPE)
+        load_samples(save(tmp_path / "x.npz", **arrays), WANTED)
 
 
 def write_images(root: Path, count: int, *, mode: str = "L") -> None:
@@ -138,67 +146,69 @@ def write_images(root: Path, count: int, *, mode: str = "L") -> None:
 def test_class_folders_are_read_and_resized(tmp_path: Path) -> None:
     write_images(tmp_path / "cat", 10)
     write_images(tmp_path / "dog", 5, mode="RGB")
-    data = load_dataset(tmp_path, shape=SHAPE)
-    assert data.images.shape == (15, *SHAPE)
+    data = load_samples(tmp_path, WANTED)
+    assert data.inputs(np.arange(15))["images"].shape == (15, *SHAPE)
     assert data.classes == ("cat", "dog")
     assert data.labels.tolist() == [0] * 10 + [1] * 5
-    assert data.images[7, 0, 3, 3] == 7
-    colour = load_dataset(tmp_path, shape=(3, 6, 5))
-    assert colour.images[14, :, 2, 2].tolist() == [4, 0, 0]
+    assert data.pixels(np.array([7]))[0, 0, 3, 3] == 7
+    colour = load_samples(tmp_path, image_input((3, 6, 5)))
+    assert colour.pixels(np.array([14]))[0, :, 2, 2].tolist() == [4, 0, 0]
 
 
 def test_class_folders_with_their_own_parts(tmp_path: Path) -> None:
     for part, count in {"train": 3, "calibrate": 2, "test": 1}.items():
         write_images(tmp_path / part / "cat", count)
-    data = load_dataset(tmp_path, shape=SHAPE)
-    assert [len(data.split(part)) for part in SPLITS] == [3, 2, 1]
+    data = load_samples(tmp_path, WANTED)
+    assert [len(data.indices_of(part)) for part in PARTS] == [3, 2, 1]
     assert data.classes == ("cat",)
 
 
 def test_a_folder_of_images_alone_has_no_labels(tmp_path: Path) -> None:
     write_images(tmp_path / "log", 10)
     (tmp_path / "log" / "notes.txt").write_text("no image")
-    data = load_dataset(tmp_path / "log", shape=SHAPE)
+    data = load_samples(tmp_path / "log", WANTED)
     assert not data.labelled
-    assert data.images[7, 0, 3, 3] == 7
-    assert [len(data.split(part)) for part in SPLITS] == [0, 8, 2]
+    assert data.pixels(np.array([7]))[0, 0, 3, 3] == 7
+    assert [len(data.indices_of(part)) for part in PARTS] == [0, 8, 2]
     write_images(tmp_path / "log" / "cat", 1)
     with pytest.raises(InputError, match=r"images in class folders and images beside them.*000\.png"):
-        load_dataset(tmp_path / "log", shape=SHAPE)
+        load_samples(tmp_path / "log", WANTED)
     for part, count in {"train": 0, "calibrate": 2, "test": 1}.items():
         write_images(tmp_path / "parts" / part, count)
-    parts = load_dataset(tmp_path / "parts", shape=SHAPE)
-    assert (parts.labelled, [len(parts.split(part)) for part in SPLITS]) == (False, [0, 2, 1])
+    parts = load_samples(tmp_path / "parts", WANTED)
+    assert (parts.labelled, [len(parts.indices_of(part)) for part in PARTS]) == (False, [0, 2, 1])
 
 
 def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected a folder"):
-        load_dataset(tmp_path / "nowhere", shape=SHAPE)
+        load_samples(tmp_path / "nowhere", WANTED)
     with pytest.raises(InputError, match="holds no images"):
-        load_dataset(tmp_path, shape=SHAPE)
+        load_samples(tmp_path, WANTED)
     write_images(tmp_path / "train" / "cat", 1)
     with pytest.raises(InputError, match="not all of train, calibrate, test"):
-        load_dataset(tmp_path, shape=SHAPE)
+        load_samples(tmp_path, WANTED)
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     write_images(tmp_path / "cat", 2)
     (tmp_path / "cat" / "bad.png").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"bad\.png cannot be read as an image"):
-        load_dataset(tmp_path, shape=SHAPE)
+        load_samples(tmp_path, WANTED)
 
 
 def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
     data = small()
-    take = lambda **changed: list(  # noqa: E731
-        epoch_batches(data, **{"batch_size": 8, "crop_padding": 1, "seed": 0, "epoch": 0, **changed})
-    )
-    first = take()
+
+    def take(epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+        batches = epoch_batches(data, FrozenConfig(batch_size=8, crop_padding=1), epoch)
+        return [(inputs["images"], labels) for inputs, labels in batches]
+
+    first, again, other = take(), take(), take(epoch=1)
     assert len(first) == count_batches(data, 8) == 2
-    assert all(
-        np.array_equal(a, b) for one, two in zip(first, take(), strict=True) for a, b in zip(one, two, strict=True)
-    )
-    assert not np.array_equal(first[0][1], take(epoch=1)[0][1]) or not np.array_equal(first[0][0], take(epoch=1)[0][0])
+    for batch, same in zip(first, again, strict=True):
+        assert np.array_equal(batch[0], same[0])
+        assert np.array_equal(batch[1], same[1])
+    assert not np.array_equal(first[0][1], other[0][1]) or not np.array_equal(first[0][0], other[0][0])
     seen = np.concatenate([labels for _, labels in first])
     assert len(seen) == 16
     with pytest.raises(UsageError, match="lower --train-batch-size"):
@@ -207,7 +217,7 @@ def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
 
 def test_augmentation_shifts_and_mirrors_and_does_nothing_else() -> None:
     images = np.random.default_rng(0).integers(1, 255, (64, 1, 6, 5), dtype=np.uint8)
-    out = augment(images, 1, np.random.default_rng(1))
+    out = augment(images, 1, np.random.default_rng(1), mirror=True)
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
     kinds = set()
     for row in range(64):

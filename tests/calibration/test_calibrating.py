@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -18,17 +19,22 @@ from artifacts import (
     file_digest,
     load_arrays,
     open_artifact,
+    recorded_command,
 )
 from calibration.cli import main
-from calibration.data.datasets import SPLITS, load_dataset
+from calibration.data.image_input import image_input
+from calibration.data.loading import load_samples
+from calibration.data.samples import PARTS, as_batch
 from calibration.data.sources import load_run_data, source_name
-from calibration.flow import EngineChoice, ensure_trace, retrain_jointly, train_missing
-from calibration.training.end_to_end import JointConfig
-from calibration.training.frozen import FrozenConfig
+from calibration.tracing.all_exits import EngineChoice
+from calibration.tracing_flow import ensure_trace
+from calibration.training.config import FrozenConfig, JointConfig
+from calibration.training.training_flow import retrain_jointly, train_missing
 from engines import run_graph
 from export import ExportOptions, ResNetConfig, ensure_model
 
 SHAPE = (1, 8, 8)
+WANTED = image_input(SHAPE, name="input")
 NET = ResNetConfig(depth=20, classes=2, input_shape=SHAPE)
 ENGINE = EngineChoice(backend="onnxruntime", threads=1)
 
@@ -62,7 +68,7 @@ def place(exported: Path, tmp_path: Path) -> Path:
 
 def test_frozen_heads_learn_and_the_network_stays_as_it_is(place: Path) -> None:
     run = RunFolder(root=place / "run")
-    data = load_dataset(place / "bars.npz", shape=SHAPE)
+    data = load_samples(place / "bars.npz", WANTED)
     before = file_digest(run.model / "full.onnx")
     config = FrozenConfig(epochs=6, batch_size=32, crop_padding=0, learning_rate=0.01)
     model = train_missing(run, data, config, ENGINE)
@@ -76,14 +82,15 @@ def test_frozen_heads_learn_and_the_network_stays_as_it_is(place: Path) -> None:
 
 def test_the_trace_is_what_the_graphs_say_one_by_one(place: Path) -> None:
     run = RunFolder(root=place / "run")
-    data = load_dataset(place / "bars.npz", shape=SHAPE)
+    data = load_samples(place / "bars.npz", WANTED)
     model = train_missing(run, data, FrozenConfig(epochs=1, batch_size=32), ENGINE)
-    artifact, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=place / "bars.npz")
-    indices, labels = data.split("calibrate"), data.labels[data.split("calibrate")]
-    tensors = {model.spec.full.inputs[0].name: data.inputs(indices)}
+    artifact, trace = ensure_trace(run, ENGINE, data=place / "bars.npz")
+    indices, labels = data.indices_of("calibrate"), data.labels[data.indices_of("calibrate")]
+    images = as_batch(data.inputs(indices))
+    tensors = {model.spec.full.inputs[0].name: images}
     for graph in model.spec.segments:
         tensors |= run_graph(model.path(graph), {spec.name: tensors[spec.name] for spec in graph.inputs})
-    final = run_graph(model.path(model.spec.full), {model.spec.full.inputs[0].name: data.inputs(indices)})
+    final = run_graph(model.path(model.spec.full), {model.spec.full.inputs[0].name: images})
     heads = [model.spec.heads[cut.name] for cut in model.spec.candidates]
     for row, graph in enumerate(heads):
         found = run_graph(model.path(graph), {spec.name: tensors[spec.name] for spec in graph.inputs})
@@ -95,13 +102,13 @@ def test_the_trace_is_what_the_graphs_say_one_by_one(place: Path) -> None:
     np.testing.assert_allclose(trace.confidence[-1], final[model.spec.full.confidence], atol=1e-5)
     assert trace.agreement[-1].all()
     kept = load_arrays(artifact.path("indices.npz"))
-    assert all(artifact.manifest.inputs[f"indices.{part}"] == array_digest(kept[part]) for part in SPLITS)
+    assert all(artifact.manifest.inputs[f"indices.{part}"] == array_digest(kept[part]) for part in PARTS)
     assert not set(kept["train"]) & set(kept["calibrate"]) | set(kept["calibrate"]) & set(kept["test"])
 
 
 def test_joint_training_replaces_the_network_and_ships_weights(place: Path) -> None:
     run = RunFolder(root=place / "run")
-    data = load_dataset(place / "bars.npz", shape=SHAPE)
+    data = load_samples(place / "bars.npz", WANTED)
     before = file_digest(run.model / "full.onnx")
     config = JointConfig(epochs=2, backbone_epochs=1, batch_size=32, crop_padding=0)
     model = retrain_jointly(run, data, config, ENGINE)
@@ -112,7 +119,7 @@ def test_joint_training_replaces_the_network_and_ships_weights(place: Path) -> N
     weights = str(run.training / "weights" / "weights.safetensors")
     options = ExportOptions(net=NET, weights=weights, every=4)
     shipped = ensure_model(again, options)
-    images = data.inputs(data.split("test"))
+    images = as_batch(data.inputs(data.indices_of("test")))
     name = model.spec.full.inputs[0].name
     one, other = (run_graph(m.path(m.spec.full), {name: images}) for m in (model, shipped))
     np.testing.assert_allclose(one["logits"], other["logits"], atol=1e-5)
@@ -129,7 +136,12 @@ def test_the_command_makes_and_reuses_and_remembers_the_data(place: Path, capsys
     assert json.loads((place / "out.json").read_text()) == first
     assert "training" not in capsys.readouterr().err
     assert [one["exit"] for one in first["exits"]] == ["layer2.0", "layer3.1", "final"]
-    assert load_run_data(RunFolder(root=place / "run")).name == "bars.npz"
+    run = RunFolder(root=place / "run")
+    assert load_run_data(run).name == "bars.npz"
+    command = shlex.join(["python", "-m", "calibration", *words, *flags])
+    assert run.remedy("calibration") == command, "the trace says how it is made again"
+    for made in (run.training / "result", run.training / "checkpoint"):
+        assert recorded_command(made) == command
 
 
 def test_data_that_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,12 +160,13 @@ def test_data_that_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFi
 def test_a_damaged_trace_is_collected_again(place: Path) -> None:
     run = RunFolder(root=place / "run")
     data = place / "bars.npz"
-    train_missing(run, load_dataset(data, shape=SHAPE), FrozenConfig(epochs=1, batch_size=32), ENGINE)
-    _, first = ensure_trace(run, backend="onnxruntime", threads=1, data=data)
+    train_missing(run, load_samples(data, WANTED), FrozenConfig(epochs=1, batch_size=32), ENGINE)
+    _, first = ensure_trace(run, ENGINE, data=data)
+    assert run.remedy("calibration") == f"python -m calibration --run {run.root} --data {data}"
     (run.trace / "trace.npz").write_bytes(b"damaged")
     with pytest.raises(CorruptArtifactError):
         Trace.load(run.trace / "trace.npz")
-    _, second = ensure_trace(run, backend="onnxruntime", threads=1)
+    _, second = ensure_trace(run, ENGINE)
     assert np.array_equal(first.confidence, second.confidence)
 
 
@@ -161,8 +174,8 @@ def test_a_model_without_segments_has_no_exits_to_train(tmp_path: Path) -> None:
     run = RunFolder(root=tmp_path / "run")
     ensure_model(run, ExportOptions(segments=False, net=NET, weights="random"))
     with pytest.raises(UsageError, match="name your data"):
-        ensure_trace(run, backend="onnxruntime", threads=1)
-    _, trace = ensure_trace(run, backend="onnxruntime", threads=1, data=write_bars(tmp_path / "bars.npz"))
+        ensure_trace(run, ENGINE)
+    _, trace = ensure_trace(run, ENGINE, data=write_bars(tmp_path / "bars.npz"))
     assert trace.exits == ()
 
 
@@ -215,28 +228,29 @@ def test_queries_without_labels_are_traced_by_their_agreement(place: Path, capsy
 
     queries = load_run_data(run)
     assert queries.name == "queries.npz", "the trace remembers where the data is"
-    assert (queries.mean, queries.std) == (labelled.mean, labelled.std)
-    own = load_dataset(place / "queries.npz", shape=SHAPE)
-    assert own.mean == pytest.approx(labelled.mean / 2, rel=0.1)
+    (mean,), (std,) = labelled.preprocessing.mean, labelled.preprocessing.std
+    assert queries.preprocessing == labelled.preprocessing == ensure_model(run).spec.preprocessing
+    own = load_samples(place / "queries.npz", WANTED)
+    assert own.preprocessing.mean[0] == pytest.approx(mean / 2, rel=0.1)
     model = ensure_model(run)
-    name, rows = model.spec.full.inputs[0].name, queries.split("calibrate")
-    pixels = (queries.images[rows] / 255 - labelled.mean) / labelled.std
+    name, rows = model.spec.full.inputs[0].name, queries.indices_of("calibrate")
+    pixels = (queries.images[rows] / 255 - mean) / std
     final = run_graph(model.path(model.spec.full), {name: pixels.astype(np.float32)})
     np.testing.assert_allclose(trace.confidence[-1], final[model.spec.full.confidence], atol=1e-5)
 
 
 def test_the_trace_of_a_risk_that_needs_labels_is_refused_before_any_work(place: Path) -> None:
     run, queries = RunFolder(root=place / "run"), write_queries(place)
-    train_missing(run, load_dataset(place / "bars.npz", shape=SHAPE), FrozenConfig(epochs=1, batch_size=32), ENGINE)
+    train_missing(run, load_samples(place / "bars.npz", WANTED), FrozenConfig(epochs=1, batch_size=32), ENGINE)
     for risk in ("metric", "f1"):
         with pytest.raises(UsageError, match=f"--risk {risk}: queries.npz has no labels.*--risk agreement"):
-            ensure_trace(run, backend="onnxruntime", threads=1, data=queries, risk=risk)
+            ensure_trace(run, ENGINE, data=queries, risk=risk)
     assert not run.trace.exists()
-    assert not ensure_trace(run, backend="onnxruntime", threads=1, data=queries, risk="agreement")[1].labelled
+    assert not ensure_trace(run, ENGINE, data=queries, risk="agreement")[1].labelled
 
 
 def test_the_demo_data_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, data = RunFolder(root=place / "run"), load_dataset(place / "bars.npz", shape=SHAPE)
+    run, data = RunFolder(root=place / "run"), load_samples(place / "bars.npz", WANTED)
     monkeypatch.chdir(place)
     assert source_name(data, Path("fashion-mnist"), run) == "fashion-mnist"
     (place / "fashion-mnist").mkdir()

@@ -1,0 +1,1 @@
+"""Benchmarks: commands that measure; each writes JSON with its environment."""

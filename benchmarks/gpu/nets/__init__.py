@@ -1,0 +1,1 @@
+"""Networks to measure, as folders that one machine makes and another opens."""

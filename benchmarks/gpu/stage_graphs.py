@@ -1,0 +1,157 @@
+"""Stage e: CUDA graphs on and off, and whether ONNX Runtime's work can be captured at all.
+
+A chain that runs as one graph needs stages that can be captured. TensorRT's can; about ONNX Runtime's CUDA provider
+two rows decide: its own switch (``enable_cuda_graph``), and a capture of ours around one of its runs.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import EngineError
+from benchmarks.gpu.environment import load_cuda_libraries
+from benchmarks.gpu.nets.making import ensure_subject
+from benchmarks.gpu.nets.subjects import EXITS, STAY, Subject, time_in_turns
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.rows.chain import Job
+from benchmarks.gpu.stages import CUDA_BACKEND, Setting
+from engines import BuildOptions, ensure_engine, open_device, open_engine
+
+BACKENDS = (CUDA_BACKEND, "tensorrt-rtx", "tensorrt")
+
+
+def measure(record: Record, setting: Setting) -> None:
+    """Measures the demo on every backend, then tries to capture what ONNX Runtime enqueues."""
+    record.attempt("CUDA libraries", load_cuda_libraries)
+    record.attempt("driver and cuda-core", _describe_graphs)
+    name = setting.demos[0][0]
+    subject = record.attempt(f"{name}: get", partial(ensure_subject, name, setting))
+    if subject is None:
+        return
+    for backend in BACKENDS:
+        job = Job(record=record, setting=setting, subject=subject, backend=backend,
+                  max_batch_size=setting.choose(32, 8))  # fmt: skip
+        record.attempt(f"{job.name}: graphs on and off", partial(_compare, job), needs_s=setting.choose(6, 1))
+    for size in (setting.choose(32, 8), 1):
+        capture = partial(_capture_onnxruntime, subject, setting, size)
+        record.attempt(f"{name}: a run of {CUDA_BACKEND} captured by us, batch {size}", capture)
+    own = partial(_own_graphs_of_onnxruntime, subject, setting.choose(32, 8))
+    record.attempt(f"{name}: onnxruntime's own CUDA graph", own)
+
+
+def _describe_graphs() -> dict[str, Any]:
+    """Returns the CUDA version of the driver (conditional nodes: IF 12.3, SWITCH 12.8) and what cuda-core offers."""
+    from engines.gpu.driver import call
+
+    call("cuInit", 0)
+    version = int(call("cuDriverGetVersion"))
+    found: dict[str, Any] = {"driver_cuda": f"{version // 1000}.{version % 1000 // 10}"}
+    try:
+        from cuda.core.graph import GraphBuilder
+    except ImportError as error:
+        return {**found, "cuda_core": f"no graph builder: {error}"}
+    wanted = ("create_condition", "if_then", "if_else", "while_loop", "switch")
+    return {**found, "cuda_core": {verb: hasattr(GraphBuilder, verb) for verb in wanted}}
+
+
+def _compare(job: Job) -> dict[str, Any]:
+    batch = job.subject.batch(job.max_batch_size)
+    with ExitStack() as stack:
+        runtimes = {
+            f"{way}, graphs {'on' if graphs else 'off'}": job.open(stack, ways=(way,), cuda_graphs=graphs)[way]
+            for way in (EXITS, STAY)
+            for graphs in (True, False)
+        }
+        answers = {name: runtime.run(batch).outputs for name, runtime in runtimes.items()}
+        on, off = answers[f"{EXITS}, graphs on"], answers[f"{EXITS}, graphs off"]
+        rounds, budget_s = job.setting.choose(300, 3), job.setting.choose(4, 1)
+        times = time_in_turns(
+            {name: runtime.run for name, runtime in runtimes.items()}, batch, rounds=rounds, budget_s=budget_s
+        )
+        engine_ms = {name: runtime.run(batch).engine_ms for name, runtime in runtimes.items()}
+    return {"ways": times, "engine_ms": engine_ms, "answers_equal": bool(np.array_equal(on, off))}
+
+
+def _capture_onnxruntime(subject: Subject, setting: Setting, size: int) -> dict[str, Any]:
+    """Captures a run on the device's own stream, replays it, and compares answers and times."""
+    from engines.gpu.driver import call, load_driver
+
+    graph, onnx = subject.spec.full, subject.folder / subject.spec.full.file
+    options = BuildOptions(max_batch_size=size)
+    folder = ensure_engine(onnx, graph, setting.scratch / "captured", backend=CUDA_BACKEND, options=options)
+    device: Any = open_device(CUDA_BACKEND)
+    with ExitStack() as stack:
+        stack.callback(device.close)
+        engine = open_engine(folder, graph, threads=1, device=device)
+        stack.callback(engine.close)
+        buffers = {spec.name: device.allocate(spec, size) for spec in (*graph.inputs, *graph.outputs)}
+        for name, array in subject.batch(size).items():
+            device.upload(array, buffers[name])
+        run = engine.bind(buffers)
+        for _ in range(3):
+            run()
+        answer = buffers[graph.answers[0]]
+        wanted = device.download(answer, range(size))
+        stream = device.cuda.stream
+        call("cuStreamBeginCapture", stream, load_driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+        try:
+            run()
+        except EngineError:
+            _drop_capture(stream)
+            raise
+        captured = call("cuStreamEndCapture", stream)
+        executable = call("cuGraphInstantiate", captured, 0)
+        device.upload(np.zeros_like(wanted), answer)
+
+        def replay(_: object = None) -> None:
+            call("cuGraphLaunch", executable, stream)
+            device.synchronize()
+
+        def plainly(_: object = None) -> None:
+            run()
+            device.synchronize()
+
+        replay()
+        found = device.download(answer, range(size))
+        times = time_in_turns(
+            {"plain": plainly, "graph": replay}, {}, rounds=setting.choose(200, 3), budget_s=setting.choose(3, 1)
+        )
+    return {"worst_difference": float(np.abs(found - wanted).max()), "ways": times}
+
+
+def _drop_capture(stream: Any) -> None:
+    """Ends a capture in which something went wrong, so that the first error is the one that shows."""
+    from engines.gpu.driver import call
+
+    with suppress(EngineError):
+        call("cuStreamEndCapture", stream)
+
+
+def _own_graphs_of_onnxruntime(subject: Subject, size: int) -> dict[str, Any]:
+    """Times sessions with and without ``enable_cuda_graph`` over arrays that stay on the GPU."""
+    import onnxruntime
+
+    path = subject.folder / subject.spec.full.file
+    serves = {f"graphs {'on' if on else 'off'}": _own_session(onnxruntime, path, subject, size, on=on)
+              for on in (False, True)}  # fmt: skip
+    return {"ways": time_in_turns(serves, {}, rounds=200, budget_s=3)}
+
+
+def _own_session(onnxruntime: Any, path: Path, subject: Subject, size: int, *, on: bool) -> Any:
+    options = {"enable_cuda_graph": str(int(on)), "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    provider = "CUDAExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"onnxruntime {onnxruntime.__version__} has no {provider}")
+    session = onnxruntime.InferenceSession(str(path), providers=[(provider, options)])
+    binding = session.io_binding()
+    for name, array in subject.batch(size).items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+    for spec in subject.spec.full.outputs:
+        empty = np.zeros((size, *spec.row_shape), spec.dtype)
+        binding.bind_ortvalue_output(spec.name, onnxruntime.OrtValue.ortvalue_from_numpy(empty, "cuda", 0))
+    return lambda _: session.run_with_iobinding(binding)

@@ -1,0 +1,240 @@
+"""ArrayImages: images as one array of bytes, in memory or mapped from an ``.npz`` file."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from artifacts import CorruptArtifactError, InputError, Preprocessing, array_digest, load_arrays, unknown_name
+from calibration.data.image_input import CHUNK_ROWS, ImageInput, image_input, measure_normalisation
+from calibration.data.samples import PARTS, check_parts, in_chunks, labels_missing
+from calibration.data.splits import split_by_names, split_randomly
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ArrayImages:
+    """Images in one array, with labels or without; an implementation of ``ImageSamples``.
+
+    Attributes:
+        name: for messages and records.
+        images: uint8 in the network's size and layout: (N, C, H, W) or (N, H, W, C).
+        labels: (N,) int64, positions in ``classes``; ``None`` where they are not given.
+        classes: class names; none without labels.
+        parts: part -> ascending indices into ``images``, int64; pairwise disjoint.
+        input: how an image becomes the network's input.
+        split_seed: what decided about the parts; ``None`` where the data came with them.
+        mapping: the file's mapping that ``images`` reads from; its pages are given back after every read.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    parts: Mapping[str, np.ndarray]
+    input: ImageInput
+    split_seed: int | None = None
+    mapping: mmap.mmap | None = None
+
+    def __post_init__(self) -> None:
+        labels = np.zeros(len(self.images), np.int64) if self.labels is None else self.labels
+        expected = self.input.row_shape
+        if self.images.shape[1:] != expected or self.images.dtype != np.uint8 or len(self.images) != len(labels):
+            raise InputError(
+                f"{self.name}: expected uint8 images of shape (N, {', '.join(map(str, expected))}) and N labels, "
+                f"got {self.images.dtype} {self.images.shape} and {len(labels)} labels"
+            )
+        if self.labelled and len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
+            raise InputError(f"{self.name}: labels must lie in 0..{len(self.classes) - 1}")
+        check_parts(self.name, self.parts, count=len(self.images))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the true classes are given."""
+        return self.labels is not None
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The way from an image to a row of the network's input."""
+        return self.input.preprocessing
+
+    def indices_of(self, part: str, /) -> np.ndarray:
+        """Returns the indices of a part."""
+        if part not in self.parts:
+            raise unknown_name("part of the data", part, PARTS)
+        return self.parts[part]
+
+    def pixels(self, indices: np.ndarray, /) -> np.ndarray:
+        """Returns uint8 images, a copy."""
+        rows = np.ascontiguousarray(self.images[indices])
+        self._release()
+        return rows
+
+    def prepare(self, pixels: np.ndarray, /) -> dict[str, np.ndarray]:
+        """Returns the network's input for such pixels."""
+        return {self.input.name: self.input.prepare(pixels)}
+
+    def inputs(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+        """Returns the network's input for some images."""
+        return self.prepare(self.pixels(indices))
+
+    def targets(self, indices: np.ndarray, /) -> np.ndarray:
+        """Returns the labels (n,) int64 of some images.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.labels is None:
+            raise labels_missing(self.name)
+        found: np.ndarray = self.labels[indices]
+        return found
+
+    def digests(self) -> dict[str, str]:
+        """Returns the digests of the images, the labels (if there are any) and the index set of each part."""
+        parts = {f"indices.{part}": array_digest(self.parts[part]) for part in PARTS}
+        labels = {} if self.labels is None else {"labels": array_digest(self.labels)}
+        digest = hashlib.sha256(f"{self.images.dtype.str} {self.images.shape} ".encode())
+        for rows in self._chunks(np.arange(len(self.images))):
+            digest.update(rows.reshape(-1).data)
+        return {"images": digest.hexdigest(), **labels, **parts}
+
+    def with_own_normalisation(self) -> ArrayImages:
+        """Returns the images normalised by the mean and spread of the train part, or of all when that is empty."""
+        train = self.parts["train"] if len(self.parts["train"]) else np.arange(len(self.images))
+        return replace(self, input=self.input.normalised_by(*measure_normalisation(self._chunks(train))))
+
+    def _chunks(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        return (self.pixels(chunk) for chunk in in_chunks(indices, CHUNK_ROWS))
+
+    def _release(self) -> None:
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def make_samples(
+    name: str, images: np.ndarray, labels: np.ndarray | None, classes: tuple[str, ...],
+    parts: Mapping[str, np.ndarray], *, split_seed: int | None = None,
+) -> ArrayImages:  # fmt: skip
+    """Builds samples from arrays (N, C, H, W) or (N, H, W, C), normalised by their own mean and spread."""
+    return ArrayImages(
+        name=name, images=images, labels=labels, classes=classes, parts=parts, input=image_input(images.shape[1:]),
+        split_seed=split_seed,
+    ).with_own_normalisation()  # fmt: skip
+
+
+def load_npz(source: Path, want: ImageInput, *, seed: int) -> ArrayImages:
+    """Loads ``images`` and, where given, ``labels`` and ``split`` from an ``.npz``.
+
+    One that is not compressed (``np.savez``) is mapped and read a batch at a time; a compressed one is loaded whole.
+
+    Args:
+        source: the file; ``images`` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), ``labels`` (N,) integers from 0,
+            ``split`` (N,) names of parts.
+        want: the network's input; the images must have its size.
+        seed: decides the parts where there is no ``split``.
+
+    Raises:
+        InputError: other arrays, types or shapes.
+    """
+    arrays, mapping = map_arrays(source)
+    if "images" not in arrays:
+        raise InputError(f"{source}: expected arrays 'images' and, where known, 'labels', found {sorted(arrays)}")
+    unknown = sorted(set(arrays) - {"images", "split"})
+    if "labels" not in arrays and unknown:
+        raise InputError(
+            f"{source}: there is no array 'labels', and {unknown} are unknown; name the labels 'labels', or leave "
+            "'images' (and 'split') alone for queries without labels"
+        )
+    images, labels = _arrange(source, arrays["images"], want), arrays.get("labels")
+    classes: tuple[str, ...] = ()
+    if labels is not None:
+        labels = check_labels(source, np.array(labels), count=len(images))
+        classes = tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+    if "split" in arrays:
+        names = arrays["split"].astype(np.str_)
+        parts, split_seed = split_by_names(source.name, names, count=len(images)), None
+    else:
+        parts, split_seed = split_randomly(labels, count=len(images), seed=seed), seed
+    return ArrayImages(
+        name=source.name, images=images, labels=labels, classes=classes, parts=parts, input=want,
+        split_seed=split_seed, mapping=mapping,
+    )  # fmt: skip
+
+
+def _arrange(source: Path, images: np.ndarray, want: ImageInput) -> np.ndarray:
+    """Returns a view of the images in the network's layout."""
+    expected = want.row_shape
+    last = want.preprocessing.layout == "NHWC"
+    if images.ndim == 3:
+        images = images[..., None] if last else images[:, None]
+    elif images.ndim == 4 and images.shape[1:] != expected:
+        turned = images.transpose(0, 2, 3, 1) if last else images.transpose(0, 3, 1, 2)
+        images = turned if turned.shape[1:] == expected else images
+    if images.dtype != np.uint8 or images.shape[1:] != expected:
+        raise InputError(
+            f"{source}: the network takes uint8 images of shape (N, {', '.join(map(str, expected))}); "
+            f"got {images.dtype} {images.shape}"
+        )
+    if want.preprocessing.channel_order == "BGR":
+        images = images[..., ::-1] if last else images[:, ::-1]
+    return images
+
+
+def check_labels(source: Path, labels: np.ndarray, *, count: int) -> np.ndarray:
+    """Returns labels (count,) as int64; what cannot be labels is refused."""
+    if labels.shape != (count,):
+        raise InputError(f"{source}: expected labels of shape ({count},) for {count} images, got {labels.shape}")
+    if not np.issubdtype(labels.dtype, np.integer) or (len(labels) and labels.min() < 0):
+        raise InputError(f"{source}: labels must be integers from 0, got {labels.dtype}")
+    return labels.astype(np.int64)
+
+
+def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], mmap.mmap | None]:
+    """Opens an ``.npz`` without pickle; arrays that are stored uncompressed are views of the file.
+
+    Returns:
+        The arrays by name, and the mapping of the file that they are views of; ``None`` where all were loaded.
+
+    Raises:
+        CorruptArtifactError: the file is not an ``.npz`` or holds pickled objects.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or path.stat().st_size == 0:
+                return load_arrays(path), None
+        with path.open("rb") as stream:
+            mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            found = {entry.filename.removesuffix(".npy"): _view(mapping, entry.header_offset) for entry in entries}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise CorruptArtifactError(f"{path} cannot be read as .npz without pickle: {error}") from error
+    return found, mapping
+
+
+_HEADER_READERS: Mapping[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype]]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+def _view(mapping: mmap.mmap, header_offset: int) -> np.ndarray:
+    """Returns the array of an uncompressed member of a zip file: a view of the mapping."""
+    name_length, extra_length = struct.unpack("<HH", mapping[header_offset + 26 : header_offset + 30])
+    mapping.seek(header_offset + 30 + name_length + extra_length)
+    version = np.lib.format.read_magic(mapping)
+    if version not in _HEADER_READERS:
+        raise ValueError(f"array format {version} is unknown")
+    shape, fortran, dtype = _HEADER_READERS[version](mapping)
+    if dtype.hasobject:
+        raise ValueError("an array holds pickled objects")
+    count = int(np.prod(shape, dtype=np.int64))
+    if count == 0:
+        return np.zeros(shape, dtype)
+    flat = np.frombuffer(mapping, dtype, count, mapping.tell())
+    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)

@@ -1,0 +1,234 @@
+"""Folders of images: which files lie in which part and class, and what was left out.
+
+``source/<class>/<image>`` with the parts drawn at random, or ``source/<part>/<class>/<image>``; images may lie in
+folders of their own below a class. Without class folders the images are queries without labels. Classes are in natural
+order (``2`` before ``10``), or in that of ``source/classes.txt``, one name a line. Whatever is not read is said.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from artifacts import InputError
+from calibration.data.decoding import IMAGE_SUFFIXES
+from calibration.data.samples import PARTS
+from calibration.data.splits import PART_NAMES
+
+CLASSES_TXT = "classes.txt"
+_CLUTTER = re.compile(r"\..*|__MACOSX|@eaDir|lost\+found|Thumbs\.db|desktop\.ini", re.IGNORECASE)
+_SHOWN = 12  # classes or names in one message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FoundImages:
+    """The image files of a folder, in a fixed order.
+
+    Attributes:
+        paths: (N,) bytes, relative to the folder.
+        labels: (N,) int64; ``None`` where there are no class folders.
+        classes: class names in the order of the labels.
+        parts: (N,) the name of each image's part, ours; ``None`` where the folder has no parts.
+        notes: for the user: counts, what was left out, what was assumed.
+    """
+
+    paths: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    parts: np.ndarray | None
+    notes: tuple[str, ...]
+
+
+def find_images(source: Path, *, class_count: int | None) -> FoundImages:
+    """Lists the images of a folder.
+
+    Args:
+        source: the folder.
+        class_count: how many classes the network tells apart; ``None``: not known.
+
+    Raises:
+        InputError: no images, images in class folders and beside them, parts that cannot be used, or class folders
+            that may not be the network's classes.
+    """
+    left_out: Counter[str] = Counter()
+    roots = _find_parts(source, left_out)
+    listed: dict[tuple[str, str], list[str]] = {}  # (part, class; "": none) -> paths relative to the source
+    for part, folders in roots.items():
+        for folder in folders:
+            _list_classes(source, folder, part, listed, left_out)
+    named = {name for _, name in listed if name}
+    with_images = {name for (_, name), paths in listed.items() if name and paths}
+    flat = next((paths[0] for (_, name), paths in listed.items() if not name and paths), None)
+    if flat and with_images:
+        raise InputError(
+            f"{source} holds images in class folders and images beside them ({source / flat}, for instance): move "
+            "those into a class folder or away; a log of queries without labels is a folder of images alone"
+        )
+    if not flat and not with_images:
+        raise InputError(
+            f"{source} holds no images{_describe_left_out(left_out)}: expected {source}/<class>/<image>.png, or "
+            f"{source}/<image>.png for queries without labels"
+        )
+    notes: list[str] = []
+    classes = _order_classes(source, named, with_images, class_count, notes) if with_images else ()
+    order = [(part, name) for part in roots for name in classes or ("",) if (part, name) in listed]
+    counts = [len(listed[key]) for key in order]
+    if left_out:
+        notes.append(f"{source}{_describe_left_out(left_out)}")
+    labels = None
+    if classes:
+        labels = np.repeat(np.array([classes.index(name) for _, name in order], np.int64), counts)
+        notes.insert(0, f"{len(labels)} images in {source}: {describe_counts(labels, classes)}")
+    return FoundImages(
+        paths=np.concatenate([np.array([os.fsencode(path) for path in listed[key]], np.bytes_) for key in order]),
+        labels=labels,
+        classes=classes,
+        parts=None if "" in roots else np.repeat(np.array([part for part, _ in order], np.str_), counts),
+        notes=tuple(notes),
+    )
+
+
+def _find_parts(source: Path, left_out: Counter[str]) -> Mapping[str, Sequence[str]]:
+    """Returns part -> its folders, relative to the source; one part without a name where the folder has none."""
+    folders, images = _scan(source, Counter())
+    parts = {name: PART_NAMES[name.lower()] for name in folders if name.lower() in PART_NAMES}
+    others = [name for name in folders if name not in parts]
+    strangers = [name for name in others if _list_images(source, name, Counter())] + images[:1]
+    if not parts or (len(parts) == 1 and strangers):
+        return {"": [""]}
+    if strangers:
+        raise InputError(
+            f"{source} holds the parts {', '.join(parts)} and beside them {', '.join(strangers[:_SHOWN])}: move those "
+            "into a part or away"
+        )
+    if set(parts.values()) == {"train"}:
+        raise InputError(f"{source} holds {', '.join(parts)} but not all of {', '.join(PARTS)}")
+    _scan(source, left_out)
+    left_out.update(f"the folder {name}" for name in others)
+    return {part: [name for name in parts if parts[name] == part] for part in PARTS if part in parts.values()}
+
+
+def _list_classes(
+    source: Path, root: str, part: str, listed: dict[tuple[str, str], list[str]], left_out: Counter[str]
+) -> None:
+    """Adds the images below a folder: (part, class) -> their paths; those beside the class folders under no name."""
+    folders, images = _scan(source / root, left_out)
+    listed.setdefault((part, ""), []).extend(os.path.join(root, name) for name in images)  # noqa: PTH118
+    for name in folders:
+        listed.setdefault((part, name), []).extend(_list_images(source, os.path.join(root, name), left_out))  # noqa: PTH118
+
+
+def _list_images(source: Path, folder: str, left_out: Counter[str]) -> list[str]:
+    """Returns the paths of all images below a folder, relative to the source."""
+    folders, images = _scan(source / folder, left_out)
+    paths = [os.path.join(folder, name) for name in images]  # noqa: PTH118 - a Path each would fill the memory
+    for name in folders:
+        paths += _list_images(source, os.path.join(folder, name), left_out)  # noqa: PTH118
+    return paths
+
+
+def _scan(folder: Path, left_out: Counter[str]) -> tuple[list[str], list[str]]:
+    """Returns the names of the sub-folders and of the image files of a folder, and counts what is neither."""
+    folders, images = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+            if _CLUTTER.fullmatch(entry.name):
+                if entry.is_dir() or suffix in IMAGE_SUFFIXES:
+                    left_out[entry.name] += 1
+            elif entry.is_dir():
+                folders.append(entry.name)
+            elif suffix in IMAGE_SUFFIXES:
+                images.append(entry.name)
+            elif entry.name != CLASSES_TXT:
+                left_out[f"{suffix or entry.name} files"] += 1
+    return sorted(folders), sorted(images)
+
+
+def _describe_left_out(left_out: Counter[str]) -> str:
+    if not left_out:
+        return ""
+    listed = [f"{name} ({count})" if count > 1 else name for name, count in sorted(left_out.items())]
+    more = f" and {len(listed) - _SHOWN} more kinds" if len(listed) > _SHOWN else ""
+    return f": left out {', '.join(listed[:_SHOWN])}{more}"
+
+
+def _order_classes(
+    source: Path, named: set[str], with_images: set[str], class_count: int | None, notes: list[str]
+) -> tuple[str, ...]:
+    """Returns the classes in the order of the network's answers.
+
+    Args:
+        source: the folder, for ``classes.txt`` and for messages.
+        named: every class folder.
+        with_images: those that hold images.
+        class_count: how many classes the network tells apart, or ``None``.
+        notes: takes what was assumed.
+    """
+    empty = sorted(named - with_images, key=natural_key)
+    if (source / CLASSES_TXT).is_file():
+        classes = read_classes(source / CLASSES_TXT)
+        if unknown := sorted(with_images - set(classes), key=natural_key):
+            raise InputError(
+                f"{source}: {source / CLASSES_TXT} does not name {', '.join(unknown[:_SHOWN])}; add them at the place "
+                "of their class, or move them away"
+            )
+        empty = [name for name in classes if name not in with_images]
+    elif empty and class_count == len(with_images):
+        notes.append(f"{source}: left out {', '.join(empty)}: no images there, and the network has as many classes")
+        return tuple(sorted(with_images, key=natural_key))
+    else:
+        classes = tuple(sorted(named, key=natural_key))
+        if list(classes) != sorted(classes):
+            notes.append(
+                f"{source}: classes are in natural order, {_shorten(classes)}; where the network was trained with "
+                f"names sorted as text, say so in {source / CLASSES_TXT}, one name a line"
+            )
+    if empty:
+        notes.append(f"{source}: no images of class {', '.join(empty[:_SHOWN])}; the class keeps its place")
+    if class_count is not None and len(classes) < class_count:
+        notes.append(
+            f"{source}: {len(classes)} classes for a network that tells {class_count} apart; they are taken as its "
+            f"first. If one is missing in between, name all in {source / CLASSES_TXT}"
+        )
+    return classes
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Reads class names, one a line, in the order of the network's answers.
+
+    Raises:
+        InputError: the file is no text, or names a class twice.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    names = tuple(line.strip() for line in lines if line.strip())
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path} names {', '.join(twice[:_SHOWN])} more than once")
+    return names
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Returns a key that sorts numbers in names by their value: ``c2`` before ``c10``."""
+    pieces = re.split(r"(\d+)", name)
+    return (*((1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces), (2, 0, name))
+
+
+def describe_counts(labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Returns how many samples each class has, for a message."""
+    counts = np.bincount(labels, minlength=len(classes))
+    return _shorten([f"{name} ({count})" for name, count in zip(classes, counts, strict=True)])
+
+
+def _shorten(words: Sequence[str]) -> str:
+    if len(words) <= _SHOWN:
+        return ", ".join(words)
+    return f"{', '.join(words[: _SHOWN - 2])} ... {words[-1]}, {len(words)} in all"

@@ -1,0 +1,43 @@
+"""CalibrationOptions: what every step of a calibration is given besides run, data and engines."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from artifacts import COMMAND, Model, RunFolder, Task, find_task
+
+_log = logging.getLogger("pame.calibration")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationOptions:
+    """The task, the command line to record, and where messages go.
+
+    Attributes:
+        task: of one's own; ``None``: the one that the model names.
+        command: the command line that made this; ``None``: ``python -m calibration`` with the run and its data.
+        report: receives notes for the user.
+    """
+
+    task: Task | None = None
+    command: str | None = None
+    report: Callable[[str], None] = _log.info
+
+    def task_of(self, model: Model) -> Task:
+        """Returns the task that judges a model's answers.
+
+        Raises:
+            UsageError: the model names a task that is not built in, and none was given.
+        """
+        return self.task or find_task(model.spec.task)
+
+    def notes(self, run: RunFolder, *, source: str | None = None) -> dict[str, str]:
+        """Returns what manifests record of the command line."""
+        data = [] if source is None else ["--data", source]
+        return {COMMAND: self.command or shlex.join(["python", "-m", "calibration", "--run", str(run.root), *data])}
+
+
+DEFAULT_OPTIONS = CalibrationOptions()

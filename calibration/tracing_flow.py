@@ -1,0 +1,144 @@
+"""Calibration workflow: from a model to its trace, made once and reused; torch is loaded where heads are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from artifacts import (
+    MANIFEST,
+    TRACE_NPZ,
+    Artifact,
+    MissingExtraError,
+    Model,
+    ModelSpec,
+    RunFolder,
+    Task,
+    Trace,
+    is_current,
+    new_artifact,
+    open_artifact,
+    read_manifest,
+    save_arrays,
+)
+from calibration.certify.risk_tests import check_labels
+from calibration.data.samples import PARTS, ImageSamples, Samples
+from calibration.data.sources import DataSource, load_run_data, source_name
+from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
+from calibration.tracing.all_exits import EngineChoice, SegmentRunner
+from calibration.tracing.collecting import collect_trace
+from calibration.tracing.network_check import check_network
+from calibration.training.config import FrozenConfig
+from export import ensure_model
+
+TRACE_ROWS = 64
+
+
+def ensure_trace(
+    run: RunFolder, engine: EngineChoice, *, data: DataSource | None = None, risk: str | None = None,
+    options: CalibrationOptions = DEFAULT_OPTIONS,
+) -> tuple[Artifact, Trace]:  # fmt: skip
+    """Returns the run's trace of the calibrate part, making what is missing upstream and saying so.
+
+    Args:
+        run: the run's folder; without a model the ResNet family is exported.
+        engine: backend and threads of each engine.
+        data: ``--data``; ``None``: what the run used before, or Fashion-MNIST.
+        risk: what the trace is wanted for; one that the data cannot tell is refused before any work. ``None``: any.
+        options: task, command line and messages.
+
+    Raises:
+        UsageError: the risk needs labels, or exit heads are to be trained, and the data has none.
+        MissingExtraError: exit heads are to be trained, and torch is not installed.
+    """
+    model = ensure_model(run, report=options.report)
+    samples = load_run_data(run, data, report=options.report)
+    if risk is not None:
+        check_labels(risk, labelled=samples.labelled, where=samples.name)
+    if missing_heads(model.spec):
+        model = _train_missing(run, samples, engine, options)
+    return trace_model(run, model, samples, engine, source=source_name(samples, data, run), options=options)
+
+
+def missing_heads(spec: ModelSpec) -> tuple[str, ...]:
+    """Returns the cuts that should have an exit head and have none: all but the last cut."""
+    return tuple(cut.name for cut in spec.cuts[:-1] if cut.name not in spec.heads)
+
+
+def _train_missing(run: RunFolder, samples: Samples, engine: EngineChoice, options: CalibrationOptions) -> Model:
+    """Trains with the default configuration; torch is loaded here and nowhere else on the way to a trace."""
+    try:
+        from calibration.training.training_flow import train_missing
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        raise MissingExtraError(package, "train") from error
+    return train_missing(run, samples, FrozenConfig(), engine, options=options)
+
+
+def trace_model(
+    run: RunFolder, model: Model, samples: Samples, engine: EngineChoice,
+    *, source: str, options: CalibrationOptions = DEFAULT_OPTIONS,
+) -> tuple[Artifact, Trace]:  # fmt: skip
+    """Collects the trace of the calibrate part, or reuses it if model, data, task and backend are unchanged.
+
+    Args:
+        run: where the trace lies.
+        model: with its exit heads.
+        samples: the data.
+        engine: backend and threads of each engine.
+        source: recorded, so that later commands find the data by themselves.
+        options: task, command line and messages.
+
+    Raises:
+        UsageError: the trace must be collected, the model names a task that is not built in, and none was given.
+        InputError: the calibrate part has no samples.
+    """
+    inputs = {"model": model.digest, **samples.digests()}
+    parameters: dict[str, Any] = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
+    if not samples.labelled:
+        parameters["labelled"] = False
+    task_name = recorded_task(run) if options.task is None else options.task.name
+    if task_name is not None and task_name != model.spec.task:
+        parameters["task"] = task_name
+    if not is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters):
+        if options.task is None:
+            parameters.pop("task", None)
+        task = options.task_of(model)
+        count = len(samples.indices_of("calibrate"))
+        options.report(f"collecting the trace of {count} samples of {samples.name} into {run.trace}")
+        with SegmentRunner(model, run.engines, engine, rows=TRACE_ROWS, with_heads=True) as runner:
+            ask_network(model, runner, samples, task, report=options.report)
+            trace = collect_trace(model, runner, samples, "calibrate", task, rows=TRACE_ROWS)
+        notes = options.notes(run, source=source)
+        if isinstance(samples, ImageSamples) and samples.split_seed is not None:
+            notes["split_seed"] = str(samples.split_seed)
+        with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:
+            trace.save(staging / TRACE_NPZ)
+            save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS})
+    artifact = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
+    return artifact, Trace.load(artifact.path(TRACE_NPZ))
+
+
+def ask_network(
+    model: Model, runner: SegmentRunner, samples: Samples, task: Task, *, report: Callable[[str], None]
+) -> None:
+    """Warns where the full network is no good on the samples; without labels that cannot be known.
+
+    Args:
+        model: the network.
+        runner: its engines, opened for ``TRACE_ROWS`` rows.
+        samples: the data.
+        task: judges the answers.
+        report: receives the warnings.
+    """
+    if samples.labelled and len(samples.indices_of("calibrate")):
+        for warning in check_network(model, runner, samples, task, rows=TRACE_ROWS).warnings():
+            report(warning)
+
+
+def recorded_task(run: RunFolder) -> str | None:
+    """Returns the name of the task of one's own that the run's trace was judged by; ``None``: the model's."""
+    if not (run.trace / MANIFEST).is_file():
+        return None
+    task = read_manifest(run.trace).parameters.get("task")
+    return task if isinstance(task, str) else None

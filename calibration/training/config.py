@@ -1,0 +1,93 @@
+"""Training configurations: frozen training of exit heads, and end-to-end training of backbone and exits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from artifacts import UsageError, unknown_name
+
+AUGMENTATIONS = ("none", "crop", "crop-mirror")
+"""How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenConfig:
+    """How to train exit heads on a frozen backbone.
+
+    Attributes:
+        epochs: passes over the train part.
+        batch_size: samples per step.
+        learning_rate: peak of AdamW's cosine schedule.
+        weight_decay: of AdamW.
+        augment: how images are varied, one of ``AUGMENTATIONS``.
+        crop_padding: pixels of zero padding for random crops.
+        seed: decides initialisation, order and augmentation.
+    """
+
+    epochs: int = 4
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    augment: str = AUGMENTATIONS[1]
+    crop_padding: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise UsageError(f"--epochs {self.epochs}: expected at least 1")
+        check_batch_size(self.batch_size)
+        check_augmentation(self.augment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JointConfig:
+    """How to train backbone and exits together, end to end.
+
+    Attributes:
+        epochs: of both phases together.
+        backbone_epochs: how many of them train the backbone alone.
+        batch_size: samples per step.
+        learning_rate: peak of the one-cycle schedule (warm-up over the first fifth, then a cosine to zero).
+        momentum: of SGD, in Nesterov's form.
+        weight_decay: of SGD, on every parameter.
+        exit_weight: weight of all exits' losses together; the final head's is 1.
+        distillation: share of the divergence in an exit's loss; the rest is the task's loss.
+        temperature: softens both answers in the divergence.
+        augment: how images are varied, one of ``AUGMENTATIONS``.
+        crop_padding: pixels of zero padding for random crops.
+        seed: decides the order and the augmentation.
+    """
+
+    epochs: int = 13
+    backbone_epochs: int = 3
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    exit_weight: float = 3.0
+    distillation: float = 0.5
+    temperature: float = 3.0
+    augment: str = AUGMENTATIONS[1]
+    crop_padding: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.backbone_epochs < self.epochs:
+            raise UsageError(
+                f"--epochs {self.epochs} with --backbone-epochs {self.backbone_epochs}: "
+                "at least one epoch must train the exits"
+            )
+        check_batch_size(self.batch_size)
+        check_augmentation(self.augment)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raises ``UsageError`` for a batch that batch normalisation cannot do with."""
+    if batch_size < 2:
+        raise UsageError(f"--train-batch-size {batch_size}: batch normalisation needs at least 2")
+
+
+def check_augmentation(augment: str) -> None:
+    """Raises ``UsageError`` for an augmentation that does not exist."""
+    if augment not in AUGMENTATIONS:
+        raise unknown_name("augmentation", augment, AUGMENTATIONS)

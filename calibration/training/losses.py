@@ -1,0 +1,48 @@
+"""Losses: by which exit heads of each task are trained, keyed by ``Task.loss``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional
+
+from artifacts import Task, unknown_name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """How far an answer is from the right one, and from that of the final head.
+
+    Attributes:
+        of_targets: (answers (B, ...), targets (B, ...)) -> a scalar.
+        of_teacher: (answers, the final head's answers, temperature) -> a scalar; both answers softened.
+    """
+
+    of_targets: Callable[[Tensor, Tensor], Tensor]
+    of_teacher: Callable[[Tensor, Tensor, float], Tensor]
+
+
+def _divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of softened logits (B, classes, ...) (Hinton et al. 2015, arXiv:1503.02531)."""
+    wanted = functional.softmax(teacher / temperature, dim=1)
+    found = functional.log_softmax(logits / temperature, dim=1)
+    return functional.kl_div(found, wanted, reduction="batchmean") * temperature**2
+
+
+LOSSES: Mapping[str, Loss] = {
+    "cross-entropy": Loss(of_targets=functional.cross_entropy, of_teacher=_divergence),
+}
+"""The loss of each name; cross entropy takes logits (B, classes) or dense ones (B, classes, ...) and class indices."""
+
+
+def find_loss(task: Task) -> Loss:
+    """Returns the loss of a task.
+
+    Raises:
+        UsageError: the task names none of ``LOSSES``.
+    """
+    if task.loss not in LOSSES:
+        raise unknown_name(f"loss of the task '{task.name}'", task.loss, LOSSES)
+    return LOSSES[task.loss]

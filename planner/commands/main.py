@@ -1,0 +1,24 @@
+"""Command line of the planner: the table of its commands, and the choice of one of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from planner.commands import import_trace, plan, report, validate
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "report": report.main,
+    "validate": validate.main,
+    "import-trace": import_trace.main,
+}
+"""The word after ``python -m planner`` -> the command; without one of these words it is ``plan.main``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that the first word names, or else the planning; returns its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    further = ", ".join(f"python -m planner {name}" for name in COMMANDS)
+    return plan.main(words, epilog=f"Further commands, each with --help: {further}")

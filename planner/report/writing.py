@@ -1,0 +1,59 @@
+"""Writing a report: the page and its pictures, each file whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from artifacts import MissingArtifactError, PameError, RunFolder, UsageError
+
+
+def check_output(output: Path, run: RunFolder, *, given: bool) -> Path:
+    """Finds out before the work whether the page can be written afterwards.
+
+    Args:
+        output: where the page is to be.
+        run: the run that it is about.
+        given: whether a person named the place, as against the default.
+
+    Raises:
+        MissingArtifactError: there is no such run.
+        UsageError: the folder does not exist, or the file is to be something else than HTML.
+    """
+    if not run.root.is_dir():
+        raise MissingArtifactError(f"there is no run at {run.root}. Start one with: {run.remedy('export')}")
+    if given and output.suffix not in (".html", ".htm"):
+        raise UsageError(f"--output {output}: the report is an HTML page; name it {output.with_suffix('.html').name}")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {output.parent}; make it first")
+    return output
+
+
+def write_report(output: Path, page: str, pictures: Mapping[str, bytes]) -> list[Path]:
+    """Writes the pictures into ``NAME_figures/`` beside the page, and the page last; returns the pictures' paths.
+
+    Raises:
+        PameError: a file cannot be written.
+    """
+    folder = output.with_name(f"{output.stem}_figures")
+    paths = {folder / f"{name}.png": content for name, content in pictures.items()}
+    try:
+        folder.mkdir(exist_ok=True)
+        for path, content in (*paths.items(), (output, page.encode())):
+            _replace(path, content)
+    except OSError as error:
+        raise PameError(
+            f"cannot write {output}: {error.strerror or error}. Name another place with --output"
+        ) from error
+    return list(paths)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    staging = path.with_name(f".{path.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        staging.write_bytes(content)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)

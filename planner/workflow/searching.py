@@ -1,0 +1,78 @@
+"""Searching: from a planning configuration to the plans that may be committed, certified where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from artifacts import Trace
+from planner.certify.certified import CertifiedPlans, merge_certified, plan_certified
+from planner.config import CertifyConfig, PlanConfig
+from planner.predict.costs import NetworkCosts
+from planner.search.problem import SearchProblem, SearchResult
+from planner.search.rules import GREEDY
+from planner.search.searches import find_search
+from planner.search.threshold_grids import KeptGrids
+
+
+def make_problem(trace: Trace, costs: NetworkCosts, config: PlanConfig, grids: KeptGrids) -> SearchProblem:
+    """Returns the problem that a configuration poses.
+
+    Args:
+        trace: with the metric that the risk is about.
+        costs: the stages' costs.
+        config: tolerance and rules.
+        grids: of this trace.
+
+    Raises:
+        NoPlanError: the trace allows no relative tolerance.
+    """
+    return SearchProblem(trace=trace, costs=costs, tolerances=(config.tolerance,), rules=config.rules, grids=grids)
+
+
+def search_plans(
+    problem: SearchProblem, search: str, certify: CertifyConfig, report: Callable[[str], None]
+) -> tuple[SearchResult, CertifiedPlans | None]:
+    """Searches, and certifies where that is asked for.
+
+    Args:
+        problem: with one tolerance.
+        search: its name, one of ``searches.SEARCHES``.
+        certify: whether and how to certify.
+        report: takes lines about what was found.
+
+    Returns:
+        The plans; with a certificate only certified ones are allowed to win. And how they were certified.
+    """
+    known = len(problem.grids.grids)
+    (result,) = find_search(search)(problem)
+    report(
+        f"{search} search: {len(result.considered)} plans over {len(problem.trace.exits)} candidates and "
+        f"{problem.trace.sample_count} samples; {problem.grids.evaluations} grids evaluated, {known} kept from before"
+    )
+    objective = problem.rules.objective
+    expected_ms = {plan.exits: plan.time_ms(objective) for plan in result.considered}
+    if result.baseline is not None:
+        report(
+            f"{objective} latency expected: {expected_ms[result.best.exits]:.3f} ms, by the greedy search "
+            f"{expected_ms[result.baseline]:.3f} ms"
+        )
+    if certify.method == "none":
+        return result, None
+    certified = plan_certified(problem, find_search(search), certify)
+    _report_certified(certified, problem.tolerance, report)
+    if search != GREEDY:
+        baseline = plan_certified(problem, find_search(GREEDY), certify).boldest
+        result = replace(result, baseline=baseline)
+    return merge_certified(problem, result, certified), certified
+
+
+def _report_certified(certified: CertifiedPlans, tolerance: float, report: Callable[[str], None]) -> None:
+    tested = [plan for plan in certified.sequence if plan.p_value is not None]
+    report(
+        f"certificate: {len(certified.certificates) - 1} of {len(certified.sequence)} plans passed, "
+        f"{len(tested)} tested"
+    )
+    if certified.shortage is not None:
+        delta = certified.no_exits.delta
+        report(f"note: {certified.shortage.describe(tolerance=tolerance, delta=delta)}")

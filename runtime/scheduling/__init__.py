@@ -1,0 +1,1 @@
+"""Scheduling: which stage runs next over which rows. Pure: no clock, no engine, no array."""

@@ -1,0 +1,167 @@
+"""Folders: labels never shift and pictures are never left out in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from artifacts import InputError
+from calibration.data.files import FileImages
+from calibration.data.folders import natural_key
+from calibration.data.image_input import image_input
+from calibration.data.loading import load_samples
+from calibration.data.samples import PARTS
+
+WANTED = image_input((1, 6, 5))
+
+
+def write(root: Path, count: int = 3, *, suffix: str = ".png") -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.new("L", (5, 6), number).save(root / f"{number:03}{suffix}")
+
+
+def load(source: Path, **options: int) -> tuple[FileImages, str]:
+    said: list[str] = []
+    found = load_samples(source, WANTED, report=said.append, **options)
+    assert isinstance(found, FileImages)
+    return found, "\n".join(said)
+
+
+def counts(samples: FileImages) -> dict[str, int]:
+    return {name: int((samples.labels == place).sum()) for place, name in enumerate(samples.classes)}
+
+
+def test_classes_are_in_natural_order_with_their_counts(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 10):
+        write(tmp_path / f"c{number}", number + 1)
+    samples, said = load(tmp_path)
+    assert samples.classes == ("c0", "c1", "c2", "c10")
+    assert "c0 (1), c1 (2), c2 (3), c10 (11)" in said
+    assert "natural order" in said
+    assert "classes.txt" in said
+    assert sorted(["b10", "b2", "a", "B2", "b02"], key=natural_key) == ["B2", "a", "b02", "b2", "b10"]
+
+
+def test_a_class_without_images_keeps_its_place(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        write(tmp_path / name)
+    (tmp_path / "b").mkdir()
+    samples, said = load(tmp_path, class_count=3)
+    assert counts(samples) == {"a": 3, "b": 0, "c": 3}
+    assert "no images of class b" in said
+    samples, said = load(tmp_path, class_count=2)
+    assert counts(samples) == {"a": 3, "c": 3}
+    assert "left out b" in said
+
+
+def test_fewer_classes_than_the_network_has_are_said(tmp_path: Path) -> None:
+    for name in ("a", "c"):
+        write(tmp_path / name)
+    _, said = load(tmp_path, class_count=3)
+    assert "2 classes for a network that tells 3 apart" in said
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    samples, said = load(tmp_path, class_count=3)
+    assert counts(samples) == {"a": 3, "b": 0, "c": 3}
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match=r"classes\.txt does not name c"):
+        load(tmp_path)
+    (tmp_path / "classes.txt").write_text("a\nb\na\nc\n")
+    with pytest.raises(InputError, match="names a more than once"):
+        load(tmp_path)
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    for name in ("a", "b", ".ipynb_checkpoints", "__MACOSX"):
+        write(tmp_path / name)
+    write(tmp_path / "b" / "deeper" / "still", 2, suffix=".tif")
+    for name in ("notes.txt", "list.xml", "more.xml"):
+        (tmp_path / "a" / name).write_text("")
+    samples, said = load(tmp_path)
+    assert counts(samples) == {"a": 3, "b": 5}, "images may lie deeper below their class"
+    for word in (".ipynb_checkpoints", "__MACOSX", ".txt files", ".xml files (2)"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ({"train": 4, "val": 4}, {"train": 8, "calibrate": 4, "test": 4}),
+        ({"train": 4, "test": 4}, {"train": 8, "calibrate": 4, "test": 4}),
+        ({"Train": 4, "Valid": 2, "Test": 3}, {"train": 8, "calibrate": 4, "test": 6}),
+        ({"train": 4, "calibrate": 2, "test": 3}, {"train": 8, "calibrate": 4, "test": 6}),
+        ({"calibrate": 2, "test": 3}, {"train": 0, "calibrate": 4, "test": 6}),
+    ],
+)
+def test_parts_by_the_names_that_people_give_them(
+    tmp_path: Path, folders: dict[str, int], expected: dict[str, int]
+) -> None:
+    for part, count in folders.items():
+        for name in ("a", "b"):
+            write(tmp_path / part / name, count)
+    samples, said = load(tmp_path)
+    assert {part: len(samples.indices_of(part)) for part in PARTS} == expected
+    assert samples.classes == ("a", "b")
+    halved = len(folders) == 2 and "train" in folders
+    assert ("half of its 8 samples" in said) is halved
+    assert samples.split_seed == (0 if halved else None)
+    for part in PARTS:
+        assert len({*samples.labels[samples.indices_of(part)]}) in (0, 2), "every class is in every part"
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("train", "bus", "car"):
+        write(tmp_path / name, 5)
+    assert counts(load(tmp_path)[0]) == {"bus": 5, "car": 5, "train": 5}
+
+
+def test_strangers_among_the_parts(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write(tmp_path / part / "a")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "a.xml").write_text("")
+    assert "left out the folder annotations" in load(tmp_path)[1]
+    write(tmp_path / "extra" / "a")
+    with pytest.raises(InputError, match=r"beside them extra"):
+        load(tmp_path)
+
+
+def test_three_pictures_of_each_class_reach_every_part(tmp_path: Path) -> None:
+    for name in "abcdef":
+        write(tmp_path / name, 3)
+    samples, _ = load(tmp_path)
+    assert [len(samples.indices_of(part)) for part in PARTS] == [6, 6, 6]
+
+
+def test_a_list_of_files(tmp_path: Path) -> None:
+    write(tmp_path / "photos", 6)
+    rows = [
+        f"photos/{number:03}.png;{'dog' if number % 2 else 'cat'};{'val' if number < 4 else 'Test'}"
+        for number in range(6)
+    ]
+    (tmp_path / "list.csv").write_text("\ufeffPath;Label;Part\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    samples, said = load(tmp_path / "list.csv")
+    assert samples.classes == ("cat", "dog")
+    assert "cat (3), dog (3)" in said
+    assert samples.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert {part: samples.indices_of(part).tolist() for part in PARTS} == {
+        "train": [], "calibrate": [0, 1, 2, 3], "test": [4, 5],
+    }  # fmt: skip
+    assert samples.pixels(np.array([5]))[0, 0, 0, 0] == 5
+    (tmp_path / "numbers.csv").write_text("path,label\nphotos/000.png,7\nphotos/001.png,2\n")
+    assert load(tmp_path / "numbers.csv")[0].labels.tolist() == [7, 2], "numbers are the network's classes"
+    (tmp_path / "queries.csv").write_text("path\nphotos/000.png\nphotos/001.png\n")
+    assert not load(tmp_path / "queries.csv")[0].labelled
+    for text, message in {
+        "file,label\nphotos/000.png,1\n": "expected the columns path, label and part",
+        "path,label\nphotos/009.png,1\n": r"line 2: .*009\.png does not exist",
+        "path,label\nphotos/000.png,1\nphotos/001.png,\n": "row 2 has no label",
+        "path,part\nphotos/000.png,somewhere\n": "'somewhere'",
+        "path\n": "names no files",
+    }.items():
+        (tmp_path / "bad.csv").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load(tmp_path / "bad.csv")
