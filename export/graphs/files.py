@@ -13,7 +13,7 @@ from artifacts import TensorSpec
 
 BATCH = "batch"
 PRODUCER = "pame"
-_EXTERNAL_FROM = 1 << 30
+PROTO_LIMIT = 1 << 30  # bytes of weights in one message, which holds 2 GiB at most
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -22,8 +22,8 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes a model; weights beyond 1 GiB go into a file beside it, since one message holds 2 GiB at most."""
-    ir.save(model, path, external_data=f"{path.name}.data" if weight_bytes(model) >= _EXTERNAL_FROM else None)
+    """Writes a model; weights beyond ``PROTO_LIMIT`` go into a file beside it."""
+    ir.save(model, path, external_data=f"{path.name}.data" if weight_bytes(model) >= PROTO_LIMIT else None)
 
 
 def finish_model(

@@ -65,7 +65,7 @@ def apply_precision(
     """
     if precision not in _PASSES:
         raise unknown_name("precision", precision, PRECISIONS)
-    if precision == PRECISIONS[0]:
+    if precision in (PRECISIONS[0], loaded.precision):
         return loaded, 0.0
     rows = sample_rows(loaded.inputs, 3) if samples is None else samples
     with open_graph(loaded.model) as runner:
