@@ -230,7 +230,7 @@ def _expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
 def _run(runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGraph) -> dict[str, np.ndarray]:
     count = len(next(iter(rows.values())))
     try:
-        return runner.run(rows)
+        found = runner.run(rows)
     except EngineError as error:
         if loaded.fixed_batch is None:
             raise GraphError(f"the network does not run with {count} rows: {error}") from error
@@ -238,6 +238,14 @@ def _run(runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGrap
             f"the network insists on batch {loaded.fixed_batch} in a way that cannot be rewritten: with {count} rows, "
             f"{error}. Export it again with a dynamic batch axis"
         ) from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
+            kind = str(array.dtype) if isinstance(array, np.ndarray) else type(array).__name__
+            raise GraphError(
+                f"the network's tensor '{name}' is not a tensor of numbers ({kind}). Save a copy of the network that ends "
+                "before it: onnx.utils.extract_model(file, copy, inputs, outputs)"
+            )
+    return found
 
 
 def _why_not_led(runs: Sequence[np.ndarray]) -> str:

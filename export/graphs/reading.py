@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -47,9 +48,22 @@ def _read_lazily(path: Path) -> ir.Model:
     if path.stat().st_size == 0:
         raise InputError(f"{path} cannot be read as ONNX: it is empty (0 bytes). Download or export it again")
     try:
-        return ir.load(path)
-    except (DecodeError, ValueError, OSError) as error:
+        proto = onnx.load_model(path, load_external_data=False)
+        _forget_maps(proto)
+        model = ir.from_proto(proto)
+    except (DecodeError, ValueError, OSError, ir.serde.SerdeError) as error:
         raise InputError(f"{path} cannot be read as ONNX: {error}") from error
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, path.parent)
+    return model
+
+
+def _forget_maps(proto: onnx.ModelProto) -> None:
+    """Drops the types of outputs that are maps, for which onnx_ir has none; ``export.graphs.outputs`` deals with them."""
+    for value in proto.graph.output:
+        kind = value.type.sequence_type.elem_type if value.type.HasField("sequence_type") else value.type
+        if kind.HasField("map_type"):
+            value.ClearField("type")
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
