@@ -67,7 +67,13 @@ class ParityReport:
 
 
 def check_parity(
-    folder: Path, spec: ModelSpec, *, limit: float | None = None, batches: Sequence[int] = BATCHES, seed: int = 2
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    limit: float | None = None,
+    highest: int = 1,
+    batches: Sequence[int] = BATCHES,
+    seed: int = 2,
 ) -> tuple[tuple[BatchParity, ...], float]:
     """Chains the segments and the final head of a model folder and compares every output with ``full.onnx``.
 
@@ -75,6 +81,7 @@ def check_parity(
         folder: holds the files that ``spec`` names.
         spec: the model.
         limit: the relative error that is a failure; ``None``: what the model's precision allows.
+        highest: the largest integer that is drawn for integer inputs.
         batches: numbers of rows to run.
         seed: decides the random rows.
 
@@ -93,7 +100,7 @@ def check_parity(
         full = stack.enter_context(GraphRunner(folder / spec.full.file))
         parts = [stack.enter_context(GraphRunner(folder / part.file)) for part in (*spec.segments, spec.final_head)]
         for rows in batches:
-            inputs = sample_rows(spec.full.inputs, rows, seed=seed)
+            inputs = sample_rows(spec.full.inputs, rows, seed=seed, highest=highest)
             reference = full.run(inputs)
             tensors = dict(inputs)
             for part in parts:

@@ -77,7 +77,7 @@ def write_model(run: RunFolder, blueprint: Blueprint) -> Model:
     ) as staging:  # fmt: skip
         spec = _write_graphs(staging, blueprint)
         limit = TOLERANCES[blueprint.loaded.rounding]
-        chain, sensitivity = check_parity(staging, spec, limit=limit)
+        chain, sensitivity = check_parity(staging, spec, limit=limit, highest=blueprint.loaded.highest)
         report = ParityReport(
             tolerance=limit,
             chain=chain,

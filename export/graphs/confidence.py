@@ -103,6 +103,36 @@ RECIPES: Mapping[str, ConfidenceRecipe] = {
 }
 
 
+def is_yes_or_no(values: np.ndarray, linear: bool) -> bool:  # noqa: FBT001
+    """Does an answer hold one probability per row, (n,) or (n, 1)? Arguments as for ``is_choice``."""
+    single = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
+    return single and values.dtype.kind == "f" and not linear and bool(((values >= 0) & (values <= 1)).all())
+
+
+def widen_yes_or_no(loaded: LoadedGraph, answer: TensorSpec) -> LoadedGraph:
+    """Makes two classes of an answer that is one probability: (B,) or (B, 1) -> (B, 2), no and yes.
+
+    Args:
+        loaded: the graph; its model is changed in place.
+        answer: one of its outputs.
+    """
+    graph, name = loaded.model.graph, answer.name
+    yes = next(output for output in graph.outputs if name_of(output) == name)
+    yes.name = f"{name}/given"
+    column = add_constant(graph, f"{name}/column", np.array([-1, 1], np.int64))
+    one = add_constant(graph, f"{name}/one", np.ones((1, 1), answer.dtype))
+    shaped = ir.node("Reshape", [yes, column])
+    no = ir.node("Sub", [one, shaped.outputs[0]])
+    both = ir.node("Concat", [no.outputs[0], shaped.outputs[0]], {"axis": 1})
+    for node, output in ((shaped, f"{name}/yes"), (no, f"{name}/no"), (both, name)):
+        node.outputs[0].name = output
+    graph.extend([shaped, no, both])
+    both.outputs[0].type = yes.type
+    graph.outputs[:] = [both.outputs[0] if output is yes else output for output in graph.outputs]
+    note = f"answer '{name}', one probability, became two classes: no and yes"
+    return replace(loaded, notes=(*loaded.notes, note))
+
+
 def add_confidence(
     loaded: LoadedGraph, answer: TensorSpec, *, recipe: ConfidenceRecipe, terms: str, name: str
 ) -> tuple[LoadedGraph, str]:

@@ -12,7 +12,7 @@ from artifacts import GraphError, TensorSpec, UsageError, unknown_name
 from export.graphs.batch_axis import free_batch
 from export.graphs.files import BATCH
 from export.graphs.normalising import normalise_model
-from export.graphs.number_formats import precision_of, rounding_of
+from export.graphs.number_formats import batch_wide_quantisation, precision_of, rounding_of
 from export.graphs.outputs import check_outputs, take_off_maps
 from export.graphs.reading import read_model
 
@@ -29,6 +29,7 @@ class LoadedGraph:
         notes: what was rewritten, for the report.
         precision: what the file computes in, or what an export pass made of it.
         rounding: the coarsest number format in it, a key of ``export.graphs.probing.TOLERANCES``.
+        highest: the largest integer that is drawn for integer inputs where it is run on random rows.
     """
 
     model: ir.Model
@@ -38,6 +39,7 @@ class LoadedGraph:
     notes: tuple[str, ...] = ()
     precision: str = "fp32"
     rounding: str = "fp32"
+    highest: int = 1
 
 
 def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:
@@ -70,6 +72,13 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
     graph = model.graph
     taken_off = take_off_maps(graph)
     check_outputs(graph, where)
+    mixing = batch_wide_quantisation(graph)
+    if mixing:
+        raise GraphError(
+            f"{where}: node '{mixing}' quantises its input by the range of the whole batch (DynamicQuantizeLinear), so a "
+            "row's answer depends on its neighbours. Quantise the network statically: onnxruntime.quantization."
+            "quantize_static"
+        )
     _open_axes(graph)
     shapes = _name_shapes(graph, input_shapes)
     specs = tuple(_input_spec(value, shapes.get(value.name or ""), where) for value in graph.inputs)
@@ -128,6 +137,10 @@ def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> 
         raise GraphError(f"{where}: input '{name}' is not a tensor; sequences and optionals cannot be batched")
     if value.dtype == ir.DataType.STRING:
         raise GraphError(f"{where}: input '{name}' takes strings; only numbers can be batched")
+    if value.dtype == ir.DataType.BFLOAT16:
+        raise GraphError(
+            f"{where}: input '{name}' is bfloat16, which callers cannot hand over. Export the network with float32 inputs"
+        )
     dims = None if value.shape is None else list(value.shape)
     if dims is not None and not dims:
         raise GraphError(f"{where}: input '{name}' is a scalar without a batch axis; make it a constant first")

@@ -51,6 +51,8 @@ def check_outputs(graph: ir.Graph, where: str) -> None:
 def _why_not_numbers(value: ir.Value) -> str:
     if value.dtype == ir.DataType.STRING:
         return "holds words"
+    if value.dtype == ir.DataType.BFLOAT16:
+        return "is bfloat16, which engines do not hand over"
     if value.type is not None and not isinstance(value.type, ir.TensorType):
         return "is a sequence, a map or an optional"
     node = value.producer()

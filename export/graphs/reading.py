@@ -59,7 +59,7 @@ def _read_lazily(path: Path) -> ir.Model:
 
 
 def _forget_maps(proto: onnx.ModelProto) -> None:
-    """Drops the types of outputs that are maps, for which onnx_ir has none; ``export.graphs.outputs`` deals with them."""
+    """Drops the types of outputs that are maps, for which onnx_ir has none (see ``export.graphs.outputs``)."""
     for value in proto.graph.output:
         kind = value.type.sequence_type.elem_type if value.type.HasField("sequence_type") else value.type
         if kind.HasField("map_type"):
