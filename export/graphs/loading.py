@@ -75,9 +75,9 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
     mixing = batch_wide_quantisation(graph)
     if mixing:
         raise GraphError(
-            f"{where}: node '{mixing}' quantises its input by the range of the whole batch (DynamicQuantizeLinear), so a "
-            "row's answer depends on its neighbours. Quantise the network statically: onnxruntime.quantization."
-            "quantize_static"
+            f"{where}: node '{mixing}' quantises its input by the range of the whole batch (DynamicQuantizeLinear), "
+            "so a row's answer depends on its neighbours. Quantise the network statically, with "
+            "onnxruntime.quantization.quantize_static"
         )
     _open_axes(graph)
     shapes = _name_shapes(graph, input_shapes)
@@ -139,7 +139,8 @@ def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> 
         raise GraphError(f"{where}: input '{name}' takes strings; only numbers can be batched")
     if value.dtype == ir.DataType.BFLOAT16:
         raise GraphError(
-            f"{where}: input '{name}' is bfloat16, which callers cannot hand over. Export the network with float32 inputs"
+            f"{where}: input '{name}' is bfloat16, which callers cannot hand over. "
+            "Export the network with float32 inputs"
         )
     dims = None if value.shape is None else list(value.shape)
     if dims is not None and not dims:

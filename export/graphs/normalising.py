@@ -47,7 +47,20 @@ def _inline_functions(model: ir.Model) -> ir.Model:
     if all(_opset_of(function.opset_imports) in (0, own) for function in model.functions.values()):
         passes.InlinePass()(model)
         return model
-    return _change_proto(model, lambda proto: onnx.inliner.inline_local_functions(proto, convert_version=True))
+    try:
+        return _change_proto(model, _inline_converted)
+    except (RuntimeError, ValueError, TypeError) as error:
+        names = ", ".join(f"'{function.name}' (opset {_opset_of(function.opset_imports)})"
+                          for function in model.functions.values())  # fmt: skip
+        raise GraphError(
+            f"the graph uses opset {own}, and onnx cannot convert its own functions {names} to it: {error}. "
+            "Export the network again with one opset, or replace the functions by their bodies"
+        ) from error
+
+
+def _inline_converted(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Inlines functions that are written in another opset, for which onnx has to know the types of what they read."""
+    return onnx.inliner.inline_local_functions(onnx.shape_inference.infer_shapes(proto), convert_version=True)
 
 
 def convert_opset(model: ir.Model, target: int) -> ir.Model:

@@ -21,7 +21,7 @@ from artifacts import EngineError, GraphError, TensorSpec
 from engines import GraphRunner
 from export.graphs.files import PROTO_LIMIT, save_graph, weight_bytes
 from export.graphs.loading import LoadedGraph
-from export.graphs.reading import read_model
+from export.graphs.reading import read_model, weight_files
 
 # relative; rounding of one float16 is 5e-4, of one bfloat16 4e-3, a step of int8 8e-3, and a network adds them up
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2}
@@ -229,12 +229,14 @@ def prove_same(original: Path, loaded: LoadedGraph, *, seed: int = 1) -> tuple[f
 
 
 def _open_original(path: Path, loaded: LoadedGraph) -> GraphRunner:
-    """Opens a file as it is; where outputs were cut off, a copy that has those of the loaded graph."""
-    runner = GraphRunner(path)
-    if set(loaded.outputs) <= set(runner.output_names):
-        return runner
-    runner.close()
-    return open_graph(_expose(read_model(path), loaded.outputs))
+    """Opens a file as it is, with the outputs of the loaded graph where some were cut off.
+
+    One with weights beside it is opened through onnx_ir: ONNX Runtime refuses shapes that lie there.
+    """
+    model = read_model(path)
+    if {value.name for value in model.graph.outputs} >= set(loaded.outputs):
+        return open_graph(model) if weight_files(path) else GraphRunner(path)
+    return open_graph(_expose(model, loaded.outputs))
 
 
 def open_graph(model: ir.Model) -> GraphRunner:
