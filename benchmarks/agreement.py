@@ -1,4 +1,4 @@
-"""Row by row: does ``Runtime`` do what the network does when it is chained by hand?
+"""Agreement of ``Runtime``, row by row, with the network that is chained by hand.
 
     python benchmarks/agreement.py --run runs/resnet --json agreement.json
 
@@ -6,10 +6,10 @@ The reference opens the model folder's ONNX files (segments, exit heads of the p
 rows of a batch through every one of them without gathering anything, and decides afterwards in numpy: a row leaves at
 the first planned exit whose confidence is at least the threshold, compared in float32. ``Runtime`` answers the same
 batches from the bundle: merged stages, bound buffers, survivors gathered. Batches have random sizes from 1 to twice the
-bundle's largest, so that splits are met too, and random rows of the test part.
+bundle's largest, so that splits occur too, and random rows of the test part.
 
-Counted are the rows that leave elsewhere and the rows whose answer differs (another class, or any output further away
-than the parity limit of the export, 1e-4 relative); one mismatch makes the exit code 1.
+It counts the rows that leave elsewhere and the rows whose answer differs (another class, or any output that differs by
+more than the parity limit of the export, 1e-4 relative); one mismatch makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RELATIVE_LIMIT = 1e-4
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Expected:
-    """What the rows of a batch should get: where they leave, with which confidence and answer."""
+    """Expected results of the rows of a batch: where they leave, with which confidence and answer."""
 
     exit_index: np.ndarray
     confidence: np.ndarray
@@ -43,7 +43,7 @@ class Expected:
 
 
 class HandMadeChain:
-    """Every graph of a model folder on its own, over all rows."""
+    """Chain of the graphs of a model folder, each on its own and over all rows."""
 
     def __init__(self, model: Model, exits: Sequence[str], thresholds: np.ndarray, stack: ExitStack) -> None:
         spec = model.spec
@@ -71,11 +71,11 @@ class HandMadeChain:
 
 
 def compare_batch(expected: Expected, result: Result, thresholds: np.ndarray) -> dict[str, float]:
-    """Counts what differs in one batch, and says how far apart things are.
+    """Counts the differences in one batch, and measures how large they are.
 
     Args:
-        expected: of the chain made by hand.
-        result: of the runtime.
+        expected: from the chain made by hand.
+        result: from the runtime.
         thresholds: (E,) float32.
     """
     outputs = result.outputs if isinstance(result.outputs, np.ndarray) else result.outputs[0]
@@ -95,22 +95,22 @@ def compare_batch(expected: Expected, result: Result, thresholds: np.ndarray) ->
 
 
 def compare(run: RunFolder, bundle: Path, *, batches: int, seed: int, data: Path | None) -> dict[str, Any]:
-    """Runs random batches through both and puts together what differs."""
+    """Runs random batches through both and sums up the differences."""
     samples = load_run_data(run, data)
     random = np.random.default_rng(seed)
     test = samples.indices_of("test")
     with ExitStack() as stack:
         runtime = stack.enter_context(Runtime.load(bundle))
         exits = runtime.spec.plan.exits
-        model = open_model(run.model, remedy="python -m export resnet --segments")
-        thresholds = np.array([one.threshold for one in exits], np.float32)
-        chain = HandMadeChain(model, [one.cut for one in exits], thresholds, stack)
+        model = open_model(run.model, remedy=run.remedy("export"))
+        thresholds = np.array([exit_.threshold for exit_ in exits], np.float32)
+        chain = HandMadeChain(model, [exit_.cut for exit_ in exits], thresholds, stack)
         sizes = random.integers(1, 2 * runtime.spec.max_batch_size + 1, batches)
         found = []
         for size in track(sizes, description="comparing", total=batches):
             batch = as_batch(samples.inputs(random.choice(test, size)))
             found.append(compare_batch(chain.answer(batch), runtime.run(batch), thresholds))
-    together: dict[str, Callable[[Iterable[float]], float]] = {
+    combinations: dict[str, Callable[[Iterable[float]], float]] = {
         "rows": sum,
         "leave_mismatches": sum,
         "answer_mismatches": sum,
@@ -120,11 +120,11 @@ def compare(run: RunFolder, bundle: Path, *, batches: int, seed: int, data: Path
     }
     return {
         "model": model.spec.name,
-        "exits": [one.cut for one in exits],
+        "exits": [exit_.cut for exit_ in exits],
         "batches": batches,
         "largest_batch": int(sizes.max()),
         "seed": seed,
-        **{name: combine(one[name] for one in found) for name, combine in together.items()},
+        **{name: combine(counts[name] for counts in found) for name, combine in combinations.items()},
         "environment": environment_fingerprint(),
     }
 
@@ -140,7 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the comparison; 0 without, 1 with mismatches."""
+    """Runs the comparison; returns 0 without mismatches, 1 with some."""
     mismatches = 0
 
     def body(arguments: argparse.Namespace) -> dict[str, Any]:

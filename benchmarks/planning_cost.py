@@ -1,15 +1,16 @@
-"""How the time of planning grows with candidates and samples, and how good the answers of the joint search are.
+"""Cost of planning, by candidates and samples, and quality of the joint search's answers.
 
     python benchmarks/planning_cost.py --json planning_cost.json
     python benchmarks/planning_cost.py --run runs/resnet          # the trace and the times of a run as well
 
-Synthetic traces and times: seeded, one thread, no engine and no file involved. Per size are timed the greedy search
-(``greedy``: with nothing known, stage prices and grids are worked out), the joint search (``joint``, the greedy one
-included, prices known), the joint search for ten tolerances at once (``ladder``), and all that ``python -m planner``
-works out between the measured times and the contenders that it measures (``certified``, from nothing known: the joint
-search on the whole trace, the ladders on the half for tuning, the tests on the other, the greedy reference likewise).
-The sizes take turns round by round; reported are medians over the rounds and interquartile ranges, in processor time of
-all threads, which other work on the machine disturbs least; linear algebra is held to one thread.
+Synthetic traces and times: seeded, one thread, no engine and no file involved. Per size it times the greedy search
+(``greedy``: nothing computed before, so with the prices of the stages and the grids), the joint search (``joint``, the
+greedy one included, with the prices from before), the joint search for ten tolerances at once (``ladder``), and
+everything that ``python -m planner`` computes between the measured times and the contenders that it measures
+(``certified``, nothing computed before: the joint search on the whole trace, the plans for several tolerances on the
+half for tuning, the tests on the other half, the greedy baseline likewise). The sizes take turns round by round; it
+reports medians over the rounds and interquartile ranges, in processor time of all threads, which other work on the
+machine disturbs least; linear algebra is held to one thread.
 
 Then the joint search is held against every plan there is on small random traces: every threshold of every subset of
 exits, by evaluating plan after plan and by complete tables. On larger traces it is compared with the greedy search, and
@@ -23,7 +24,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,6 @@ from artifacts import (
     Trace,
     environment_fingerprint,
     find_run,
-    open_artifact,
-    open_model,
-    read_json,
 )
 from artifacts.console import add_common_arguments, print_table, run_command, track
 from planner import (
@@ -55,11 +53,11 @@ from planner import (
     plan_joint,
     threshold_grid,
 )
-from planner.measure.timing import ITM_JSON
 from planner.predict.costs import gather_row, head_row, segment_row
 from planner.predict.objectives import BATCH, MEAN, OBJECTIVES, objective_ms
 from planner.search.level_tables import make_table, spread_levels
 from planner.search.refine import pick_combinations
+from planner.workflow.inputs import read_inputs
 from planner.workflow.searching import make_problem, search_plans
 
 TRACE_NPZ = "trace.npz"
@@ -87,8 +85,10 @@ def make_trace(*, candidates: int, samples: int, seed: int) -> Trace:
     agreement = metric == metric[-1]
     return Trace(
         exits=tuple(f"cut{i:02d}" for i in range(candidates)),
-        confidence=confidence.astype(np.float32), metric=metric.astype(np.float32), agreement=agreement,
-    )  # fmt: skip
+        confidence=confidence.astype(np.float32),
+        metric=metric.astype(np.float32),
+        agreement=agreement,
+    )
 
 
 def make_costs(*, candidates: int, seed: int) -> NetworkCosts:
@@ -104,22 +104,31 @@ def make_costs(*, candidates: int, seed: int) -> NetworkCosts:
     for i in range(candidates):
         medians |= {head_row(f"cut{i:02d}"): row(0.004), gather_row(f"cut{i:02d}"): row(0.001)}
     itm = InferenceTimeMatrix(
-        backend="synthetic", threads=1, batch_sizes=SIZES, median_ms=medians, fixed=False, environment={},
+        backend="synthetic",
+        threads=1,
+        batch_sizes=SIZES,
+        median_ms=medians,
+        fixed=False,
+        environment={},
         spread_ms={name: (0.0,) * len(SIZES) for name in medians},
-    )  # fmt: skip
+    )
     return NetworkCosts(itm=itm, cuts=tuple(f"cut{i:02d}" for i in range(candidates + 1)), batch_size=SIZES[-1])
 
 
 def pose(
-    trace: Trace, costs: NetworkCosts, *tolerances: float, objective: str = MEAN, rule: SlowBatchRule | None = None,
-) -> SearchProblem:  # fmt: skip
+    trace: Trace,
+    costs: NetworkCosts,
+    *tolerances: float,
+    objective: str = MEAN,
+    rule: SlowBatchRule | None = None,
+) -> SearchProblem:
     """Returns a search problem with new grids."""
     rules = SearchRules(objective=objective, slow_batches=rule or SlowBatchRule())
     return SearchProblem(trace=trace, costs=costs, tolerances=tolerances, rules=rules)
 
 
 def time_planning(trace: Trace, *, candidates: int, seed: int) -> tuple[dict[str, float], SearchResult]:
-    """Plans from nothing known; returns the seconds of each part and the joint search's answer."""
+    """Plans with nothing computed before; returns the seconds of each part and the joint search's answer."""
     costs = make_costs(candidates=candidates, seed=seed)
     marks = [time.process_time()]
     plan_greedy(pose(trace, costs, TOLERANCE))
@@ -147,8 +156,8 @@ def compare_with_all(*, rounds: int, seed: int) -> list[dict[str, Any]]:
         One entry per objective and number of samples: of how many cases how many had the least time of all plans, and
         the worst ratio to it.
     """
-    groups: list[tuple[str, str, Sequence[int]]] = [(one, "evaluation", TINY) for one in OBJECTIVES]
-    groups += [(one, "tables", (samples,)) for one in (MEAN, BATCH) for samples in SMALL]
+    groups: list[tuple[str, str, Sequence[int]]] = [(objective, "evaluation", TINY) for objective in OBJECTIVES]
+    groups += [(objective, "tables", (samples,)) for objective in (MEAN, BATCH) for samples in SMALL]
     entries = []
     for objective, way, samples in groups:
         ratios = []
@@ -163,10 +172,14 @@ def compare_with_all(*, rounds: int, seed: int) -> list[dict[str, Any]]:
             ratios.append(objective_ms(best.times, objective) / try_all(trace, costs, tolerance, objective))
         entries.append(
             {
-                "objective": objective, "way": way, "samples": [min(samples), max(samples)], "cases": len(ratios),
-                "optimal": int((np.array(ratios) <= 1 + 1e-9).sum()), "worst_ratio": max(ratios),
+                "objective": objective,
+                "way": way,
+                "samples": [min(samples), max(samples)],
+                "cases": len(ratios),
+                "optimal": int((np.array(ratios) <= 1 + 1e-9).sum()),
+                "worst_ratio": max(ratios),
             }
-        )  # fmt: skip
+        )
     return entries
 
 
@@ -223,11 +236,16 @@ def compare_searches(name: str, trace: Trace, costs: NetworkCosts, rule: SlowBat
         )
         entries.append(
             {
-                "trace": name, "tolerance": tolerance, "full_ms": costs.full_ms, "greedy_ms": greedy.times.mean_ms,
-                "joint_ms": joint.times.mean_ms, "exhaustive_ms": fine_ms,
-                "greedy_exits": list(greedy.exits.cuts), "joint_exits": list(joint.exits.cuts),
+                "trace": name,
+                "tolerance": tolerance,
+                "full_ms": costs.full_ms,
+                "greedy_ms": greedy.times.mean_ms,
+                "joint_ms": joint.times.mean_ms,
+                "exhaustive_ms": fine_ms,
+                "greedy_exits": list(greedy.exits.cuts),
+                "joint_exits": list(joint.exits.cuts),
             }
-        )  # fmt: skip
+        )
     return entries
 
 
@@ -252,12 +270,8 @@ def search_exhaustively(
 
 def read_run(root: Path) -> tuple[Trace, NetworkCosts]:
     """Returns the trace and the times of a run that was planned for."""
-    run = find_run(root)
-    remedy = "python -m planner --tolerance 0.01"
-    trace = Trace.load(open_artifact(run.trace, kind="trace", remedy=remedy).path(TRACE_NPZ))
-    itm = read_json(open_artifact(run.itm, kind="itm", remedy=remedy).path(ITM_JSON), InferenceTimeMatrix)
-    cuts = tuple(cut.name for cut in open_model(run.model, remedy=remedy).spec.cuts)
-    return trace, NetworkCosts(itm=itm, cuts=cuts, batch_size=itm.batch_sizes[-1])
+    inputs = read_inputs(find_run(root))
+    return inputs.trace, inputs.costs(batch_size=inputs.itm.batch_sizes[-1])
 
 
 def measure(*, candidates: Sequence[int], samples: Sequence[int], rounds: int, seed: int) -> list[dict[str, Any]]:
@@ -274,36 +288,14 @@ def measure(*, candidates: Sequence[int], samples: Sequence[int], rounds: int, s
     for (count, length), found in seconds.items():
         entry: dict[str, Any] = {"candidates": count, "samples": length, "exits": exits[count, length]}
         for part in found[0]:
-            low, middle, high = np.percentile([one[part] for one in found[1:]], (25, 50, 75)).tolist()
+            low, middle, high = np.percentile([parts[part] for parts in found[1:]], (25, 50, 75)).tolist()
             entry |= {f"{part}_s": middle, f"{part}_spread_s": high - low}
         entries.append(entry)
     return entries
 
 
-def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
-    to_stderr = arguments.json == "-"
-    brute = compare_with_all(rounds=arguments.cases, seed=arguments.seed)
-    print_table(
-        "joint search against every plan there is, three exits at most",
-        ["objective", "samples", "tried by", "cases", "optimal", "worst ratio"],
-        [
-            [one["objective"], "-".join(map(str, sorted(set(one["samples"])))), one["way"], one["cases"],
-             one["optimal"], f"{one['worst_ratio']:.6f}"]
-            for one in brute
-        ],
-        to_stderr=to_stderr,
-    )  # fmt: skip
-    entries = measure(
-        candidates=arguments.candidates, samples=arguments.samples, rounds=arguments.rounds, seed=arguments.seed
-    )
-    rows = [
-        [one["candidates"], one["samples"], one["exits"], *(f"{one[f'{part}_s'] * 1e3:.0f}" for part in PARTS)]
-        for one in entries
-    ]
-    print_table(
-        f"planning at batch {SIZES[-1]}, milliseconds of processor time",
-        ["candidates", "samples", "exits taken", *PARTS], rows, to_stderr=to_stderr,
-    )  # fmt: skip
+def compare_worlds(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compares the searches on synthetic traces, and on the trace and the times of a run where one is named."""
     worlds = {}
     if arguments.run is not None:
         worlds["run"] = *read_run(arguments.run), SlowBatchRule()
@@ -312,20 +304,20 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         trace = make_trace(candidates=count, samples=10_000, seed=arguments.seed)
         costs = make_costs(candidates=count, seed=arguments.seed)
         worlds[f"synthetic, {count} candidates"] = trace, costs, SlowBatchRule()
-    compared = [one for name, world in worlds.items() for one in compare_searches(name, *world)]
-    print_table(
-        "expected latency of the mean query, milliseconds",
-        ["trace", "tolerance", "full", "greedy", "joint", "gain", "exits", "up to 3 exits, exhaustive", "joint / it"],
-        [
-            [
-                one["trace"], one["tolerance"], f"{one['full_ms']:.3f}", f"{one['greedy_ms']:.3f}",
-                f"{one['joint_ms']:.3f}", f"{one['greedy_ms'] / one['joint_ms'] - 1:.1%}", len(one["joint_exits"]),
-                f"{one['exhaustive_ms']:.3f}", f"{one['joint_ms'] / one['exhaustive_ms']:.4f}",
-            ]
-            for one in compared
-        ],
-        to_stderr=to_stderr,
-    )  # fmt: skip
+    return [entry for name, world in worlds.items() for entry in compare_searches(name, *world)]
+
+
+def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures, prints the tables and returns the result for ``--json``."""
+    to_stderr = arguments.json == "-"
+    brute = compare_with_all(rounds=arguments.cases, seed=arguments.seed)
+    print_brute_force(brute, to_stderr=to_stderr)
+    entries = measure(
+        candidates=arguments.candidates, samples=arguments.samples, rounds=arguments.rounds, seed=arguments.seed
+    )
+    print_costs(entries, to_stderr=to_stderr)
+    compared = compare_worlds(arguments)
+    print_compared(compared, to_stderr=to_stderr)
     return {
         "brute_force": brute,
         "entries": entries,
@@ -334,6 +326,52 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "environment": environment_fingerprint(),
     }
+
+
+def print_brute_force(entries: Sequence[Mapping[str, Any]], *, to_stderr: bool) -> None:
+    rows = [
+        [
+            entry["objective"],
+            "-".join(map(str, sorted(set(entry["samples"])))),
+            entry["way"],
+            entry["cases"],
+            entry["optimal"],
+            f"{entry['worst_ratio']:.6f}",
+        ]
+        for entry in entries
+    ]
+    columns = ["objective", "samples", "tried by", "cases", "optimal", "worst ratio"]
+    title = "joint search against every plan there is, three exits at most"
+    print_table(title, columns, rows, to_stderr=to_stderr)
+
+
+def print_costs(entries: Sequence[Mapping[str, Any]], *, to_stderr: bool) -> None:
+    rows = [
+        [entry["candidates"], entry["samples"], entry["exits"], *(f"{entry[f'{part}_s'] * 1e3:.0f}" for part in PARTS)]
+        for entry in entries
+    ]
+    title = f"planning at batch {SIZES[-1]}, milliseconds of processor time"
+    print_table(title, ["candidates", "samples", "exits taken", *PARTS], rows, to_stderr=to_stderr)
+
+
+def print_compared(entries: Sequence[Mapping[str, Any]], *, to_stderr: bool) -> None:
+    rows = [
+        [
+            entry["trace"],
+            entry["tolerance"],
+            f"{entry['full_ms']:.3f}",
+            f"{entry['greedy_ms']:.3f}",
+            f"{entry['joint_ms']:.3f}",
+            f"{entry['greedy_ms'] / entry['joint_ms'] - 1:.1%}",
+            len(entry["joint_exits"]),
+            f"{entry['exhaustive_ms']:.3f}",
+            f"{entry['joint_ms'] / entry['exhaustive_ms']:.4f}",
+        ]
+        for entry in entries
+    ]
+    columns = ["trace", "tolerance", "full", "greedy", "joint", "gain", "exits", "up to 3 exits, exhaustive"]
+    title = "expected latency of the mean query, milliseconds"
+    print_table(title, [*columns, "joint / it"], rows, to_stderr=to_stderr)
 
 
 def main() -> int:

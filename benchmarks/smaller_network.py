@@ -1,8 +1,8 @@
-"""What would a smaller network without exits cost that is as precise? Early exit has to beat that too.
+"""Smaller networks without exits, as precise as the bundle: early exit has to beat those too.
 
     python benchmarks/smaller_network.py --run runs/resnet --json smaller.json
 
-Every exit candidate makes such a network: cut off there, its exit head answers everybody. Each of them, the full
+Every exit candidate makes such a network: cut off there, its exit head answers every query. Each of them, the full
 network and the bundle answer the same batches of the test part in turns; every query of a network without exits waits
 for its whole batch. The one to beat is the fastest that keeps the bundle's tolerance on the *calibrate* part.
 """
@@ -90,12 +90,12 @@ def measure(
 def fastest_precise(trace: Trace, times_ms: dict[str, float], tolerance: float) -> str:
     """Returns the fastest network without exits that keeps the tolerance on the calibrate part."""
     required = (1 - tolerance) * trace.full_metric
-    kept = [
+    precise = [
         name
         for name, row in zip((*trace.exits, FULL), trace.metric, strict=True)
         if row.mean(dtype=np.float64) >= required
     ]
-    return min(kept, key=times_ms.__getitem__)
+    return min(precise, key=times_ms.__getitem__)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.rounds < 1:
         raise UsageError(f"--rounds {arguments.rounds}: expected at least 1")
     run = find_run(arguments.run)
-    model = open_model(run.model, remedy="python -m export resnet --segments")
+    model = open_model(run.model, remedy=run.remedy("export"))
     samples = load_run_data(run)
     task = find_task(model.spec.task)
     with ExitStack() as stack:
@@ -130,10 +130,16 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         to_stderr=arguments.json == "-",
     )
     return {
-        "model": model.spec.name, "batch_size": spec.max_batch_size, "samples": len(rows), "rounds": arguments.rounds,
-        "metric": metric, "mean_latency_ms": times_ms, "to_beat": best,
-        "bundle_against_to_beat": times_ms[best] / times_ms[BUNDLE], "environment": environment_fingerprint(),
-    }  # fmt: skip
+        "model": model.spec.name,
+        "batch_size": spec.max_batch_size,
+        "samples": len(rows),
+        "rounds": arguments.rounds,
+        "metric": metric,
+        "mean_latency_ms": times_ms,
+        "to_beat": best,
+        "bundle_against_to_beat": times_ms[best] / times_ms[BUNDLE],
+        "environment": environment_fingerprint(),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""``FakeEngine``: an engine without a backend, for the tests of PAME and of the hosts that embed it."""
+"""``FakeEngine``: an engine without a backend, for the tests of PAME and of hosts that embed it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class FakeEngine:
     """Deterministic, with programmable outputs, times and faults.
 
     Args:
-        graph: the interface that it pretends to have.
+        graph: the interface that it has.
         max_batch_size: the most rows that it takes.
         batch_sizes: the only batch sizes that it takes; () for any up to ``max_batch_size``.
         outputs: name -> array (B, ...) of every input to name -> array (B, ...) of every output. By default
             ``default_outputs``.
         time_ms: batch size -> how long a run takes.
-        sleep: called with the seconds of every run; hand in ``time.sleep`` or a fake clock's. Not called by default.
+        sleep: called with the seconds of every run, e.g. ``time.sleep`` or that of a fake clock. Not called by default.
         faults: number of a run, counted from 0 over the engine's life -> the error that it raises instead of running.
 
     Attributes:
@@ -102,7 +102,7 @@ class FakeEngine:
 
 
 def default_outputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Makes outputs that depend on every value of their own row and on nothing else.
+    """Returns outputs, each row of which depends on every value of the same row of the inputs and on nothing else.
 
     An output's row is a ramp that starts at the mean over the row of every input; the confidence is the fraction
     of ten times that mean, so that it lies in [0, 1) and differs from row to row.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,8 +68,9 @@ def print_import(result: dict[str, Any], *, to_stderr: bool = False) -> None:
     columns = ["exit", "metric", "agrees with final", "mean confidence"]
     print_table(f"{result['samples']} samples in {result['run']}", columns, rows, to_stderr=to_stderr)
     risk = "" if result["labelled"] else " --risk agreement"
+    run, largest = shlex.quote(result["run"]), result["batch_sizes"][-1]
     print(
-        f"plan with: python -m planner --run {result['run']} --batch-size {result['batch_sizes'][-1]}{risk}",
+        f"plan with: python -m planner --run {run} --batch-size {largest}{risk}",
         file=sys.stderr if to_stderr else sys.stdout,
         flush=True,
     )

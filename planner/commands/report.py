@@ -10,7 +10,8 @@ from typing import Any
 from artifacts import find_run
 from artifacts.console import add_common_arguments, run_command, say
 from planner.report.benchmark import BENCH_JSON
-from planner.report.figures import check_matplotlib, draw_figures, encode_png
+from planner.report.drawing import check_matplotlib, encode_png
+from planner.report.figures import draw_figures
 from planner.report.gathering import gather_report
 from planner.report.page import render_report
 from planner.report.writing import check_output, write_report

@@ -77,12 +77,28 @@ def _serve(run: Callable[[Mapping[str, np.ndarray]], object], batch: Mapping[str
 def _idle_bundle(spec: ModelSpec, largest: int) -> BundleSpec:
     nothing = PredictedLatency(full_ms=0, mean_ms=0, batch_ms=0, oracle_mean_ms=0)
     plan = ExitPlan(
-        model_digest="", trace_digest="", search="", tolerance=0, delta=None, batch_size=largest, backend="fake",
-        threads=1, exits=(), full_metric=1, predicted_metric=1, predicted=nothing,
-    )  # fmt: skip
+        model_digest="",
+        trace_digest="",
+        search="",
+        tolerance=0,
+        delta=None,
+        batch_size=largest,
+        backend="fake",
+        threads=1,
+        exits=(),
+        full_metric=1,
+        predicted_metric=1,
+        predicted=nothing,
+    )
     answers = tuple(spec.full.output(name) for name in spec.full.answers)
     return BundleSpec(
-        name=spec.name, task=spec.task, backend="fake", threads=1, max_batch_size=largest,
-        inputs=spec.full.inputs, outputs=answers, plan=plan,
+        name=spec.name,
+        task=spec.task,
+        backend="fake",
+        threads=1,
+        max_batch_size=largest,
+        inputs=spec.full.inputs,
+        outputs=answers,
+        plan=plan,
         stages=(StageSpec(graph=spec.full, engine="", threshold=None, median_ms={}),),
-    )  # fmt: skip
+    )

@@ -82,9 +82,16 @@ def _draw_box(axes: Any, x: float, y: float, title: str, share: float | None, *,
     )
     time = "" if share is None else f"\n{share:.1%} of time"
     axes.text(
-        x + _BOX / 2, y, f"{title}{time}", ha="center", va="center", fontsize=8, zorder=3, linespacing=1.3,
+        x + _BOX / 2,
+        y,
+        f"{title}{time}",
+        ha="center",
+        va="center",
+        fontsize=8,
+        zorder=3,
+        linespacing=1.3,
         color="white" if is_final else INK,
-    )  # fmt: skip
+    )
 
 
 def _draw_arrow(axes: Any, start: float, end: float, y: float) -> None:
@@ -102,13 +109,23 @@ def _draw_cut(axes: Any, x: float, y: float, cut: str, label: str, data: ReportD
         return
     axes.plot([x, x], [y, y - 0.31], color=colour, linewidth=1.8 if planned else 1.1, zorder=1)
     box = {
-        "boxstyle": "round,pad=0.35", "facecolor": EARLY_COLOUR if planned else "white", "edgecolor": colour,
+        "boxstyle": "round,pad=0.35",
+        "facecolor": EARLY_COLOUR if planned else "white",
+        "edgecolor": colour,
         "linewidth": 1.1,
-    }  # fmt: skip
+    }
     axes.text(
-        x, y - 0.38, label, ha="center", va="center", fontsize=8, bbox=box, zorder=3,
-        color="white" if planned else INK, fontweight="bold" if planned else None,
-    )  # fmt: skip
+        x,
+        y - 0.38,
+        label,
+        ha="center",
+        va="center",
+        fontsize=8,
+        bbox=box,
+        zorder=3,
+        color="white" if planned else INK,
+        fontweight="bold" if planned else None,
+    )
     if planned:
         text = f"confidence ≥ {planned.threshold:.3g}\n{planned.leaving_share:.1%} leave here"
         axes.text(x, y - 0.51, text, ha="center", va="top", fontsize=8, color=INK, linespacing=1.3)

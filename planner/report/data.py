@@ -22,9 +22,10 @@ from artifacts import (
     ModelSpec,
     Trace,
 )
+from calibration import binomial_pmf
 from planner.predict.costs import FULL, SERVING, NetworkCosts, gather_row, head_row, price_staying, segment_row
 from planner.predict.replay import Exits, Outcome, evaluate_exits
-from planner.predict.survivors import BatchingPatternMatrix, binomial_pmf, count_survivors
+from planner.predict.survivors import BatchingPatternMatrix, count_survivors
 from planner.search.threshold_grids import evaluate_grid
 from planner.sweep.points import Sweep
 from planner.workflow.record import ConsideredPlan
@@ -117,11 +118,14 @@ def depths(data: ReportData) -> tuple[Depth, ...]:
     ready = [reach_share(data, name) for name in trace.exits]
     return tuple(
         Depth(
-            name=name, metric=float(metric[row]), agreement=float(agreement[row]), share_of_time=share,
+            name=name,
+            metric=float(metric[row]),
+            agreement=float(agreement[row]),
+            share_of_time=share,
             chosen=name in data.chosen.cuts,
         )
         for row, (name, share) in enumerate(zip((*trace.exits, FINAL_HEAD_LABEL), (*ready, 1.0), strict=True))
-    )  # fmt: skip
+    )
 
 
 def reach_share(data: ReportData, cut: str) -> float:
@@ -273,17 +277,24 @@ def headline(data: ReportData) -> Headline:
         full, early = data.bench["full"], data.bench["early_exit"]
         unlabelled = full["metric"] is None
         return Headline(
-            source="bench", full_ms=full["mean_latency_ms"], early_ms=early["mean_latency_ms"],
-            speedup=data.bench["speedup_mean"], agreement=unlabelled,
+            source="bench",
+            full_ms=full["mean_latency_ms"],
+            early_ms=early["mean_latency_ms"],
+            speedup=data.bench["speedup_mean"],
+            agreement=unlabelled,
             metric_ratio=data.bench["agreement" if unlabelled else "metric_ratio"],
             speedup_p99=data.bench["speedup_p99"],
-        )  # fmt: skip
+        )
     full_ms, early_ms = measured_mean_ms(without_exits(data)), measured_mean_ms(committed(data))
     return Headline(
-        source="planner", full_ms=full_ms, early_ms=early_ms, speedup=full_ms / early_ms,
-        metric_ratio=data.plan.predicted_metric / data.plan.full_metric, agreement=data.plan.risk == "agreement",
+        source="planner",
+        full_ms=full_ms,
+        early_ms=early_ms,
+        speedup=full_ms / early_ms,
+        metric_ratio=data.plan.predicted_metric / data.plan.full_metric,
+        agreement=data.plan.risk == "agreement",
         speedup_p99=None,
-    )  # fmt: skip
+    )
 
 
 def short_names(spec: ModelSpec, longest: int = 14) -> dict[str, str]:

@@ -50,21 +50,10 @@ def gather_report(
         MissingArtifactError: the run has no plan yet; the message says the command.
         StaleArtifactError: plan and measurements do not belong together any more.
     """
-    remedy = run.remedy("planner")
-    planned = open_plan(run)
-    model = open_model(run.model, remedy=run.remedy("export"))
-    traced = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
-    timed = open_artifact(run.itm, kind="itm", remedy=remedy)
-    inputs = PlanningInputs(
-        run=run,
-        model=model,
-        trace=Trace.load(traced.path(TRACE_NPZ)),
-        itm=read_json(timed.path(ITM_JSON), InferenceTimeMatrix),
-        trace_artifact=traced,
-        itm_artifact=timed,
-    )
+    planned, inputs = open_plan(run), open_inputs(run)
+    model = inputs.require_model()
     check_origin(run, planned.manifest, inputs.digests)
-    config = read_plan_config(planned.manifest, remedy)
+    config = read_plan_config(planned.manifest, run.remedy("planner"))
     plan = read_json(planned.path(EXIT_PLAN_JSON), ExitPlan)
     sweep, _ = ensure_sweep(inputs, config, report=report)
     measured = read_bench(run, bench)
@@ -72,7 +61,7 @@ def gather_report(
         run=run.root,
         spec=model.spec,
         model=model.artifact.manifest,
-        trace=traced.manifest,
+        trace=inputs.trace_artifact.manifest,
         training=find_training(run, model),
         config=config,
         bench=measured.result,
@@ -90,6 +79,25 @@ def gather_report(
         environment=describe_environment(inputs.itm, measured.result),
         commands=reproduce_run(record),
         digests={**inputs.digests, "plan": planned.digest},
+    )
+
+
+def open_inputs(run: RunFolder) -> PlanningInputs:
+    """Opens model, trace and times as they are; unlike ``read_inputs`` it makes nothing that is missing.
+
+    Raises:
+        MissingArtifactError: one of them does not exist; the message says the command.
+    """
+    model = open_model(run.model, remedy=run.remedy("export"))
+    traced = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
+    timed = open_artifact(run.itm, kind="itm", remedy=run.remedy("planner"))
+    return PlanningInputs(
+        run=run,
+        model=model,
+        trace=Trace.load(traced.path(TRACE_NPZ)),
+        itm=read_json(timed.path(ITM_JSON), InferenceTimeMatrix),
+        trace_artifact=traced,
+        itm_artifact=timed,
     )
 
 

@@ -110,9 +110,14 @@ def render_report(data: ReportData, pictures: Mapping[str, bytes]) -> str:
 
 
 def render_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, text: int = 1, caption: str = "", kind: str = "",
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    text: int = 1,
+    caption: str = "",
+    kind: str = "",
     marked: Sequence[bool] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Returns a table: the first ``text`` columns to the left, numbers behind them to the right; all escaped.
 
     Args:
@@ -238,11 +243,14 @@ def _survivor_table(data: ReportData) -> str:
     chain = survivor_chain(data)
     rows = [
         [
-            f"{place + 1}, up to {name}", f"{chain.expected[place]:.2f}", f"{chain.low[place]} to {chain.high[place]}",
-            f"{chain.recorded_low[place]} to {chain.recorded_high[place]}", f"{chain.leaving[place]:.1%}",
+            f"{place + 1}, up to {name}",
+            f"{chain.expected[place]:.2f}",
+            f"{chain.low[place]} to {chain.high[place]}",
+            f"{chain.recorded_low[place]} to {chain.recorded_high[place]}",
+            f"{chain.leaving[place]:.1%}",
         ]
         for place, name in enumerate(chain.stages)
-    ]  # fmt: skip
+    ]
     columns = ("stage", "rows, mean", "98 of 100 batches", "in the data's order", "leave at its end")
     return render_table(columns, rows)
 
@@ -254,16 +262,20 @@ def _latency_table(data: ReportData) -> str:
     rows = [
         [title, f"{full[key]:.3f}", f"{early[key]:.3f}", f"{full[key] / early[key]:.2f}" if early[key] else "-"]
         for title, key in (
-            ("mean latency, ms", "mean_latency_ms"), ("median latency, ms", "p50_ms"),
-            ("99th percentile, ms", "p99_ms"), ("whole batch, ms", "batch_ms"),
+            ("mean latency, ms", "mean_latency_ms"),
+            ("median latency, ms", "p50_ms"),
+            ("99th percentile, ms", "p99_ms"),
+            ("whole batch, ms", "batch_ms"),
         )
-    ]  # fmt: skip
+    ]
     rows.append(
         [
-            "queries per second", f"{full['throughput_per_s']:.0f}", f"{early['throughput_per_s']:.0f}",
+            "queries per second",
+            f"{full['throughput_per_s']:.0f}",
+            f"{early['throughput_per_s']:.0f}",
             f"{data.bench['throughput_ratio']:.2f}",
         ]
-    )  # fmt: skip
+    )
     ratio = data.bench["metric_ratio"]
     if full["metric"] is None:
         rows.append(["same answer as the full network", "-", f"{data.bench['agreement']:.4f}", "-"])

@@ -157,9 +157,12 @@ def sweep_tolerances(
     if not found:
         raise NoPlanError(refused[-1].reason) if refused else InputError("a sweep needs at least one tolerance")
     return Sweep(
-        objective=objective, full_metric=full_metric, full_ms=full_ms, points=mark_efficient(found, objective),
+        objective=objective,
+        full_metric=full_metric,
+        full_ms=full_ms,
+        points=mark_efficient(found, objective),
         refused=tuple(refused),
-    )  # fmt: skip
+    )
 
 
 def describe_point(

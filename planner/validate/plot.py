@@ -28,8 +28,12 @@ def draw_validation(result: Mapping[str, Any], path: Path) -> None:
     _draw_latency(latency, methods)
     figure.suptitle(
         f"{result['resplits']} calibration sets of {result['samples']} samples: which plans keep the tolerance?",
-        x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK,
-    )  # fmt: skip
+        x=0.012,
+        ha="left",
+        fontsize=11.5,
+        fontweight="bold",
+        color=INK,
+    )
     try:
         figure.savefig(path)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from artifacts import (
     open_model,
     read_json,
     read_manifest,
+    recorded_command,
 )
 from calibration import DataSource, check_labels
 from planner.config import PlanConfig
@@ -61,7 +63,7 @@ class PlanningInputs:
         found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
         return found if self.model is None else {"model": self.model.digest, **found}
 
-    def open_model(self) -> Model:
+    def require_model(self) -> Model:
         """Returns the network.
 
         Raises:
@@ -138,8 +140,9 @@ def read_inputs(run: RunFolder, *, risk: str | None = None) -> PlanningInputs:
         default = PlanConfig(threads=os.cpu_count() or 1)
         _make_missing(run, default, risk)
     imported = is_imported(run)
-    trace = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
-    itm = open_artifact(run.itm, kind="itm", remedy=run.remedy("calibration" if imported else "planner"))
+    again = recorded_command(run.trace) or f"python -m planner import-trace --run {shlex.quote(str(run.root))}"
+    trace = open_artifact(run.trace, kind="trace", remedy=again if imported else run.remedy("calibration"))
+    itm = open_artifact(run.itm, kind="itm", remedy=again if imported else run.remedy("planner"))
     inputs = PlanningInputs(
         run=run,
         model=None if imported else _open_same_model(run, trace, itm),

@@ -54,10 +54,10 @@ def make_spec(cuts: tuple[str, ...], *, name: str = "small") -> ModelSpec:
 
 
 def greedy_search(trace: Trace, costs: NetworkCosts) -> SearchAt:
-    kept = KeptGrids(thresholds=threshold_grid())
+    grids = KeptGrids(thresholds=threshold_grid())
 
     def search(tolerance: float) -> SearchResult:
-        return search_greedily(trace, costs, tolerance=tolerance, grids=kept, slow_batches=TAIL)
+        return search_greedily(trace, costs, tolerance=tolerance, grids=grids, slow_batches=TAIL)
 
     return search
 

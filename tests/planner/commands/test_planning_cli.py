@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import planner
-from planner.commands.main import main
+from planner.commands.main import COMMANDS, main
+from tests.planner.foreign.test_importing import arrays, write_npz, write_times
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,42 @@ def test_every_public_name_is_there() -> None:
         assert getattr(planner, name) is not None
     with pytest.raises(AttributeError, match="plan_everything"):
         _ = planner.plan_everything
+
+
+def test_an_imported_run_is_planned_swept_and_validated_without_torch_or_onnx(tmp_path: Path) -> None:
+    """Nothing is trained there, nothing is merged and no engine is built."""
+    files = (
+        "--trace",
+        str(write_npz(tmp_path / "trace.npz", **arrays(400))),
+        "--itm",
+        str(write_times(tmp_path / "t.csv")),
+    )
+    run = ("--run", str(tmp_path / "theirs"))
+    commands = [
+        ["import-trace", *run, *files], [*run, "--tolerance", "0.2", "--batch-size", "8"],
+        [*run, "--sweep", "0.1,0.2", "--batch-size", "8"],
+        ["validate", *run, "--resplits", "2", "--tolerance", "0.2", "--batch-size", "8"],
+    ]  # fmt: skip
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'onnx', 'onnx_ir', 'onnxruntime'): sys.modules[name] = None\n"
+        "from planner.commands.main import main\n"
+        f"assert [main(words) for words in {commands!r}] == [0, 0, 0, 0]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no model to bundle" in done.stdout
+
+
+def test_help_names_every_further_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    for name in COMMANDS:
+        assert f"python -m planner {name}" in words
+        with pytest.raises(SystemExit, match="0"):
+            main([name, "--help"])
+        assert "--json" in capsys.readouterr().out
 
 
 def test_help_needs_no_heavy_package() -> None:

@@ -1,4 +1,4 @@
-"""Timing with a clock that only work moves forward."""
+"""Timing of engines, with a clock that only work moves forward."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from planner.measure.timing import EngineSettings, TimedGraph, time_calls, time_
 
 
 class Clock:
-    """Seconds that pass when somebody sleeps."""
+    """Seconds that pass only in ``sleep``."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -40,7 +40,7 @@ def test_rounds_are_interleaved_after_the_warm_up() -> None:
     assert timings.rounds == 3
 
 
-def test_what_is_short_runs_warm() -> None:
+def test_short_calls_run_warm() -> None:
     """The first call after another row is slow here; from the second round on the call after it counts."""
     clock, log = Clock(), []
 
@@ -71,7 +71,7 @@ def test_batch_sizes_are_cut_and_extended(batch_size: int, expected: tuple[int, 
     assert batch_sizes_up_to(batch_size) == expected
 
 
-def test_batch_sizes_of_ones_own_are_cut_and_extended() -> None:
+def test_given_batch_sizes_are_cut_and_extended() -> None:
     assert batch_sizes_up_to(16, (1, 8, 32)) == (1, 8, 16)
     assert batch_sizes_up_to(32, (5,)) == (5, 7, 10, 15, 20, 30, 32)
     assert batch_sizes_up_to(5, (1,)) == (1, 2, 3, 4, 5)
@@ -107,9 +107,12 @@ def timed(monkeypatch: pytest.MonkeyPatch):
             assert (threads, device.name) == (2, "cpu")
             ms = per_row[graph.name]
             engines[graph.name] = FakeEngine(
-                graph, max_batch_size=config.batch_sizes[-1], batch_sizes=fixed,
-                time_ms=lambda rows: 10 + ms * rows, sleep=clock.sleep,
-            )  # fmt: skip
+                graph,
+                max_batch_size=config.batch_sizes[-1],
+                batch_sizes=fixed,
+                time_ms=lambda rows: 10 + ms * rows,
+                sleep=clock.sleep,
+            )
             return engines[graph.name]
 
         monkeypatch.setattr("planner.measure.timing.ensure_engine", lambda onnx, graph, cache, **_: cache / graph.name)
@@ -126,7 +129,7 @@ def timed(monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-def test_matrix_holds_what_the_clock_said(timed) -> None:
+def test_matrix_holds_the_times_of_the_clock(timed) -> None:
     itm, engines = timed(TimingConfig(batch_sizes=(1, 4, 8), rounds=4, warm_up=1))
     assert set(itm.median_ms) == {"segment_00", "exit_h", "gather_h", "full", "serving"}
     np.testing.assert_allclose(itm.row_ms("segment_00"), (11, 14, 18))

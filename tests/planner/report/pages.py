@@ -10,9 +10,19 @@ from planner.report.data import ReportData
 from planner.report.page import render_report
 
 SECTIONS = (
-    "plan", "cut_graph", "accuracy_by_depth", "threshold_curves", "batching_pattern", "inference_times", "survivors",
-    "latency", "pareto", "certificate", "environment", "commands",
-)  # fmt: skip
+    "plan",
+    "cut_graph",
+    "accuracy_by_depth",
+    "threshold_curves",
+    "batching_pattern",
+    "inference_times",
+    "survivors",
+    "latency",
+    "pareto",
+    "certificate",
+    "environment",
+    "commands",
+)
 FIGURES = SECTIONS[1:9]
 
 
@@ -58,6 +68,6 @@ def draw(data: ReportData) -> dict[str, Any]:
 
 def render(data: ReportData) -> str:
     """Renders the page of a report with its figures."""
-    from planner.report.figures import encode_png
+    from planner.report.drawing import encode_png
 
     return render_report(data, {name: encode_png(figure) for name, figure in draw(data).items()})

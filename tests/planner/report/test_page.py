@@ -60,9 +60,20 @@ def test_no_certificate_is_the_papers_way_and_a_certificate_is_stated() -> None:
 
     assert "None: the paper's way" in read(data.plan)
     certificate = Certificate(
-        risk="metric", bound=0.05, delta=0.1, finite_sample=True, method="betting", p_value=0.04, observed=0.01,
-        samples=200, tuning_samples=100, position=1, seed=0, tuning_digest="a", certification_digest="b",
-    )  # fmt: skip
+        risk="metric",
+        bound=0.05,
+        delta=0.1,
+        finite_sample=True,
+        method="betting",
+        p_value=0.04,
+        observed=0.01,
+        samples=200,
+        tuning_samples=100,
+        position=1,
+        seed=0,
+        tuning_digest="a",
+        certification_digest="b",
+    )
     certified = read(replace(data.plan, certificate=certificate))
     assert "Except with a probability of 0.1" in certified
     assert "loses at most 0.05 of the full network's accuracy" in certified

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from artifacts import (
@@ -49,8 +49,7 @@ TOLERANCES = (0.0, 0.01, 0.05, 0.2, 0.5)
 @settings(max_examples=80, deadline=None)
 @given(traces(max_samples=80), st.integers(0, 2**16), st.sampled_from([1, 4, 8]))
 def test_more_tolerance_never_gives_a_slower_plan(trace: Trace, seed: int, batch_size: int) -> None:
-    if trace.full_metric == 0:
-        return
+    assume(trace.full_metric > 0)
     costs = make_costs(seed, exits=len(trace.exits), batch_size=batch_size, head=0.05)
     sweep = sweep_tolerances(greedy_search(trace, costs), TOLERANCES, full_metric=trace.full_metric)
     assert [point.tolerance for point in sweep.points] == list(TOLERANCES)
@@ -66,9 +65,8 @@ def test_more_tolerance_never_gives_a_slower_plan(trace: Trace, seed: int, batch
 @settings(max_examples=60, deadline=None)
 @given(traces(max_samples=60), st.integers(0, 2**16))
 def test_a_point_is_the_single_plan_of_its_tolerance(trace: Trace, seed: int) -> None:
-    """Kept grids change nothing: each tolerance is searched afresh, and only a faster plan takes its place."""
-    if trace.full_metric == 0:
-        return
+    """Stored grids change nothing: each tolerance is searched afresh, and only a faster plan takes its place."""
+    assume(trace.full_metric > 0)
     costs = make_costs(seed, exits=len(trace.exits), head=0.05)
     sweep = sweep_tolerances(greedy_search(trace, costs), TOLERANCES, full_metric=trace.full_metric)
     for point in sweep.points:
@@ -83,7 +81,7 @@ def test_a_point_is_the_single_plan_of_its_tolerance(trace: Trace, seed: int) ->
         assert (point.metric, point.mean_ms) == (source.outcome.metric, source.times.mean_ms)
 
 
-def test_a_search_that_gets_worse_keeps_the_plan_before() -> None:
+def test_where_a_search_gets_worse_the_earlier_plan_stays() -> None:
     trace, costs = make_trace(1), make_costs(1)
     search = greedy_search(trace, costs)
     bold, careful = search(0.5), search(0.0)
@@ -101,8 +99,8 @@ def result_of(trace: Trace, costs: NetworkCosts, chosen: Exits) -> SearchResult:
     """A search's answer with every time worked out, the plan without exits behind it."""
     found = search_jointly(trace, costs, tolerance=0.3, objective=P99, slow_batches=TAIL)
     plans = [
-        evaluate_plan(trace, one, costs.plan_costs(one.cuts), full_ms=costs.full_ms, percentile=True)
-        for one in (chosen, NO_EXITS)
+        evaluate_plan(trace, exits, costs.plan_costs(exits.cuts), full_ms=costs.full_ms, percentile=True)
+        for exits in (chosen, NO_EXITS)
     ]
     considered = [replace(found.considered[0], priced=figures) for figures in plans]
     return replace(found, considered=tuple(considered))
@@ -110,7 +108,7 @@ def result_of(trace: Trace, costs: NetworkCosts, chosen: Exits) -> SearchResult:
 
 @pytest.mark.parametrize("objective", [P99, BATCH])
 def test_points_are_compared_by_the_objective(objective: str) -> None:
-    """Of two plans the one is better by the mean, the other by the objective; found in this order or the other."""
+    """Of two plans, found in either order, the first is better by the mean and the second by the objective."""
     trace, costs = make_trace(33, samples=200), make_costs(33, head=0.05)
     by_mean, by_objective = (
         result_of(trace, costs, search_jointly(trace, costs, tolerance=0.3, objective=by, slow_batches=TAIL).best.exits)
@@ -141,25 +139,35 @@ def test_a_search_without_the_percentile_cannot_be_swept_by_it() -> None:
 
 def point(metric: float, mean_ms: float, batch_ms: float = 1.0, p99_ms: float = 1.0) -> OperatingPoint:
     return OperatingPoint(
-        tolerance=0, exits=(), thresholds=(), leaving_shares=(1.0,), metric=metric, metric_ratio=metric,
-        mean_ms=mean_ms, batch_ms=batch_ms, p99_ms=p99_ms, speedup=1, found_at=0, searched_ms=mean_ms,
+        tolerance=0,
+        exits=(),
+        thresholds=(),
+        leaving_shares=(1.0,),
+        metric=metric,
+        metric_ratio=metric,
+        mean_ms=mean_ms,
+        batch_ms=batch_ms,
+        p99_ms=p99_ms,
+        speedup=1,
+        found_at=0,
+        searched_ms=mean_ms,
         efficient=False,
-    )  # fmt: skip
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 5)), min_size=1, max_size=12), st.sampled_from(OBJECTIVES))
 def test_efficient_points_by_brute_force(pairs: list[tuple[int, int]], objective: str) -> None:
     """By the objective's time alone; the other times are the other way round."""
-    times = [{f"{one}_ms": ms if one == objective else 9 - ms for one in OBJECTIVES} for _, ms in pairs]
+    times = [{f"{name}_ms": ms if name == objective else 9 - ms for name in OBJECTIVES} for _, ms in pairs]
     if objective == P99:  # of equal percentiles the smaller mean counts
-        times = [{**one, "mean_ms": 1.0} for one in times]
-    marked = mark_efficient([point(metric, **one) for (metric, _), one in zip(pairs, times, strict=True)], objective)
-    for (metric, ms), one in zip(pairs, marked, strict=True):
+        times = [{**each, "mean_ms": 1.0} for each in times]
+    points = [point(metric, **each) for (metric, _), each in zip(pairs, times, strict=True)]
+    for (metric, ms), marked in zip(pairs, mark_efficient(points, objective), strict=True):
         better = [pair for pair in pairs if pair != (metric, ms) and pair[0] >= metric and pair[1] <= ms]
-        assert one.efficient == (not better)
+        assert marked.efficient == (not better)
 
 
-def test_the_whole_range_ends_where_everybody_may_leave_anywhere() -> None:
+def test_the_whole_range_ends_where_all_samples_may_leave_anywhere() -> None:
     trace = make_trace(0, exits=3, samples=500)
     levels = sweep_levels(trace)
     most = 1 - trace.metric[:-1].mean(axis=1).min() / trace.full_metric
@@ -168,7 +176,7 @@ def test_the_whole_range_ends_where_everybody_may_leave_anywhere() -> None:
     assert sweep_levels(make_trace(0, exits=0)) == (0.0,)
 
 
-def test_tolerances_without_a_plan_are_told_with_the_reason() -> None:
+def test_tolerances_without_a_plan_are_listed_with_the_reason() -> None:
     trace, costs = make_trace(0), make_costs(0)
     search = greedy_search(trace, costs)
 
@@ -178,10 +186,11 @@ def test_tolerances_without_a_plan_are_told_with_the_reason() -> None:
         return search(tolerance)
 
     sweep = sweep_tolerances(strict, (0.0, 0.005, 0.05), full_metric=trace.full_metric)
-    assert [one.tolerance for one in sweep.points] == [0.05]
-    assert [(one.tolerance, one.reason) for one in sweep.refused] == [
-        (0.0, "0 needs more samples"), (0.005, "0.005 needs more samples"),
-    ]  # fmt: skip
+    assert [point.tolerance for point in sweep.points] == [0.05]
+    assert [(refusal.tolerance, refusal.reason) for refusal in sweep.refused] == [
+        (0.0, "0 needs more samples"),
+        (0.005, "0.005 needs more samples"),
+    ]
     with pytest.raises(NoPlanError, match=r"0\.005 needs"):
         sweep_tolerances(strict, (0.0, 0.005), full_metric=trace.full_metric)
 
@@ -201,7 +210,7 @@ def run(tmp_path: Path) -> RunFolder:
 CONFIG = PlanConfig(batch_size=8, timing=TimingConfig(batch_sizes=(1, 2, 4, 8)))
 
 
-def test_a_sweep_is_kept_with_its_grids_and_touches_nothing_else(run: RunFolder, monkeypatch) -> None:
+def test_a_sweep_is_stored_with_its_grids_and_changes_nothing_else(run: RunFolder, monkeypatch) -> None:
     before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
     sweep, reused = ensure_sweep(read_inputs(run), CONFIG)
     assert not reused
@@ -237,8 +246,8 @@ def test_a_sweep_goes_by_the_config(run: RunFolder, objective: str) -> None:
         assert (point.exits, sweep.time_ms(point)) == (best.exits.cuts, time_ms(best.times, objective))
 
 
-def test_kept_grids_of_another_risk_are_not_used(run: RunFolder) -> None:
-    """They hold sums of the metric, which is another one there."""
+def test_stored_grids_of_another_risk_are_not_used(run: RunFolder) -> None:
+    """They hold sums of the metric, which differs between risks."""
     config = replace(CONFIG, search="greedy")
     ensure_sweep(read_inputs(run), config, (0.0, 0.1))
     asked = replace(config, certify=replace(config.certify, risk="agreement"))
@@ -268,17 +277,37 @@ def test_the_command(run: RunFolder, tmp_path: Path, monkeypatch, capsys: pytest
     assert "no bundle was built" in err
     found = json.loads(target.read_text())
     assert set(found) == {
-        "run", "reused", "risk", "search", "batch_size", "engine", "threads", "objective", "full_metric", "full_ms",
+        "run",
+        "reused",
+        "risk",
+        "search",
+        "batch_size",
+        "engine",
+        "threads",
+        "objective",
+        "full_metric",
+        "full_ms",
         "points",
         "refused",
-    }  # fmt: skip
+    }
     assert set(found["points"][0]) == {
-        "tolerance", "exits", "thresholds", "leaving_shares", "metric", "metric_ratio", "mean_ms", "batch_ms",
-        "p99_ms", "speedup", "found_at", "searched_ms", "efficient",
-    }  # fmt: skip
+        "tolerance",
+        "exits",
+        "thresholds",
+        "leaving_shares",
+        "metric",
+        "metric_ratio",
+        "mean_ms",
+        "batch_ms",
+        "p99_ms",
+        "speedup",
+        "found_at",
+        "searched_ms",
+        "efficient",
+    }
     assert len(found["points"]) == len(sweep_levels(read_inputs(run).trace))
     assert main([*arguments, "--sweep", "0.2,0.01"]) == 0
-    assert [one["tolerance"] for one in json.loads(target.read_text())["points"]] == [0.01, 0.2]
+    assert [point["tolerance"] for point in json.loads(target.read_text())["points"]] == [0.01, 0.2]
 
 
 def test_wrong_tolerances_exit_with_2(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

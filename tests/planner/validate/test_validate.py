@@ -61,9 +61,12 @@ def test_every_method_plans_on_the_same_sets_and_the_seed_decides() -> None:
 def test_summary_counts_what_exceeds_the_tolerance() -> None:
     loss = np.array([0.0, 0.01, 0.011, 0.2])
     record = MethodRecord(
-        method="m", loss=loss, held_out_loss=loss[::-1] / 2, latency_ratio=np.full(4, 0.5),
+        method="m",
+        loss=loss,
+        held_out_loss=loss[::-1] / 2,
+        latency_ratio=np.full(4, 0.5),
         exit_count=np.array([0, 1, 2, 1]),
-    )  # fmt: skip
+    )
     found = record.summarise(0.01)
     assert found["violation_frequency"] == 0.5
     low, high = found["violation_interval"]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from artifacts import RunFolder, Trace, open_artifact, open_model, read_manifest
+from artifacts import TRACE_NPZ, RunFolder, Trace, open_artifact, open_model, read_manifest, recorded_command
 from planner.commands.main import main
 from planner.report.gathering import gather_report
 from planner.workflow.inputs import read_inputs
@@ -21,6 +23,10 @@ FLAGS = (
     "--batch-size", "4", "--threads", "1", "--rounds", "3", "--contenders", "2", "--tail-share", "0",
     "--stay-allowance", "9", "--tolerance", "0.1", "--delta", "0.2",
 )  # fmt: skip
+WRITTEN = [
+    "--tolerance", "0.1", "--batch-size", "4", "--threads", "1", "--delta", "0.2", "--tail-share", "0.0",
+    "--stay-allowance", "9.0", "--rounds", "3", "--contenders", "2",
+]  # fmt: skip
 PLANNED: dict[str, Any] = json.loads((RELEASED / "planned.json").read_text())
 
 
@@ -54,7 +60,7 @@ def check_same_plan(found: dict[str, Any]) -> None:
 
 def test_it_opens(run: RunFolder) -> None:
     inputs = read_inputs(run, risk="metric")
-    assert inputs.open_model().digest == open_model(run.model, remedy="").digest
+    assert inputs.require_model().digest == open_model(run.model, remedy="").digest
     assert inputs.trace.exits == ("h0", "h1", "h2")
     assert inputs.itm.batch_sizes == (1, 2, 4)
     result = read_result(open_plan(run), reused=True, bundle=run.bundle)
@@ -86,17 +92,20 @@ def test_it_is_planned_again_with_the_same_answer(run: RunFolder, tmp_path: Path
     assert found["reused"] is False
     check_same_plan(found["plan"])
     assert found["certification"] == PLANNED["certification"]
+    command = run.remedy("planner")
+    assert shlex.split(command)[3:] == ["--run", str(run.root), "--data", str(run.root / "data.npz"), *WRITTEN]
+    assert recorded_command(run.bundle) == command
 
 
 @pytest.mark.slow
-def test_a_plain_planning_reuses_its_trace(run: RunFolder, tmp_path: Path) -> None:
+def test_a_plain_planning_takes_its_trace_as_it_is(run: RunFolder, tmp_path: Path) -> None:
     """The data is the same, though it no longer lies where it was when the trace was collected."""
     pytest.importorskip("onnxruntime", reason="builds engines: pip install 'pame[export]'")
-    before = read_manifest(run.trace)
-    assert before.parameters["data_source"] != str(run.root / "data.npz")
-    samples = Trace.load(run.trace / "trace.npz")
+    assert read_manifest(run.trace).parameters["data_source"] != str(run.root / "data.npz")
+    before = Trace.load(run.trace / TRACE_NPZ)
     found = plan(run, tmp_path)
-    assert found["plan"]["trace_digest"] == before.digest
-    assert read_manifest(run.trace) == before
-    assert (Trace.load(run.trace / "trace.npz").confidence == samples.confidence).all()
-    assert run.remedy("planner").startswith(f"python -m planner --run {run.root} --data {run.root / 'data.npz'} ")
+    after = Trace.load(run.trace / TRACE_NPZ)
+    for name in ("confidence", "metric", "agreement", "predictions", "labels"):
+        assert np.array_equal(getattr(after, name), getattr(before, name)), name
+    assert found["plan"]["trace_digest"] == read_manifest(run.trace).digest
+    assert found["plan"]["full_metric"] == PLANNED["plan"]["full_metric"]
