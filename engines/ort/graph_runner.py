@@ -31,6 +31,7 @@ class GraphRunner:
         self._session: Any = open_session(model, session_options(threads), what=f"load {self._name}")
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
+        self.output_types = {value.name: str(value.type) for value in self._session.get_outputs()}
 
     def run(self, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the graph.
