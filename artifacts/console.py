@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,8 +33,13 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
     )
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a name is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    alone = contextlib.redirect_stdout(sys.stderr) if arguments.json == "-" else contextlib.nullcontext()
     try:
-        result = command(arguments)
+        with alone:  # stdout is for the one object
+            result = command(arguments)
         if arguments.json is not None:
             write_result(arguments.json, result)
     except PameError as error:

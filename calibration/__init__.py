@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError
+from calibration.certify.binomials import binomial_pmf, log_factorial
+from calibration.certify.pvalues import lower_share, upper_share
 from calibration.certify.risk_tests import (
     RISKS,
     Halves,
     RiskTest,
     check_labels,
     choose_test,
+    count_needed,
+    find_tolerance,
+    least_samples,
     run_sequence,
     split_halves,
 )
+from calibration.certify.set_metrics import SET_METRICS
 from calibration.data.arrays import ArrayImages
 from calibration.data.files import FileImages
 from calibration.data.image_input import image_input
@@ -43,7 +49,8 @@ __all__ = [
     "DATA_HELP", "PARTS", "ArrayImages", "Batch", "DataSource", "FileImages", "ImageSamples", "Samples", "as_batch",
     "image_input", "load_run_data", "load_samples",
     # certified tolerances
-    "RISKS", "Halves", "RiskTest", "check_labels", "choose_test", "run_sequence", "split_halves",
+    "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test", "count_needed",
+    "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",
     # training and traces
     "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "retrain_jointly",
     "trace_model", "train_missing",

@@ -47,6 +47,10 @@ def make_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
+        "--parts", metavar="PART=SOURCE:SHARE",
+        help="let a share of one part of the data become another, e.g. calibrate=test:0.5",
+    )  # fmt: skip
+    parser.add_argument(
         "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
     )
     parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
@@ -89,11 +93,11 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     run = find_run(arguments.run, name=arguments.name)
     engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
     options = CalibrationOptions(
-        task=None if arguments.task is None else load_task(arguments.task), report=say,
+        task=None if arguments.task is None else load_task(arguments.task), report=say, parts=arguments.parts,
         command=describe_command(arguments, run),
     )  # fmt: skip
     model = flow.ensure_model(run, report=say)
-    samples = load_run_data(run, arguments.data, report=say)
+    samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)
     if isinstance(config, JointConfig):
         model = _load("calibration.training.training_flow").retrain_jointly(
             run, samples, config, engine, options=options
@@ -103,9 +107,8 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     source = source_name(samples, arguments.data, run)
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
     exits, metric_name = describe_exits(trace, options, model)
-    print_exits(
-        exits, metric_name, f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
-    )
+    title = f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
+    print_exits(exits, metric_name, title)
     if not trace.labelled:
         say(f"no labels: plan with python -m planner --run {run.root} --risk agreement")
     flips = None if arguments.against is None else compare_runs(arguments.against, artifact, trace)
@@ -169,7 +172,7 @@ def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
 
 
 def print_flips(flips: FlipReport, *, against: Path) -> None:
-    """Prints what differs, exit by exit."""
+    """Prints the differences exit by exit."""
     rows = [
         (
             exit_.exit, "-" if exit_.threshold is None else f"{exit_.threshold:.3g}",

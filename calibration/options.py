@@ -18,11 +18,13 @@ class CalibrationOptions:
 
     Attributes:
         task: of one's own; ``None``: the one that the model names.
+        parts: ``--parts``, a share of one part of the data that becomes another; ``None``: as before, or none.
         command: the command line that made this; ``None``: ``python -m calibration`` with the run and its data.
         report: receives notes for the user.
     """
 
     task: Task | None = None
+    parts: str | None = None
     command: str | None = None
     report: Callable[[str], None] = _log.info
 
@@ -37,6 +39,7 @@ class CalibrationOptions:
     def notes(self, run: RunFolder, *, source: str | None = None) -> dict[str, str]:
         """Returns what manifests record of the command line."""
         data = [] if source is None else ["--data", source]
+        data += [] if self.parts is None else ["--parts", self.parts]
         return {COMMAND: self.command or shlex.join(["python", "-m", "calibration", "--run", str(run.root), *data])}
 
 

@@ -23,7 +23,7 @@ from artifacts import (
 )
 from calibration.certify.risk_tests import check_labels
 from calibration.data.samples import PARTS, ImageSamples, Samples
-from calibration.data.sources import DataSource, load_run_data, source_name
+from calibration.data.sources import DataSource, load_run_data, recorded_parts, source_name
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner
 from calibration.tracing.collecting import collect_trace
@@ -52,7 +52,7 @@ def ensure_trace(
         MissingExtraError: exit heads are to be trained, and torch is not installed.
     """
     model = ensure_model(run, report=options.report)
-    samples = load_run_data(run, data, report=options.report)
+    samples = load_run_data(run, data, parts=options.parts, report=options.report)
     if risk is not None:
         check_labels(risk, labelled=samples.labelled, where=samples.name)
     if missing_heads(model.spec):
@@ -97,6 +97,8 @@ def trace_model(
     parameters: dict[str, Any] = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
     if not samples.labelled:
         parameters["labelled"] = False
+    if (parts := options.parts or recorded_parts(run, source)) is not None:
+        parameters["parts"] = parts
     task_name = recorded_task(run) if options.task is None else options.task.name
     if task_name is not None and task_name != model.spec.task:
         parameters["task"] = task_name

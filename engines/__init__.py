@@ -1,6 +1,6 @@
 """Engines: compiled graphs, the devices they run on, and the sets that cover any number of rows.
 
-The only room that knows a backend. Importing it loads none: a backend is loaded by the call that needs it.
+This is the only room that depends on backends. Importing it loads none: a backend is loaded by the call that needs it.
 """
 
 from engines.backends.building import build_engine, builder, fixed_batch_sizes
@@ -9,7 +9,9 @@ from engines.backends.opening import open_engine
 from engines.backends.table import BACKENDS, DEFAULT_BACKEND
 from engines.build_progress import BuildWatch
 from engines.cache.cache import CachedEngine, ensure_engine, list_engines
-from engines.gpu.arrays import DeviceArray, is_device_array
+from engines.gpu.arrays import DeviceArray
+from engines.gpu.foreign_arrays import is_device_array
+from engines.gpu.pycuda_bridge import as_gpuarray, wrap_allocation
 from engines.host.fake_engine import FakeEngine
 from engines.host.host_device import HostDevice
 from engines.identity.onnx_facts import read_onnx_facts
@@ -30,8 +32,8 @@ __all__ = [
     "CachedEngine", "ensure_engine", "list_engines",
     # covers
     "Covers", "EngineSet", "Run", "plan_covers",
-    # arrays on a GPU
-    "DeviceArray", "is_device_array",
+    # arrays on a GPU, and those of PyCUDA
+    "DeviceArray", "as_gpuarray", "is_device_array", "wrap_allocation",
     # host and fake
     "FakeEngine", "HostDevice",
     # any ONNX graph

@@ -1,7 +1,7 @@
-"""Watching a build that takes minutes: how far it is, and whether to go on. Pure.
+"""``BuildWatch`` and ``PhaseTree``: the progress of a build that takes minutes, and its cancellation. Pure.
 
-A builder reports nested *phases*, each with a known number of steps; a phase started inside another one takes place
-within the parent's current step. So the fraction done is
+A builder reports nested *phases*, each with a given number of steps; a phase that starts inside another runs within
+the parent's current step. So the fraction done is
 
     done(phase) = (steps completed + done(running child, at most one step)) / steps
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 Report = Callable[[str, float], None]
 
 
-def _say_nothing(phase: str, fraction: float) -> None: ...
+def _ignore(phase: str, fraction: float) -> None: ...
 
 
 def _never() -> bool:
@@ -26,18 +26,18 @@ def _never() -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildWatch:
-    """What a build asks and tells while it runs; both calls come from the builder's threads and must be quick.
+    """The two callbacks of a running build; both are called from the builder's threads and must be quick.
 
     Attributes:
-        report: called with the innermost phase and the fraction done, 0 to 1, which never falls.
-        cancelled: True ends the build; nothing is published.
+        report: called with the innermost phase and the fraction done, 0 to 1, which never decreases.
+        cancelled: asked repeatedly; True ends the build, and nothing is published.
     """
 
-    report: Report = _say_nothing
+    report: Report = _ignore
     cancelled: Callable[[], bool] = _never
 
     def part(self, index: int, count: int) -> BuildWatch:
-        """Returns the watch of one of several builds that make up this one."""
+        """Returns the watch of part ``index`` of a build that consists of ``count`` builds."""
         return BuildWatch(
             report=lambda phase, fraction: self.report(phase, (index + fraction) / count), cancelled=self.cancelled
         )
@@ -55,7 +55,7 @@ class _Phase:
 
 
 class PhaseTree:
-    """The phases of one build; may be told of them from several threads."""
+    """The phases of one build; its methods may be called from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -63,13 +63,13 @@ class PhaseTree:
         self._best = 0.0
 
     def start(self, name: str, parent: str | None, steps: int) -> float:
-        """A phase began; returns the fraction done."""
+        """Starts a phase; returns the fraction done."""
         with self._lock:
             self._running[name] = _Phase(name=name, parent=parent, steps=max(steps, 1))
             return self._fraction()
 
     def complete(self, name: str, step: int) -> float:
-        """Step ``step`` of a phase, counted from 0, is done; returns the fraction done."""
+        """Completes step ``step`` of a phase, counted from 0; returns the fraction done."""
         with self._lock:
             phase = self._running.get(name)
             if phase is not None:
@@ -77,7 +77,7 @@ class PhaseTree:
             return self._fraction()
 
     def finish(self, name: str) -> float:
-        """A phase ended, whatever its steps said; returns the fraction done."""
+        """Ends a phase, however many of its steps were completed; returns the fraction done."""
         with self._lock:
             ended = self._running.get(name)
             if ended is not None and ended.parent not in self._running:

@@ -10,7 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from artifacts import BUNDLE_JSON, PRECISIONS, GraphSpec, ModelSpec, UsageError, check_precision, find_run, open_model
+from artifacts import (
+    BUNDLE_JSON,
+    PRECISIONS,
+    GraphSpec,
+    ModelSpec,
+    UsageError,
+    check_precision,
+    find_run,
+    open_model,
+    to_plain,
+)
 from artifacts.console import add_common_arguments, print_table, run_command, say, show_progress
 from engines.backends.building import builder
 from engines.backends.table import DEFAULT_BACKEND
@@ -18,7 +28,6 @@ from engines.build_progress import BuildWatch
 from engines.cache.bundled import find_bundle_engines, rebuild_bundle
 from engines.cache.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
 from engines.cache.inspecting import describe_engine, find_engine
-from engines.identity.description import EngineDescription
 from engines.identity.keys import key_digest
 from engines.options import BuildOptions
 from engines.trt.profiles import PROFILE_WAYS
@@ -31,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _make_parser().parse_args(argv)
     bad: list[CachedEngine] = []
 
-    def command(given: argparse.Namespace) -> Any:
-        if given.command == "build":
-            return _build_bundle(given) if given.bundle is not None else _build_run(given)
-        if given.command == "inspect":
-            return _inspect_engine(given)
-        found = _inspect(given, check_bytes=given.command == "verify")
+    def command(arguments: argparse.Namespace) -> Any:
+        if arguments.command == "build":
+            return _build_bundle(arguments) if arguments.bundle is not None else _build_run(arguments)
+        if arguments.command == "inspect":
+            return _inspect_engine(arguments)
+        found = _inspect_all(arguments, check_bytes=arguments.command == "verify")
         bad.extend(engine for engine in found if engine.problem is not None)
-        return _report_engines(found, to_stderr=given.json == "-")
+        return _report_engines(found, to_stderr=arguments.json == "-")
 
     code = run_command(command, arguments)
     for engine in bad:
@@ -57,7 +66,7 @@ def _make_parser() -> argparse.ArgumentParser:
         ("build", "compile every graph of the run's model, or rebuild a bundle's engines for this machine"),
         ("list", "show every engine: key, size, when it was built, whether it is valid here"),
         ("verify", "check every byte of every engine and its key; exit code 1 if any is bad"),
-        ("inspect", "show one engine: inputs and outputs, profiles, activation memory, layers where the API tells"),
+        ("inspect", "show one engine: inputs, outputs, profiles, activation memory, and layers where it has them"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_common_arguments(command)
@@ -65,7 +74,7 @@ def _make_parser() -> argparse.ArgumentParser:
         if name == "build":
             _add_build_arguments(command)
         if name == "inspect":
-            command.add_argument("engine", metavar="ENGINE", help="its name as in the list, or how that begins")
+            command.add_argument("engine", metavar="ENGINE", help="its name in the list, or the first characters")
     return parser
 
 
@@ -81,13 +90,13 @@ def _add_build_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags by which every command that builds engines says how; ``--engine`` is each command's own."""
+    """Adds the flags that every command that builds engines shares; ``--engine`` is each command's own."""
     parser.add_argument(
         "--profiles", choices=PROFILE_WAYS, help="how TensorRT's shape profiles are laid out (default: the backend's)"
     )
     parser.add_argument(
         "--precision", metavar="|".join(PRECISIONS),
-        help="refuse a network of another precision; it is chosen by python -m export --precision",
+        help="refuse a network of another precision; python -m export --precision chooses it",
     )  # fmt: skip
 
 
@@ -103,7 +112,7 @@ def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     backend = arguments.engine or DEFAULT_BACKEND
     options = BuildOptions(max_batch_size=largest, batch_sizes=sizes, profiles=arguments.profiles)
     made_by = builder(backend, options)
-    model = open_model(run.model, remedy=f"python -m export {run.name} --segments")
+    model = open_model(run.model, remedy=run.remedy("export"))
     check_precision(model.spec, arguments.precision, run=run.root)
     results, graphs = [], _model_graphs(model.spec)
     with show_progress("building engines") as report:
@@ -149,7 +158,7 @@ def _build_bundle(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for engine in rebuilt
     ]
     _print_builds(f"rebuilt the engines of {arguments.bundle} in {seconds} s", results, arguments)
-    say("the plan's times are those of the machine that planned it; for this one run: python -m planner")
+    say("the plan's times are those of the machine that planned it; to plan for this machine: python -m planner")
     return results
 
 
@@ -168,7 +177,7 @@ def _show_seconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.2f}"
 
 
-def _inspect(arguments: argparse.Namespace, *, check_bytes: bool) -> tuple[CachedEngine, ...]:
+def _inspect_all(arguments: argparse.Namespace, *, check_bytes: bool) -> tuple[CachedEngine, ...]:
     if arguments.bundle is None:
         return list_engines(find_run(arguments.run).engines, check_bytes=check_bytes)
     if not (arguments.bundle / BUNDLE_JSON).is_file():
@@ -176,7 +185,7 @@ def _inspect(arguments: argparse.Namespace, *, check_bytes: bool) -> tuple[Cache
     return tuple(inspect_engine(folder, check_bytes=check_bytes) for folder in find_bundle_engines(arguments.bundle))
 
 
-def _inspect_engine(arguments: argparse.Namespace) -> EngineDescription:
+def _inspect_engine(arguments: argparse.Namespace) -> dict[str, Any]:
     cache = find_run(arguments.run).engines if arguments.bundle is None else arguments.bundle / "engines"
     found = describe_engine(find_engine(cache, arguments.engine))
     key, to_stderr = found.key, arguments.json == "-"
@@ -186,12 +195,13 @@ def _inspect_engine(arguments: argparse.Namespace) -> EngineDescription:
         ("backend", f"{key.backend} {key.backend_version}"), ("device", key.device), ("precision", key.precision),
         ("options", options), *(("input", text) for text in found.inputs),
         *(("output", text) for text in found.outputs), *(("profile", text) for text in found.profiles),
-        ("activations", memory or "not told"), *(("layer", text) for text in found.layers),
+        ("activations", memory or "not reported"), *(("layer", text) for text in found.layers),
     ]  # fmt: skip
     print("\n".join(f"{name:<12}{text}" for name, text in rows), file=sys.stderr if to_stderr else sys.stdout)
-    if found.untold is not None:
-        say(found.untold)
-    return found
+    if found.unverified is not None:
+        say(found.unverified)
+    plain = to_plain(found)
+    return {"untold" if name == "unverified" else name: value for name, value in plain.items()}
 
 
 def _report_engines(engines: Sequence[CachedEngine], *, to_stderr: bool) -> list[dict[str, Any]]:
@@ -199,13 +209,13 @@ def _report_engines(engines: Sequence[CachedEngine], *, to_stderr: bool) -> list
     for engine in engines:
         key = engine.key
         what = "?" if key is None else f"{key.backend} {key.backend_version} {key.precision}"
-        state = "bad" if engine.problem else "sound" if engine.untold else "valid"
+        state = "bad" if engine.problem else "sound" if engine.unverified else "valid"
         sizes = "?" if key is None else ",".join(map(str, key.batch_sizes)) or f"1-{key.max_batch_size}"
         size, seconds = f"{engine.size_bytes / 1e6:.2f}", _show_seconds(engine.build_s)
         rows.append((engine.folder.name, what, sizes, size, engine.built, seconds, state))
     print_table("", ("engine", "backend", "batch", "MB", "built", "build s", "state"), rows, to_stderr=to_stderr)
-    for untold in sorted({engine.untold for engine in engines if engine.problem is None and engine.untold}):
-        say(f"sound: {untold}")
+    for unverified in sorted({engine.unverified for engine in engines if engine.problem is None and engine.unverified}):
+        say(f"sound: {unverified}")
     return [
         {
             "engine": engine.folder.as_posix(),
@@ -215,7 +225,7 @@ def _report_engines(engines: Sequence[CachedEngine], *, to_stderr: bool) -> list
             "build_s": engine.build_s,
             "valid": engine.problem is None,
             "problem": engine.problem,
-            "untold": engine.untold,
+            "untold": engine.unverified,
         }
         for engine in engines
     ]

@@ -1,15 +1,16 @@
-"""``DeviceOptions`` and ``BuildOptions``: what a caller may choose about a device and about a build, in one value each.
+"""``DeviceOptions`` and ``BuildOptions``: a caller's choices for a device and for a build, one value each.
 
 Options that only some backends know are fields here, so that no signature between a command and its backend names them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from artifacts import EngineKey
+from artifacts import EngineKey, UsageError
 from engines.build_progress import UNWATCHED, BuildWatch
 
 
@@ -52,3 +53,15 @@ class BuildOptions:
         return cls(
             max_batch_size=key.max_batch_size, batch_sizes=tuple(key.batch_sizes), profiles=key.options.get("profiles")
         )
+
+
+def check_batch_sizes(sizes: Sequence[int], max_batch_size: int) -> tuple[int, ...]:
+    """Returns batch sizes in ascending order, each once.
+
+    Raises:
+        UsageError: a size is not within 1 to ``max_batch_size``.
+    """
+    checked = tuple(sorted(set(sizes)))
+    if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in checked):
+        raise UsageError(f"batch sizes {checked} must lie within 1 to max_batch_size={max_batch_size}")
+    return checked

@@ -1,4 +1,4 @@
-"""The seams of this room: ``Engine``, ``EngineBuilder`` and ``Device``, and ``Backend``, the record that makes them.
+"""The seams of this room: ``Engine``, ``EngineBuilder`` and ``Device``, and the ``Backend`` record that makes them.
 
 ``Engine``         a compiled graph, ready to run
 ``EngineBuilder``  what compiles one

@@ -11,7 +11,8 @@ from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import EXPORT_PREFIX, Provenance, SourceParity, graph_parameters, graph_recipe
 from export.folder.writing import is_model_current, open_run_model
 from export.graphs.loading import load_graph
-from export.graphs.probing import prove_same
+from export.graphs.probing import prove_same, settle_integers
+from export.graphs.reading import weight_files
 from export.nets.table import find_family
 from export.options import ExportOptions
 
@@ -64,16 +65,14 @@ def export_model(run: RunFolder, options: ExportOptions, *, report: Callable[[st
 
 def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str], None]) -> ExportResult:
     path = Path(options.source)
-    loaded = None if path.is_file() else load_graph(path)  # which says what is wrong with it
-    inputs = {f"{EXPORT_PREFIX}onnx": file_digest(path)}
-    for data in sorted(path.parent.glob(f"{path.stem}*.data")):
-        inputs[f"{EXPORT_PREFIX}{data.name}"] = file_digest(data)
+    files = {**weight_files(path), "onnx": path}
+    inputs = {f"{EXPORT_PREFIX}{name}": file_digest(file) for name, file in sorted(files.items())}
     provenance = Provenance(inputs=inputs, parameters=graph_parameters(options), command=options.command(run))
     if is_model_current(run, provenance):
         report(f"{run.model} is up to date")
         return reuse_model(run)
     report(f"exporting {path} into {run.model}")
-    loaded = load_graph(path, input_shapes=options.input_shapes)
+    loaded = settle_integers(load_graph(path, input_shapes=options.input_shapes))
     absolute, relative = prove_same(path, loaded)
     source = SourceParity(label=path.name, absolute=absolute, relative=relative)
     return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance))

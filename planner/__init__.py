@@ -1,6 +1,6 @@
-"""Times engines, characterises the load, searches exits and thresholds, and ships the bundle.
+"""Planner: times engines, characterises the load, searches exits and thresholds, and ships the bundle.
 
-The pure parts (patterns, costs, evaluation, search) load numpy alone; what opens engines is fetched on first use.
+The pure parts (predict, search, certify) load numpy alone; the parts that open engines are imported on first use.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from calibration import binomial_pmf
 from planner.certify.certified import CertifiedPlans, certify_plans, plan_certified
 from planner.certify.evidence import Evidence, collect_evidence, risk_trace
 from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
@@ -24,13 +25,7 @@ from planner.predict.replay import (
     evaluate_plan,
     price_exits,
 )
-from planner.predict.survivors import (
-    BatchingPatternMatrix,
-    binomial_pmf,
-    count_survivors,
-    draw_patterns,
-    survivor_transition,
-)
+from planner.predict.survivors import BatchingPatternMatrix, count_survivors, draw_patterns, survivor_transition
 from planner.predict.traffic import Load
 from planner.search.greedy import plan_greedy
 from planner.search.joint import plan_joint
@@ -45,9 +40,9 @@ if TYPE_CHECKING:
     from planner.commit.committing import PlanningCase, commit_plan
     from planner.commit.contenders import Commitment, Contender
     from planner.commit.stages import MergedStage, TimedStages, assemble_bundle, merge_stages
+    from planner.load_file import read_load
     from planner.measure.timing import EngineSettings, TimedGraph, ensure_itm, time_graphs
     from planner.workflow.inputs import PlanningInputs
-    from planner.workflow.load_file import read_load
     from planner.workflow.planning import ensure_plan
     from planner.workflow.record import ConsideredPlan, PlanningResult
 
@@ -57,7 +52,7 @@ _HOMES = {
     "commit.stages": ("MergedStage", "TimedStages", "assemble_bundle", "merge_stages"),
     "measure.timing": ("EngineSettings", "TimedGraph", "ensure_itm", "time_graphs"),
     "workflow.inputs": ("PlanningInputs",),
-    "workflow.load_file": ("read_load",),
+    "load_file": ("read_load",),
     "workflow.planning": ("ensure_plan",),
     "workflow.record": ("ConsideredPlan", "PlanningResult"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from artifacts import UsageError, unknown_name
-from calibration.certify.risk_tests import RISKS
+from calibration import RISKS
 from planner.predict.objectives import MEAN
 from planner.predict.traffic import Load
 from planner.search.rules import GREEDY, JOINT, OFFERED_SEARCHES, SearchRules, SlowBatchRule
@@ -57,8 +57,8 @@ class MeasureConfig:
     Attributes:
         contenders: how many of the best plans, besides the one without exits.
         rounds: how often every batch runs through every plan.
-        queries: how many different queries, drawn from the calibration data; a mean over fewer would say more about
-            who was drawn than about the plans.
+        queries: how many different queries, drawn from the calibration data; a mean over fewer would depend more on
+            which of them were drawn than on the plans.
         budget_s: rounds stop when this much time is spent, after the first at the earliest.
     """
 
@@ -74,14 +74,15 @@ class MeasureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifyConfig:
-    """What is to be guaranteed of the tolerance.
+    """How the tolerance is certified.
 
     Attributes:
-        method: ``ltt`` certifies it on samples that were not tuned on; ``none`` is the paper's way, no guarantee.
+        method: ``ltt`` certifies it on samples that were not used for tuning; ``none`` is the paper's way, without a
+            guarantee.
         risk: ``metric``: relative loss of the task metric; ``agreement``: disagreement with the final head, which
             needs no labels.
         delta: probability with which the guarantee may fail.
-        seed: of the split into samples to tune on and samples to test on.
+        seed: of the split into samples for tuning and samples for the test.
     """
 
     method: str = "ltt"
@@ -102,23 +103,24 @@ class CertifyConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanConfig:
-    """What to plan for.
+    """Configuration of a planning run.
 
     Attributes:
         tolerance: allowed relative loss of the metric, in [0, 1).
         batch_size: the largest batch that enters the network.
         backend: the engine backend, e.g. ``onnxruntime``.
-        profiles: how TensorRT's shape profiles are laid out, of ``engines.PROFILE_WAYS``; ``None``: as usual there.
+        profiles: how TensorRT's shape profiles are laid out, of ``engines.PROFILE_WAYS``; ``None``: the backend's own
+            way.
         threads: of each engine.
         load: the batches that enter; ``None``: all have ``batch_size`` queries.
-        search: which search, one of ``SEARCHES``.
-        objective: what the plan is to be good at, one of ``objectives.OBJECTIVES``.
+        search: name of the search, one of ``rules.OFFERED_SEARCHES``.
+        objective: the value that the plan minimises, one of ``objectives.OBJECTIVES``.
         max_exits: the most exits that a plan may have; ``None``: as many as pay.
         max_engines: the most engines of a bundle, where an engine is bound to one batch size; ``None``: any number.
         memory_mb: the most megabytes that their files may have together; ``None``: any.
         grid_step: distance of the greedy search's thresholds.
-        tail: how many batches must not be slower than the full network.
-        certify: what is to be guaranteed of the tolerance.
+        tail: how many batches may be slower than the full network.
+        certify: how the tolerance is certified.
         timing: how the engines are timed.
         measure: how the best plans are measured.
     """
@@ -154,7 +156,7 @@ class PlanConfig:
             raise unknown_name("search", self.search, OFFERED_SEARCHES)
         _ = self.rules  # checks itself
         if self.search == GREEDY and (self.objective != MEAN or self.max_exits is not None):
-            raise UsageError("--search greedy makes the mean latency small with any number of exits, as in the paper; "
+            raise UsageError("--search greedy minimises the mean latency with any number of exits, as in the paper; "
                              "leave out --objective and --max-exits, or take --search joint")  # fmt: skip
         if self.max_engines is not None and self.max_engines < 1:
             raise UsageError(f"--max-engines {self.max_engines}: expected at least 1")

@@ -1,12 +1,17 @@
-"""What all tests share: those that need a GPU run where one is, and say elsewhere why they do not."""
+"""Configuration of all tests: hypothesis; tests that need a GPU are skipped, with the reason, where there is none."""
 
 from __future__ import annotations
 
 import functools
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from artifacts import PameError
+
+# Before its first draw hypothesis reads all our modules for constants; how long that takes says nothing about a test.
+settings.register_profile("pame", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("pame")
 
 
 @functools.cache

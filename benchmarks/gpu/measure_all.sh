@@ -3,13 +3,14 @@
 #
 #   benchmarks/gpu/measure_all.sh [--out DIR] [--only a,c] [--list] [--rehearse] [--prebuilt DIR]
 #                                 [--budget SECONDS] [--bound STAGE=SECONDS] [--networks NAMES] [--python FILE]
+#                                 [--driver DIR]       of a rehearsal: a driver that pretends, built before
 #
 # Each stage is a process of its own under timeout(1) and writes DIR/<stage>.json after every row, so a cut-off loses
 # what one stage had not done yet. DIR/stages.log holds what all of them printed, DIR/summary.json which ran, how they
 # ended and what failed: eight files in all. Exit code: 0 every row measured, 1 some row or stage was not.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-python=${PYTHON:-python3} out=${OUT:-gpu-results} only='' budget=530 prebuilt='' networks='' rehearse=() list=
+python=${PYTHON:-python3} out=${OUT:-gpu-results} only='' budget=530 prebuilt='' networks='' driver='' rehearse=() list=
 declare -A bounds=()
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
@@ -20,7 +21,7 @@ while (($#)); do
     --list) list=1; shift; continue ;;
     --rehearse) rehearse=(--rehearse); shift; continue ;;
     --help | -h) usage; exit 0 ;;
-    --out | --only | --budget | --bound | --prebuilt | --networks | --python) (($# > 1)) || fail "$1 wants a value" ;;
+    --out | --only | --budget | --bound | --prebuilt | --networks | --python | --driver) (($# > 1)) || fail "$1 wants a value" ;;
     *) usage >&2; fail "no such option: $1" ;;
   esac
   case $1 in
@@ -31,6 +32,7 @@ while (($#)); do
     --prebuilt) prebuilt=$(realpath -m "$2") ;;
     --networks) networks=$2 ;;
     --python) python=$2 ;;
+    --driver) driver=$2 ;;
   esac
   shift 2
 done
@@ -74,8 +76,8 @@ trap 'stop 130' INT
 trap 'stop 129' HUP
 
 if ((${#rehearse[@]})); then
-  if fake=$("$python" -m benchmarks.gpu.rehearsal "$scratch/driver" 2>>"$log"); then
-    export LD_LIBRARY_PATH=$fake${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  if [[ -n $driver ]] || driver=$("$python" -m benchmarks.gpu.rehearsal "$scratch/driver" 2>>"$log"); then
+    export LD_LIBRARY_PATH=$driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   else
     echo "no driver that pretends could be built (see $log); the stages find no GPU" >&2
   fi

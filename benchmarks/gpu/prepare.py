@@ -18,8 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from artifacts import BUNDLE_JSON, BundleSpec, GraphSpec, PameError, RunFolder, open_artifact, open_model, read_json
 from artifacts.console import say
 from benchmarks.gpu.nets.making import make_subject
@@ -36,8 +34,8 @@ def prepare(folder: Path, *, run: Path | None, names: Sequence[str] = NAMES) -> 
     for name in names:
         if run is not None and name == "demo":
             data = load_run_data(RunFolder(root=run))
-            images = data.inputs(data.split("test")[:SAMPLES])
-            subject = take_bundle(RunFolder(root=run), folder / name, images)
+            samples = data.inputs(data.indices_of("test")[:SAMPLES])
+            subject = take_bundle(RunFolder(root=run), folder / name, samples)
         else:
             with tempfile.TemporaryDirectory(prefix="pame-") as scratch:
                 subject = copy_subject(make_subject(name, Path(scratch)), folder / name)
@@ -55,13 +53,13 @@ def copy_subject(subject: Subject, target: Path) -> Subject:
                   dict(subject.samples))  # fmt: skip
 
 
-def take_bundle(run: RunFolder, target: Path, samples: np.ndarray) -> Subject:
+def take_bundle(run: RunFolder, target: Path, samples: Batch) -> Subject:
     """Makes a subject of a run's bundle and its whole network.
 
     Args:
         run: as the planner left it.
         target: the subject's folder.
-        samples: (N, ...) inputs of the network.
+        samples: inputs of the network by name, (N, ...) each.
 
     Raises:
         ArtifactError: the run has no sound bundle or model.
@@ -76,7 +74,7 @@ def take_bundle(run: RunFolder, target: Path, samples: np.ndarray) -> Subject:
     )  # fmt: skip
     files = {graph.name: model.path(graph) for graph in (model.spec.full, *heads)}
     files |= {stage.graph.name: artifact.path(stage.graph.file) for stage in bundle.stages}
-    return _write(target, spec, files, {model.spec.full.inputs[0].name: samples})
+    return _write(target, spec, files, samples)
 
 
 def _graphs(spec: SubjectSpec) -> tuple[GraphSpec, ...]:

@@ -18,7 +18,7 @@ from benchmarks.gpu.environment import load_cuda_libraries
 from benchmarks.gpu.nets.making import ensure_subject
 from benchmarks.gpu.nets.subjects import EXITS, Batch
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.rows.chain import Job
+from benchmarks.gpu.rows.chain import Job, host_answers
 from benchmarks.gpu.stages import CUDA_BACKEND, Setting
 from runtime import Runtime
 
@@ -89,13 +89,13 @@ def _run_in_threads(job: Job) -> dict[str, Any]:
     with ExitStack() as stack:
         runtimes = [_open(job, stack) for _ in range(2)]
         batches = [job.subject.batch(job.max_batch_size, start) for start in (0, 11, 23, 37)]
-        wanted = [runtimes[0].run(batch).outputs for batch in batches]
+        wanted = [host_answers(runtimes[0].run(batch)) for batch in batches]
 
         def work(index: int) -> int:
             wrong = 0
             for number in range(rounds):
                 chosen = (index + number) % len(batches)
-                found = runtimes[index % 2].run(batches[chosen]).outputs
+                found = host_answers(runtimes[index % 2].run(batches[chosen]))
                 wrong += not np.allclose(found, wanted[chosen], rtol=1e-4, atol=1e-5)
             return wrong
 
@@ -116,7 +116,7 @@ def _run_beside_torch(job: Job) -> dict[str, Any]:
 
     with ExitStack() as stack:
         runtime, batch = _open(job, stack), job.subject.batch(job.max_batch_size)
-        wanted, context = runtime.run(batch).outputs, int(call("cuCtxGetCurrent"))
+        wanted, context = host_answers(runtime.run(batch)), int(call("cuCtxGetCurrent"))
         stream, worst = torch.cuda.Stream(), 0.0
         for _ in range(20):
             with torch.cuda.stream(stream):

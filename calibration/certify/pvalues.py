@@ -1,4 +1,4 @@
-"""p-values for "the mean loss is too high", exact or finite-sample, from i.i.d. samples.
+"""p-values of "the mean loss is too high", exact or finite-sample, from i.i.d. samples.
 
 A p-value ``P`` of a hypothesis H is valid when P(P <= u) <= u for every u under H, at the very sample size that was
 drawn and without any assumption about the distribution. Losses lie in [0, 1]; H says ``E[loss] >= level``.
@@ -51,11 +51,10 @@ import math
 import numpy as np
 
 from artifacts import InputError
+from calibration.certify.binomials import binomial_cdf, binomial_pmf_at, log_factorial
 
 _BISECTIONS = 45
 _LARGEST_BET = 0.75  # of the bet that could lose everything in one sample; Waudby-Smith and Ramdas use 1/2 or 3/4
-_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
-_SMALL = np.array([math.lgamma(k + 1.0) for k in range(16)])
 _LARGEST_VARIANCE = 0.25  # of a variable in [0, 1]: the first guess
 _BEYOND = 7.0  # standard deviations after which the discordant count's own probability is not worth a row
 
@@ -69,40 +68,6 @@ def _check(losses: np.ndarray, level: float) -> np.ndarray:
     if not 0 <= level <= 1:
         raise InputError(f"level {level}: expected a mean loss from 0 to 1")
     return values.clip(0.0, 1.0)
-
-
-def log_factorial(k: np.ndarray) -> np.ndarray:
-    """Returns log(k!) for non-negative integers: exact to rounding below 16, Stirling's series from there on."""
-    k = np.asarray(k, np.float64)
-    x = np.maximum(k, 16.0)
-    series = 1 / (12 * x) - 1 / (360 * x**3) + 1 / (1260 * x**5) - 1 / (1680 * x**7)
-    large = (x + 0.5) * np.log(x) - x + _HALF_LOG_TWO_PI + series
-    result: np.ndarray = np.where(k < 16, _SMALL[np.minimum(k, 15).astype(np.int64)], large)
-    return result
-
-
-def binomial_pmf_at(k: np.ndarray, trials: np.ndarray | int, share: float) -> np.ndarray:
-    """Returns P(Binomial(trials, share) = k), 0 where k lies outside 0..trials; ``k`` and ``trials`` broadcast."""
-    k, trials = np.broadcast_arrays(np.asarray(k, np.float64), np.asarray(trials, np.float64))
-    inside = (k >= 0) & (k <= trials)
-    k = np.where(inside, k, 0.0)
-    if share <= 0 or share >= 1:
-        certain = 0.0 if share <= 0 else trials
-        return np.where(inside & (k == certain), 1.0, 0.0)
-    log_choose = log_factorial(trials) - log_factorial(k) - log_factorial(trials - k)
-    pmf: np.ndarray = np.exp(log_choose + k * math.log(share) + (trials - k) * math.log1p(-share))
-    return np.where(inside, pmf, 0.0)
-
-
-def binomial_cdf(k: int, trials: int, share: float) -> float:
-    """Returns P(Binomial(trials, share) <= k)."""
-    if k < 0:
-        return 0.0
-    if k >= trials:
-        return 1.0
-    if 2 * k > trials and k > trials * share:  # the other tail is the shorter and the smaller one
-        return max(0.0, 1.0 - binomial_cdf(trials - k - 1, trials, 1.0 - share))
-    return min(1.0, float(binomial_pmf_at(np.arange(k + 1), trials, share).sum()))
 
 
 def upper_share(hits: int, trials: int, eta: float) -> float:
@@ -200,10 +165,10 @@ def paired_exact(full: np.ndarray, early: np.ndarray, *, tolerance: float, eta: 
         InputError: shapes differ, there are no samples, or values lie outside [0, 1].
     """
     right = _check(full, 0.0) > 0  # rounded up
-    kept = _check(early, 0.0) >= 1  # rounded down
-    if right.shape != kept.shape:
-        raise InputError(f"paired test: {right.shape} and {kept.shape} samples do not belong together")
-    lost, won = int((right & ~kept).sum()), int((kept & ~right).sum())
+    right_early = _check(early, 0.0) >= 1  # rounded down
+    if right.shape != right_early.shape:
+        raise InputError(f"paired test: {right.shape} and {right_early.shape} samples do not belong together")
+    lost, won = int((right & ~right_early).sum()), int((right_early & ~right).sum())
     return paired_exact_counts(len(right), int(right.sum()), lost, won, tolerance=tolerance, eta=eta)
 
 

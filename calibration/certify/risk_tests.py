@@ -27,10 +27,10 @@ the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus. *Se
 and have a bootstrap instead of a guarantee, see ``calibration.certify.set_metrics``.
 
 *Which test?* The smaller of two p-values from the same samples is not a p-value. Here the tuning samples decide: every
-test that fits the risk is rehearsed on them, the one that passes the most plans is applied to the other samples (of
-equals the first listed), and its p-values in the rehearsal put the plans in order. Given the tuning samples this is
-one fixed valid test in one fixed sequence, so nothing is paid for the choice. The rehearsal is too rosy, but for all
-tests alike.
+test that fits the risk is tried on them, the one that passes the most plans is applied to the other samples (of equals
+the first listed), and its p-values on the tuning samples put the plans in order. Given the tuning samples this is one
+fixed valid test in one fixed sequence, so nothing is paid for the choice. On the tuning samples the p-values are too
+small, but for all tests alike.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ _MOST_SAMPLES = 2**20  # beyond that, "more samples" is no advice
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Halves:
-    """Samples to tune on and samples to test on: disjoint, together all.
+    """Samples for tuning and samples for the test: disjoint, together all.
 
     Attributes:
         tuning: (n,) int64 indices.
         certification: (m,) int64 indices, in random order.
-        seed: what decided.
+        seed: of the split.
     """
 
     tuning: np.ndarray
@@ -82,7 +82,7 @@ class Halves:
 
 
 def split_halves(samples: int, *, seed: int) -> Halves:
-    """Splits samples at random into two halves; of an odd number the tests get the one more.
+    """Splits samples at random into two halves; of an odd number the test gets one more.
 
     Raises:
         InputError: there are fewer than two samples.
@@ -102,8 +102,8 @@ class RiskTest:
         risk: ``metric``, ``agreement``, or a set metric.
         delta: the level that the sequence is tested at.
 
-    What is known of the samples is their *evidence*: for ``metric`` (n,) values in [0, 1]; for ``agreement`` (n,)
-    whether the plan says what the full network says, for the full network all 1; for a set metric (n, 2) labels and
+    A test reads the *evidence* of the samples: for ``metric`` (n,) values in [0, 1]; for ``agreement`` (n,) whether
+    the plan answers what the full network answers, for the full network all 1; for a set metric (n, 2) labels and
     predictions.
     """
 
@@ -131,10 +131,10 @@ class RiskTest:
         if self.risk not in SET_METRICS:
             return relative_loss(full, early)
         check_evidence(full, early)
-        whole, kept = (set_metric(self.risk, *one.T) for one in (full, early))
+        whole, remaining = (set_metric(self.risk, *evidence.T) for evidence in (full, early))
         if whole <= 0:
             raise InputError(f"the full network's {self.risk} is {whole:g} on these samples: no relative loss of it")
-        return 1 - kept / whole
+        return 1 - remaining / whole
 
     def p_value(self, full: np.ndarray, early: np.ndarray, *, tolerance: float) -> float:
         """Returns the p-value of the hypothesis that the plan's risk is above the tolerance.
@@ -180,8 +180,8 @@ def check_labels(risk: str, *, labelled: bool, where: str) -> None:
     """
     if not labelled and risk != "agreement":
         raise UsageError(
-            f"--risk {risk}: {where} has no labels, so nobody can tell how much of a metric is lost; what can be "
-            "bounded is the disagreement with the final head: --risk agreement. Or name labelled data with --data"
+            f"--risk {risk}: {where} has no labels, so the loss of a metric cannot be measured; the disagreement with "
+            "the final head can be bounded instead: --risk agreement. Or name labelled data with --data"
         )
 
 
@@ -208,7 +208,7 @@ def relative_loss(full: np.ndarray, early: np.ndarray) -> float:
 def choose_test(
     full: np.ndarray, plans: Sequence[np.ndarray], *, tolerance: float, risk: str, delta: float
 ) -> tuple[RiskTest, tuple[float, ...]]:
-    """Rehearses the tests on the tuning samples.
+    """Chooses the test that passes the most plans on the tuning samples.
 
     Args:
         full: evidence of the full network on the tuning samples.
@@ -220,11 +220,11 @@ def choose_test(
     Returns:
         The test that passes the most plans, and its p-value for each: the smaller, the safer the plan looks.
     """
-    rehearsed = []
+    tried = []
     for name in tests_for(risk):
         test = RiskTest(name=name, risk=risk, delta=delta)
-        rehearsed.append((test, tuple(test.p_value(full, early, tolerance=tolerance) for early in plans)))
-    return max(rehearsed, key=lambda pair: sum(p_value <= delta for p_value in pair[1]))
+        tried.append((test, tuple(test.p_value(full, early, tolerance=tolerance) for early in plans)))
+    return max(tried, key=lambda pair: sum(p_value <= delta for p_value in pair[1]))
 
 
 def run_sequence(
@@ -233,9 +233,9 @@ def run_sequence(
     """Tests plans one after the other until the first that fails.
 
     Args:
-        test: settled without these samples.
+        test: chosen without these samples.
         full: evidence of the full network.
-        plans: evidence of each plan, from safe to bold; the order was settled without these samples.
+        plans: evidence of each plan, from safe to bold; the order was chosen without these samples.
         tolerance: in [0, 1).
 
     Returns:
@@ -280,7 +280,7 @@ def count_needed(test: RiskTest, full: np.ndarray, early: np.ndarray, *, toleran
         test: the test that it failed.
         full: evidence of the full network.
         early: evidence of the plan.
-        tolerance: what was asked for.
+        tolerance: the one asked for.
     """
     p_value = _extrapolate(test, full, early, tolerance)
     low = high = len(full)
@@ -301,8 +301,8 @@ def _extrapolate(test: RiskTest, full: np.ndarray, early: np.ndarray, tolerance:
         return lambda n: test.p_value(
             np.resize(full, (n, *full.shape[1:])), np.resize(early, (n, *full.shape[1:])), tolerance=tolerance
         )
-    right, kept = full > 0, early >= 1
-    counts = np.array([right.sum(), (right & ~kept).sum(), (kept & ~right).sum()]) / len(full)
+    right, right_early = full > 0, early >= 1
+    counts = np.array([right.sum(), (right & ~right_early).sum(), (right_early & ~right).sum()]) / len(full)
 
     def scaled(n: int) -> float:
         some, lost, won = round(counts[0] * n), math.ceil(counts[1] * n - 1e-9), int(counts[2] * n)

@@ -6,7 +6,7 @@ From the counts of each class ``k`` (right ``c_k``, predicted ``p_k``, true ``t_
     Matthews = (n c - sum_k p_k t_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)),      c = sum_k c_k
 
 (Gorodkin 2004; of two classes the usual formula). Such a metric has no per-sample loss, so none of the tests of
-``calibration.certify.pvalues`` applies. What is done instead is the *bootstrap* (Efron 1979): samples are drawn
+``calibration.certify.pvalues`` applies. Instead the *bootstrap* (Efron 1979) is used: samples are drawn
 again from the samples, and the share of draws in which the plan loses more than the tolerance stands in for the
 p-value. It is right in the limit of many samples, and it is *not* a finite-sample guarantee; certificates made from
 it say so. Of errors that it has not seen the bootstrap knows nothing, so its answer is never below ``(1 -
@@ -55,8 +55,8 @@ def bootstrap_p_value(name: str, full: np.ndarray, early: np.ndarray, *, toleran
     labels, by_full, by_early = cells.T
     draws = np.random.default_rng(_SEED).multinomial(len(full), counts / len(full), size=_DRAWS)
     classes, formula = np.unique(labels), _FORMULAS[name]
-    whole, kept = formula(draws, labels, by_full, classes), formula(draws, labels, by_early, classes)
-    bad = (kept <= (1 - tolerance) * whole) | (whole <= 0)  # with a metric of 0 no relative loss can be kept
+    whole, remaining = formula(draws, labels, by_full, classes), formula(draws, labels, by_early, classes)
+    bad = (remaining <= (1 - tolerance) * whole) | (whole <= 0)  # with a metric of 0 no relative loss is defined
     return max((1 + int(bad.sum())) / (1 + _DRAWS), (1 - tolerance) ** len(full))
 
 

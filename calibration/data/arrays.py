@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import struct
 import zipfile
@@ -15,7 +16,10 @@ import numpy as np
 from artifacts import CorruptArtifactError, InputError, Preprocessing, array_digest, load_arrays, unknown_name
 from calibration.data.image_input import CHUNK_ROWS, ImageInput, image_input, measure_normalisation
 from calibration.data.samples import PARTS, check_parts, in_chunks, labels_missing
-from calibration.data.splits import split_by_names, split_randomly
+from calibration.data.splits import Splitting, settle_parts, split_by_names
+
+_log = logging.getLogger("pame.calibration")
+_NO_WISHES = Splitting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,7 +132,9 @@ def make_samples(
     ).with_own_normalisation()  # fmt: skip
 
 
-def load_npz(source: Path, want: ImageInput, *, seed: int) -> ArrayImages:
+def load_npz(
+    source: Path, want: ImageInput, *, splitting: Splitting = _NO_WISHES, report: Callable[[str], None] = _log.info
+) -> ArrayImages:
     """Loads ``images`` and, where given, ``labels`` and ``split`` from an ``.npz``.
 
     One that is not compressed (``np.savez``) is mapped and read a batch at a time; a compressed one is loaded whole.
@@ -137,7 +143,8 @@ def load_npz(source: Path, want: ImageInput, *, seed: int) -> ArrayImages:
         source: the file; ``images`` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), ``labels`` (N,) integers from 0,
             ``split`` (N,) names of parts.
         want: the network's input; the images must have its size.
-        seed: decides the parts where there is no ``split``.
+        splitting: decides about the parts that ``split`` does not name.
+        report: receives notes for the user.
 
     Raises:
         InputError: other arrays, types or shapes.
@@ -156,11 +163,10 @@ def load_npz(source: Path, want: ImageInput, *, seed: int) -> ArrayImages:
     if labels is not None:
         labels = check_labels(source, np.array(labels), count=len(images))
         classes = tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+    count, named = len(images), None
     if "split" in arrays:
-        names = arrays["split"].astype(np.str_)
-        parts, split_seed = split_by_names(source.name, names, count=len(images)), None
-    else:
-        parts, split_seed = split_randomly(labels, count=len(images), seed=seed), seed
+        named = split_by_names(source.name, arrays["split"].astype(np.str_), count=count)
+    parts, split_seed = settle_parts(source.name, named, labels, count=count, splitting=splitting, report=report)
     return ArrayImages(
         name=source.name, images=images, labels=labels, classes=classes, parts=parts, input=want,
         split_seed=split_seed, mapping=mapping,

@@ -16,14 +16,14 @@ from calibration.data.files import FileImages
 from calibration.data.folders import CLASSES_TXT, describe_counts, find_images, natural_key, read_classes
 from calibration.data.image_input import ImageInput
 from calibration.data.samples import PARTS
-from calibration.data.splits import split_by_names, split_indices, split_randomly
+from calibration.data.splits import Splitting, settle_parts, split_by_names
 
 _log = logging.getLogger("pame.calibration")
-_HALVES = {"calibrate": 0.5, "test": 0.5}
+_NO_WISHES = Splitting()
 
 
 def load_samples(
-    source: Path, want: ImageInput, *, class_count: int | None = None, seed: int = 0,
+    source: Path, want: ImageInput, *, class_count: int | None = None, splitting: Splitting = _NO_WISHES,
     report: Callable[[str], None] = _log.info,
 ) -> ArrayImages | FileImages:  # fmt: skip
     """Loads one's own images, with labels or without, for a network.
@@ -39,7 +39,7 @@ def load_samples(
         source: the folder or file.
         want: the network's input.
         class_count: how many classes the network tells apart; ``None``: not known.
-        seed: decides about the parts where they are not given.
+        splitting: decides about the parts that the data does not name.
         report: receives notes for the user: counts, what was left out, what was assumed.
 
     Raises:
@@ -47,11 +47,11 @@ def load_samples(
     """
     samples: ArrayImages | FileImages
     if source.is_dir():
-        samples = _load_folder(source, want, class_count=class_count, seed=seed, report=report)
+        samples = _load_folder(source, want, class_count, splitting, report)
     elif source.suffix.lower() == ".csv" and source.is_file():
-        samples = _load_list(source, want, seed=seed, report=report)
+        samples = _load_list(source, want, splitting, report)
     elif source.suffix.lower() == ".npz" and source.is_file():
-        samples = load_npz(source, want, seed=seed)
+        samples = load_npz(source, want, splitting=splitting, report=report)
     else:
         raise InputError(
             f"--data {source}: expected a folder with one sub-folder per class, an .npz file with images and labels, "
@@ -62,57 +62,33 @@ def load_samples(
 
 
 def _load_folder(
-    source: Path, want: ImageInput, *, class_count: int | None, seed: int, report: Callable[[str], None]
+    source: Path, want: ImageInput, class_count: int | None, splitting: Splitting, report: Callable[[str], None]
 ) -> FileImages:
     found = find_images(source, class_count=class_count)
     for note in found.notes:
         report(note)
-    if found.parts is None:
-        parts, drawn = split_randomly(found.labels, count=len(found.paths), seed=seed), True
-    else:
-        named = {part: np.flatnonzero(found.parts == part) for part in PARTS}
-        parts, drawn = share_held_out(source.name, named, found.labels, seed=seed, report=report)
+    named = None if found.parts is None else {part: np.flatnonzero(found.parts == part) for part in PARTS}
+    parts, seed = settle_parts(
+        source.name, named, found.labels, count=len(found.paths), splitting=splitting, report=report
+    )
     return FileImages(
         name=source.name, root=source, paths=found.paths, labels=found.labels, classes=found.classes, parts=parts,
-        input=want, split_seed=seed if drawn else None,
+        input=want, split_seed=seed,
     )  # fmt: skip
 
 
-def share_held_out(
-    name: str, parts: dict[str, np.ndarray], labels: np.ndarray | None, *, seed: int, report: Callable[[str], None]
-) -> tuple[dict[str, np.ndarray], bool]:
-    """Lets half of the held-out samples calibrate and half test, where the data has only one part besides ``train``.
-
-    Returns:
-        The parts, and whether any sample was moved.
-    """
-    given = [part for part in ("calibrate", "test") if len(parts[part])]
-    if len(given) != 1 or not len(parts["train"]):
-        return parts, False
-    held_out = parts[given[0]]
-    alike = np.zeros(len(held_out), np.int64) if labels is None else labels[held_out]
-    halves = split_indices(alike, _HALVES, seed=seed)
-    report(
-        f"{name} has one part besides train: half of its {len(held_out)} samples, drawn from every class, calibrate "
-        "and half test"
-    )
-    return {"train": parts["train"], **{part: held_out[rows] for part, rows in halves.items()}}, True
-
-
-def _load_list(source: Path, want: ImageInput, *, seed: int, report: Callable[[str], None]) -> FileImages:
+def _load_list(source: Path, want: ImageInput, splitting: Splitting, report: Callable[[str], None]) -> FileImages:
     """Loads the files that a .csv names, one a line, relative to its folder."""
     columns = _read_columns(source)
     labels, classes = _read_labels(source, columns["label"], report=report)
-    count = len(columns["path"])
+    count, named = len(columns["path"]), None
     if any(columns["part"]):
         named = split_by_names(source.name, np.array(columns["part"], np.str_), count=count)
-        parts, drawn = share_held_out(source.name, named, labels, seed=seed, report=report)
-    else:
-        parts, drawn = split_randomly(labels, count=count, seed=seed), True
+    parts, seed = settle_parts(source.name, named, labels, count=count, splitting=splitting, report=report)
     paths = np.array([os.fsencode(path) for path in columns["path"]], np.bytes_)
     return FileImages(
         name=source.name, root=source.parent, paths=paths, labels=labels, classes=classes, parts=parts, input=want,
-        split_seed=seed if drawn else None,
+        split_seed=seed,
     )  # fmt: skip
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
 from calibration.data.arrays import ArrayImages
 from calibration.data.fashion_mnist import load_fashion_mnist
+from calibration.data.files import FileImages
 from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
+from calibration.data.splits import PartShare, Splitting
 
 CACHE = Path("~/.cache/pame/fashion-mnist")
 FASHION_MNIST = "fashion-mnist"
@@ -33,13 +35,15 @@ def class_count(model: Model) -> int | None:
 
 
 def load_run_data(
-    run: RunFolder, data: DataSource | None = None, *, report: Callable[[str], None] = _log.info
-) -> Samples:
+    run: RunFolder, data: DataSource | None = None, *, parts: str | None = None,
+    report: Callable[[str], None] = _log.info,
+) -> Samples:  # fmt: skip
     """Loads the data of a run, prepared as its network was trained where that is recorded.
 
     Args:
         run: its model says which inputs are needed, its trace which data it was made from.
         data: ``--data``, or samples; wins when given.
+        parts: ``--parts``; ``None``: what was given when the run's trace was made from the same data.
         report: receives notes on the data for the user.
 
     Raises:
@@ -60,7 +64,14 @@ def load_run_data(
             "(one sub-folder per class, or an .npz with images and labels; where the exit heads are trained, queries "
             "without labels will do: a folder of images, or an .npz with images alone)"
         )
-    samples = _open_source(source, model, given=data is not None, report=report)
+    parts = parts or recorded_parts(run, source)
+    splitting = Splitting() if parts is None else Splitting(share=PartShare.parse(parts))
+    if is_reference(source):
+        if parts is not None:
+            raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
+        samples = _open_reference(source, model, given=data is not None)
+    else:
+        samples = _open_images(source, model, splitting, report)
     classes = class_count(model)
     if classes is not None and isinstance(samples, ImageSamples) and len(samples.classes) > classes:
         raise InputError(
@@ -74,19 +85,23 @@ def _takes_fashion_mnist(model: Model) -> bool:
     return len(inputs) == 1 and inputs[0].row_shape == (1, 28, 28) and class_count(model) == 10
 
 
-def _open_source(source: str, model: Model, *, given: bool, report: Callable[[str], None]) -> Samples:
-    if is_reference(source):
-        if not given:
-            raise UsageError(
-                f"the trace was made from the samples {source}, and what a file names is never imported: name them "
-                f"again with --data {source}"
-            )
-        return _import_samples(source, model)
+def _open_reference(source: str, model: Model, *, given: bool) -> Samples:
+    if not given:
+        raise UsageError(
+            f"the trace was made from the samples {source}, and what a file names is never imported: name them "
+            f"again with --data {source}"
+        )
+    return _import_samples(source, model)
+
+
+def _open_images(
+    source: str, model: Model, splitting: Splitting, report: Callable[[str], None]
+) -> ArrayImages | FileImages:
     want = image_input_of(model)
     samples = (
         _load_fashion_mnist(model, want)
         if source == FASHION_MNIST
-        else load_samples(Path(source), want, class_count=class_count(model), report=report)
+        else load_samples(Path(source), want, class_count=class_count(model), splitting=splitting, report=report)
     )
     if not want.stated:
         own = samples.preprocessing
@@ -144,6 +159,15 @@ def name_source(data: str | Path) -> str:
     if is_reference(word) or (word == FASHION_MNIST and not Path(data).exists()):
         return word
     return str(Path(data).resolve())
+
+
+def recorded_parts(run: RunFolder, source: str) -> str | None:
+    """Returns the ``--parts`` that the run's trace was made with, if it was made from the same source."""
+    if not (run.trace / MANIFEST).is_file():
+        return None
+    parameters = read_manifest(run.trace).parameters
+    parts = parameters.get("parts") if parameters.get("data_source") == source else None
+    return parts if isinstance(parts, str) else None
 
 
 def recorded_source(run: RunFolder) -> str | None:

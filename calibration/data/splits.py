@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import InputError
+from artifacts import InputError, UsageError
 from calibration.data.samples import PARTS
 
 SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}
@@ -75,6 +76,85 @@ def split_by_names(name: str, names: np.ndarray, *, count: int) -> dict[str, np.
         )
     parts = np.array([ours[str(word)] for word in found], np.str_)[np.searchsorted(found, names)]
     return {part: np.flatnonzero(parts == part) for part in PARTS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartShare:
+    """A share of one part that becomes (or joins) another, as in ``--parts calibrate=test:0.5``."""
+
+    part: str
+    source: str
+    share: float
+
+    @classmethod
+    def parse(cls, text: str) -> PartShare:
+        """Reads ``PART=SOURCE:SHARE``.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        part, _, rest = text.partition("=")
+        source, _, share = rest.partition(":")
+        try:
+            found = cls(part=PART_NAMES[part.lower()], source=PART_NAMES[source.lower()], share=float(share))
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"--parts {text}: expected PART=SOURCE:SHARE, e.g. calibrate=test:0.5") from error
+        if found.part == found.source or not 0 < found.share < 1:
+            raise UsageError(f"--parts {text}: expected two different parts, and a share between 0 and 1")
+        return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splitting:
+    """How samples are divided into parts, where the data leaves that open.
+
+    Attributes:
+        seed: decides every draw.
+        share: what becomes another part; ``None``: nothing, or half of what is held out where calibrate or test is
+            missing.
+    """
+
+    seed: int = 0
+    share: PartShare | None = None
+
+
+def settle_parts(
+    name: str, named: Mapping[str, np.ndarray] | None, labels: np.ndarray | None,
+    *, count: int, splitting: Splitting, report: Callable[[str], None],
+) -> tuple[dict[str, np.ndarray], int | None]:  # fmt: skip
+    """Returns the parts of some data, and the seed that they were drawn with; ``None`` where none was drawn.
+
+    Args:
+        name: of the data, for messages.
+        named: the parts that the data names; ``None``: it names none, all are drawn.
+        labels: (count,) integers, so that every class is drawn from; ``None`` without.
+        count: how many samples there are.
+        splitting: the seed, and what the user wants.
+        report: receives what was drawn.
+
+    Raises:
+        InputError: the part to take a share of has no samples.
+    """
+    parts = split_randomly(labels, count=count, seed=splitting.seed) if named is None else dict(named)
+    share = splitting.share
+    missing = [part for part in ("calibrate", "test") if len(parts[part]) == 0]
+    if share is None and named is not None and len(missing) == 1 and len(parts["train"]):
+        given = "test" if missing == ["calibrate"] else "calibrate"
+        share = PartShare(part=missing[0], source=given, share=0.5)
+        report(
+            f"{name} has no {missing[0]} part: half of its {len(parts[given])} {given} samples, drawn from every "
+            f"class, become that (--parts {missing[0]}={given}:0.5)"
+        )
+    if share is None:
+        return parts, splitting.seed if named is None else None
+    source = parts[share.source]
+    if len(source) == 0:
+        raise InputError(f"--parts: {name} has no {share.source} samples to take a share of")
+    alike = np.zeros(len(source), np.int64) if labels is None else labels[source]
+    drawn = split_indices(alike, {share.part: share.share, share.source: 1 - share.share}, seed=splitting.seed)
+    parts[share.part] = np.sort(np.concatenate([parts[share.part], source[drawn[share.part]]]))
+    parts[share.source] = source[drawn[share.source]]
+    return parts, splitting.seed
 
 
 def split_randomly(labels: np.ndarray | None, *, count: int, seed: int) -> dict[str, np.ndarray]:

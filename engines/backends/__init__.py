@@ -1,1 +1,1 @@
-"""The table of backends, and what looks a backend up in it: opening, building, devices."""
+"""The table of backends, and the functions that use it: opening, building, devices."""

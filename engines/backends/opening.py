@@ -1,4 +1,4 @@
-"""Opening engines: verified, vetted, then handed to their backend. Reaches nothing that builds."""
+"""Opening engines: verified, vetted, then passed to their backend. Imports nothing that builds."""
 
 from __future__ import annotations
 

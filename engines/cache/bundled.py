@@ -1,4 +1,4 @@
-"""The engines inside a bundle: found, and built again for the machine that the bundle was carried to."""
+"""The engines of a bundle: found, and built again for the machine that the bundle was copied to."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def rebuild_bundle(bundle: Path) -> tuple[BundledEngine, ...]:
     """Builds every engine of a bundle for this machine and publishes the bundle again, whole or not at all.
 
     Graphs, plan and thresholds stay as they are; an engine keeps its backend and batch sizes. The graph of an engine
-    is the one in the bundle that has the digest of its key, so it does not matter which part of the bundle names it.
+    is the file in the bundle that has the digest of its key, whichever part of the bundle refers to it.
 
     Raises:
         ArtifactError: the bundle is absent, damaged, or cannot be written.

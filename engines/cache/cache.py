@@ -21,7 +21,7 @@ from engines.backends.table import find_backend
 from engines.identity.keys import BUILD_SECONDS, ENGINE_JSON, describe_differences, key_digest, open_key
 from engines.options import BuildOptions
 
-TIMINGS = ".timings"  # beside the engines; hidden, since it is none
+TIMINGS = ".timings"  # beside the engines; hidden, since it is not an engine
 _log = logging.getLogger("pame.engines")
 
 
@@ -33,7 +33,7 @@ def ensure_engine(
     backend: str,
     options: BuildOptions,
 ) -> Path:
-    """Returns the folder of the engine of ``onnx``, building it unless it is there and sound.
+    """Returns the folder of the engine of ``onnx``, building it unless the cache has a sound one.
 
     Args:
         onnx: the graph's file.
@@ -58,29 +58,29 @@ def ensure_engine(
 
 
 def is_built(folder: Path, key: EngineKey) -> bool:
-    """Tells whether ``folder`` holds a sound engine with this key; a damaged one is logged and counts as absent."""
+    """Returns whether ``folder`` holds a sound engine with this key; a damaged one is logged and counts as absent."""
     if not folder.exists():
         return False
     try:
         _, found = open_key(folder)
     except ArtifactError as error:
-        _log.warning("building again what is damaged: %s", error)
+        _log.warning("rebuilding a damaged engine: %s", error)
         return False
     return not describe_differences(found, key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedEngine:
-    """One engine of a cache, as it was found.
+    """One engine of a cache, in the state in which it was found.
 
     Attributes:
-        folder: where it lies.
+        folder: its folder.
         key: what it was built for; ``None`` when that cannot be read.
         size_bytes: of all its files.
         built: UTC time of its publication, ISO 8601; empty when that cannot be read.
         build_s: how many seconds its build took; ``None`` where that was not recorded.
         problem: why it cannot be opened here; ``None`` for a valid engine.
-        untold: what could not be checked on this machine; ``None`` where everything was.
+        unverified: what could not be checked on this machine; ``None`` where everything was.
     """
 
     folder: Path
@@ -89,15 +89,15 @@ class CachedEngine:
     built: str
     build_s: float | None
     problem: str | None
-    untold: str | None
+    unverified: str | None
 
 
 def list_engines(cache: Path, *, check_bytes: bool = False) -> tuple[CachedEngine, ...]:
-    """Looks at every engine of a cache, in the order of their names; an absent cache has none.
+    """Inspects every engine of a cache, in the order of their names; an absent cache has none.
 
     Args:
         cache: the folder of all engines.
-        check_bytes: hash every file as opening does, instead of trusting the manifest.
+        check_bytes: hash every file, as opening does, instead of trusting the manifest.
     """
     if not cache.is_dir():
         return ()
@@ -106,8 +106,8 @@ def list_engines(cache: Path, *, check_bytes: bool = False) -> tuple[CachedEngin
 
 
 def inspect_engine(folder: Path, *, check_bytes: bool) -> CachedEngine:
-    """Looks at one engine's folder and says what, if anything, keeps it from being opened here."""
-    key, problem, untold, built, size, build_s = None, None, None, "", 0, None
+    """Inspects one engine's folder; ``problem`` of the result is what would prevent opening it here, if anything."""
+    key, problem, unverified, built, size, build_s = None, None, None, "", 0, None
     try:
         manifest = read_manifest(folder)
         size = sum(entry.size for entry in manifest.files)
@@ -115,11 +115,11 @@ def inspect_engine(folder: Path, *, check_bytes: bool) -> CachedEngine:
         seconds = manifest.environment.get(BUILD_SECONDS)
         build_s = None if seconds is None else float(seconds)
         key = open_key(folder)[1] if check_bytes else read_json(folder / ENGINE_JSON, EngineKey)
-        untold = find_backend(key.backend).vet(Artifact(folder=folder, manifest=manifest), key)
+        unverified = find_backend(key.backend).vet(Artifact(folder=folder, manifest=manifest), key)
     except PameError as error:
         problem = str(error)
     except OSError as error:
         problem = f"{folder} cannot be read: {error.strerror or error}"
     return CachedEngine(
-        folder=folder, key=key, size_bytes=size, built=built, build_s=build_s, problem=problem, untold=untold
+        folder=folder, key=key, size_bytes=size, built=built, build_s=build_s, problem=problem, unverified=unverified
     )

@@ -14,7 +14,7 @@ def find_engine(cache: Path, name: str) -> Path:
     """Returns the folder of a cached engine by its name, or the first characters of it.
 
     Raises:
-        UsageError: none, or several of them, begin like that.
+        UsageError: no engine, or several, have a name that begins so.
     """
     folders = sorted(path for path in cache.glob("*") if path.is_dir() and not path.name.startswith("."))
     found = [path for path in folders if path.name.startswith(name)]
@@ -29,7 +29,7 @@ def describe_engine(folder: Path) -> EngineDescription:
     """Verifies an engine and describes it.
 
     Raises:
-        ArtifactError: it is missing, damaged, or was built for something else than this machine.
+        ArtifactError: it is missing, damaged, or was not built for this machine.
         EngineError: the backend refuses it.
         UsageError, MissingExtraError: its backend is unknown here or not installed.
     """

@@ -1,8 +1,8 @@
-"""Addresses as TensorRT wants them: at least 256-byte aligned, which rows in the middle of a buffer need not be.
+"""``AlignedBuffers``: addresses that TensorRT accepts, which must be multiples of 256 bytes.
 
-Whole buffers are. A run that begins at a later row, or the section of a buffer into which a stage answers, is where
-its rows are. What does not fit is bound to an aligned buffer of its own, and copied on the GPU before or after the run:
-confidences and logits mostly, a few hundred bytes.
+Whole buffers are aligned so. Rows in the middle of a buffer need not be: those of a later run of a cover, or of the
+section of a buffer that receives a stage's answers. Such rows get an aligned buffer of their own and are copied on the
+GPU before or after the run: mostly confidences and logits, a few hundred bytes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifacts import GraphSpec
-from engines.gpu.arrays import DeviceArray
+from engines.gpu.arrays import ALIGNMENT, DeviceArray
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.driver import call, load_driver
-
-ALIGNMENT = 256
 
 
 class AlignedBuffers:
@@ -29,14 +27,14 @@ class AlignedBuffers:
         self.arrays = dict(buffers)
         self._before: list[tuple[DeviceArray, DeviceArray]] = []
         self._after: list[tuple[DeviceArray, DeviceArray]] = []
-        self._kept = dict(buffers)
+        self._alive = dict(buffers)
         for specs, copies in ((graph.inputs, self._before), (graph.outputs, self._after)):
             for spec in specs:
-                given = buffers[spec.name]
-                if given.pointer % ALIGNMENT and given.nbytes:
-                    own = device.allocate(spec, len(given))
-                    self.arrays[spec.name] = own
-                    copies.append((own, given) if copies is self._before else (given, own))
+                buffer = buffers[spec.name]
+                if buffer.pointer % ALIGNMENT and buffer.nbytes:
+                    aligned = device.allocate(spec, len(buffer))
+                    self.arrays[spec.name] = aligned
+                    copies.append((aligned, buffer) if copies is self._before else (buffer, aligned))
 
     def copy_in(self, stream: int) -> None:
         """Enqueues the copies that must come before the run."""

@@ -1,4 +1,4 @@
-"""Buffer checks of engines on a GPU: the same demands as on the host, of arrays in its memory."""
+"""Buffer checks of engines on a GPU: those of the host, for arrays in its memory."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A seat on one GPU: its primary context, a stream of our own, the kernels, and memory.
+"""``CudaContext``: the primary context of one GPU, with a stream, the kernels, and memory.
 
-A guest in the host's process. The *primary* context is the one that the CUDA runtime, and with it torch, CuPy and
-TensorRT, uses: sharing it makes their memory and streams ours to read. A thread that has no context gets it, as the
-runtime would do. A thread with another context (``pycuda.autoinit`` makes one) is refused, because memory of one
-context means nothing in another. The device is never reset and its flags stay as they are.
+PAME is a guest in the host's process. The CUDA runtime, and with it torch, CuPy and TensorRT, use the *primary*
+context: in that context their memory and streams can be read. A thread without a context gets it, as the runtime would
+do. A thread with another context (``pycuda.autoinit`` makes one) is refused, because the memory of one context cannot
+be used in another. The device is never reset, and its flags do not change.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _log = logging.getLogger("pame.engines")
 
 
 class CudaContext:
-    """The primary context of one GPU with one non-blocking stream; lives until the last thing made of it is gone.
+    """The primary context of one GPU with one non-blocking stream; lives as long as anything allocated from it.
 
     Attributes:
         index: the ordinal of the GPU.
-        gpu: what GPU it is.
+        gpu: name, capability and driver of the GPU.
         primary: the driver's context object.
         stream: the driver's stream object; all work of one ``CudaDevice`` goes there.
-        stream_handle: the same as an integer, for ``cuLaunchKernel`` and for other libraries.
+        stream_handle: the same stream as an integer, for other libraries.
         kernels: name -> the driver's function object.
         capture_lock: held while work is captured on ``capture_stream``.
     """
 
     def __init__(self, index: int) -> None:
-        """Retains the primary context, loads the kernels.
+        """Retains the primary context and loads the kernels.
 
         Raises:
             MissingExtraError: cuda-bindings is not installed.
@@ -58,7 +58,7 @@ class CudaContext:
         self._pool: Any = None
         undo: list[tuple[Any, ...]] = [("cuDevicePrimaryCtxRelease", self._device)]
         self._finalizer = weakref.finalize(self, undo_calls, self.primary, undo)
-        self._finalizer.atexit = False  # at exit the driver frees everything by itself, and may be gone already
+        self._finalizer.atexit = False  # at exit the driver frees everything, and may be unloaded already
         self.enter()
         flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         self.stream = call("cuStreamCreate", flags)
@@ -76,28 +76,28 @@ class CudaContext:
         """Makes the primary context current in this thread.
 
         Raises:
-            EngineError: another context is.
+            EngineError: another context is current.
         """
         current = int(call("cuCtxGetCurrent"))
         if current == self._address:
             return
         if current:
             raise EngineError(
-                f"this thread has another CUDA context than the primary one of GPU {self.index}; memory of the one "
-                "means nothing in the other. With PyCUDA import pycuda.autoprimaryctx instead of pycuda.autoinit, or "
+                f"this thread has another CUDA context than the primary one of GPU {self.index}, and neither can use "
+                "memory of the other. With PyCUDA import pycuda.autoprimaryctx instead of pycuda.autoinit, or "
                 "pop the context before the call"
             )
         call("cuCtxSetCurrent", self.primary)
 
     def owns(self, context: Any) -> bool:
-        """Tells whether a context of the driver is this one."""
+        """Returns whether a context of the driver is this context."""
         return int(context) == self._address
 
     def allocate(self, size: int) -> Allocation:
-        """Returns zeroed memory of the GPU that lives as long as it is referred to.
+        """Returns zeroed memory of the GPU that lives as long as there is a reference to it.
 
         Raises:
-            EngineError: there is not enough.
+            EngineError: there is not enough memory.
         """
         self.enter()
         try:
@@ -112,9 +112,9 @@ class CudaContext:
         return allocation
 
     def allocate_in_stream(self, size: int) -> Allocation:
-        """Returns memory for work on ``stream``, not zeroed, out of a pool of ours that keeps what is freed.
+        """Returns memory for work on ``stream``, not zeroed, from a pool of this context that reuses freed memory.
 
-        After the first few it costs neither a wait nor a call of the operating system.
+        After the first few allocations it costs neither a wait nor a call of the operating system.
         """
         self.enter()
         if self._pool is None:
@@ -153,10 +153,10 @@ class CudaContext:
 
 
 class Parameters:
-    """The parameters of one kernel in memory of our own, and the pointers to them that ``cuLaunchKernel`` takes.
+    """The parameters of one kernel in fixed memory, and the pointers to them that ``cuLaunchKernel`` takes.
 
     Attributes:
-        address: of the pointers; good as long as this object lives.
+        address: of the pointers; valid as long as this object lives.
     """
 
     __slots__ = ("_pointers", "_values", "address")
@@ -169,7 +169,7 @@ class Parameters:
 
 
 class Allocation:
-    """Some memory; freed with the last reference to it, or by ``free``."""
+    """Allocated memory; freed with the last reference to it, or by ``free``."""
 
     __slots__ = ("__weakref__", "_finalizer", "context", "pointer", "size")
 
@@ -196,7 +196,7 @@ def _free(context: CudaContext, free: tuple[Any, ...]) -> None:
 
 
 def undo_calls(context: Any, calls: list[tuple[Any, ...]]) -> None:
-    """Runs calls of the driver, the last first, under a context of ours, since a finaliser may run in any thread."""
+    """Runs calls of the driver, the last first, in a context, since a finaliser may run in any thread."""
     try:
         call("cuCtxPushCurrent", context)
         try:
@@ -205,4 +205,4 @@ def undo_calls(context: Any, calls: list[tuple[Any, ...]]) -> None:
         finally:
             call("cuCtxPopCurrent")
     except EngineError as error:
-        _log.warning("the GPU did not free what was asked: %s", error)
+        _log.warning("the GPU did not free some memory: %s", error)

@@ -1,16 +1,16 @@
-"""A GPU as a device: buffers in its memory, survivors close ranks there, the host reads a few bytes per cut.
+"""``CudaDevice``: buffers in the memory of a GPU, where survivors close ranks; the host reads a few bytes per cut.
 
-All work of one device goes to one stream, so its order is the order of the calls, and nothing in the loop of stages
-allocates or waits for the whole GPU:
+All work of a device goes to one stream, so its order is the order of the calls, and nothing in the loop of stages
+allocates, or waits for the whole GPU:
 
-    upload         host rows -> page-locked block -> buffer; waits for nothing
-    (engine)       enqueued by what ``Engine.bind`` returned
-    split_rows     one kernel; waits for it, since the host must know how many rows go on
+    upload         host rows -> page-locked block -> buffer; does not wait
+    (engine)       enqueued by the call that ``Engine.bind`` returned
+    split_rows     one kernel; waits for it, since the host needs the number of survivors
     (engine) ...
     download_all   one kernel for all answers, into a page-locked block; waits for it
 
-The kernels, and why they are right, are in ``engines/gpu/kernels.py``. *Not yet run on a GPU*: the tests run this
-module and the source of its kernels against a driver that pretends, see ``tests/engines/fake_cuda``.
+The kernels, and the argument why they are correct, are in ``engines/gpu/kernels.py``. *Not yet run on a GPU*: the
+tests run this module and the source of its kernels on a fake driver, see ``tests/engines/gpu/fake_cuda``.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from artifacts import EngineError, InputError, TensorSpec, UsageError
-from engines.gpu.arrays import DeviceArray, read_stream, view_foreign
+from engines.gpu.arrays import ALIGNMENT, DeviceArray
 from engines.gpu.context import Allocation, CudaContext
 from engines.gpu.driver import call, call_unless_pending, load_driver
+from engines.gpu.foreign_arrays import check_place, read_stream, view_foreign
 from engines.gpu.launches import NonfiniteLaunch, SplitLaunch, gather
 from engines.gpu.staging import PinnedPool
-from engines.host.departures import close_ranks
-from engines.host.host_device import check_append, find_nonfinite
+from engines.host.host_device import check_append, close_ranks, find_nonfinite
 from engines.options import DeviceOptions
 from engines.protocols import Departure, Device, Mark
 
-_ALIGNMENT = 256  # bytes: what TensorRT wants of addresses
 _DEFAULT = DeviceOptions()
 T = TypeVar("T")
-GpuBuffer: TypeAlias = Any  # a ``DeviceArray``; ``Device`` says ``Buffer``, which has no address
+GpuBuffer: TypeAlias = Any  # a ``DeviceArray``; the protocol's ``Buffer`` declares no address
 
 
 class CudaDevice:
@@ -89,7 +88,7 @@ class CudaDevice:
             EngineError: there is not enough memory.
         """
         if rows < 0:
-            raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected a number from 0")
+            raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected at least 0")
         self._enter()
         dtype, shape = np.dtype(spec.dtype), (rows, *spec.row_shape)
         allocation = self.cuda.allocate(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
@@ -99,7 +98,7 @@ class CudaDevice:
     def upload(self, array: GpuBuffer, buffer: GpuBuffer) -> None:
         """Copies an array of the host or of this GPU into the first rows of a buffer; does not wait for the copy.
 
-        An array of the host may be changed at once, one of the GPU when the answers of its batch are there.
+        An array of the host may be changed at once, an array of the GPU once the answers of its batch are complete.
 
         Raises:
             InputError: dtype or row shape differ, or the buffer has too few rows.
@@ -125,9 +124,9 @@ class CudaDevice:
     def split_rows(
         self, count: int, *, confidence: GpuBuffer, threshold: float, carried: Sequence[GpuBuffer]
     ) -> Departure:
-        """As ``HostDevice.split_rows``, row for row: one kernel finds who leaves and moves rows of all tensors.
+        """As ``HostDevice.split_rows``, row for row: one kernel finds the rows that leave and moves those that stay.
 
-        Waits for that kernel, and so for everything before it.
+        Waits for that kernel, and so for all work before it.
 
         Raises:
             InputError: ``count`` is negative or more than a buffer has rows.
@@ -144,7 +143,9 @@ class CudaDevice:
         if launch is None:
             launch = self._splits[key] = SplitLaunch(self.cuda, confidence, carried)
         left = launch.run(count, threshold)
-        return Departure(left=left, stayed=close_ranks(count, left))
+        leaving = set(left)
+        stayed, _, _ = close_ranks(left, [row for row in range(count) if row not in leaving])
+        return Departure(left=left, stayed=stayed)
 
     def append_rows(
         self, source: Sequence[GpuBuffer], rows: Sequence[int], target: Sequence[GpuBuffer], offset: int
@@ -187,7 +188,7 @@ class CudaDevice:
     def take(self, buffers: Sequence[GpuBuffer], rows: Sequence[int]) -> tuple[DeviceArray, ...]:
         """As ``download_all``, into fresh arrays on the GPU that belong to the caller; does not wait.
 
-        Their memory comes from a pool in stream order. It outlives the device.
+        Their memory comes from a pool in stream order and outlives the device.
         """
         self._check_rows(buffers, rows)
         self._enter()
@@ -207,10 +208,10 @@ class CudaDevice:
 
         Args:
             value: has ``__dlpack__`` or ``__cuda_array_interface__``.
-            stream: the caller's stream on which it was made; by default the one that it names, or the legacy stream.
+            stream: the caller's stream on which it was made; by default the stream that it names, or the legacy stream.
 
         Raises:
-            InputError: it lies elsewhere, in another context, or is not contiguous.
+            InputError: it is in other memory or another context, or is not contiguous.
         """
         self._enter()
         if isinstance(value, DeviceArray):
@@ -218,7 +219,7 @@ class CudaDevice:
         else:
             view, producer = view_foreign(value, stream=self.cuda.stream_handle)
         if view.nbytes:
-            self._check_place(view)
+            check_place(view, self.cuda)
         if stream is not None:
             producer = read_stream(stream)
         if producer is not None:
@@ -226,7 +227,7 @@ class CudaDevice:
         return view
 
     def wait_for(self, stream: int) -> None:
-        """Lets later work of the device wait for what is on another stream now; the host does not wait."""
+        """Makes later work of the device wait for the work that is on another stream now; the host does not wait."""
         self._enter()
         event = self._take_event()
         call("cuEventRecord", event, load_driver().CUstream(stream))
@@ -234,7 +235,7 @@ class CudaDevice:
         self._events.append(event)
 
     def copy(self, array: GpuBuffer) -> np.ndarray | DeviceArray:
-        """Returns a copy where the array is; on the GPU it is made in stream order, and nobody waits."""
+        """Returns a copy in the same memory; on the GPU it is made in stream order, and the host does not wait."""
         if isinstance(array, np.ndarray):
             return array.copy()
         self._enter()
@@ -248,7 +249,7 @@ class CudaDevice:
     def find_nonfinite(self, array: GpuBuffer) -> list[int]:
         """Returns the rows of an array that hold NaN or infinity, ascending.
 
-        For an array on the GPU it waits for the kernel that looks.
+        For an array on the GPU it waits for the kernel that looks for them.
         """
         if isinstance(array, np.ndarray):
             return find_nonfinite(array)
@@ -266,14 +267,14 @@ class CudaDevice:
             self._pinned.give_back(block)
 
     def reserve_scratch(self, size: int) -> None:
-        """Announces that some engine needs ``size`` bytes while it runs; the largest announcement counts."""
+        """Announces that an engine needs ``size`` bytes while it runs; the largest announcement counts."""
         self._scratch_bytes = max(self._scratch_bytes, size)
 
     def scratch(self, size: int) -> tuple[int, int]:
         """Returns address and size of the block that all engines of this device run in, one after the other.
 
-        The first call allocates what was announced. A later engine that needs more gets a larger block; the earlier
-        ones keep theirs, since captured graphs hold its address.
+        The first call allocates the announced size. A later engine that needs more gets a larger block; earlier engines
+        stay with theirs, since captured graphs hold its address.
         """
         self._enter()
         self.reserve_scratch(size)
@@ -282,7 +283,8 @@ class CudaDevice:
         return self._scratch[-1].pointer, self._scratch[-1].size
 
     def attached(self, name: str, make: Callable[[], T]) -> T:
-        """Returns what engines of this device share under a name; made when first asked for, closed with the device."""
+        """Returns the object that engines of this device share under a name; made on the first call, closed with the
+        device."""
         with self.cuda.capture_lock:
             if name not in self._attached:
                 self._attached[name] = make()
@@ -290,18 +292,18 @@ class CudaDevice:
         return shared
 
     def synchronize(self) -> None:
-        """Waits for everything that the device was told so far; other streams of the GPU go on."""
+        """Waits for all work that was issued so far; other streams of the GPU go on."""
         if not self._closed:
             self.cuda.synchronize()
 
     def mark(self) -> Mark:
-        """Marks this moment in the device's own time."""
+        """Marks this moment on the device's stream."""
         event = self._take_event()
         call("cuEventRecord", event, self.cuda.stream)
         return event
 
     def seconds_between(self, start: Any, end: Any) -> float:
-        """Returns the device's seconds from one mark to a later one, and spends both; waits for the later one."""
+        """Returns the device's seconds from one mark to a later one, and waits for it; both are invalid afterwards."""
         elapsed_ms = call_unless_pending("cuEventElapsedTime", start, end)
         if elapsed_ms is None:
             call("cuEventSynchronize", end)
@@ -310,7 +312,7 @@ class CudaDevice:
         return float(elapsed_ms) / 1e3
 
     def close(self) -> None:
-        """Waits for its work and frees all buffers; may be called twice. What ``take`` returned stays."""
+        """Waits for its work and frees all buffers, but not the arrays from ``take``; may be called twice."""
         if self._closed:
             return
         self.cuda.synchronize()
@@ -341,38 +343,12 @@ class CudaDevice:
         if rows and not 0 <= min(rows) <= max(rows) < shortest:
             raise InputError(f"cannot download rows {list(rows)} of a buffer with {shortest}")
 
-    def _check_place(self, view: DeviceArray) -> None:
-        """Refuses memory of the host, of another GPU, and of another context on this one."""
-        driver = load_driver()
-        attributes = driver.CUpointer_attribute
-        try:
-            kind = call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_MEMORY_TYPE, view.pointer)
-            ordinal = call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, view.pointer)
-        except EngineError as error:
-            raise InputError(f"an input is at an address that no CUDA context here knows ({error})") from error
-        if int(kind) == int(driver.CUmemorytype.CU_MEMORYTYPE_HOST):
-            raise InputError("an input lies in page-locked memory of the host; pass it as a numpy array")
-        if ordinal != self.cuda.index:
-            raise InputError(
-                f"an input lies on GPU {ordinal}, this runtime works on GPU {self.cuda.index}; copy it there, or "
-                f"load the runtime with device={ordinal}"
-            )
-        try:
-            context = call("cuPointerGetAttribute", attributes.CU_POINTER_ATTRIBUTE_CONTEXT, view.pointer)
-        except EngineError:  # memory from a pool belongs to no context
-            return
-        if int(context) and not self.cuda.owns(context):
-            raise InputError(
-                "an input was allocated in another CUDA context than the primary one; with PyCUDA import "
-                "pycuda.autoprimaryctx instead of pycuda.autoinit"
-            )
-
 
 def require_cuda_device(backend: str, device: Device | None) -> CudaDevice:
-    """Returns the device that an engine is to run on, as one that takes its own work.
+    """Returns the device of an engine that runs on a GPU.
 
     Raises:
-        UsageError: it is not a GPU.
+        UsageError: it is not a ``CudaDevice``.
     """
     if not isinstance(device, CudaDevice):
         where = "none" if device is None else device.name
@@ -387,5 +363,5 @@ def _lay_out(buffers: Sequence[GpuBuffer], count: int) -> tuple[list[int], int]:
     offsets, size = [], 0
     for buffer in buffers:
         offsets.append(size)
-        size += -(-count * buffer.row_bytes // _ALIGNMENT) * _ALIGNMENT
+        size += -(-count * buffer.row_bytes // ALIGNMENT) * ALIGNMENT
     return offsets, size

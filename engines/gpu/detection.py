@@ -1,7 +1,7 @@
-"""Which GPUs are here, asked of the driver itself: no package, no context, no allocation.
+"""Detection of GPUs by the driver itself: no package, no context, no allocation.
 
-``libcuda`` and ``libnvidia-ml`` come with the driver and are loaded where they are; a machine without them has no GPU
-that could be used. Initialising the driver makes no context, so that a host's own CUDA state stays as it is.
+``libcuda`` and ``libnvidia-ml`` come with the driver and are loaded where they exist; a machine without them has no
+usable GPU. Initialising the driver makes no context, so the host's own CUDA state does not change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Gpu:
     Attributes:
         name: e.g. ``NVIDIA H100 80GB HBM3``.
         capability: compute capability, (major, minor).
-        driver: version of the driver, e.g. ``580.95.05``, or its CUDA version where that cannot be asked.
+        driver: version of the driver, e.g. ``580.95.05``, or its CUDA version where that is not available.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Gpu:
 
 @functools.cache
 def find_gpu(index: int = 0) -> Gpu | None:
-    """Returns a GPU in the order of ``CUDA_VISIBLE_DEVICES``, or ``None`` where there is none that can be used."""
+    """Returns a GPU in the order of ``CUDA_VISIBLE_DEVICES``, or ``None`` where there is no usable one."""
     cuda = _load("libcuda.so.1", "nvcuda.dll")
     if cuda is None or cuda.cuInit(0) != 0:
         return None

@@ -1,7 +1,7 @@
-"""The one place that calls the CUDA driver: every error becomes an ``EngineError``, every call can be watched.
+"""The CUDA driver: the only module that calls it, and turns each of its errors into an ``EngineError``.
 
 The driver is reached through cuda-bindings, whose functions return ``(status, *results)`` and release the interpreter's
-lock while they wait. docs/adr/0007-cuda-layer.md tells why it is neither PyCUDA nor the runtime API.
+lock while they wait. docs/adr/0007-cuda-layer.md explains why it is neither PyCUDA nor the runtime API.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import Any
 
 from artifacts import EngineError, MissingExtraError
 
-Watcher = Callable[[str], None]
-_watchers: list[Watcher] = []
+_watchers: list[Callable[[str], None]] = []
 
 
 @functools.cache
@@ -46,7 +45,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 
 def call_unless_pending(name: str, *arguments: Any) -> Any:
-    """As ``call``, but ``None`` where the work in question is not done yet, and True where nothing else is told."""
+    """As ``call``, but returns ``None`` where the work is not done yet, and True where the call has no other result."""
     status, results = _try_call(name, arguments)
     if status == load_driver().CUresult.CUDA_ERROR_NOT_READY:
         return None
@@ -67,8 +66,8 @@ def _try_call(name: str, arguments: tuple[Any, ...]) -> tuple[Any, list[Any]]:
     return status, results
 
 
-def watch_calls(watcher: Watcher) -> Callable[[], None]:
-    """Has ``watcher`` called with the name of every driver call from now on; returns what ends it. For tests."""
+def watch_calls(watcher: Callable[[str], None]) -> Callable[[], None]:
+    """Calls ``watcher`` with the name of every driver call, for measurements; returns the call that ends it."""
     _watchers.append(watcher)
     return lambda: _watchers.remove(watcher)
 

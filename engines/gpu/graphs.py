@@ -1,18 +1,9 @@
-"""Replaying what an engine enqueues: captured once as a CUDA graph, launched with a single call from then on.
+"""``CapturedGraph``: the work that an engine enqueues, captured once as a CUDA graph and launched with a single call.
 
-A graph fixes shapes, addresses and the block that the engine works in, so one belongs to one binding. Before the
-capture the engine runs once plainly, which lets the backend allocate and pick kernels, neither of which may happen
+A graph fixes shapes, addresses and the block that the engine works in, so it belongs to one binding. Before the capture
+the engine runs once without it, which lets the backend allocate and choose kernels, neither of which may happen
 inside a capture. Capturing takes place on a stream of its own: other threads go on using the device's stream, and
 ``THREAD_LOCAL`` mode leaves their calls alone.
-
-**The seat for the whole chain as one graph.** A batch's way through the chain could be a single launch: the graph of
-stage ``i`` for each cover, as the cases of a ``SWITCH`` node (driver 12.8; ``cuda.core.graph.GraphBuilder.switch``),
-behind a kernel node that counts the survivors and picks the case with ``cudaGraphSetConditional``. Everything that it
-needs is in place: graphs exist per (stage, number of rows), ``split_rows`` finds and moves the survivors without the
-host, answers lie in sections whose places the host can work out afterwards from the reports of all cuts, and no graph
-here holds a node that a conditional body forbids (events, host functions, allocations). What is missing is a GPU to
-find out whether TensorRT's captured work is accepted inside a conditional body; nobody has published that it is. Until
-then the host reads one count per cut. docs/adr/0007-cuda-layer.md has the details.
 """
 
 from __future__ import annotations
@@ -30,17 +21,17 @@ _log = logging.getLogger("pame.engines")
 
 
 class CapturedGraph:
-    """What some work enqueued on a stream, ready to be launched any number of times."""
+    """Captured work, ready to be launched any number of times."""
 
     def __init__(self, context: CudaContext, enqueue: Enqueue) -> None:
-        """Captures the work; it must have run plainly before.
+        """Captures the work; it must have run once before.
 
         Args:
             context: where it will be launched.
-            enqueue: puts the work on the stream whose handle it is given.
+            enqueue: puts the work on the stream whose handle it gets.
 
         Raises:
-            EngineError: the work cannot be captured, or fails by itself.
+            EngineError: the work cannot be captured, or fails.
         """
         self._context = context
         driver = load_driver()
@@ -71,12 +62,12 @@ class CapturedGraph:
         call("cuGraphLaunch", self._executable, self._context.stream)
 
     def free(self) -> None:
-        """Frees the graph; it must not run any more. May be called twice."""
+        """Frees the graph; it must no longer run. May be called twice."""
         self._finalizer()
 
 
 def _end_failed_capture(context: CudaContext) -> None:
-    """Ends a capture in which something went wrong, so that the stream can be used again."""
+    """Ends a capture that failed, so that the stream can be used again."""
     try:
         graph = call("cuStreamEndCapture", context.capture_stream)
     except EngineError:  # the driver has dropped it already
@@ -85,18 +76,18 @@ def _end_failed_capture(context: CudaContext) -> None:
 
 
 def run_and_capture(context: CudaContext, enqueue: Enqueue, *, what: str) -> CapturedGraph | None:
-    """Runs some work plainly, waits for it, and captures it.
+    """Runs some work, waits for it, and captures it.
 
     Args:
         context: where.
-        enqueue: puts the work on the stream whose handle it is given.
+        enqueue: puts the work on the stream whose handle it gets.
         what: for the log, e.g. "stage_00 with 8 rows".
 
     Returns:
         The graph, or ``None`` where the driver or the engine refuses capture; the reason is logged as a warning.
 
     Raises:
-        EngineError: the work failed when it ran plainly.
+        EngineError: the work failed when it ran.
     """
     enqueue(context.stream_handle)
     context.synchronize()

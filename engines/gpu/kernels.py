@@ -1,22 +1,22 @@
-"""The CUDA kernels: rows leave, the others close ranks, answers are gathered. Compiled at run time for the GPU at hand.
+"""The CUDA kernels: rows leave, survivors close ranks, answers are gathered. Compiled at run time for the GPU in use.
 
 **Closing ranks** (``split_rows``, one launch per cut). Of ``n`` rows ``L`` leave and ``S = n - L`` stay. As on the
-host, the survivors that lie behind the border ``S`` fill the places of those who left before it. Their numbers agree:
-the ``S`` places before the border hold all survivors but the movers, so there are as many *holes* (leavers before
-``S``) as *movers* (survivors from ``S`` on), and move ``k`` copies the ``k``-th mover over the ``k``-th hole.
+host, the survivors behind the border ``S`` fill the places of the rows that left before it. Their numbers agree: the
+``S`` places before the border hold all survivors but the movers, so there are as many *holes* (rows before ``S`` that
+leave) as *movers* (survivors from ``S`` on), and move ``k`` copies the ``k``-th mover over the ``k``-th hole.
 
 It is race-free, although rows move in place and the blocks run in any order: every source lies behind the border and
-every target before it, so no row that some block reads is written by any other, and no two blocks write the same row.
-The confidences are read only. Hence no block waits for another one, and a single launch will do: every block finds its
-own move by a prefix sum over the confidences (compaction; n values, a few hundred bytes out of the L2 cache) and then
-copies its slice of that row. Blocks without a move end. The grid is ``(moves, tensors, slices of a row)``, where
-``n // 2`` moves are possible at most, since ``moves <= min(L, S)``.
+every target before it, so no block writes a row that another reads, and no two blocks write the same row. The
+confidences are read only. Hence no block waits for another, and a single launch is enough: every block finds its own
+move by a prefix sum over the confidences (compaction; n values, a few hundred bytes from the L2 cache) and then copies
+its slice of that row. Blocks without a move end. The grid is ``(moves, tensors, slices of a row)``, with at most
+``n // 2`` moves, since ``moves <= min(L, S)``.
 
-Block (0, 0, 0) also writes the report, the number of leavers and their rows in ascending order, straight into
-page-locked memory of the host: nothing is copied for it.
+Block (0, 0, 0) also writes the report, the number of rows that leave and the rows in ascending order, directly into
+page-locked memory of the host.
 
-**Gathering** (``gather_rows``) copies any rows of several tensors, in any order, to one place each: row numbers come
-by value in the launch itself, so there is no list in memory that the next launch could overwrite.
+**Gathering** (``gather_rows``) copies any rows of several tensors, in any order, to one place per tensor: row numbers
+are passed by value in the launch itself, so there is no list in memory that the next launch could overwrite.
 
 **Finite rows** (``find_nonfinite``): an IEEE number is NaN or infinite when all bits of its exponent are set.
 
@@ -186,7 +186,7 @@ def split_grid(count: int, row_bytes: Sequence[int]) -> tuple[int, int, int]:
 
 
 def slice_count(row_bytes: Sequence[int]) -> int:
-    """Returns in how many slices the longest row is copied."""
+    """Returns the number of slices in which the longest row is copied."""
     return min(_MAX_SLICES, max(1, -(-max(row_bytes, default=0) // _SLICE_BYTES)))
 
 
@@ -199,7 +199,7 @@ def compile_kernels(architecture: str) -> bytes:
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
-        EngineError: NVRTC is not there, or knows no such architecture.
+        EngineError: NVRTC is not installed, or does not support the architecture.
     """
     try:
         from cuda.bindings import nvrtc
@@ -218,7 +218,7 @@ def compile_kernels(architecture: str) -> bytes:
         raise EngineError(
             f"NVRTC cannot compile the CUDA kernels for {architecture} ({status.name}): "
             f"{log.decode(errors='replace').strip(chr(0) + ' ')}. "
-            "Install the NVRTC of a CUDA version that knows this GPU"
+            "Install the NVRTC of a CUDA version that supports this GPU"
         )
     _, size = nvrtc.nvrtcGetCUBINSize(program)
     cubin = b" " * size

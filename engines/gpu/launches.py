@@ -1,4 +1,4 @@
-"""Launches of the kernels: parameters are laid out once in memory, a launch changes the few that differ."""
+"""Launches of the kernels: parameters are laid out in memory once, and a launch changes only those that differ."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SplitLaunch:
         """Lays out the parameters and takes page-locked memory for the report.
 
         Args:
-            context: where to launch.
+            context: of the GPU.
             confidence: (rows,) float32.
-            carried: any number; more than ``MAX_CARRIED`` take another launch per so many.
+            carried: any number of buffers; each ``MAX_CARRIED`` of them take a launch.
         """
         self._context = context
         self._report = context.allocate_pinned(4 * (1 + len(confidence)))
@@ -51,7 +51,7 @@ class SplitLaunch:
             self._launches.append((tuple(buffer.row_bytes for buffer in group), parameters))
 
     def run(self, count: int, threshold: float) -> list[int]:
-        """Splits ``count`` rows, at least 1; waits for the report and returns who leaves, ascending."""
+        """Splits ``count`` rows, at least 1; waits for the report and returns the rows that leave, ascending."""
         self._count.value, self._threshold.value = count, threshold
         for row_bytes, parameters in self._launches:
             self._context.launch("split_rows", split_grid(count, row_bytes), BLOCK, parameters)
@@ -61,13 +61,13 @@ class SplitLaunch:
 
 
 def gather(context: CudaContext, buffers: Sequence[DeviceArray], rows: Sequence[int], targets: Sequence[int]) -> None:
-    """Copies rows of buffers to ``targets``, one address per buffer, in stream order; one launch in the usual case.
+    """Copies rows of buffers to ``targets``, one address per buffer, in stream order; usually in a single launch.
 
     Args:
-        context: where to launch.
-        buffers: what to read.
-        rows: which rows, in any order.
-        targets: where the first of them goes, for every buffer.
+        context: of the GPU.
+        buffers: the sources.
+        rows: rows of the sources, in any order.
+        targets: for every buffer, the address at which the first of them goes.
     """
     wanted = [(buffer, target) for buffer, target in zip(buffers, targets, strict=True) if buffer.row_bytes]
     for start in range(0, len(rows), MAX_GATHER_ROWS):

@@ -1,14 +1,16 @@
-"""For hosts that live in PyCUDA: their memory goes in, ours comes out as ``GPUArray``; nothing is copied.
+"""The bridge to PyCUDA: a host's allocations become inputs, and answers become a ``GPUArray``; nothing is copied.
 
-``Runtime.run`` takes a ``GPUArray`` and a ``pycuda.driver.Stream`` as they are. A ``DeviceAllocation`` knows neither
-shape nor dtype, so ``wrap_allocation`` says them. Answers that stayed on the GPU become GPUArrays by ``as_gpuarray``::
+``Runtime.run`` takes a ``GPUArray`` and a ``pycuda.driver.Stream`` as they are. A ``DeviceAllocation`` has neither
+shape nor dtype, so ``wrap_allocation`` adds them. Answers that stayed on the GPU become GPUArrays by ``as_gpuarray``::
+
+    from engines import as_gpuarray
 
     result = runtime.run(gpu_array, stream=stream, on_device=True)
     logits = as_gpuarray(result.outputs)
 
 PyCUDA must work in the primary context: ``import pycuda.autoprimaryctx``, or ``Device(0).retain_primary_context()``
-pushed in every thread. ``pycuda.autoinit`` makes another one; the device refuses to work in a thread that has it, and
-to read memory that was allocated in it.
+pushed in every thread. ``pycuda.autoinit`` makes another context; the device refuses to work in a thread that has it,
+and to read memory that was allocated in it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def as_gpuarray(array: DeviceArray) -> Any:
 
     Raises:
         MissingExtraError: PyCUDA is not installed.
-        InputError: it is no array on the GPU.
+        InputError: it is not an array on the GPU.
     """
     if not isinstance(array, DeviceArray):
         raise InputError(f"expected answers on the GPU, got a {type(array).__name__}; ask for them with on_device=True")
@@ -38,10 +40,10 @@ def as_gpuarray(array: DeviceArray) -> Any:
 
 
 def wrap_allocation(allocation: Any, shape: tuple[int, ...], dtype: Any) -> DeviceArray:
-    """Returns a ``pycuda.driver.DeviceAllocation`` as an array for ``Runtime.run``; keeps it alive.
+    """Returns a ``pycuda.driver.DeviceAllocation`` as an array for ``Runtime.run``, which keeps it alive.
 
     Args:
-        allocation: what ``pycuda.driver.mem_alloc`` returned.
+        allocation: from ``pycuda.driver.mem_alloc``.
         shape: (rows, *row_shape), C-contiguous.
         dtype: numpy's.
 

@@ -1,4 +1,4 @@
-"""Page-locked memory of the host, lent out block by block: what a GPU reads and writes without a hidden copy."""
+"""``PinnedPool``: blocks of page-locked host memory, which a GPU reads and writes without a hidden copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_PENDING = 16  # blocks of one size; from here on the host waits for the GP
 
 
 class PinnedBlock:
-    """One block; ``memory`` is the host's view of it, ``pointer`` is its address for both sides."""
+    """A block of page-locked memory; ``memory`` is the host's view of it, ``pointer`` its address on both sides."""
 
     __slots__ = ("_allocation", "_event", "_recorded", "memory", "pointer", "size")
 
@@ -33,13 +33,13 @@ class PinnedBlock:
         return np.ndarray(shape, dtype, buffer=self.memory, offset=offset)
 
     def record(self, stream: Any) -> None:
-        """Marks that work which was put on ``stream`` uses the block."""
+        """Marks the block as used by the work that is on ``stream`` now."""
         call("cuEventRecord", self._event, stream)
         self._recorded = True
 
     @property
     def pending(self) -> bool:
-        """Whether that work is still under way."""
+        """Whether that work is still running."""
         if self._recorded and call_unless_pending("cuEventQuery", self._event):
             self._recorded = False
         return self._recorded
@@ -51,26 +51,26 @@ class PinnedBlock:
             self._recorded = False
 
     def free(self) -> None:
-        """Frees it; work that uses it must be done."""
+        """Frees it; the work that uses it must be done."""
         self._allocation.free()
         call("cuEventDestroy", self._event)
 
 
 class PinnedPool:
     """Blocks by size, the longest idle first. After the first few calls it allocates no more: sizes are powers of two
-    and come back, and a block is added only while the work of all others is under way."""
+    and recur, and a block is added only while all others are in use."""
 
     def __init__(self, context: CudaContext) -> None:
         self._context = context
         self._idle: dict[int, deque[PinnedBlock]] = {}
 
     def take(self, size: int) -> PinnedBlock:
-        """Lends a block of at least ``size`` bytes that no work uses any more."""
+        """Lends a block of at least ``size`` bytes that no work uses."""
         rounded = max(_SMALLEST, 1 << max(size - 1, 0).bit_length())
         idle = self._idle.setdefault(rounded, deque())
         try:
             block = idle.popleft()
-        except IndexError:  # also when another thread was faster
+        except IndexError:  # also when another thread took the last one
             return PinnedBlock(self._context, rounded)
         if block.pending and len(idle) < _MOST_PENDING:
             idle.appendleft(block)
@@ -82,7 +82,7 @@ class PinnedPool:
         self._idle[block.size].append(block)
 
     def free(self) -> None:
-        """Frees all blocks that are not lent."""
+        """Frees all idle blocks."""
         for idle in self._idle.values():
             while idle:
                 block = idle.pop()

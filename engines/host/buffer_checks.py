@@ -1,4 +1,4 @@
-"""Buffer checks: what an engine demands of buffers before it binds them, on the host and whatever the backend."""
+"""Buffer checks: names, layouts and numbers of rows, checked before an engine binds its buffers."""
 
 from __future__ import annotations
 

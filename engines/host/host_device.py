@@ -1,4 +1,4 @@
-"""The host as a device: buffers are numpy arrays, survivors close ranks in place."""
+"""``HostDevice``: buffers are numpy arrays, and survivors close ranks in place."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from artifacts import InputError, TensorSpec, UsageError
 from engines.options import DeviceOptions
 from engines.protocols import Buffer, Departure
 
-HostBuffer: TypeAlias = Any  # a numpy array; ``Device`` says ``Buffer``, which has no items to assign
+HostBuffer: TypeAlias = Any  # a numpy array; the protocol's ``Buffer`` declares no assignment of items
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register of today's processors
-_COPY_ROW_BYTES = 2048  # from here on a call per row costs less than gathering into a temporary and copying back
+_COPY_ROW_BYTES = 2048  # for longer rows a call per row costs less than gathering into a temporary and back
 
 
 class HostDevice:
     """Buffers in the memory of this process.
 
-    It holds nothing: a buffer lives as long as somebody refers to it. All methods may be called from any thread, for
-    different buffers at the same time.
+    It holds no buffers itself: a buffer lives as long as there is a reference to it. All methods may be called from any
+    thread, for different buffers at the same time.
     """
 
     index = 0
@@ -41,7 +41,7 @@ class HostDevice:
             InputError: ``rows`` is negative.
         """
         if rows < 0:
-            raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected a number from 0")
+            raise InputError(f"cannot allocate {rows} rows of '{spec.name}': expected at least 0")
         dtype = np.dtype(spec.dtype)
         size = rows * math.prod(spec.row_shape) * dtype.itemsize
         block = np.zeros(size + _ALIGNMENT, dtype=np.uint8)
@@ -49,14 +49,14 @@ class HostDevice:
         return block[offset : offset + size].view(dtype).reshape(rows, *spec.row_shape)
 
     def adopt(self, value: Any, *, stream: Any = None) -> NoReturn:
-        """Refuses: what lies on a GPU has no business on the host.
+        """Refuses every array: the host does not read arrays on a GPU.
 
         Raises:
             InputError: always.
         """
         del stream
         raise InputError(
-            f"this runtime works on the processor, got a {type(value).__name__} on a GPU; copy it to the host (.cpu(), "
+            f"this runtime runs on the processor, got a {type(value).__name__} on a GPU; copy it to the host (.cpu(), "
             ".get()) or load a bundle that was planned for a GPU"
         )
 
@@ -84,18 +84,18 @@ class HostDevice:
     def split_rows(
         self, count: int, *, confidence: HostBuffer, threshold: float, carried: Sequence[HostBuffer]
     ) -> Departure:
-        """Lets rows leave; the last survivors fill the places of those who left before them.
+        """Lets rows leave; the last survivors fill the places of the rows that left before them.
 
-        So every survivor moves at most once, and only as many rows move as must: none when nobody leaves, when
-        everybody does, or when the leavers are the last rows. A NaN confidence is no confidence: such a row stays.
+        So every survivor moves at most once, and no row moves without need: none when no row leaves, when all rows
+        leave, or when the last rows leave. A row whose confidence is NaN stays.
 
         Args:
-            count: how many leading rows are real; the rest is padding and never looked at.
+            count: how many leading rows are real; the rest is padding and is not read.
             confidence: (>= count,) float32.
-            threshold: rows with at least this confidence leave; a value of float32, so that every device compares like
-                with like.
-            carried: every buffer that a later stage reads, each one once; rows from the number of survivors on are
-                left as they are.
+            threshold: rows with at least this confidence leave; a value of float32, so that every device compares
+                equal types.
+            carried: every buffer that a later stage reads, each once; rows from the number of survivors on do not
+                change.
 
         Raises:
             InputError: ``count`` is negative or more than a buffer has rows.
@@ -107,14 +107,11 @@ class HostDevice:
         stayed: list[int] = []
         for row, value in enumerate(confidence[:count].tolist()):
             (left if value >= threshold else stayed).append(row)
-        first_mover = bisect_left(stayed, len(stayed))  # the survivors before it are in place already
-        movers, holes = stayed[first_mover:], left[: len(stayed) - first_mover]
-        if movers:
-            for buffer in carried:
-                _move_rows(buffer, movers, holes)
-            stayed = list(range(len(stayed)))
-            for hole, mover in zip(holes, movers, strict=True):
-                stayed[hole] = mover
+        if left and stayed:
+            stayed, movers, holes = close_ranks(left, stayed)
+            if movers:
+                for buffer in carried:
+                    _move_rows(buffer, movers, holes)
         return Departure(left=left, stayed=stayed)
 
     def append_rows(
@@ -130,7 +127,7 @@ class HostDevice:
             if neighbours:
                 place[...] = origin[rows[0] : rows[-1] + 1]
             else:
-                np.take(origin, rows, axis=0, out=place, mode="clip")  # checked; "raise" would go through a temporary
+                np.take(origin, rows, axis=0, out=place, mode="clip")  # checked; "raise" would use a temporary
 
     def download(self, buffer: HostBuffer, rows: Sequence[int]) -> np.ndarray:
         """Returns a fresh array (len(rows), *row_shape) with the given rows of a buffer, in that order.
@@ -163,7 +160,7 @@ class HostDevice:
         return seconds
 
     def close(self) -> None:
-        """Does nothing: numpy frees a buffer with its last reference."""
+        """No-op: numpy frees a buffer with its last reference."""
 
 
 def open_host_device(backend: str, options: DeviceOptions) -> HostDevice:
@@ -198,6 +195,28 @@ def check_append(source: Sequence[Buffer], rows: Sequence[int], target: Sequence
             raise InputError(f"cannot append rows {list(rows)} of a buffer with {len(origin)}")
         if not 0 <= offset <= len(goal) - len(rows):
             raise InputError(f"cannot append {len(rows)} rows from row {offset} on: the target has {len(goal)}")
+
+
+def close_ranks(left: list[int], survivors: list[int]) -> tuple[list[int], list[int], list[int]]:
+    """Closes the ranks behind rows that left: the last survivors fill the places of those that left before them.
+
+    Every device keeps this order: the host moves rows by it, and a GPU reports its departures by it.
+
+    Args:
+        left: the rows that leave, ascending.
+        survivors: all other rows, ascending.
+
+    Returns:
+        ``Departure.stayed``, and the moves that lead there: the rows that move, and the holes that they fill.
+    """
+    first_mover = bisect_left(survivors, len(survivors))  # the survivors before it are in place already
+    movers, holes = survivors[first_mover:], left[: len(survivors) - first_mover]
+    if not movers:
+        return survivors, movers, holes
+    stayed = list(range(len(survivors)))
+    for hole, mover in zip(holes, movers, strict=True):
+        stayed[hole] = mover
+    return stayed, movers, holes
 
 
 def find_nonfinite(array: np.ndarray) -> list[int]:

@@ -1,1 +1,1 @@
-"""What an engine was built for: its key, the facts of its graph, and its description."""
+"""The identity of an engine: its key, the facts of its graph, and its description."""

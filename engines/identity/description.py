@@ -17,7 +17,7 @@ class EngineDescription:
         profiles: the batch sizes that it was compiled for, in words, in the order of the backend's own numbering.
         activation_bytes: scratch memory of a run, per profile or per file; empty where the backend does not report it.
         layers: in the order of execution; empty where the backend does not report them, or not on this machine.
-        untold: what could not be verified on this machine; ``None`` where everything was.
+        unverified: what could not be verified on this machine; ``None`` where everything was.
     """
 
     engine: str
@@ -27,4 +27,4 @@ class EngineDescription:
     profiles: tuple[str, ...]
     activation_bytes: tuple[int, ...] = ()
     layers: tuple[str, ...] = ()
-    untold: str | None = None
+    unverified: str | None = None

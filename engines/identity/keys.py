@@ -1,4 +1,4 @@
-"""Engine keys on disk, and what they must agree with before an engine is opened."""
+"""Engine keys on disk, and the checks of a key before its engine is opened."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from engines.identity.onnx_facts import OnnxFacts
 
 ENGINE_JSON = "engine.json"
 KIND = "engine"
-BUILD_SECONDS = "build_seconds"  # in the manifest's environment, which is no part of the engine's digest
+BUILD_SECONDS = "build_seconds"  # in the manifest's environment, which is not part of the engine's digest
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BackendIdentity:
-    """What a backend is on this machine; an engine runs only where it was built for the same.
+    """A backend's version and device on this machine; an engine runs only where it was built for the same.
 
     Attributes:
         version: the exact version.
@@ -39,7 +39,7 @@ def open_key(folder: Path) -> tuple[Artifact, EngineKey]:
 
 
 def rebuild_command(folder: Path) -> str:
-    """Returns the command that builds the engine in ``folder`` again, judging by where it lies."""
+    """Returns the command that builds the engine in ``folder`` again, from the place of that folder."""
     command = "python -m engines build"
     for parent in folder.parents:
         if (parent / BUNDLE_JSON).is_file():
@@ -61,10 +61,10 @@ def vet_key(folder: Path, key: EngineKey, identity: BackendIdentity, *, onnx: On
     """Refuses an engine that was not built for this backend, this machine and this graph.
 
     Args:
-        folder: where the engine lies, for the message.
+        folder: of the engine, for the message.
         key: what it was built for.
-        identity: what the backend is here.
-        onnx: the graph that it should be of, where that is known.
+        identity: of its backend on this machine.
+        onnx: the graph that it should have been built from; ``None`` skips that check.
 
     Raises:
         StaleArtifactError: something differs; the message names it, both values, and the command that rebuilds.
@@ -76,7 +76,7 @@ def vet_key(folder: Path, key: EngineKey, identity: BackendIdentity, *, onnx: On
 
 
 def refuse_differences(folder: Path, differences: Sequence[str]) -> None:
-    """Raises ``StaleArtifactError`` with the command that rebuilds the engine, unless nothing differs."""
+    """Raises ``StaleArtifactError`` with the command that rebuilds the engine, if anything differs."""
     if differences:
         raise StaleArtifactError(
             f"the engine at {folder} was built for something else: {'; '.join(differences)}. "

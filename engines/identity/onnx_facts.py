@@ -1,4 +1,4 @@
-"""What a key says of an ONNX file, read from its bytes without the ``onnx`` package.
+"""``OnnxFacts``: digest and precision of an ONNX file, read from its bytes without the ``onnx`` package.
 
 A production host rebuilds its engines with a backend alone, so nothing here may need more than the standard library.
 Only a few fields matter; this walks the protobuf wire format (protobuf.dev/programming-guides/encoding) over them.
@@ -40,7 +40,8 @@ def read_onnx_facts(onnx: Path) -> OnnxFacts:
     """Reads the identity of an ONNX file.
 
     Raises:
-        EngineError: the file is missing or no ONNX graph, or a file with its weights is missing or lies elsewhere.
+        EngineError: the file is missing or not an ONNX graph, or a file with its weights is missing or lies outside its
+            folder.
     """
     try:
         data = memoryview(onnx.read_bytes())
@@ -97,9 +98,9 @@ def _digest(onnx: Path, external: list[str]) -> str:
     for location in external:
         pure = PurePosixPath(location)
         if pure.is_absolute() or ".." in pure.parts:
-            raise EngineError(f"{onnx} takes weights from '{location}', which leaves its folder; export it again")
+            raise EngineError(f"{onnx} takes weights from '{location}', outside its folder; export it again")
         if not (onnx.parent / location).is_file():
-            raise EngineError(f"{onnx} takes weights from '{location}', which is not there; keep the files together")
+            raise EngineError(f"{onnx} takes weights from '{location}', which is missing; keep the files together")
         digests[location] = file_digest(onnx.parent / location)
     return digest_of([file_digest(onnx), digests])
 
@@ -109,14 +110,14 @@ def _external_location(entry: memoryview) -> str:
     return value.decode() if key == b"location" else ""
 
 
-def _values(data: memoryview, wanted: int) -> Iterator[memoryview]:
+def _values(data: memoryview, field: int) -> Iterator[memoryview]:
     for number, value in _fields(data):
-        if number == wanted and isinstance(value, memoryview):
+        if number == field and isinstance(value, memoryview):
             yield value
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Yields (field number, value) of a message; fixed-width values, which nothing here needs, are skipped."""
+    """Yields (field number, value) of a message; fixed-width values, which are not needed here, are skipped."""
     position = 0
     while position < len(data):
         tag, position = _varint(data, position)

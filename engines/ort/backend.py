@@ -15,7 +15,7 @@ from engines.identity.keys import BackendIdentity, vet_key
 from engines.options import BuildOptions
 from engines.ort.cuda_session import GRAPH_FILE, ONNXRUNTIME_CUDA, identify_onnxruntime_cuda
 from engines.ort.files import graph_file
-from engines.ort.session import ONNXRUNTIME, identify_onnxruntime, load_onnxruntime, open_session, session_options
+from engines.ort.session import ONNXRUNTIME, identify_onnxruntime, open_unchanged
 from engines.protocols import Backend, Device, Engine, EngineBuilder
 
 
@@ -85,9 +85,7 @@ def _describe_cuda(artifact: Artifact, key: EngineKey) -> EngineDescription:
 
 
 def _describe_graph(onnx: Path, folder: Path, key: EngineKey, *, unverified: str | None = None) -> EngineDescription:
-    options = session_options(1)
-    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = open_session(str(onnx), options, what=f"open {folder}")
+    session = open_unchanged(onnx, threads=1, what=f"open {folder}")
     profiles = [f"{size} rows" for size in key.batch_sizes] or [f"any batch of 1 to {key.max_batch_size} rows"]
     return EngineDescription(
         engine=folder.as_posix(),
@@ -95,7 +93,7 @@ def _describe_graph(onnx: Path, folder: Path, key: EngineKey, *, unverified: str
         inputs=_show(session.get_inputs()),
         outputs=_show(session.get_outputs()),
         profiles=tuple(profiles),
-        untold=unverified,
+        unverified=unverified,
     )
 
 

@@ -1,13 +1,13 @@
 """Entries into ONNX Runtime's blocked layout of feature maps.
 
-ONNX Runtime keeps feature maps in blocks of channels (NCHWc) from the first convolution on and then fuses a residual
+ONNX Runtime stores feature maps in blocks of channels (NCHWc) from the first convolution on, and then fuses a residual
 addition and its activation into the convolution before it. A graph that was cut between two residual blocks loses that:
-its input also feeds the addition behind the skip connection, plainly laid out, so the addition stays a node of its own,
-with a reordering before and after it, and so does every later addition of the same resolution. On a ResNet-32 cut
+its input also feeds the addition behind the skip connection, in the plain layout, so the addition remains a node of its
+own, with a reordering before and after it, and so does every later addition of the same resolution. On a ResNet-32 cut
 after its second block that is 3 % of the whole network's time.
 
 Only convolutions and pools bring a tensor into the blocked layout. So an input that feeds a convolution and an
-addition first goes through an average pool of one pixel, which changes no bit of it.
+addition first goes through an average pool of one pixel, which does not change a single bit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from artifacts import MissingExtraError
 
 _ENTRY = "/blocked_entry"
-_BLOCKED_OPS = {"Add", "Mul"}  # what takes a tensor plainly laid out unless all of its inputs are blocked
+_BLOCKED_OPS = {"Add", "Mul"}  # these use the plain layout unless all of their inputs are blocked
 _MAP_RANK = 4
 
 
@@ -33,8 +33,8 @@ def load_onnx() -> Any:
 
 
 def find_entries(onnx: Path) -> tuple[str, ...]:
-    """Returns the inputs of a graph that want an entry: float32 maps (B, C, H, W) which a convolution and an addition
-    or a multiplication read, and nothing else."""
+    """Returns the inputs of a graph that need an entry: float32 maps (B, C, H, W) that a convolution and an addition or
+    a multiplication read, and no other operator."""
     graph = _read(onnx).graph
     readers: dict[str, set[str]] = {}
     for node in graph.node:
@@ -51,7 +51,7 @@ def find_entries(onnx: Path) -> tuple[str, ...]:
 
 
 def insert_entries(onnx: Path, names: Collection[str]) -> bytes:
-    """Returns the graph with a pool between each of the named inputs and everything that reads it."""
+    """Returns the graph with a pool between each of the named inputs and all of its readers."""
     model = _read(onnx)
     for node in model.graph.node:
         for index, name in enumerate(node.input):
@@ -65,9 +65,9 @@ def insert_entries(onnx: Path, names: Collection[str]) -> bytes:
 
 
 def used_entries(optimised: Path, names: Collection[str]) -> tuple[str, ...]:
-    """Returns those of the named inputs whose entry ONNX Runtime turned into one to the blocked layout.
+    """Returns the named inputs whose entry ONNX Runtime turned into an entry to the blocked layout.
 
-    It leaves the others as they were written, a pool that costs time for nothing: where the number of channels is no
+    It leaves the others as they were written, as pools that only cost time: where the number of channels is not a
     multiple of a block, for instance.
     """
     plain = {name for node in _read(optimised).graph.node for name in node.output}

@@ -1,8 +1,8 @@
 """Building ONNX Runtime engines: the graph is optimised once, for this processor, and stored.
 
-What is stored is the graph after all optimisations, the blocked NCHWc layout of convolutions included, with its
-weights (those of MatMul also as the kernels want them packed) in one file beside it, which sessions map into memory:
-engines of one process and of several share the pages. docs/adr/0003-onnxruntime-engines.md tells why.
+An engine is the graph after all optimisations, the blocked NCHWc layout of convolutions included, with its weights
+(those of MatMul also packed for the kernels) in one file beside it, which sessions map into memory: engines of one
+process and of several share the pages. docs/adr/0003-onnxruntime-engines.md explains why.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from engines.ort.session import (
     load_onnxruntime,
     make_key,
     open_session,
+    open_unchanged,
     session_options,
 )
 
@@ -48,24 +49,19 @@ class OrtBuilder:
         Raises:
             EngineError: onnxruntime refuses the graph, or its batch axis does not fit the batch sizes of ``key``.
         """
-        source = _open_plain(onnx)
+        source = open_unchanged(onnx, threads=1, what=f"load {onnx}")
         for size in key.batch_sizes or (None,):
             axis = _batch_axis(source, onnx, size)
             entries = find_entries(onnx)
             _optimise(onnx, folder, size, axis, entries)
             if (used := used_entries(folder / graph_file(size), entries)) != entries:
                 _optimise(onnx, folder, size, axis, used)
-            _check_interface(source, _open_plain(folder / graph_file(size)), onnx)
-
-
-def _open_plain(path: Path) -> Any:
-    options = session_options(1)
-    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
-    return open_session(str(path), options, what=f"load {path}")
+            built = open_unchanged(folder / graph_file(size), threads=1, what=f"load {folder / graph_file(size)}")
+            _check_interface(source, built, onnx)
 
 
 def _batch_axis(session: Any, onnx: Path, size: int | None) -> str | None:
-    """Returns the name of the batch axis, or ``None`` where the graph has exactly the size that is wanted."""
+    """Returns the name of the batch axis, or ``None`` where the graph has exactly the requested size."""
     axes = {value.shape[0] if value.shape else None for value in session.get_inputs()}
     if axes == {size}:
         return None

@@ -1,7 +1,7 @@
-"""Building ONNX Runtime engines for a GPU: the graph is kept as it is, and tried.
+"""Building ONNX Runtime engines for a GPU: the graph is stored unchanged, after it was opened once.
 
-The CUDA provider picks its kernels when a session is opened, so there is nothing to compile beforehand. An engine is
-the graph with its weights, proven to open on this GPU, under a key that says which GPU, driver and version that was.
+The CUDA provider chooses its kernels when a session is opened, so there is nothing to compile beforehand. An engine is
+the graph with its weights, proven to open on this GPU, under a key with the GPU, its driver and the version.
 """
 
 from __future__ import annotations

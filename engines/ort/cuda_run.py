@@ -1,8 +1,8 @@
 """Opening and running ONNX Runtime engines on a GPU, over the buffers and on the stream of a ``CudaDevice``.
 
 Inputs and outputs are bound by their addresses on the GPU once; a run enqueues its work on the device's stream and
-comes back without waiting. ONNX Runtime keeps what it needs in between in an arena of its own, which stops growing
-after the first runs. *Not yet run on a GPU.*
+returns without waiting. ONNX Runtime stores intermediate tensors in an arena of its own, which stops growing after the
+first runs. *Not yet run on a GPU.*
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engines.gpu.buffer_checks import check_device_buffers
 from engines.gpu.cuda_device import CudaDevice
 from engines.ort.cuda_session import GRAPH_FILE, open_cuda_session
 from engines.ort.run import check_session_interface
-from engines.ort.session import load_onnxruntime, ort_errors, translate_error
+from engines.ort.session import bind_addresses, load_onnxruntime, ort_errors, translate_error
 from engines.protocols import Buffer, Execution
 
 
@@ -27,13 +27,13 @@ def open_ort_cuda_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, devi
     """Opens the engine in a verified and vetted folder.
 
     Args:
-        folder: what ``OrtCudaBuilder.build`` filled.
+        folder: filled by ``OrtCudaBuilder.build``.
         key: its key.
         graph: its interface.
         device: where its buffers live; its stream takes the work.
 
     Raises:
-        EngineError: onnxruntime refuses it or would leave the GPU, or its interface is not that of ``graph``.
+        EngineError: onnxruntime refuses it or would not run it on the GPU, or its interface is not that of ``graph``.
     """
     cuda = device.cuda
     cuda.enter()
@@ -51,7 +51,7 @@ class OrtCudaEngine:
         self._graph = graph
         self._session = session
         self._device = device
-        self._bound: weakref.WeakSet[_BoundRun] = weakref.WeakSet()
+        self._bound: weakref.WeakSet[_CudaRun] = weakref.WeakSet()
 
     @property
     def key(self) -> EngineKey:
@@ -66,7 +66,7 @@ class OrtCudaEngine:
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
         arrays, _ = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
-        bound = _BoundRun(self._session, self._graph, arrays, self._device)
+        bound = _CudaRun(self._session, self._graph, arrays, self._device)
         self._bound.add(bound)
         return bound
 
@@ -79,7 +79,7 @@ class OrtCudaEngine:
         self._session = None
 
 
-class _BoundRun:
+class _CudaRun:
     """A session with its inputs and outputs bound to addresses on the GPU, which it keeps alive."""
 
     __slots__ = ("__weakref__", "_aligned", "_binding", "_device", "_name", "_options", "_session")
@@ -91,15 +91,7 @@ class _BoundRun:
         self._device = device
         self._options = load_onnxruntime().RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        index = device.cuda.index
-        try:
-            self._binding = session.io_binding()
-            for bind, specs in ((self._binding.bind_input, graph.inputs), (self._binding.bind_output, graph.outputs)):
-                for spec in specs:
-                    array = self._aligned.arrays[spec.name]
-                    bind(spec.name, "cuda", index, array.dtype.type, array.shape, array.pointer)
-        except ort_errors() as error:
-            raise translate_error(error, f"bind {graph.name}") from error
+        self._binding = bind_addresses(session, graph, self._aligned.arrays, device="cuda", index=device.index)
 
     def __call__(self) -> None:
         session, aligned, cuda = self._session, self._aligned, self._device.cuda

@@ -1,4 +1,4 @@
-"""What building and opening ONNX Runtime engines for a GPU share: the provider, and what it is on this machine."""
+"""Sessions of ONNX Runtime's CUDA provider: its identity on this machine, and the opening of a session on a GPU."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from engines.ort.session import load_onnxruntime, ort_errors, session_options, t
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"
 PROVIDER = "CUDAExecutionProvider"
 PROVIDER_OPTIONS = {
-    "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE searches anew for every batch size, in the middle of serving
-    "use_tf32": "0",  # float32 means float32; who wants speed exports in fp16
+    "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE searches again for every batch size, while serving
+    "use_tf32": "0",  # float32 means float32; for speed, export in fp16
 }
 GRAPH_FILE = "graph.onnx"
 
 
 def identify_onnxruntime_cuda(index: int = 0) -> BackendIdentity:
-    """Returns what ONNX Runtime's CUDA provider is here: it compiles for the GPU when an engine is opened.
+    """Returns the identity of ONNX Runtime's CUDA provider, which chooses kernels for the GPU at opening.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed, or the one that is has no CUDA provider.
+        MissingExtraError: onnxruntime is not installed, or the installed one has no CUDA provider.
         EngineError: there is no GPU.
     """
     ort = load_onnxruntime()
@@ -43,7 +43,7 @@ def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) 
     Args:
         model: the file.
         index: the ordinal of the GPU.
-        stream: the handle of the stream; ``None`` leaves it to onnxruntime.
+        stream: the handle of the stream; ``None``: a stream of onnxruntime's own.
         what: for messages, e.g. "open stage_00".
 
     Raises:
@@ -59,7 +59,7 @@ def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) 
         session = ort.InferenceSession(model, options, providers=[(PROVIDER, chosen), "CPUExecutionProvider"])
     except ort_errors() as error:
         raise translate_error(error, what) from error
-    if PROVIDER not in session.get_providers():  # onnxruntime only prints why and goes on without
+    if PROVIDER not in session.get_providers():  # onnxruntime only prints the reason, and goes on
         raise EngineError(
             f"onnxruntime {ort.__version__} failed to {what}: its CUDA provider could not be loaded, and it would run "
             "on the processor instead. Install the CUDA and cuDNN libraries that it was built for: "

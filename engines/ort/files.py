@@ -1,4 +1,4 @@
-"""Names of the files in an ONNX Runtime engine: what building writes is what opening reads."""
+"""Names of the files in an ONNX Runtime engine, for the builder that writes them and the opening that reads them."""
 
 from __future__ import annotations
 

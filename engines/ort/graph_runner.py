@@ -1,4 +1,4 @@
-"""Running any ONNX graph on the processor, for parity reports and probing; nothing is cached or bound."""
+"""``GraphRunner``: any ONNX graph on the processor, for parity reports and probing; without cache or bindings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class GraphRunner:
 
     Args:
         onnx: the file, or its bytes.
-        threads: threads of a run; ``None`` leaves the number to onnxruntime.
+        threads: threads of a run; ``None``: as many as onnxruntime chooses.
 
     Raises:
         EngineError: onnxruntime refuses the graph.
@@ -31,6 +31,7 @@ class GraphRunner:
         self._session: Any = open_session(model, session_options(threads), what=f"load {self._name}")
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
+        self.output_types = {value.name: str(value.type) for value in self._session.get_outputs()}
 
     def run(self, inputs: Mapping[str, np.ndarray], *, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Runs the graph.
@@ -48,15 +49,15 @@ class GraphRunner:
         """
         if self._session is None:
             raise EngineError(f"{self._name}: the runner is closed; open it again")
-        wanted = list(self.output_names if outputs is None else outputs)
-        for name in wanted:
+        requested = list(self.output_names if outputs is None else outputs)
+        for name in requested:
             if name not in self.output_names:
                 raise unknown_name(f"output of {self._name}", name, self.output_names)
         try:
-            values = self._session.run(wanted, dict(inputs))
+            values = self._session.run(requested, dict(inputs))
         except ort_errors() as error:
             raise translate_error(error, f"run {self._name}") from error
-        return dict(zip(wanted, values, strict=True))
+        return dict(zip(requested, values, strict=True))
 
     def close(self) -> None:
         """Frees the graph; may be called twice."""

@@ -13,7 +13,7 @@ from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.host.buffer_checks import check_host_buffers
 from engines.identity.keys import rebuild_command
 from engines.ort.files import graph_file
-from engines.ort.session import DTYPES, load_onnxruntime, open_session, ort_errors, session_options, translate_error
+from engines.ort.session import DTYPES, bind_addresses, open_unchanged, ort_errors, translate_error
 from engines.protocols import Buffer, Execution
 
 
@@ -21,7 +21,7 @@ def open_ort_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, threads: 
     """Opens the engine in a verified and vetted folder.
 
     Args:
-        folder: what ``OrtBuilder.build`` filled.
+        folder: filled by ``OrtBuilder.build``.
         key: its key.
         graph: its interface.
         threads: threads of a run, the caller's included.
@@ -31,9 +31,8 @@ def open_ort_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, threads: 
     """
     sessions = {}
     for size in key.batch_sizes or (None,):
-        options = session_options(threads)
-        options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL  # done already
-        sessions[size] = open_session(str(folder / graph_file(size)), options, what=f"open {graph.name} at {folder}")
+        file = folder / graph_file(size)
+        sessions[size] = open_unchanged(file, threads=threads, what=f"open {graph.name} at {folder}")
         check_session_interface(sessions[size], graph, folder)
     return OrtEngine(key=key, graph=graph, sessions=sessions)
 
@@ -50,13 +49,13 @@ def check_session_interface(session: Any, graph: GraphSpec, folder: Path) -> Non
         got = ", ".join(f"{value.name} {value.type} {value.shape}" for value in values)
         wanted = ", ".join(f"{spec.name} {spec.dtype} {list(spec.row_shape)} a row" for spec in specs)
         raise EngineError(
-            f"the engine at {folder} is not one of {graph.name}: its {kind} are {got}, expected {wanted}. "
+            f"the engine at {folder} is not an engine of {graph.name}: its {kind} are {got}, expected {wanted}. "
             f"Build it again with: {rebuild_command(folder)}"
         )
 
 
 def _fits(value: Any, spec: TensorSpec) -> bool:
-    """Compares type and rank, and every axis of a row that the graph knows as a number."""
+    """Compares type and rank, and every axis of a row whose size the graph fixes."""
     row = value.shape[1:]
     return (
         DTYPES.get(value.type) == spec.dtype
@@ -72,7 +71,7 @@ class OrtEngine:
         self._key = key
         self._graph = graph
         self._sessions = dict(sessions)
-        self._bound: weakref.WeakSet[_BoundRun] = weakref.WeakSet()
+        self._bound: weakref.WeakSet[_HostRun] = weakref.WeakSet()
 
     @property
     def key(self) -> EngineKey:
@@ -88,7 +87,7 @@ class OrtEngine:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
         arrays, rows = check_host_buffers(self._graph, self._key, buffers)
         session = self._sessions[rows if self._key.batch_sizes else None]
-        bound = _BoundRun(session, self._graph, arrays)
+        bound = _HostRun(session, self._graph, arrays)
         self._bound.add(bound)
         return bound
 
@@ -98,7 +97,7 @@ class OrtEngine:
         self._sessions.clear()
 
 
-class _BoundRun:
+class _HostRun:
     """A session with its inputs and outputs bound to the addresses of arrays, which it keeps alive."""
 
     __slots__ = ("__weakref__", "_arrays", "_binding", "_name", "_session")
@@ -107,14 +106,7 @@ class _BoundRun:
         self._name = graph.name
         self._arrays = arrays
         self._session = session
-        try:
-            self._binding = session.io_binding()
-            for bind, specs in ((self._binding.bind_input, graph.inputs), (self._binding.bind_output, graph.outputs)):
-                for spec in specs:
-                    array = self._arrays[spec.name]
-                    bind(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        except ort_errors() as error:
-            raise translate_error(error, f"bind {graph.name}") from error
+        self._binding = bind_addresses(session, graph, arrays, device="cpu", index=0)
 
     def __call__(self) -> None:
         session = self._session

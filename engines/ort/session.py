@@ -1,4 +1,4 @@
-"""What building, opening and probing with ONNX Runtime share: the import, the options, the one error translation."""
+"""Sessions of ONNX Runtime on the processor: the import, the options, the engine key, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import EngineError, EngineKey, MissingExtraError, UsageError, cpu_features_digest, cpu_name
+import numpy as np
+
+from artifacts import EngineError, EngineKey, GraphSpec, MissingExtraError, UsageError, cpu_features_digest, cpu_name
+from engines.gpu.arrays import DeviceArray
 from engines.identity.keys import BackendIdentity
 from engines.identity.onnx_facts import read_onnx_facts
-from engines.options import BuildOptions
+from engines.options import BuildOptions, check_batch_sizes
 
 ONNXRUNTIME = "onnxruntime"
 PROVIDERS = ["CPUExecutionProvider"]
@@ -43,20 +46,20 @@ def load_onnxruntime() -> Any:
 
 @functools.cache
 def ort_errors() -> tuple[type[Exception], ...]:
-    """Returns what a call of onnxruntime may raise; its own types have no common base."""
+    """Returns the types of errors that onnxruntime raises; its own types have no common base."""
     state = load_onnxruntime().capi.onnxruntime_pybind11_state
     own = [getattr(state, name) for name in _ERROR_NAMES if hasattr(state, name)]
     return (*own, RuntimeError, ValueError)
 
 
 def translate_error(error: Exception, what: str) -> EngineError:
-    """Turns an error of onnxruntime into ours: the one point where that happens."""
+    """Returns an ``EngineError`` for an error of onnxruntime; the only place that makes them."""
     message = _PREFIX.sub("", str(error)).strip()
     return EngineError(f"onnxruntime {load_onnxruntime().__version__} failed to {what}: {message}")
 
 
 def identify_onnxruntime() -> BackendIdentity:
-    """Returns what ONNX Runtime is here: optimised graphs hold layouts for one version and one instruction set."""
+    """Returns the identity of ONNX Runtime: optimised graphs have layouts for one version and one instruction set."""
     return BackendIdentity(
         version=load_onnxruntime().__version__, device=f"{cpu_name()} (features {cpu_features_digest()})"
     )
@@ -76,17 +79,15 @@ def make_key(
         onnx: the graph, its batch axis a named dimension.
         options: what it is built for.
         backend: the name of the backend.
-        identify: returns what the backend is here.
-        recorded: the backend's own options, which shape the engine too.
+        identify: returns the identity of the backend on this machine.
+        recorded: the backend's own options, by name.
 
     Raises:
         UsageError: a batch size is not within 1 to the largest.
-        EngineError: ``onnx`` is no ONNX graph.
+        EngineError: ``onnx`` is not an ONNX graph.
         MissingExtraError: the provider is not installed.
     """
-    sizes, largest = tuple(sorted(set(options.batch_sizes))), options.max_batch_size
-    if largest < 1 or any(not 1 <= size <= largest for size in sizes):
-        raise UsageError(f"batch sizes {sizes} must lie within 1 to max_batch_size={largest}")
+    sizes = check_batch_sizes(options.batch_sizes, options.max_batch_size)
     facts, identity = read_onnx_facts(onnx), identify()
     return EngineKey(
         onnx_digest=facts.digest,
@@ -95,7 +96,7 @@ def make_key(
         device=identity.device,
         precision=facts.precision,
         batch_sizes=sizes,
-        max_batch_size=largest,
+        max_batch_size=options.max_batch_size,
         options=recorded,
     )
 
@@ -103,13 +104,13 @@ def make_key(
 def session_options(threads: int | None) -> Any:
     """Returns options for a session that is one of several in a guest's process.
 
-    A session has a pool of threads of its own. With the defaults of ONNX Runtime an idle pool keeps spinning and
-    steals the cores from the next session of the chain; without any spinning every operator of a small network waits
-    for a thread to wake. ``SPINNING`` is what lies between: threads spin from one operator to the next, briefly, and
-    stop with the run. docs/adr/0003-onnxruntime-engines.md has figures.
+    A session has a pool of threads of its own. With the defaults of ONNX Runtime an idle pool goes on spinning and
+    takes the cores from the next session of the chain; without any spinning every operator of a small network waits
+    for a thread to wake. ``SPINNING`` lies between: threads spin from one operator to the next, briefly, and stop with
+    the run. docs/adr/0003-onnxruntime-engines.md has figures.
 
     Args:
-        threads: threads of a run, the caller's included; ``None`` leaves the number to onnxruntime.
+        threads: threads of a run, the caller's included; ``None``: as many as onnxruntime chooses.
 
     Raises:
         UsageError: fewer than one thread.
@@ -121,10 +122,52 @@ def session_options(threads: int | None) -> Any:
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors; they are raised as well, and warnings about layouts are expected
+    options.log_severity_level = 3  # errors only; warnings about layouts are expected
     for name, value in SPINNING.items():
         options.add_session_config_entry(name, value)
     return options
+
+
+def bind_addresses(
+    session: Any,
+    graph: GraphSpec,
+    arrays: Mapping[str, np.ndarray] | Mapping[str, DeviceArray],
+    *,
+    device: str,
+    index: int,
+) -> Any:
+    """Binds the inputs and outputs of a session to the memory of arrays, which must outlive the binding.
+
+    Args:
+        session: of the engine of ``graph``.
+        graph: its interface.
+        arrays: name -> what it reads or writes.
+        device: ``cpu`` or ``cuda``.
+        index: the ordinal of the device.
+
+    Returns:
+        The binding, for ``run_with_iobinding``.
+
+    Raises:
+        EngineError: onnxruntime refuses an array.
+    """
+    try:
+        binding = session.io_binding()
+        for bind, specs in ((binding.bind_input, graph.inputs), (binding.bind_output, graph.outputs)):
+            for spec in specs:
+                array = arrays[spec.name]
+                address = array.ctypes.data if isinstance(array, np.ndarray) else array.pointer
+                bind(spec.name, device, index, array.dtype.type, array.shape, address)
+    except ort_errors() as error:
+        raise translate_error(error, f"bind {graph.name}") from error
+    return binding
+
+
+def open_unchanged(onnx: Path, *, threads: int, what: str) -> Any:
+    """Opens a graph that is to run as it is, without any optimisation; arguments and errors as for ``open_session``."""
+    options = session_options(threads)
+    options.graph_optimization_level = load_onnxruntime().GraphOptimizationLevel.ORT_DISABLE_ALL
+    return open_session(str(onnx), options, what=what)
 
 
 def open_session(model: str | bytes, options: Any, *, what: str) -> Any:

@@ -1,1 +1,1 @@
-"""Engine sets: the engines of one stage over all batch sizes, and which of them run for n survivors."""
+"""Engine sets: the engines of a stage over all batch sizes, and the covers that choose among them for n survivors."""

@@ -1,13 +1,13 @@
-"""Covers: which engine runs carry n rows at the least measured time.
+"""Covers: which engine runs serve n rows at the least measured time.
 
-After an exit n survivors go on, and the next stage has an engine for some batch sizes only (*fixed*), or one engine
-that takes any batch size up to the largest that was timed (*dynamic*). A **cover** of n is a list of runs, laid end to
-end over the rows, whose batch sizes add up to at least n; the rows behind n are padding. Its cost is the sum of the
-runs' times. So three things compete: the exact fit, padding to a larger size, and a split into several runs.
+After an exit n survivors go on, and the next stage has engines for some batch sizes only (*fixed*), or an engine that
+takes any batch size up to the largest that was timed (*dynamic*). A **cover** of n is a list of runs, laid end to end
+over the rows, whose batch sizes add up to at least n; the rows from n on are padding. Its cost is the sum of the runs'
+times. So three things compete: the exact fit, padding to a larger size, and a split into several runs.
 
-**Times.** A fixed engine costs what was measured. A dynamic one was measured at a sample of batch sizes: between two
-of them its time is interpolated linearly, below the smallest it is that of the smallest (a small batch is bounded by
-the fixed cost of a run, and extrapolating a line could go below zero).
+**Times.** The time of a fixed engine was measured. A dynamic engine was measured at a sample of batch sizes: between
+two of them its time is interpolated linearly, below the smallest it equals that of the smallest (a small batch is
+bounded by the fixed cost of a run, and extrapolating a line could go below zero).
 
 **The program.** Let t(s) be the time of a run of s rows and C(k, n) the least cost of covering n rows with at most k
 runs:
@@ -16,12 +16,12 @@ runs:
     C(k, n) = min ( C(k - 1, n),  min { t(s) + C(k - 1, n - s) : s < n } )
 
 It is an unbounded knapsack with a covering constraint, solved for all n up to ``largest`` at once. Rows of the table
-are added until another run improves nothing any more.
+are added until another run no longer improves any cost.
 
 **The margin.** The times are medians of noisy measurements; the least of many sums of noisy numbers is biased towards
-lucky ones, and a split buys its saving with another call, another chance of a late thread. So the plain cover (one run
-of the smallest size that fits) stands until another one is cheaper by more than ``MARGIN`` (2 %, about the spread of a
-median of a few dozen runs on a quiet machine), and likewise every further run must pay for itself by that margin.
+lucky ones, and each run of a split is one more call and one more chance of a late thread. So the plain cover (a single
+run of the smallest size that fits) stands until another cover is cheaper by more than ``MARGIN`` (2 %, about the spread
+of a median of a few dozen runs on a quiet machine), and likewise every further run must pay for itself by that margin.
 Hence no cover costs more than ``1 / (1 - MARGIN)`` times the optimum, and noise below the margin never splits a batch.
 """
 
@@ -40,7 +40,7 @@ MARGIN = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One engine run of a cover: rows ``start`` to ``start + batch_size`` of every buffer."""
+    """An engine run of a cover: rows ``start`` to ``start + batch_size`` of every buffer."""
 
     start: int
     batch_size: int
@@ -71,11 +71,11 @@ class Covers:
             InputError: ``n`` is negative or more than ``largest``.
         """
         if not 0 <= n <= self.largest:
-            raise InputError(f"no cover for {n} rows: these covers reach from 0 to {self.largest}; plan larger ones")
+            raise InputError(f"no cover for {n} rows: these covers go from 0 to {self.largest}; plan larger covers")
         return self.all_runs[n]
 
     def padded_rows(self, n: int) -> int:
-        """Returns how many rows the cover of ``n`` touches, padding included; errors as ``runs``."""
+        """Returns how many rows the cover of ``n`` reads, padding included; errors as ``runs``."""
         runs = self.runs(n)
         return runs[-1].stop if runs else 0
 
@@ -95,11 +95,11 @@ def plan_covers(median_ms: Mapping[int, float], *, largest: int, fixed: bool) ->
 
     Args:
         median_ms: batch size -> measured time of one engine run, in milliseconds.
-        largest: the most rows to cover; may be more than the largest batch size, which then runs several times.
-        fixed: True where only these batch sizes exist, False where every one up to the largest of them does.
+        largest: the most rows to cover; may exceed the largest batch size, which then runs several times.
+        fixed: True where only these batch sizes exist, False where every batch size up to the largest of them does.
 
     Raises:
-        InputError: nothing was measured, a batch size or ``largest`` is below 1, or a time is no finite number >= 0.
+        InputError: nothing was measured, a batch size or ``largest`` is below 1, or a time is not a finite number >= 0.
     """
     _check_times(median_ms, largest)
     sizes, times = _available_runs(median_ms, fixed=fixed)
@@ -121,7 +121,7 @@ def _check_times(median_ms: Mapping[int, float], largest: int) -> None:
         raise InputError(f"cannot plan covers for up to {largest} rows: expected a number from 1")
     for size, ms in median_ms.items():
         if size < 1 or not math.isfinite(ms) or ms < 0:
-            raise InputError(f"cannot plan covers: batch size {size} with {ms} ms is no measurement; time it again")
+            raise InputError(f"cannot plan covers: batch size {size} with {ms} ms is not a measurement; time it again")
 
 
 def _available_runs(median_ms: Mapping[int, float], *, fixed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,7 @@ def _cheapest_by_run_count(
 
     Returns:
         Per run limit k = 1, 2, ...: (largest + 1,) least costs (inf where k runs do not reach), and (largest + 1,)
-        sizes of a first run of such a cover, 0 where k - 1 runs do as well.
+        sizes of the first run of such a cover, 0 where k - 1 runs cost no more.
     """
     cost, first = np.zeros(largest + 1), np.zeros(largest + 1, dtype=np.int64)
     for n in range(1, largest + 1):
@@ -167,7 +167,7 @@ def _cheapest_by_run_count(
 def _choose_cover(
     n: int, sizes: np.ndarray, times: np.ndarray, costs: list[np.ndarray], firsts: list[np.ndarray]
 ) -> tuple[int, ...]:
-    """Returns the batch sizes of the cover of ``n``: the plain one unless others win by the margin."""
+    """Returns the batch sizes of the cover of ``n``: the plain cover unless another is cheaper by the margin."""
     position = int(np.searchsorted(sizes, n))
     chosen: tuple[int, ...] = (int(sizes[position]),) if position < len(sizes) else ()
     chosen_ms = times[position] if chosen else np.inf

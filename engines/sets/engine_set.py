@@ -1,4 +1,4 @@
-"""The engine set: one stage over all batch sizes."""
+"""``EngineSet``: the engines of one stage over all batch sizes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from engines.sets.covers import Covers, Run
 
 
 class EngineSet:
-    """The engines of one stage, and the covers that say which of them run for n rows.
+    """The engines of one stage, and the covers that choose the runs for n rows.
 
     Args:
-        engine: one engine for all batch sizes, or several of the same graph, each for some of them.
+        engine: an engine for all batch sizes, or several engines of the same graph, each for some of them.
         covers: from ``plan_covers``, over the measured times of these engines.
 
     Raises:
-        EngineError: no engine at all, engines of different graphs, or a cover that needs a batch size that none takes.
+        EngineError: no engines, engines of different graphs, or a cover needs a batch size that no engine takes.
     """
 
     def __init__(self, engine: Engine | Sequence[Engine], covers: Covers) -> None:
@@ -26,7 +26,7 @@ class EngineSet:
             raise EngineError("an engine set needs at least one engine")
         if any(other.graph != engines[0].graph for other in engines):
             names = ", ".join(sorted({other.graph.name for other in engines}))
-            raise EngineError(f"an engine set holds engines of one graph, got those of different ones ({names})")
+            raise EngineError(f"an engine set holds engines of one graph, got engines of several ({names})")
         self._engines = engines
         self._covers = covers
         self._by_size = {size: self._find_engine(size) for size in covers.batch_sizes}
@@ -37,7 +37,7 @@ class EngineSet:
 
     @property
     def key(self) -> EngineKey:
-        """The key of the first engine; those of one set differ in their batch sizes at most."""
+        """The key of the first engine; the keys of a set differ in their batch sizes at most."""
         return self._engines[0].key
 
     @property
@@ -52,7 +52,7 @@ class EngineSet:
         """Binds rows ``run.start`` to ``run.stop`` of every buffer and returns the call that runs them.
 
         Args:
-            run: one of a cover.
+            run: from ``cover``.
             buffers: name -> buffer for every input and output of the graph; ``covers.buffer_rows`` rows are enough.
 
         Raises:
@@ -74,7 +74,7 @@ class EngineSet:
             engine.close()
 
     def _find_engine(self, size: int) -> Engine:
-        """Returns the engine for a batch size; one made for exactly this size comes before one that takes any."""
+        """Returns the engine for a batch size, preferring an engine for exactly this size to one that takes any."""
         for engine in self._engines:
             if size in engine.key.batch_sizes:
                 return engine

@@ -66,7 +66,7 @@ def _describe(artifact: Artifact, key: EngineKey) -> EngineDescription:
         ),
         activation_bytes=memory,
         layers=layers,
-        untold=unverified and f"{unverified}; nor can its layers",
+        unverified=unverified and f"{unverified}, nor can its layers be listed",
     )
 
 

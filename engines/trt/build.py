@@ -1,7 +1,7 @@
 """Building TensorRT engines, classic and RTX alike: one network, its profiles, serialised engines.
 
-Precision is in the graph: networks are strongly typed, which is all that TensorRT 11 knows. docs/adr/0006 tells why
-engines are built as they are.
+Precision is in the graph: networks are strongly typed, the only kind that TensorRT 11 supports. docs/adr/0006 explains
+how engines are built.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from engines.trt.library import (
     trt_logger,
 )
 from engines.trt.profiles import SEPARATE, TENSORRT, choose_batch_sizes, choose_profiles, engine_options
-from engines.trt.timing_cache import keep_timings, timing_file
+from engines.trt.timing_cache import stored_timings, timing_file
 
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
-_BUILDING = threading.Lock()  # TensorRT times kernels while it builds: two at once would spoil each other's times
+_BUILDING = threading.Lock()  # TensorRT times kernels while it builds, and two builds would disturb each other's times
 
 
 class TrtBuilder:
     """Compiles graphs for one flavour of TensorRT.
 
     Args:
-        flavour: ``tensorrt``, or ``tensorrt-rtx``, which also builds where there is no GPU.
+        flavour: ``tensorrt``, or ``tensorrt-rtx``, which also builds without a GPU.
         options: what to build for.
 
     Raises:
@@ -67,13 +67,13 @@ class TrtBuilder:
 
         Raises:
             UsageError: the batch sizes are out of range or do not go with the profile layout.
-            EngineError: ``onnx`` is no ONNX graph, or TensorRT has no GPU to build for.
+            EngineError: ``onnx`` is not an ONNX graph, or TensorRT has no GPU to build for.
         """
         sizes = choose_batch_sizes(self._profiles, self._options.batch_sizes, self._options.max_batch_size)
         facts, identity = read_onnx_facts(onnx), identify_tensorrt(self._flavour)
         if self._flavour == TENSORRT and find_gpu() is None:
             raise EngineError(
-                "TensorRT builds for the GPU of the machine that it runs on, and there is none here. Build on the "
+                "TensorRT builds for the GPU of the machine that it runs on, and this machine has none. Build on the "
                 "machine that will serve, or, for GPUs that TensorRT-RTX targets, with --engine tensorrt-rtx"
             )
         return EngineKey(
@@ -115,17 +115,17 @@ class TrtBuilder:
         config = _make_config(parsed, job)
         monitor = _make_monitor(parsed.trt, job)
         config.progress_monitor = monitor
-        kept_file = None
+        timings = None
         if self._flavour == TENSORRT and self._options.timings is not None:
-            kept_file = timing_file(self._options.timings, version=key.backend_version, device=key.device)
-        with records.keep() as logged, keep_timings(config, kept_file):
+            timings = timing_file(self._options.timings, version=key.backend_version, device=key.device)
+        with records.record() as logged, stored_timings(config, timings):
             serialised = parsed.builder.build_serialized_network(parsed.network, config)
         if job.failures:
             raise job.failures[0]
         if job.interrupted.is_set():
             raise KeyboardInterrupt
         if job.watch.cancelled():
-            raise EngineError(f"the build of {parsed.onnx.name} was cancelled; nothing was left behind")
+            raise EngineError(f"the build of {parsed.onnx.name} was cancelled; nothing was published")
         if serialised is None:
             raise EngineError(
                 f"{_product(parsed)} failed to build {parsed.onnx}: {error_text(logged)}. "
@@ -138,7 +138,7 @@ class TrtBuilder:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ParsedNetwork:
-    """A network as TensorRT's parser read it; builder and parser live as long as it, since it points into both."""
+    """A network as TensorRT's parser read it, with builder and parser, into both of which it points."""
 
     flavour: str
     trt: Any
@@ -194,17 +194,17 @@ def _describe_parser_error(parser_error: Any) -> str:
 def _read_interface(
     parsed: ParsedNetwork, onnx: Path, key: EngineKey
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    """Returns inputs and outputs as the parser saw them, after checking that they can be served in batches."""
+    """Returns inputs and outputs as the parser saw them, after a check that they can be served in batches."""
     network = parsed.network
     inputs = tuple(_describe_tensor(parsed, network.get_input(index)) for index in range(network.num_inputs))
     outputs = tuple(_describe_tensor(parsed, network.get_output(index)) for index in range(network.num_outputs))
-    wanted = read_interface_names(onnx)
-    for kind, specs, names in (("inputs", inputs, wanted[0]), ("outputs", outputs, wanted[1])):
+    expected = read_interface_names(onnx)
+    for kind, specs, names in (("inputs", inputs, expected[0]), ("outputs", outputs, expected[1])):
         if {spec.name for spec in specs} != set(names):
             raise EngineError(
                 f"{_product(parsed)} sees other {kind} in {onnx} ({', '.join(spec.name for spec in specs)}) than it "
-                f"has ({', '.join(names)}): a tensor that is an input and an output at once gets another name. "
-                "Export the network again, so that no tensor merely passes through"
+                f"has ({', '.join(names)}): a tensor that is both an input and an output is renamed. "
+                "Export the network again, so that no input is an output too"
             )
     for index in range(network.num_inputs):
         batch = network.get_input(index).shape[0]
@@ -226,7 +226,7 @@ def _describe_tensor(parsed: ParsedNetwork, tensor: Any) -> TensorSpec:
     if tensor.dtype not in names or not shape or any(size < 0 for size in shape[1:]):
         raise EngineError(
             f"{_product(parsed)}: tensor '{tensor.name}' of {parsed.onnx} has type {tensor.dtype.name} and shape "
-            f"{shape}; expected a type that numpy knows, and only the leading axis open. Export the network again with "
+            f"{shape}; expected a type that numpy has, and only the leading axis open. Export the network again with "
             "the shape of one row fixed"
         )
     return TensorSpec(name=tensor.name, dtype=names[tensor.dtype], row_shape=shape[1:])
@@ -245,28 +245,31 @@ def _make_config(parsed: ParsedNetwork, job: _Job) -> Any:
     config.max_aux_streams = 0
     if parsed.flavour != TENSORRT:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    for expected in job.profiles:
+    for profile in job.profiles:
         shapes = parsed.builder.create_optimization_profile()
         for spec in job.inputs:
-            least, best, most = ((rows, *spec.row_shape) for rows in (expected.least, expected.best, expected.most))
+            least, best, most = ((rows, *spec.row_shape) for rows in (profile.least, profile.best, profile.most))
             shapes.set_shape(spec.name, least, best, most)
-        if config.add_optimization_profile(shapes) != expected.index:
+        if config.add_optimization_profile(shapes) != profile.index:
             raise EngineError(
-                f"{_product(parsed)} refuses the profile of {expected.least} to {expected.most} rows for {parsed.onnx}"
+                f"{_product(parsed)} refuses the profile of {profile.least} to {profile.most} rows for {parsed.onnx}"
             )
     return config
 
 
 def _make_monitor(trt: Any, job: _Job) -> Any:
-    """Returns TensorRT's progress monitor over a watch. Its calls come from inside TensorRT, which no exception may
-    cross: one that a watch raises ends the build and is raised again behind it."""
+    """Returns a progress monitor of TensorRT that reports to a watch.
+
+    Its calls come from inside TensorRT, which no exception may cross: an exception of the watch ends the build, and is
+    raised again after it.
+    """
     tree = PhaseTree()
 
-    def tell(phase: str, fraction: float) -> bool:
+    def forward(phase: str, fraction: float) -> bool:
         try:
             job.watch.report(phase, fraction)
             return not (job.failures or job.interrupted.is_set() or job.watch.cancelled())
-        except Exception as error:  # noqa: BLE001  # whatever the caller's own function raises
+        except Exception as error:  # noqa: BLE001  # any error of the caller's own function
             job.failures.append(error)
             return False
 
@@ -275,21 +278,24 @@ def _make_monitor(trt: Any, job: _Job) -> Any:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            tell(phase_name, tree.start(phase_name, parent_phase, num_steps))
+            forward(phase_name, tree.start(phase_name, parent_phase, num_steps))
 
         def phase_finish(self, phase_name: str) -> None:
-            tell(phase_name, tree.finish(phase_name))
+            forward(phase_name, tree.finish(phase_name))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return tell(phase_name, tree.complete(phase_name, step))
+            return forward(phase_name, tree.complete(phase_name, step))
 
     return Monitor()
 
 
 @contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[threading.Event]:
-    """Turns Ctrl-C into an event while TensorRT runs: a ``KeyboardInterrupt`` inside one of its callbacks would pass
-    through C++, and one between them would wait for the end of the build. Only the main thread gets signals."""
+    """Turns Ctrl-C into an event while TensorRT runs.
+
+    A ``KeyboardInterrupt`` inside one of its callbacks would pass through C++, and one between them would wait for the
+    end of the build. Only the main thread gets signals.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted

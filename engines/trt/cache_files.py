@@ -1,8 +1,8 @@
-"""Opaque bytes that several processes keep for each other: TensorRT's timing caches, TensorRT-RTX's runtime caches.
+"""Cache files that processes share: TensorRT's timing caches and TensorRT-RTX's runtime caches, as opaque bytes.
 
-A file is named by what its content is valid for, begins with the SHA-256 of the rest, is replaced as a whole and only
-under a lock. What is damaged counts as absent: such a cache saves time, nothing depends on it, and its bytes go into a
-parser of NVIDIA's that trusts them.
+A file is named by the versions and devices that its content is valid for, begins with the SHA-256 of the rest, and is
+replaced as a whole and under a lock. A damaged file counts as absent: such a cache only saves time, and its bytes go
+into a parser of NVIDIA's that trusts them.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ def blob_path(folder: Path, kind: str, **valid_for: str) -> Path:
     """Returns the file of the blob that is valid for these versions, devices and so on.
 
     Args:
-        folder: where blobs are kept.
+        folder: of the blobs.
         kind: e.g. ``timing`` or ``runtime``; becomes part of the name.
-        valid_for: everything that another value of would make it useless.
+        valid_for: everything that must be the same for the blob to be usable.
     """
     return folder / f"{kind}-{digest_of({'kind': kind, **valid_for})[:16]}.cache"
 
 
 def read_blob(path: Path) -> bytes | None:
-    """Returns what is kept, or ``None`` where nothing is, or nothing sound."""
+    """Returns the content of a blob, or ``None`` where it is absent or damaged."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     except OSError as error:
-        _log.warning("cannot read %s: %s; going on without it", path, error.strerror or error)
+        _log.warning("cannot read %s: %s; continuing without it", path, error.strerror or error)
         return None
     digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
-        _log.warning("%s is damaged; going on without it", path)
+        _log.warning("%s is damaged; continuing without it", path)
         return None
     return content
 
 
 def update_blob(path: Path, merge: Callable[[bytes | None], bytes]) -> bool:
-    """Replaces what is kept, one process at a time.
+    """Replaces the content of a blob, one process at a time.
 
     Args:
         path: of the blob; its folder is made where it is missing.
-        merge: what is kept now (``None``: nothing) to what shall be.
+        merge: the present content (``None``: absent) to the new one.
 
     Returns:
-        False where it cannot be written, which is logged and costs nothing but time.
+        False where it cannot be written, which is logged and costs only time.
     """
     staging = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
@@ -67,7 +67,7 @@ def update_blob(path: Path, merge: Callable[[bytes | None], bytes]) -> bool:
             staging.write_bytes(hashlib.sha256(content).digest() + content)
             staging.replace(path)
     except OSError as error:
-        _log.warning("cannot keep %s: %s", path, error.strerror or error)
+        _log.warning("cannot write %s: %s", path, error.strerror or error)
         return False
     finally:
         with contextlib.suppress(OSError):

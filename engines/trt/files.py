@@ -1,8 +1,8 @@
-"""Files of a TensorRT engine and which profile serves which batch size: what building writes is what opening reads.
+"""``EngineFiles``: the files of a TensorRT engine, and the profile that serves each batch size.
 
 A folder holds one serialised engine per file (one file, or one per batch size with ``separate``) and ``profiles.json``,
-an ``EngineFiles``: the interface as the parser saw it, and every profile. All of it was listed in the artifact's
-manifest, so nothing here is read before its digest was checked.
+an ``EngineFiles``: the interface as the parser saw it, and every profile. All of them are listed in the artifact's
+manifest, so no file is read before its digest was checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Profile:
     Attributes:
         file: the serialised engine.
         index: the profile's number in it.
-        least, best, most: rows that it takes at least, is tuned for, and takes at most.
+        least, best, most: the fewest rows that it takes, the rows that it is tuned for, and the most that it takes.
     """
 
     file: str
@@ -39,12 +39,12 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFiles:
-    """What lies in the folder of a TensorRT engine.
+    """The content of a TensorRT engine's folder.
 
     Attributes:
         inputs, outputs: the interface; the batch is every tensor's leading axis.
         profiles: ascending by the rows that they take.
-        activation_bytes: scratch memory of a run as the builder reported it, per file; 0 where it did not.
+        activation_bytes: scratch memory of a run as the builder reported it, per file; 0 where it did not report it.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -58,10 +58,10 @@ class EngineFiles:
         return tuple(dict.fromkeys(profile.file for profile in self.profiles))
 
     def profile_of(self, batch_size: int) -> Profile:
-        """Returns the profile that runs a batch of this size: the one tuned for it, or else one that takes it.
+        """Returns the profile that runs a batch of this size: preferably the profile for exactly this size.
 
         Raises:
-            EngineError: none takes it.
+            EngineError: no profile takes it.
         """
         for profile in self.profiles:
             if profile.least == profile.best == profile.most == batch_size:
@@ -79,7 +79,7 @@ def plan_profiles(key: EngineKey, *, separate: bool) -> tuple[Profile, ...]:
     """Returns the profiles of the engine with this key.
 
     Args:
-        key: without batch sizes: one range profile, tuned for the largest batch, which is what enters a network.
+        key: without batch sizes it gets a range profile, tuned for the largest batch, which is what enters a network.
         separate: one file per batch size instead of one for all.
     """
     if not key.batch_sizes:
@@ -95,7 +95,7 @@ def plan_profiles(key: EngineKey, *, separate: bool) -> tuple[Profile, ...]:
 
 
 def file_differences(found: EngineFiles, key: EngineKey, graph: GraphSpec | None) -> tuple[str, ...]:
-    """Names what an engine's files were built for that its key or its graph does not say, with both values."""
+    """Returns every difference between an engine's files and its key or graph, with both values."""
     pairs = [("profiles are", _show_profiles(found.profiles), _show_profiles(_expected_profiles(key)))]
     if graph is not None:
         pairs.append(("inputs are", _show_tensors(found.inputs), _show_tensors(graph.inputs)))
@@ -108,7 +108,7 @@ def _expected_profiles(key: EngineKey) -> tuple[Profile, ...]:
 
 
 def _show_profiles(profiles: tuple[Profile, ...]) -> str:
-    return ", ".join(f"{_show_rows(one)} rows ({one.file} #{one.index})" for one in profiles)
+    return ", ".join(f"{_show_rows(profile)} rows ({profile.file} #{profile.index})" for profile in profiles)
 
 
 def _show_rows(profile: Profile) -> str:

@@ -1,8 +1,8 @@
-"""The kernels that TensorRT-RTX compiled on this machine: one runtime cache per device, kept from process to process.
+"""``KernelCache``: the kernels that TensorRT-RTX compiled on this machine, a runtime cache that processes share.
 
-TensorRT-RTX finishes its kernels when an engine first runs, for the GPU at hand. All engines of a device share one
-cache of them. With a folder to keep it in, it is read when the first engine is bound and written when the device
-closes; TensorRT-RTX itself rejects one that does not fit, and then starts an empty one.
+TensorRT-RTX finishes its kernels when an engine first runs, for the GPU in use. All engines of a device share one cache
+of them. With a folder to store it in, it is read when the first engine is bound and written when the device closes;
+TensorRT-RTX itself rejects a cache that does not fit, and then starts an empty one.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class KernelCache:
         """Makes an ``IRuntimeConfig`` use the cache; the GPU's context must be current."""
         if self._cache is None:
             kernels = self._cache = run_config.create_runtime_cache()
-            kept = None if self._path is None else read_blob(self._path)
-            if kept is not None and not kernels.deserialize(kept):
+            stored = None if self._path is None else read_blob(self._path)
+            if stored is not None and not kernels.deserialize(stored):
                 _log.info("TensorRT-RTX does not take the kernels in %s; starting an empty cache", self._path)
         run_config.set_runtime_cache(self._cache)
 
     def close(self) -> None:
-        """Keeps what was compiled; the last writer wins."""
+        """Stores the compiled kernels; the last writer wins."""
         kernels = self._cache
         if self._path is not None and kernels is not None:
             data = bytes(memoryview(kernels.serialize()))

@@ -1,4 +1,4 @@
-"""What TensorRT itself tells of a built engine: activation memory per profile, and layers. Needs a GPU."""
+"""``EngineInsight``: activation memory per profile and layers of a built engine, from TensorRT itself. Needs a GPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from engines.trt.library import deserialise_engine, load_tensorrt, trt_logger
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInsight:
-    """Of one serialised engine.
+    """Memory and layers of one serialised engine.
 
     Attributes:
         file: the engine.
         activation_bytes: scratch memory of a run, per profile.
-        layers: what TensorRT calls its layers, in the order of execution.
+        layers: TensorRT's descriptions of its layers, in the order of execution.
     """
 
     file: str
@@ -29,7 +29,7 @@ def inspect_trt(folder: Path, flavour: str, files: EngineFiles) -> tuple[EngineI
     """Deserialises the engines in a verified and vetted folder and asks TensorRT about each.
 
     Raises:
-        EngineError: TensorRT refuses one.
+        EngineError: TensorRT refuses an engine.
     """
     trt, (logger, _) = load_tensorrt(flavour), trt_logger(flavour)
     runtime = trt.Runtime(logger)

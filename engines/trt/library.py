@@ -1,7 +1,7 @@
-"""What building, vetting and running with TensorRT share: the import of either flavour, its log, what it is here.
+"""The TensorRT library, in either flavour: its import, its log, its identity on this machine, and deserialisation.
 
 TensorRT and TensorRT-RTX are two products with one Python API, as far as this room uses it: names that exist in
-TensorRT 10.16, 11.4 and TensorRT-RTX 1.7 alike. A test checks every one of them against the real bindings.
+TensorRT 10.16, 11.4 and TensorRT-RTX 1.7 alike. A test checks each of them against the real bindings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engines.trt.profiles import TENSORRT, TENSORRT_RTX
 
 PACKAGES = {TENSORRT: "tensorrt", TENSORRT_RTX: "tensorrt_rtx"}
 PRODUCTS = {TENSORRT: "TensorRT", TENSORRT_RTX: "TensorRT-RTX"}
-# what TensorRT-RTX compiles for when it is not told, and the one string that stands for it in a key
+# the GPUs that TensorRT-RTX compiles for by default, and the string that stands for them in a key
 PORTABLE_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
 PORTABLE_FROM = (12, 0)
 PORTABLE_DEVICE = "GPUs of compute capability 8.0, 8.6, 8.9 and from 12.0"
@@ -39,8 +39,8 @@ _log = logging.getLogger("pame.engines")
 def load_tensorrt(flavour: str) -> Any:
     """Imports a flavour of TensorRT.
 
-    TensorRT-RTX comes in two ways: NVIDIA's ``tensorrt_rtx``, or its bindings beside the libraries that ONNX Runtime's
-    plug-in carries, both plain wheels. For the second the libraries are loaded here, by their own names, so that the
+    TensorRT-RTX comes in two forms: NVIDIA's ``tensorrt_rtx``, or its bindings beside the libraries that ONNX Runtime's
+    plug-in contains, both plain wheels. For the second the libraries are loaded here, by their own names, so that the
     bindings find them; the plug-in itself, which would import ONNX Runtime and change the environment, is not.
 
     Raises:
@@ -88,11 +88,10 @@ def _broken(flavour: str, error: Exception) -> EngineError:
 
 
 def identify_tensorrt(flavour: str, index: int = 0) -> BackendIdentity:
-    """Returns what TensorRT is here.
+    """Returns the identity of TensorRT on this machine; ``index`` is the ordinal of the GPU.
 
-    An engine of TensorRT belongs to one GPU model and driver; without a GPU there is none that it could belong to. One
-    of TensorRT-RTX belongs to a list of compute capabilities, and here is one of them unless the GPU says otherwise.
-    ``index`` is the ordinal of the GPU.
+    An engine of TensorRT belongs to one GPU model and driver, so without a GPU its device is ``NO_GPU``. An engine of
+    TensorRT-RTX belongs to a list of compute capabilities, which a machine is assumed to have unless its GPU does not.
 
     Raises:
         MissingExtraError, EngineError: as ``load_tensorrt``.
@@ -105,43 +104,43 @@ def identify_tensorrt(flavour: str, index: int = 0) -> BackendIdentity:
 
 
 def is_portable_target(gpu: Gpu) -> bool:
-    """Tells whether TensorRT-RTX's portable engines are compiled for this GPU."""
+    """Returns whether TensorRT-RTX's portable engines are compiled for this GPU."""
     return gpu.capability in PORTABLE_CAPABILITIES or gpu.capability >= PORTABLE_FROM
 
 
 class LogRecords:
-    """What TensorRT logged: errors and warnings for messages, all lines on demand."""
+    """TensorRT's log: forwarded to Python's logging, and recorded for error messages on demand."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: list[tuple[str, str]] | None = None
+        self._recorded: list[tuple[str, str]] | None = None
 
     def add(self, severity: str, message: str) -> None:
-        """Takes a line; TensorRT calls from threads of its own."""
+        """Adds a line; TensorRT calls this from threads of its own."""
         level = {"INTERNAL_ERROR": logging.DEBUG, "ERROR": logging.DEBUG, "WARNING": logging.INFO}
         _log.log(level.get(severity, logging.DEBUG), "%s", message)
         with self._lock:
-            if self._kept is not None:
-                self._kept.append((severity, message))
+            if self._recorded is not None:
+                self._recorded.append((severity, message))
 
     @contextlib.contextmanager
-    def keep(self) -> Iterator[list[tuple[str, str]]]:
-        """Yields the list into which (severity, message) of everything that is logged in the block goes."""
-        kept: list[tuple[str, str]] = []
+    def record(self) -> Iterator[list[tuple[str, str]]]:
+        """Yields a list that grows by the (severity, message) of every line that is logged in the block."""
+        lines: list[tuple[str, str]] = []
         with self._lock:
-            before, self._kept = self._kept, kept
+            before, self._recorded = self._recorded, lines
         try:
-            yield kept
+            yield lines
         finally:
             with self._lock:
-                self._kept = before
+                self._recorded = before
 
 
 @functools.cache
 def trt_logger(flavour: str) -> tuple[Any, LogRecords]:
-    """Returns the one logger of a flavour for this process, and what it records.
+    """Returns the one logger of a flavour for this process, and its records.
 
-    TensorRT keeps a pointer to the first logger it is given, so it must never be freed.
+    TensorRT holds a pointer to the first logger that it gets, so that logger must never be freed.
     """
     trt: Any = load_tensorrt(flavour)
     records = LogRecords()
@@ -156,9 +155,9 @@ def trt_logger(flavour: str) -> tuple[Any, LogRecords]:
     return Logger(), records
 
 
-def error_text(kept: list[tuple[str, str]]) -> str:
-    """Returns the errors among some log lines, without TensorRT's own source positions, in one line."""
-    errors = [message for severity, message in kept if severity in ("INTERNAL_ERROR", "ERROR")]
+def error_text(lines: list[tuple[str, str]]) -> str:
+    """Returns the errors among some log lines in one line, without positions in TensorRT's sources."""
+    errors = [message for severity, message in lines if severity in ("INTERNAL_ERROR", "ERROR")]
     shown = [clean_message(message) for message in errors]
     return "; ".join(dict.fromkeys(text for text in shown if text)) or "it gave no reason"
 
@@ -172,10 +171,10 @@ def deserialise_engine(flavour: str, runtime: Any, file: Path) -> Any:
         file: in an engine's folder.
 
     Raises:
-        EngineError: TensorRT refuses it; with its reason.
+        EngineError: TensorRT refuses it; the message has its reason.
     """
     trt, (_, records) = load_tensorrt(flavour), trt_logger(flavour)
-    with records.keep() as logged:
+    with records.record() as logged:
         engine = runtime.deserialize_cuda_engine(file.read_bytes())
     if engine is None:
         raise EngineError(
@@ -186,5 +185,5 @@ def deserialise_engine(flavour: str, runtime: Any, file: Path) -> Any:
 
 
 def clean_message(message: str) -> str:
-    """Drops from a message of TensorRT where in its sources it came from."""
+    """Returns a message of TensorRT without the position in its sources."""
     return " ".join(_SOURCE.sub("", " ".join(message.split())).split())

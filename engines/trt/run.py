@@ -1,13 +1,13 @@
 """Opening and running TensorRT engines, of either flavour, over the buffers and on the stream of a ``CudaDevice``.
 
-**Contexts.** One execution context per binding, that is per stage, number of rows and chain: with its profile, shapes
-and addresses set once, so that a run changes nothing. Contexts own no activation memory (``USER_MANAGED``): all of them
-work in the one block of the device, sized for the largest engine that was opened, which is sound because everything
-runs on one stream, one after the other, and the block is in use only from the start of a run to its end on the GPU.
+**Contexts.** There is one execution context per binding, that is per stage, number of rows and chain: its profile,
+shapes and addresses are set once, so that a run changes nothing. Contexts own no activation memory (``USER_MANAGED``):
+all of them work in one block of the device, sized for the largest engine that was opened. That is sound because runs
+follow one another on one stream, and the block is in use only from the start of a run to its end on the GPU.
 
-**CUDA graphs.** A binding is captured after its first run (``engines/gpu/graphs.py``), where the device wants graphs
-and the engine allows it: TensorRT-RTX is asked (``is_stream_capturable``) and told to specialise its kernels eagerly,
-since one that it swapped in later would invalidate the graph. What cannot be captured is enqueued anew each time.
+**CUDA graphs.** A binding is captured after its first run (``engines/gpu/graphs.py``), where the device's options say
+so and the engine allows it: TensorRT-RTX is asked (``is_stream_capturable``), and specialises its kernels eagerly,
+since a kernel that it replaced later would invalidate the graph. Other bindings are enqueued anew for each run.
 
 *Not yet run on a GPU.* The calls were checked against the real bindings of TensorRT 10.16, 11.4 and TensorRT-RTX 1.7.
 """
@@ -38,10 +38,10 @@ def open_trt_engine(
     """Deserialises the engine in a verified and vetted folder.
 
     Args:
-        folder: what ``TrtBuilder.build`` filled.
+        folder: filled by ``TrtBuilder.build``.
         key: its key.
         graph: its interface.
-        files: what lies in the folder, from ``vet_trt_engine``.
+        files: the content of the folder, from ``vet_trt_engine``.
         device: where its buffers live; its stream takes the work.
 
     Raises:
@@ -65,11 +65,12 @@ def _check_names(trt: Any, engine: Any, graph: GraphSpec, folder: Path) -> None:
         ("inputs", trt.TensorIOMode.INPUT, graph.inputs),
         ("outputs", trt.TensorIOMode.OUTPUT, graph.outputs),
     ):
-        found, wanted = {name for name in names if engine.get_tensor_mode(name) == mode}, {spec.name for spec in specs}
-        if found != wanted:
+        found = {name for name in names if engine.get_tensor_mode(name) == mode}
+        expected = {spec.name for spec in specs}
+        if found != expected:
             raise EngineError(
-                f"the engine at {folder} is not one of {graph.name}: its {kind} are {sorted(found)}, expected "
-                f"{sorted(wanted)}. Build it again with: {rebuild_command(folder)}"
+                f"the engine at {folder} is not an engine of {graph.name}: its {kind} are {sorted(found)}, expected "
+                f"{sorted(expected)}. Build it again with: {rebuild_command(folder)}"
             )
 
 
@@ -86,7 +87,7 @@ class TrtEngine:
         self._runtime = runtime
         self._engines = dict(engines)
         self._device = device
-        self._bound: weakref.WeakSet[_BoundRun] = weakref.WeakSet()
+        self._bound: weakref.WeakSet[_ContextRun] = weakref.WeakSet()
 
     @property
     def key(self) -> EngineKey:
@@ -99,7 +100,7 @@ class TrtEngine:
     def bind(self, buffers: Mapping[str, Buffer]) -> Execution:
         """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``.
 
-        Takes a while: makes an execution context, runs it once over what the buffers hold, and captures it.
+        Slow: makes an execution context, runs it once over the present content of the buffers, and captures it.
         """
         if not self._engines:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
@@ -109,12 +110,12 @@ class TrtEngine:
         aligned = AlignedBuffers(self._graph, arrays, self._device)
         what = f"{self._graph.name} with {rows} rows"
         context = self._make_context(self._engines[profile.file], profile, aligned, what=what)
-        bound = _BoundRun(self._key.backend, context, aligned, self._device, what=what)
+        bound = _ContextRun(self._key.backend, context, aligned, self._device, what=what)
         self._bound.add(bound)
         return bound
 
     def close(self) -> None:
-        """Waits for the device's work, then frees contexts, engines and runtime, in the order that TensorRT wants."""
+        """Waits for the device's work, then frees contexts, engines and runtime, in TensorRT's order."""
         if not self._engines:
             return
         self._device.synchronize()
@@ -126,11 +127,11 @@ class TrtEngine:
     def _make_context(self, engine: Any, profile: Profile, aligned: AlignedBuffers, *, what: str) -> Any:
         trt, (_, records) = load_tensorrt(self._key.backend), trt_logger(self._key.backend)
         device, stream = self._device, self._device.cuda.stream_handle
-        with records.keep() as logged:
+        with records.record() as logged:
             run_config = engine.create_runtime_config()
             run_config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
             if self._key.backend == TENSORRT_RTX:
-                run_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # we capture ourselves
+                run_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # PAME captures the runs itself
                 eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
                 run_config.dynamic_shapes_kernel_specialization_strategy = eager
                 kernel_cache(device, self._key.backend_version).attach(run_config)
@@ -142,15 +143,15 @@ class TrtEngine:
                 done = done and context.set_tensor_address(name, array.pointer)
             missing = context.infer_shapes() if done else []
         if not done or missing:
-            reason = f"the shapes of {missing} are not known" if missing else error_text(logged)
+            reason = f"the shapes of {missing} are unknown" if missing else error_text(logged)
             raise EngineError(f"{PRODUCTS[self._key.backend]} cannot bind {what}: {reason}")
         address, size = device.scratch(int(engine.device_memory_size_v2))
         context.set_device_memory(address, size)
         return context
 
 
-class _BoundRun:
-    """An execution context with its addresses, and its graph where it has one; keeps the buffers alive.
+class _ContextRun:
+    """An execution context with its addresses, and its CUDA graph where it was captured; keeps the buffers alive.
 
     Attributes:
         captured: whether it runs as a CUDA graph.
@@ -178,7 +179,7 @@ class _BoundRun:
             self._enqueue(cuda.stream_handle)
 
     def release(self) -> None:
-        """Frees everything; nothing of it may run any more."""
+        """Frees everything; it must no longer run."""
         if self._graph is not None:
             self._graph.free()
         self._graph = None
@@ -196,7 +197,7 @@ class _BoundRun:
         if aligned is None:
             raise EngineError(f"{self._what}: the engine is closed; open it again")
         aligned.copy_in(stream)
-        with records.keep() as logged:
+        with records.record() as logged:
             done = context.execute_async_v3(stream)
         if not done:
             raise EngineError(f"{PRODUCTS[self._backend]} failed to run {self._what}: {error_text(logged)}")

@@ -1,7 +1,7 @@
-"""The timing cache of classic TensorRT: what it measured of kernels, kept from build to build.
+"""The timing cache of classic TensorRT: the kernel times that it measured, reused from build to build.
 
-It saves most of the time of a second profile or engine with the same layers. TensorRT-RTX times nothing while it
-builds, so there it does not exist.
+It saves most of the time of a second profile or engine with the same layers. TensorRT-RTX measures nothing while it
+builds, so it has no such cache.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def timing_file(folder: Path, *, version: str, device: str) -> Path:
 
 
 @contextlib.contextmanager
-def keep_timings(config: Any, path: Path | None) -> Iterator[None]:
-    """Gives a build the times that are kept, and keeps those that it measured, unless the block raises.
+def stored_timings(config: Any, path: Path | None) -> Iterator[None]:
+    """Gives a build the stored times, and stores those that it measured, unless the block raises.
 
     Args:
         config: an ``IBuilderConfig``.
-        path: of the cache; ``None`` keeps nothing.
+        path: of the cache; ``None``: no cache.
     """
     if path is None:
         yield
@@ -39,14 +39,14 @@ def keep_timings(config: Any, path: Path | None) -> Iterator[None]:
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     yield
-    update_blob(path, lambda kept: _merge(config, kept))
+    update_blob(path, lambda stored: _merge(config, stored))
 
 
-def _merge(config: Any, kept: bytes | None) -> bytes:
-    """Adds to our times those that another process kept meanwhile."""
+def _merge(config: Any, stored: bytes | None) -> bytes:
+    """Adds the times that another process stored meanwhile to those of this build."""
     ours = config.get_timing_cache()
-    if kept is not None:
-        other = config.create_timing_cache(kept)
+    if stored is not None:
+        other = config.create_timing_cache(stored)
         if other is not None:
             ours.combine(other, ignore_mismatch=False)
     return bytes(memoryview(ours.serialize()))

@@ -1,8 +1,8 @@
-"""Vetting a TensorRT engine before a byte of it reaches TensorRT.
+"""Vetting of TensorRT engines, before a byte of them reaches TensorRT.
 
-By then its folder was checked against the manifest, and its key against version, GPU, driver and graph
-(``keys.vet_key``). Here follow the build options by name, the profiles, the interface, and, where there is a GPU,
-TensorRT-RTX's own check of an engine's header.
+The folder was already checked against its manifest, and the key against version, GPU, driver and graph
+(``keys.vet_key``). This module checks the build options by name, the profiles, the interface, and, where there is a
+GPU, lets TensorRT-RTX check the engine's header.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from engines.trt.profiles import TENSORRT_RTX, option_differences
 
 
 def vet_trt_engine(artifact: Artifact, key: EngineKey, graph: GraphSpec | None) -> EngineFiles:
-    """Refuses an engine that was built with other options, for other profiles or for another interface.
+    """Refuses an engine with other options, other profiles or another interface than expected.
 
     Args:
         artifact: its folder, verified.
         key: its key, vetted.
-        graph: the interface that it must have; ``None`` where that is not known.
+        graph: the interface that it must have; ``None`` skips that check.
 
     Returns:
-        What lies in the folder.
+        The content of its folder.
 
     Raises:
-        StaleArtifactError: something differs, or TensorRT-RTX says that it does not run here; with the command that
-            builds it again.
+        StaleArtifactError: something differs, or TensorRT-RTX refuses it on this GPU; with the command that builds it
+            again.
         CorruptArtifactError, SchemaError: ``profiles.json`` is missing, or not what it should be.
     """
     refuse_differences(artifact.folder, option_differences(key.backend, key.options))
@@ -45,17 +45,17 @@ def vet_trt_engine(artifact: Artifact, key: EngineKey, graph: GraphSpec | None) 
 
 
 def describe_unverified(key: EngineKey) -> str | None:
-    """Returns what vetting could not verify about an engine on this machine; ``None`` where it verified everything."""
+    """Returns the check that vetting cannot make on this machine; ``None`` where it makes all."""
     if find_gpu() is not None:
         return None
     return f"whether {PRODUCTS[key.backend]} runs it here cannot be verified without a GPU"
 
 
 def check_validity(path: Path) -> None:
-    """Asks TensorRT-RTX whether an engine runs on this GPU; it looks at the header only.
+    """Asks TensorRT-RTX whether an engine runs on this GPU; it reads only the header.
 
     Raises:
-        StaleArtifactError: it says no, with its diagnostics.
+        StaleArtifactError: the answer is no; with TensorRT-RTX's diagnostics.
     """
     trt, (logger, _) = load_tensorrt(TENSORRT_RTX), trt_logger(TENSORRT_RTX)
     runtime = trt.Runtime(logger)
@@ -64,13 +64,13 @@ def check_validity(path: Path) -> None:
     validity, diagnostics = runtime.get_engine_validity(header)
     if validity == trt.EngineValidity.INVALID and diagnostics:
         raise StaleArtifactError(
-            f"TensorRT-RTX {trt.__version__} says that {path} does not run on {_here()}: "
+            f"TensorRT-RTX {trt.__version__} reports that {path} does not run on {_here()}: "
             f"{', '.join(name_diagnostics(trt, diagnostics))}. Build it again with: {rebuild_command(path.parent)}"
         )
 
 
 def name_diagnostics(trt: Any, diagnostics: int) -> tuple[str, ...]:
-    """Returns the names of the bits that TensorRT-RTX set; their numbers are its own affair."""
+    """Returns the names of the bits that TensorRT-RTX set; their numbers may change with its version."""
     members = trt.EngineInvalidityDiagnostics.__members__
     return tuple(name for name, member in members.items() if int(member) & diagnostics)
 

@@ -12,7 +12,7 @@ from export.cuts.splitting import CutGraph, CutReport, cut_graph
 from export.cuts.thinning import thin_cuts
 from export.folder.recipe import CONFIDENCE, ExportRecipe
 from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_model
-from export.graphs.confidence import add_confidence, find_recipe, find_terms
+from export.graphs.confidence import add_confidence, ends_linear, find_recipe, find_terms, is_yes_or_no, widen_yes_or_no
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import probe_tensors, sample_answers
 from export.precision.passes import apply_precision
@@ -95,7 +95,12 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
         return _Decided(loaded=loaded, heads={})
     values = sample_answers(loaded, (*recipe.answers, *recipe.heads.values()))
     answer = values[recipe.answers[0]]
-    if recipe.terms is None and not confidence.applies(answer):
+    linear = ends_linear(loaded.model.graph, recipe.answers[0])
+    if recipe.terms is None and is_yes_or_no(answer, linear):
+        loaded = widen_yes_or_no(loaded, _spec_of(recipe.answers[0], answer))
+        yes = answer.reshape(-1, 1)
+        values[recipe.answers[0]] = answer = np.concatenate([1 - yes, yes], axis=1)
+    if recipe.terms is None and not confidence.applies(answer, linear):
         return _Decided(loaded=loaded, heads={})
     terms = recipe.terms or find_terms(answer)
     names = {recipe.answers[0]: CONFIDENCE, **{head: f"{cut}/{CONFIDENCE}" for cut, head in recipe.heads.items()}}

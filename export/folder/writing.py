@@ -76,9 +76,10 @@ def write_model(run: RunFolder, blueprint: Blueprint) -> Model:
         notes=command_note(recipe.provenance.command),
     ) as staging:  # fmt: skip
         spec = _write_graphs(staging, blueprint)
-        chain, sensitivity = check_parity(staging, spec)
+        limit = TOLERANCES[blueprint.loaded.rounding]
+        chain, sensitivity = check_parity(staging, spec, limit=limit, highest=blueprint.loaded.highest)
         report = ParityReport(
-            tolerance=TOLERANCES[spec.precision],
+            tolerance=limit,
             chain=chain,
             sensitivity=sensitivity,
             source=recipe.source.label,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from artifacts import GraphError
 from export.graphs.files import BATCH
-from export.graphs.loading import OPSET, LoadedGraph, normalise_model, prepare_graph
+from export.graphs.loading import LoadedGraph, prepare_graph
+from export.graphs.normalising import OPSET, normalise_model
 
 
 def export_module(

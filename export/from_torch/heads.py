@@ -32,7 +32,8 @@ from export.folder.writing import command_note, head_file, head_name, open_run_m
 from export.from_torch.graphs import export_module
 from export.from_torch.publishing import rebuild_net
 from export.graphs.confidence import LOGITS, PROBABILITIES, add_confidence, find_recipe
-from export.graphs.loading import LoadedGraph, convert_opset
+from export.graphs.loading import LoadedGraph
+from export.graphs.normalising import convert_opset
 from export.nets.heads import AnsweringHead, ChannelsFirst, build_head
 from export.nets.multi_exit import head_state
 from export.nets.shipped_weights import WEIGHTS_FILE

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +13,7 @@ from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import EXPORT_PREFIX, Provenance, SourceParity, graph_parameters, graph_recipe
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
+from export.graphs.files import graph_digest
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.options import ExportOptions
@@ -49,8 +48,7 @@ def export_torch(
         source = compare_with_torch(loaded, module)
     finally:
         module.train(was_training)
-    content = ir.to_proto(loaded.model).SerializeToString(deterministic=True)
-    inputs = {f"{EXPORT_PREFIX}onnx": hashlib.sha256(content).hexdigest()}
+    inputs = {f"{EXPORT_PREFIX}onnx": graph_digest(loaded.model)}
     provenance = Provenance(inputs=inputs, parameters=graph_parameters(options))
     if is_model_current(run, provenance):
         return reuse_model(run)

@@ -17,6 +17,8 @@ from export.graphs.files import add_constant
 from export.graphs.loading import LoadedGraph
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
+_SHAPE_ONLY = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_LINEAR = frozenset({"Add", "Conv", "Einsum", "FusedMatMul", "Gemm", "MatMul"})
 _SUM_TOLERANCE = 1e-2  # of the probabilities of a row, in half precision too
 
 
@@ -25,12 +27,13 @@ class ConfidenceRecipe:
     """A way to compute one confidence per row from an answer.
 
     Attributes:
-        applies: can it be computed from answers with these values, (n, ...)?
+        applies: can it be computed from answers with these values, (n, ...)? The second argument: does the
+            answer come straight from a linear operator, so that nothing bounds its values?
         add: appends its nodes to a graph: (graph, float32 answer, the answer's terms, name of the new tensor) -> the
             tensor, (B,) float32.
     """
 
-    applies: Callable[[np.ndarray], bool]
+    applies: Callable[[np.ndarray, bool], bool]
     add: Callable[[ir.Graph, ir.Value, str, str], ir.Value]
 
 
@@ -55,18 +58,29 @@ def find_terms(values: np.ndarray) -> str:
     return PROBABILITIES if (values >= 0).all() and (np.abs(sums - 1) <= _SUM_TOLERANCE).all() else LOGITS
 
 
-def is_choice(values: np.ndarray) -> bool:
+def is_choice(values: np.ndarray, linear: bool) -> bool:  # noqa: FBT001
     """Does an answer hold one number per class, of which one is chosen?
 
     Several probabilities that do not sum to 1 are answers to several questions.
 
     Args:
         values: (n, ...): answers to random rows.
+        linear: nothing bounds the values, so they are not probabilities even where all lie between 0 and 1.
     """
     if values.ndim != 2 or values.shape[1] < 2 or values.dtype.kind != "f":
         return False
     in_unit_interval = bool(((values >= 0) & (values <= 1)).all())
-    return not in_unit_interval or find_terms(values) == PROBABILITIES
+    return linear or not in_unit_interval or find_terms(values) == PROBABILITIES
+
+
+def ends_linear(graph: ir.Graph, output: str) -> bool:
+    """Does an output come straight from a linear operator?"""
+    value: ir.Value | None = next(value for value in graph.outputs if name_of(value) == output)
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in _SHAPE_ONLY:
+        value = node.inputs[0]
+        node = None if value is None else value.producer()
+    return node is not None and node.op_type in _LINEAR
 
 
 def _add_max_softmax(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> ir.Value:
@@ -87,6 +101,36 @@ def _add_max_softmax(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -
 RECIPES: Mapping[str, ConfidenceRecipe] = {
     "max-softmax": ConfidenceRecipe(applies=is_choice, add=_add_max_softmax),
 }
+
+
+def is_yes_or_no(values: np.ndarray, linear: bool) -> bool:  # noqa: FBT001
+    """Does an answer hold one probability per row, (n,) or (n, 1)? Arguments as for ``is_choice``."""
+    single = values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)
+    return single and values.dtype.kind == "f" and not linear and bool(((values >= 0) & (values <= 1)).all())
+
+
+def widen_yes_or_no(loaded: LoadedGraph, answer: TensorSpec) -> LoadedGraph:
+    """Makes two classes of an answer that is one probability: (B,) or (B, 1) -> (B, 2), no and yes.
+
+    Args:
+        loaded: the graph; its model is changed in place.
+        answer: one of its outputs.
+    """
+    graph, name = loaded.model.graph, answer.name
+    yes = next(output for output in graph.outputs if name_of(output) == name)
+    yes.name = f"{name}/given"
+    column = add_constant(graph, f"{name}/column", np.array([-1, 1], np.int64))
+    one = add_constant(graph, f"{name}/one", np.ones((1, 1), answer.dtype))
+    shaped = ir.node("Reshape", [yes, column])
+    no = ir.node("Sub", [one, shaped.outputs[0]])
+    both = ir.node("Concat", [no.outputs[0], shaped.outputs[0]], {"axis": 1})
+    for node, output in ((shaped, f"{name}/yes"), (no, f"{name}/no"), (both, name)):
+        node.outputs[0].name = output
+    graph.extend([shaped, no, both])
+    both.outputs[0].type = yes.type
+    graph.outputs[:] = [both.outputs[0] if output is yes else output for output in graph.outputs]
+    note = f"answer '{name}', one probability, became two classes: no and yes"
+    return replace(loaded, notes=(*loaded.notes, note))
 
 
 def add_confidence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from artifacts import TensorSpec
 
 BATCH = "batch"
 PRODUCER = "pame"
-_EXTERNAL_FROM = 1 << 30
+PROTO_LIMIT = 1 << 30  # bytes of weights in one message, which holds 2 GiB at most
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -22,8 +23,24 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
-    """Writes a model; weights beyond 1 GiB go into a file beside it, since one message holds 2 GiB at most."""
-    ir.save(model, path, external_data=f"{path.name}.data" if weight_bytes(model) >= _EXTERNAL_FROM else None)
+    """Writes a model; weights beyond ``PROTO_LIMIT`` go into a file beside it."""
+    ir.save(model, path, external_data=f"{path.name}.data" if weight_bytes(model) >= PROTO_LIMIT else None)
+
+
+def graph_digest(model: ir.Model) -> str:
+    """Returns the SHA-256 of a model in hex, without one message that holds all of it."""
+    digest = hashlib.sha256()
+    weights = {name: value.const_value for name, value in sorted(model.graph.initializers.items())}
+    for name, tensor in weights.items():
+        if tensor is not None:
+            digest.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
+    bare = model.clone()
+    for value in bare.graph.initializers.values():
+        value.const_value = None
+    bare.graph.initializers.clear()
+    digest.update(ir.to_proto(bare).SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 def finish_model(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx_ir.passes import common as passes
 
-from artifacts import GraphError, InputError, TensorSpec, UsageError, unknown_name
+from artifacts import GraphError, TensorSpec, UsageError, unknown_name
 from export.graphs.batch_axis import free_batch
 from export.graphs.files import BATCH
-
-OPSET = 20
-_IR_VERSION = 10
-_log = logging.getLogger("pame.export")
+from export.graphs.normalising import normalise_model
+from export.graphs.number_formats import batch_wide_quantisation, precision_of, rounding_of
+from export.graphs.outputs import check_outputs, take_off_maps
+from export.graphs.reading import read_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,7 +27,9 @@ class LoadedGraph:
         outputs: names of its outputs.
         fixed_batch: the batch size that the file insisted on, before it was rewritten; ``None``: it was open.
         notes: what was rewritten, for the report.
-        precision: what an export pass made of it (``export.precision.fp16``).
+        precision: what the file computes in, or what an export pass made of it.
+        rounding: the coarsest number format in it, a key of ``export.graphs.probing.TOLERANCES``.
+        highest: the largest integer that is drawn for integer inputs where it is run on random rows.
     """
 
     model: ir.Model
@@ -40,6 +38,8 @@ class LoadedGraph:
     fixed_batch: int | None = None
     notes: tuple[str, ...] = ()
     precision: str = "fp32"
+    rounding: str = "fp32"
+    highest: int = 1
 
 
 def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:
@@ -61,76 +61,6 @@ def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None
     return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path))
 
 
-def read_model(path: Path) -> ir.Model:
-    """Reads an ONNX file as it is; errors as ``load_graph``."""
-    if not path.is_file():
-        raise UsageError(f"{path}: there is no such file")
-    try:
-        return ir.load(path)
-    except (DecodeError, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read as ONNX: {error}") from error
-
-
-def normalise_model(model: ir.Model) -> ir.Model:
-    """Brings a model to opset 20 or later and into a form with one graph, no stale shapes and a name for every value.
-
-    Raises:
-        GraphError: the opset cannot be converted.
-    """
-    passes.RemoveInitializersFromInputsPass()(model)
-    model.ir_version = max(model.ir_version, _IR_VERSION)  # before IR 4 every initializer had to be an input
-    model = convert_opset(model, OPSET)
-    if model.functions:
-        passes.InlinePass()(model)
-    for step in (
-        passes.RemoveInitializersFromInputsPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.IdentityEliminationPass(),
-        passes.RemoveUnusedNodesPass(),
-        passes.TopologicalSortPass(),
-        passes.ClearMetadataAndDocStringPass(),
-    ):
-        step(model)
-    _name_values(model.graph)
-    return model
-
-
-def convert_opset(model: ir.Model, target: int) -> ir.Model:
-    """Returns the model with at least opset ``target`` of the standard operators.
-
-    Raises:
-        GraphError: an operator has no counterpart there.
-    """
-    version = model.opset_imports.get("", 0)
-    if version == 0 and "ai.onnx" in model.opset_imports:
-        version = model.opset_imports["ai.onnx"]
-    if version >= target:
-        return model
-    try:
-        converted = onnx.version_converter.convert_version(ir.to_proto(model), target)
-        return ir.from_proto(converted)
-    except (RuntimeError, ValueError, TypeError, onnx.version_converter.ConvertError) as error:
-        raise GraphError(
-            f"the graph uses opset {version}, which onnx cannot convert to opset {target}: {error}. "
-            f"Export the network again with opset {target} or later"
-        ) from error
-
-
-def _name_values(graph: ir.Graph) -> None:
-    """Gives every value a name of its own: some have none, and torch may give a value the name of an input."""
-    seen = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    taken = seen | {value.name for node in graph for value in node.outputs}
-    number = 0
-    for node in graph:
-        for value in node.outputs:
-            if value.name is None or value.name in seen:
-                while f"value_{number}" in taken:
-                    number += 1
-                value.name = f"value_{number}"
-                taken.add(value.name)
-            seen.add(value.name)
-
-
 def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadedGraph:
     """Gives every input a symbolic batch and a fixed row shape, and drops the shapes of everything else.
 
@@ -140,6 +70,16 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
         where: the file, for messages.
     """
     graph = model.graph
+    taken_off = take_off_maps(graph)
+    check_outputs(graph, where)
+    mixing = batch_wide_quantisation(graph)
+    if mixing:
+        raise GraphError(
+            f"{where}: node '{mixing}' quantises its input by the range of the whole batch (DynamicQuantizeLinear), "
+            "so a row's answer depends on its neighbours. Quantise the network statically, with "
+            "onnxruntime.quantization.quantize_static"
+        )
+    _open_axes(graph)
     shapes = _name_shapes(graph, input_shapes)
     specs = tuple(_input_spec(value, shapes.get(value.name or ""), where) for value in graph.inputs)
     if not specs:
@@ -152,9 +92,9 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
             f"{where}: its inputs insist on different leading sizes {sorted(fixed)}, so they have no batch in common. "
             "Export the network with a dynamic batch axis"
         )
-    notes: tuple[str, ...] = ()
+    notes = taken_off
     if fixed:
-        notes = free_batch(graph, next(iter(fixed)))
+        notes += free_batch(graph, next(iter(fixed)))
     for node in graph:
         for value in node.outputs:
             value.shape = None
@@ -166,7 +106,16 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
         outputs=tuple(value.name or "" for value in graph.outputs),
         fixed_batch=next(iter(fixed), None),
         notes=notes,
+        precision=precision_of(graph),
+        rounding=rounding_of(graph),
     )
+
+
+def _open_axes(graph: ir.Graph) -> None:
+    """Opens the axes of inputs whose size is 0 or less: so older converters write an axis of any size."""
+    for value in graph.inputs:
+        if value.shape is not None and any(isinstance(dim, int) and dim < 1 for dim in value.shape):
+            value.shape = ir.Shape([dim if not isinstance(dim, int) or dim > 0 else None for dim in value.shape])
 
 
 def _name_shapes(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -188,6 +137,11 @@ def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> 
         raise GraphError(f"{where}: input '{name}' is not a tensor; sequences and optionals cannot be batched")
     if value.dtype == ir.DataType.STRING:
         raise GraphError(f"{where}: input '{name}' takes strings; only numbers can be batched")
+    if value.dtype == ir.DataType.BFLOAT16:
+        raise GraphError(
+            f"{where}: input '{name}' is bfloat16, which callers cannot hand over. "
+            "Export the network with float32 inputs"
+        )
     dims = None if value.shape is None else list(value.shape)
     if dims is not None and not dims:
         raise GraphError(f"{where}: input '{name}' is a scalar without a batch axis; make it a constant first")

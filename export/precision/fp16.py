@@ -89,7 +89,11 @@ def convert_to_fp16(loaded: LoadedGraph, half: Collection[str], rows: Mapping[st
         replace(spec, dtype="float16") if spec.name in half and spec.dtype == "float32" else spec
         for spec in loaded.inputs
     )
-    return replace(loaded, model=converted, inputs=inputs, precision="fp16")
+    return replace(loaded, model=converted, inputs=inputs, precision="fp16", rounding=_coarser(loaded.rounding))
+
+
+def _coarser(rounding: str) -> str:
+    return "fp16" if rounding == "fp32" else rounding
 
 
 def _convert(model: ir.Model) -> ir.Model:

@@ -13,7 +13,7 @@ import numpy as np
 
 from artifacts import PRECISIONS, GraphError, unknown_name
 from export.graphs.loading import LoadedGraph
-from export.graphs.probing import open_graph, relative_error, sample_rows
+from export.graphs.probing import draw_rows, open_graph, relative_error
 from export.precision.fp16 import convert_to_fp16
 
 LOST_LIMIT = 0.05  # of the magnitude: more is no rounding but a conversion that went wrong
@@ -65,9 +65,9 @@ def apply_precision(
     """
     if precision not in _PASSES:
         raise unknown_name("precision", precision, PRECISIONS)
-    if precision == PRECISIONS[0]:
+    if precision in (PRECISIONS[0], loaded.precision):
         return loaded, 0.0
-    rows = sample_rows(loaded.inputs, 3) if samples is None else samples
+    rows = draw_rows(loaded, 3) if samples is None else samples
     with open_graph(loaded.model) as runner:
         before = runner.run(rows)
     converted = _PASSES[precision](loaded, PassRequest(half=half, rows=rows))

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import Certificate, NoPlanError
-from calibration.certify.risk_tests import (
+from calibration import (
     Halves,
     RiskTest,
     count_needed,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts import InputError, Trace
-from calibration.certify.set_metrics import SET_METRICS
+from calibration import SET_METRICS
 from planner.predict.replay import NO_EXITS, Exits, find_answers
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from calibration.certify.risk_tests import RiskTest, choose_test
+from calibration import RiskTest, choose_test
 from planner.certify.evidence import collect_evidence, risk_trace
 from planner.predict.replay import NO_EXITS, Exits
 from planner.search.problem import Search, SearchProblem

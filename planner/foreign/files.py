@@ -3,19 +3,21 @@
 A trace is an ``.npz`` or a CSV. The final head is always the last exit. Per exit and sample a file holds
 
 - ``logits`` (confidence is the largest softmax share, the prediction its class), with or without ``labels``; or
-- ``confidence`` in [0, 1] with ``predictions``, with or without ``labels``; or
+- ``confidence`` in [0, 1] with ``predictions``, with or without ``labels``, both numbers or both words; or
 - ``confidence`` in [0, 1] with ``correct``, the metric in [0, 1].
 
 Without labels only the agreement with the final head can be bounded. Where a file does not hold the answers themselves,
 two exits are taken to agree only where both are fully right: disagreement is never underestimated.
 
-Times are a CSV: a row per part of the network, a column per batch size, milliseconds.
+Times are a CSV: a row per part of the network, a column per batch size, milliseconds. A CSV may have semicolons or tabs
+in place of commas, and then decimal commas, as spreadsheets write them in many countries.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import numpy as np
 from artifacts import FINAL_HEAD, FINAL_HEAD_GRAPH, InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
 from planner.predict.costs import END, FULL, SERVING, gather_row, head_row, segment_row
 
+_DECIMAL_COMMA = re.compile(r"^([-+]?\d+),(\d+)$")
 _NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")
 
 
@@ -61,6 +64,7 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
     Raises:
         InputError: an array is missing, has another shape, or holds impossible values.
     """
+    arrays = {**arrays, **_number_words(arrays)}
     predictions = arrays.get("predictions")
     if "logits" in arrays:
         confidence, predictions = _decide(arrays["logits"])
@@ -82,12 +86,24 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
     return Trace(
         exits=exits,
         confidence=_narrow("confidence", confidence),
-        metric=agreement.astype(np.float32) if metric is None else _narrow("correct", metric),
+        metric=agreement if metric is None else _narrow("correct", metric),
         agreement=agreement,
         predictions=None if predictions is None else predictions.astype(np.int32),
         labels=None if labels is None else labels.astype(np.int32),
         labelled=metric is not None,
     )
+
+
+def _number_words(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns predictions and labels that are words (class names) as numbers, the same for both."""
+    given = {name: arrays[name] for name in ("predictions", "labels") if name in arrays}
+    words = {name: array for name, array in given.items() if array.dtype.kind in "US"}
+    if not words:
+        return {}
+    if len(words) < len(given):
+        raise InputError(f"{' and '.join(words)} holds words, the other numbers: predictions and labels must be alike")
+    names = np.unique(np.concatenate([array.astype(np.str_).reshape(-1) for array in words.values()]))
+    return {name: np.searchsorted(names, array.astype(np.str_)) for name, array in words.items()}
 
 
 def _decide(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,27 +144,27 @@ def _find_agreement(
     if predictions is not None:
         found: np.ndarray = predictions == predictions[-1]
     elif "agreement" in arrays:
-        found = np.asarray(arrays["agreement"]) > 0
+        found = _narrow("agreement", arrays["agreement"])
     else:
         right = np.asarray(metric) >= 1
         found = right & right[-1]
-    found = found.copy()
-    found[-1] = True
+    found = found.astype(np.float32)
+    found[-1] = 1
     return found
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
     """Reads ``<what> <exit>`` columns, exits in the order of their first column, ``final`` for the final head."""
     header, rows = _read_csv(path)
-    table = np.array([[_number(path, line, cell) for cell in row] for line, row in enumerate(rows, start=2)])
+    table = [_column(path, title, [row[position] for row in rows]) for position, title in enumerate(header)]
     columns: dict[str, dict[str, np.ndarray]] = {}
     arrays: dict[str, np.ndarray] = {}
     for position, title in enumerate(header):
         what, _, name = title.partition(" ")
         if title == "label":
-            arrays["labels"] = table[:, position]
+            arrays["labels"] = table[position]
         elif what in ("confidence", "correct", "prediction") and name:
-            columns.setdefault(what, {})[name] = table[:, position]
+            columns.setdefault(what, {})[name] = table[position]
         elif title != "sample":
             raise InputError(
                 f"{path}: column '{title}' is not one of 'confidence EXIT', 'correct EXIT', 'prediction EXIT', "
@@ -225,9 +241,15 @@ def read_times(path: Path, exits: Sequence[str], *, fixed: bool = False, threads
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            lines = [[cell.strip() for cell in row] for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+            text = stream.read()
+        heading = text.partition("\n")[0]
+        delimiter = max(",;\t", key=heading.count)
+        cells = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines(), delimiter=delimiter)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: cannot be read as CSV ({error})") from error
+    lines = [row for row in cells if any(row)]
+    if delimiter != ",":
+        lines = [[_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in lines]
     if len(lines) < 2:
         raise InputError(f"{path}: expected a line of headings and at least one row")
     header, *rows = lines
@@ -237,6 +259,13 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     if len(set(header)) != len(header):
         raise InputError(f"{path}: a heading appears twice: {header}")
     return header, rows
+
+
+def _column(path: Path, title: str, cells: Sequence[str]) -> np.ndarray:
+    """Returns the numbers of a column; one of answers may hold words."""
+    if title.partition(" ")[0] in ("prediction", "label") and not all(cell.isdigit() for cell in cells):
+        return np.array(cells, np.str_)
+    return np.array([_number(path, line, cell) for line, cell in enumerate(cells, start=2)])
 
 
 def _number(path: Path, line: int, cell: str) -> float:

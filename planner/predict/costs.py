@@ -55,9 +55,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from artifacts import FINAL_HEAD_GRAPH, InferenceTimeMatrix, UsageError, unknown_name
+from calibration import binomial_pmf
 from engines import plan_covers
 from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
-from planner.predict.survivors import binomial_pmf
 from planner.predict.traffic import Load
 
 FULL = "full"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import InputError, PlannedExit, PredictedLatency, Trace, unknown_name
+from artifacts import InputError, PlannedExit, PredictedLatency, Trace, find_first_true, unknown_name
 from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, record_times
 from planner.predict.objectives import MEAN, P99, objective_ms
 from planner.predict.survivors import count_survivors
@@ -95,19 +95,11 @@ def evaluate_exits(trace: Trace, exits: Exits) -> Outcome:
 def evaluate_oracle(trace: Trace, exits: Exits) -> Outcome:
     """Sends every sample out at the first exit that answers as the final head does, whatever its confidence."""
     rows = exit_rows(trace, exits.cuts)
-    return _describe_outcome(trace, rows, _first_true(trace.agrees[rows]))
+    return _describe_outcome(trace, rows, find_first_true(trace.agrees[rows]))
 
 
 def _leave(trace: Trace, rows: list[int], exits: Exits) -> np.ndarray:
-    return _first_true(trace.confidence[rows] >= np.array(exits.thresholds, np.float32)[:, None])
-
-
-def _first_true(leaves: np.ndarray) -> np.ndarray:
-    """Returns for each column the first true row of (K, N), K where there is none."""
-    first = np.full(leaves.shape[1], len(leaves), np.int64)
-    for row in range(len(leaves) - 1, -1, -1):
-        first[leaves[row]] = row
-    return first
+    return find_first_true(trace.confidence[rows] >= np.array(exits.thresholds, np.float32)[:, None])
 
 
 def _describe_outcome(trace: Trace, rows: list[int], leaves_at: np.ndarray) -> Outcome:

@@ -1,4 +1,4 @@
-"""The batching pattern matrix (BPM): how many rows of a batch go on past an exit.
+"""Survivors: how many rows of a batch go on past an exit, and the batching pattern matrix (BPM).
 
 Theory. Under a plan, the exit of a sample is a deterministic function of its confidences: the first planned exit
 whose confidence is at least its threshold (compared in float32, as the runtime does). Let ``s_k`` be the share of
@@ -10,8 +10,6 @@ probability ``s_k``, so the number of survivors is exactly
 
 The PAME paper (ICS'22) draws its matrix as a histogram of batches; a histogram of the trace's own batches in their
 order is kept beside the exact one as ``recorded``, because queries that arrive together may resemble each other.
-
-Probabilities come from logarithms of factorials, so that nothing overflows at any batch size in use.
 """
 
 from __future__ import annotations
@@ -21,34 +19,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from artifacts import CorruptArtifactError, InputError
+from calibration import binomial_pmf, log_factorial
 
 _ARRAYS = ("thresholds", "probability", "recorded")
 
 
-def binomial_pmf(trials: int, share: ArrayLike) -> np.ndarray:
-    """Returns P(Binomial(trials, share) = k) for k = 0..trials: shape (..., trials + 1) for shares of shape (...).
-
-    Raises:
-        InputError: a share lies outside [0, 1], or ``trials`` is negative.
-    """
-    p = np.asarray(share, np.float64)[..., None]
-    if trials < 0 or not ((p >= 0) & (p <= 1)).all():
-        raise InputError(f"binomial distribution of {trials} trials: shares must lie within [0, 1], got {p[..., 0]}")
-    k = np.arange(trials + 1, dtype=np.float64)
-    factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1, dtype=np.float64)))])
-    choose = factorial[trials] - factorial - factorial[::-1]
-    with np.errstate(divide="ignore", invalid="ignore"):  # 0 * log(0) is 0 here
-        hits = np.where(k == 0, 0.0, k * np.log(p))
-        misses = np.where(k == trials, 0.0, (trials - k) * np.log1p(-p))
-    pmf: np.ndarray = np.exp(choose + hits + misses)
-    return pmf
-
-
 def survivor_transition(batch_size: int, share: float) -> np.ndarray:
-    """Returns the chain's step from one exit to the next: (B + 1, B + 1), row n holds P(Binomial(n, share) = m).
+    """Returns the law of the survivors from one exit to the next: (B + 1, B + 1), row n: P(Binomial(n, share) = m).
 
     Args:
         batch_size: B.
@@ -57,17 +36,17 @@ def survivor_transition(batch_size: int, share: float) -> np.ndarray:
     rows, choose = np.arange(batch_size + 1), _log_choose(batch_size)
     with np.errstate(divide="ignore"):
         log_on, log_off = np.log(share), np.log1p(-share)
-    going = np.where(rows == 0, 0.0, rows * log_on if share > 0 else -np.inf)
+    staying = np.where(rows == 0, 0.0, rows * log_on if share > 0 else -np.inf)
     leaving = np.where(rows == 0, 0.0, rows * log_off if share < 1 else -np.inf)
-    step: np.ndarray = np.exp(choose + going + leaving[np.maximum(rows[:, None] - rows, 0)])
+    step: np.ndarray = np.exp(choose + staying + leaving[np.maximum(rows[:, None] - rows, 0)])
     return step
 
 
 @functools.lru_cache(maxsize=8)
 def _log_choose(trials: int) -> np.ndarray:
     """Logarithms of the binomial coefficients (n, k) for n, k = 0..trials; -inf where k is above n."""
-    factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, trials + 1, dtype=np.float64)))])
     n = np.arange(trials + 1)
+    factorial = log_factorial(n)
     return np.where(n[:, None] >= n, factorial[:, None] - factorial - factorial[np.maximum(n[:, None] - n, 0)], -np.inf)
 
 
@@ -92,7 +71,7 @@ class BatchingPatternMatrix:
     Attributes:
         exits: names, one per row; K of them.
         batch_size: B, the rows that enter the network together.
-        thresholds: (K,) float64, what each row was drawn for.
+        thresholds: (K,) float64, one per row.
         probability: (K, B + 1) float64, batches drawn at random.
         recorded: (K, B + 1) float64, shares of the trace's own batches in order.
     """
@@ -131,12 +110,12 @@ class BatchingPatternMatrix:
 def draw_patterns(
     leaves: np.ndarray, *, exits: tuple[str, ...], thresholds: np.ndarray, batch_size: int
 ) -> BatchingPatternMatrix:
-    """Makes the matrix of some exits, each taken by itself.
+    """Returns the matrix of some exits, each taken by itself.
 
     Args:
         leaves: (K, N) bool: does the sample leave at this exit?
         exits: K names.
-        thresholds: (K,) what ``leaves`` was decided with, for the record.
+        thresholds: (K,) by which ``leaves`` was decided, for the record.
         batch_size: B.
     """
     share = 1 - leaves.mean(axis=1)

@@ -22,9 +22,10 @@ from artifacts import (
     ModelSpec,
     Trace,
 )
+from calibration import binomial_pmf
 from planner.predict.costs import FULL, SERVING, NetworkCosts, gather_row, head_row, price_staying, segment_row
 from planner.predict.replay import Exits, Outcome, evaluate_exits
-from planner.predict.survivors import BatchingPatternMatrix, binomial_pmf, count_survivors
+from planner.predict.survivors import BatchingPatternMatrix, count_survivors
 from planner.search.threshold_grids import evaluate_grid
 from planner.sweep.points import Sweep
 from planner.workflow.record import ConsideredPlan

@@ -51,7 +51,7 @@ def gather_report(
         StaleArtifactError: plan and measurements do not belong together any more.
     """
     planned, inputs = open_plan(run), open_inputs(run)
-    model = inputs.open_model()
+    model = inputs.require_model()
     check_origin(run, planned.manifest, inputs.digests)
     config = read_plan_config(planned.manifest, run.remedy("planner"))
     plan = read_json(planned.path(EXIT_PLAN_JSON), ExitPlan)

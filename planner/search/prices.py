@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calibration import binomial_pmf
 from planner.predict.costs import NetworkCosts
 from planner.predict.objectives import BATCH, P99, TIE
 from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
-from planner.predict.survivors import binomial_pmf
 from planner.search.level_tables import LevelTable
 
 _FINEST = 16_384

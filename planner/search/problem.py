@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from artifacts import Certificate, NoPlanError, Trace, UsageError
+from calibration import binomial_pmf
 from planner.predict.costs import NetworkCosts
 from planner.predict.objectives import P99, objective_ms
 from planner.predict.replay import Exits, PricedExits, expect_ms, price_exits
-from planner.predict.survivors import binomial_pmf
 from planner.search.level_tables import RankedTrace
 from planner.search.prices import Prices
 from planner.search.rules import SearchRules

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import Trace, UsageError
-from calibration.certify.pvalues import lower_share, upper_share
+from calibration import lower_share, upper_share
 from planner.certify.evidence import metric_under
 from planner.predict.costs import NetworkCosts, expect_mean_ms
 from planner.predict.replay import NO_EXITS, Exits, evaluate_exits

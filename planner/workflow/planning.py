@@ -55,7 +55,7 @@ def ensure_plan(
     """
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     inputs = ensure_inputs(run, config, data=data, precision=precision, command=command, report=report)
-    model = inputs.open_model()
+    model = inputs.require_model()
     check_limits(config, inputs.itm)
     parameters = {"config": to_plain(config)}
     origin = BundleOrigin.of(model, inputs.trace_artifact)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +63,22 @@ def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
         "a          1",
         "longer  12.5",
     ]
+
+
+def test_one_object_is_alone_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(_: argparse.Namespace) -> dict[str, int]:
+        print("a table")
+        return {"answer": 42}
+
+    assert run_command(command, arguments("--json", "-")) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {"answer": 42}
+    assert printed.err == "a table\n"
+
+
+def test_a_terminal_that_cannot_show_a_name_shows_its_code() -> None:
+    code = "from artifacts.console import run_command; import argparse; "
+    code += "run_command(lambda _: print('caf\u00e9 \u2192 \u00fc'), argparse.Namespace(json=None, verbose=False))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\u2192 \\xfc\n"), done.stderr

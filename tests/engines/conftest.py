@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import MANIFEST, EngineKey, GraphSpec, PameError, TensorSpec, new_artifact, to_plain, write_json
+from artifacts import (
+    MANIFEST,
+    EngineKey,
+    GraphSpec,
+    ModelSpec,
+    PameError,
+    TensorSpec,
+    new_artifact,
+    to_plain,
+    write_json,
+    write_model_spec,
+)
 from engines import BuildOptions, Engine, FakeEngine, ensure_engine, open_engine
 from engines.identity.keys import ENGINE_JSON, open_key
 from engines.trt.profiles import TENSORRT_RTX
@@ -94,6 +106,19 @@ def onnx_file(make_onnx: Callable[..., Path]) -> Path:
     return make_onnx()
 
 
+@pytest.fixture
+def run(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path) -> Path:
+    """A run whose model holds two graphs."""
+    folder = tmp_path / "runs" / "tiny"
+    head = dataclasses.replace(graph, name="exit_c", file="exit_c.onnx")
+    with new_artifact(folder / "model", kind="model") as model:
+        shutil.copyfile(make_onnx(seed=0), model / graph.file)
+        shutil.copyfile(make_onnx(seed=1), model / head.file)
+        spec = ModelSpec(name="tiny", family="onnx", task="classification", full=graph, heads={"c": head})
+        write_model_spec(model, spec)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines that tests only read."""
@@ -142,7 +167,7 @@ def rtx_folder(rtx: str, onnx_file: Path, graph: GraphSpec, cache: Path) -> Path
 
 @pytest.fixture(scope="session")
 def republish() -> Callable[..., EngineKey]:
-    """Publishes an engine anew under a changed key, as one that was built elsewhere would be."""
+    """Publishes an engine again under a changed key, like an engine that was built elsewhere."""
 
     def republish(folder: Path, **changes: Any) -> EngineKey:
         _, key = open_key(folder)

@@ -1,4 +1,4 @@
-"""How far a build is: nested phases, in whatever order they come."""
+"""The progress of a build: nested phases, in any order."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_the_fraction_never_falls_and_stays_within_0_and_1(events: list[tuple[st
 
 
 def test_the_parts_of_a_watch_fill_it() -> None:
-    told: list[tuple[str, float]] = []
-    watch = BuildWatch(report=lambda phase, fraction: told.append((phase, fraction)), cancelled=lambda: True)
+    reported: list[tuple[str, float]] = []
+    watch = BuildWatch(report=lambda phase, fraction: reported.append((phase, fraction)), cancelled=lambda: True)
     watch.part(0, 4).report("a", 0.5)
     watch.part(3, 4).part(1, 2).report("b", 1.0)
-    assert told == [("a", 0.125), ("b", 1.0)]
+    assert reported == [("a", 0.125), ("b", 1.0)]
     assert watch.part(2, 4).cancelled()

@@ -1,6 +1,6 @@
-"""What every device keeps: the processor, and a GPU where there is one, through the same tests.
+"""The ``Device`` protocol: the processor, and a GPU where there is one, through the same tests.
 
-The host is the reference; ``test_host_device`` holds it against a naive one.
+The host is the reference; ``test_host_device`` compares it with a naive one.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def check_split(
     decision = fill(device, CONFIDENCE, confidence)
     departure = device.split_rows(count, confidence=decision, threshold=threshold, carried=carried)
     assert departure == reference
-    for buffer, wanted in zip(carried, expected, strict=True):
-        np.testing.assert_array_equal(device.download(buffer, range(rows)), wanted)
+    for buffer, values in zip(carried, expected, strict=True):
+        np.testing.assert_array_equal(device.download(buffer, range(rows)), values)
     np.testing.assert_array_equal(device.download(decision, range(rows)), confidence)
 
 
@@ -116,12 +116,12 @@ def test_views_are_split_where_they_are(device: Device) -> None:
 
 
 @pytest.mark.parametrize("spec", TENSORS, ids=lambda spec: spec.name)
-def test_what_goes_up_comes_down_in_the_order_asked_for(device: Device, spec: TensorSpec) -> None:
+def test_rows_come_down_in_the_requested_order(device: Device, spec: TensorSpec) -> None:
     rows = random_rows(spec, 7)
     buffer = fill(device, spec, rows)
-    for wanted in ([6, 0, 3], [], [2, 2], range(7), range(2, 5)):
-        taken = device.download(buffer, wanted)
-        np.testing.assert_array_equal(taken, rows[list(wanted)])
+    for order in ([6, 0, 3], [], [2, 2], range(7), range(2, 5)):
+        taken = device.download(buffer, order)
+        np.testing.assert_array_equal(taken, rows[list(order)])
         assert taken.dtype == spec.dtype
         assert taken.flags.owndata
         assert taken.flags.writeable
@@ -132,8 +132,8 @@ def test_several_buffers_come_down_at_once(device: Device) -> None:
     buffers = [fill(device, TENSORS[index % len(TENSORS)], array) for index, array in enumerate(arrays)]
     for taken, array in zip(device.download_all(buffers, [5, 1]), arrays, strict=True):
         np.testing.assert_array_equal(taken, array[[5, 1]])
-    for kept, array in zip(device.take(buffers, [0, 4]), arrays, strict=True):
-        np.testing.assert_array_equal(device.download(kept, range(2)), array[[0, 4]])
+    for taken, array in zip(device.take(buffers, [0, 4]), arrays, strict=True):
+        np.testing.assert_array_equal(device.download(taken, range(2)), array[[0, 4]])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -153,8 +153,8 @@ def test_rows_of_several_batches_are_joined(device: Device, data: st.DataObject,
                 goal[offset + place] = array[row]
         for buffer, array in zip(source, arrays, strict=True):
             np.testing.assert_array_equal(device.download(buffer, range(6)), array)
-    for buffer, wanted in zip(target, expected, strict=True):
-        np.testing.assert_array_equal(device.download(buffer, range(12)), wanted)
+    for buffer, values in zip(target, expected, strict=True):
+        np.testing.assert_array_equal(device.download(buffer, range(12)), values)
 
 
 def test_joined_rows_go_to_a_view_where_it_is(device: Device) -> None:
@@ -189,7 +189,7 @@ def test_many_rows_come_down(device: Device) -> None:
     np.testing.assert_array_equal(device.download(fill(device, TENSORS[1], rows), order), rows[order])
 
 
-def test_what_was_taken_belongs_to_the_caller(device: Device) -> None:
+def test_taken_rows_belong_to_the_caller(device: Device) -> None:
     buffer = fill(device, TENSORS[0], random_rows(TENSORS[0], 4))
     before = device.download(buffer, range(4))
     (taken,) = device.take([buffer], [1, 2])
@@ -206,8 +206,8 @@ def test_an_upload_may_be_changed_at_once(device: Device) -> None:
         expected.append(array.copy())
         device.upload(array, buffer)
     array[...] = -1
-    for buffer, wanted in zip(buffers, expected, strict=True):
-        np.testing.assert_array_equal(device.download(buffer, range(4)), wanted)
+    for buffer, values in zip(buffers, expected, strict=True):
+        np.testing.assert_array_equal(device.download(buffer, range(4)), values)
 
 
 def test_buffers_begin_with_zeros_and_any_memory_layout_goes_up(device: Device) -> None:
@@ -236,7 +236,7 @@ def test_numbers_out_of_range_are_refused(device: Device) -> None:
     for rows in ([3], [0, 5]):
         with pytest.raises(InputError, match="a buffer with 3"):
             device.download(decision, rows)
-    with pytest.raises(InputError, match="from 0"):
+    with pytest.raises(InputError, match="at least 0"):
         device.allocate(CONFIDENCE, -1)
 
 

@@ -1,4 +1,4 @@
-"""What every engine keeps: fake and real ones, dynamic and fixed, through the same tests."""
+"""The ``Engine`` protocol: fake and real engines, dynamic and fixed, through the same tests."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda buffers: {"x": buffers["x"]}, r"missing buffers \['confidence', 'logits'\]"),
         (lambda buffers: {**buffers, "y": buffers["x"]}, r"unknown buffers \['y'\]"),
@@ -91,9 +91,9 @@ def read_only(array: np.ndarray) -> np.ndarray:
         (change("logits", read_only), "'logits' is read-only"),
     ],
 )
-def test_wrong_buffers_are_refused(engine: Engine, spoil: Callable[..., dict[str, Any]], message: str) -> None:
+def test_wrong_buffers_are_refused(engine: Engine, damage: Callable[..., dict[str, Any]], message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        engine.bind(spoil(allocate(engine.graph, 4)))
+        engine.bind(damage(allocate(engine.graph, 4)))
 
 
 @pytest.mark.parametrize("rows", [0, 3, 17])
@@ -175,19 +175,18 @@ def test_an_engine_set_refuses_what_cannot_run(graph: GraphSpec) -> None:
     with pytest.raises(EngineError, match="at least one"):
         EngineSet([], covers)
     other = GraphSpec(name="other", file="o.onnx", inputs=graph.inputs, outputs=graph.outputs)
-    with pytest.raises(EngineError, match=r"different ones \(other, tiny\)"):
+    with pytest.raises(EngineError, match=r"engines of several \(other, tiny\)"):
         EngineSet([FakeEngine(graph), FakeEngine(other)], covers)
     engines = EngineSet(FakeEngine(graph), covers)
     with pytest.raises(InputError, match="has 7 rows, the run needs 8"):
         engines.bind(Run(start=0, batch_size=8), allocate(graph, 7))
 
 
-def test_a_fake_sleeps_fails_and_answers_as_told(graph: GraphSpec) -> None:
-    slept: list[float] = []
+def test_a_fake_pauses_fails_and_answers_as_programmed(graph: GraphSpec) -> None:
+    paused: list[int] = []
     fake = FakeEngine(
         graph,
-        time_ms=lambda rows: 10.0 * rows,
-        sleep=slept.append,
+        pause=paused.append,
         outputs=lambda inputs: {"logits": inputs["x"][:, 0, 0, :4] * 2, "confidence": np.full(len(inputs["x"]), 0.5)},
         faults={1: EngineError("the second run fails")},
     )
@@ -198,7 +197,7 @@ def test_a_fake_sleeps_fails_and_answers_as_told(graph: GraphSpec) -> None:
     with pytest.raises(EngineError, match="the second run fails"):
         run()
     run()
-    assert slept == pytest.approx([0.03, 0.03])
+    assert paused == [3, 3]
     assert fake.batches == [3, 3, 3]
 
 

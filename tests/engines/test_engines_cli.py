@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_json, write_model_spec
+from artifacts import GraphSpec, new_artifact, open_artifact, write_json
 from engines import BuildOptions, ensure_engine, open_engine
 from engines.cache.bundled import find_bundle_engines
 from engines.cli import main
@@ -22,21 +22,6 @@ from engines.identity.keys import ENGINE_JSON, open_key
 from engines.ort.cuda_build import copy_graph
 
 pytest.importorskip("onnxruntime")
-
-
-@pytest.fixture
-def run(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path) -> Path:
-    """A run whose model holds two graphs."""
-    folder = tmp_path / "runs" / "tiny"
-    head = dataclasses.replace(graph, name="exit_c", file="exit_c.onnx")
-    with new_artifact(folder / "model", kind="model") as model:
-        shutil.copyfile(make_onnx(seed=0), model / graph.file)
-        shutil.copyfile(make_onnx(seed=1), model / head.file)
-        write_model_spec(
-            model,
-            ModelSpec(name="tiny", family="onnx", task="classification", full=graph, heads={"c": head}),
-        )
-    return folder
 
 
 @pytest.fixture
@@ -74,7 +59,7 @@ def test_build_makes_every_engine_once(run: Path, capsys: pytest.CaptureFixture[
     assert all(item["valid"] and item["size_bytes"] > 0 and item["built"] for item in listed)
 
 
-def test_list_and_verify_tell_what_is_wrong(
+def test_list_and_verify_report_problems(
     republish: Callable[..., Any], flip: Callable[..., Any], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["build", "--run", str(run)])
@@ -154,13 +139,13 @@ def test_an_engine_of_the_cuda_provider_is_described(
     [
         (["build", "--engine", "onnxruntim"], 2, "Did you mean 'onnxruntime'"),
         (["build", "--batch-size", "0"], 2, "must lie within 1"),
-        (["build", "--run", "none"], 1, "python -m export none --segments"),
+        (["build", "--run", "none"], 1, "python -m export path/to/model.onnx --segments --run none"),
         (["build", "--bundle", "none"], 1, "there is no bundle at none"),
         (["build", "--bundle", "none", "--engine", "onnxruntime"], 2, "omit --engine"),
         (["list", "--bundle", "none"], 2, "there is no bundle"),
     ],
 )
-def test_bad_usage_is_told(
+def test_bad_usage_is_reported(
     run: Path, argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "--run" not in argv and "--bundle" not in argv:

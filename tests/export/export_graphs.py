@@ -77,7 +77,7 @@ def write_convnet(builder: Any, path: Path, *, end: str = "Softmax", **settings:
     size = 6 * 3 * 3
     target = [settings["batch"], size] if isinstance(settings.get("batch"), int) else [0, size]
     x = g.add("Reshape", x, g.constant(np.array(target)), output="flat")
-    x = g.add("Gemm", x, g.weight(size, 5), output="logits")
+    x = g.add("Gemm" if g.opset >= 11 else "MatMul", x, g.weight(size, 5), output="logits")
     if end:
         x = g.add(end, x, output="answer")
     return g.save(path, x)

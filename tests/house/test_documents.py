@@ -16,8 +16,8 @@ ROOMS = ("artifacts", "calibration", "engines", "export", "planner", "runtime")
 FOLDERS = (*ROOMS, "benchmarks", "docs", "examples", "tests")
 TOUR = "docs/tour.md"
 HELP = (
-    ("calibration",), ("engines",), ("engines", "build"), ("export",), ("planner",), ("planner", "validate"),
-    ("planner", "report"), ("planner", "import-trace"), ("runtime.bench",),
+    ("calibration",), ("engines",), ("engines", "build"), ("export",), ("export", "resnet"), ("planner",),
+    ("planner", "validate"), ("planner", "report"), ("planner", "import-trace"), ("runtime.bench",),
 )  # fmt: skip
 FOREIGN_FLAGS = {
     "--index-url",

@@ -25,7 +25,8 @@ from runtime import Runtime
 pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
 
 from engines.gpu.cuda_device import CudaDevice
-from engines.gpu.driver import call, watch_calls
+from engines.gpu.driver import call
+from tests.engines.gpu.driver_calls import record_calls
 
 pytestmark = pytest.mark.gpu
 WAITS = {"cuEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize"}
@@ -154,7 +155,7 @@ def test_inputs_on_the_gpu_are_checked_like_any_other(fake_net: Any, elsewhere: 
         with pytest.raises(InputError, match=r"expected shape \(B, 3\), got \(3,\)"):
             flat = put(elsewhere, (good,), net)[0].array
             gpu.run(DeviceArray(flat.pointer, (3,), flat.dtype, owner=flat, device=0))
-        with pytest.raises(InputError, match="is no CUDA stream"):
+        with pytest.raises(InputError, match="is not a CUDA stream"):
             gpu.run(put(elsewhere, (good,), net), stream="mine")
         assert len(gpu.run(put(elsewhere, (good,), net)).outputs) == 4
 
@@ -200,12 +201,8 @@ def test_the_host_waits_for_one_count_per_cut_and_for_the_answers(fake_net: Any)
     with open_enqueued(net, CudaDevice()) as gpu:
         for _ in range(3):
             assert gpu.run(batch).exit_index.tolist() == [0, 2, 0, 2, 0, 1, 0, 1]
-        seen: list[str] = []
-        stop = watch_calls(seen.append)
-        try:
+        with record_calls() as seen:
             gpu.run(batch)
-        finally:
-            stop()
     waits = [name for name in seen if name in WAITS]
     assert waits == ["cuEventSynchronize"] * (2 + 1 + 1)  # two cuts, the end of the last stage, the answers
     assert not ALLOCATIONS & set(seen)

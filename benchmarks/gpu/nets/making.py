@@ -78,22 +78,7 @@ def torch_module(subject: Subject, *, rehearsal: bool = False) -> Any:
         raise UsageError(f"{subject.folder} was made without the model folder that torch's network is rebuilt from")
     from export import rebuild_net
 
-    return _final_answer(rebuild_net(open_model(run, remedy="make the subject again")).backbone).eval()
-
-
-def _final_answer(backbone: Any) -> Any:
-    """Returns a family's backbone without the features of its cuts."""
-    import torch
-
-    class FinalAnswer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.backbone = backbone
-
-        def forward(self, x: torch.Tensor) -> Any:
-            return self.backbone.forward_with_features(x)[1]
-
-    return FinalAnswer()
+    return rebuild_net(open_model(run, remedy="make the subject again")).backbone.eval()
 
 
 # ---------------------------------------------------------------- exported networks
@@ -108,15 +93,14 @@ def _make_encoder(*, rehearsal: bool) -> Any:
 
 
 def _export(network: str, root: Path, precision: str, *, rehearsal: bool) -> Model:
-    from export import ExportOptions, export_model, export_torch
+    from export import ExportOptions, ResNetConfig, export_model, export_torch
 
     run = RunFolder(root=root)
     if network == "demo":
         return export_model(run, ExportOptions(precision=precision)).model
     if network == "resnet50":
-        options = ExportOptions(
-            depth=50, classes=1000, input_shape=(3, 224, 224), weights="random", precision=precision
-        )
+        net = ResNetConfig(depth=20) if rehearsal else ResNetConfig(depth=50, classes=1000, input_shape=(3, 224, 224))
+        options = ExportOptions(net=net, weights="random", precision=precision)
         return export_model(run, options).model
     import torch
 
@@ -125,7 +109,8 @@ def _export(network: str, root: Path, precision: str, *, rehearsal: bool) -> Mod
     torch.manual_seed(0)
     return export_torch(
         run, _make_encoder(rehearsal=rehearsal), example_inputs(8 if rehearsal else TOKENS),
-        input_names=["ids", "mask"], output_names=["logits"], precision=precision,
+        input_names=["ids", "mask"], output_names=["logits"],
+        options=ExportOptions(precision=precision),
     ).model  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from benchmarks.gpu.nets.subjects import Subject
 from benchmarks.gpu.rows.chain import Job
 from benchmarks.gpu.stages import Setting
 from planner.config import TimingConfig
-from planner.measure.timing import TimedGraph, time_graphs
+from planner.measure.timing import EngineSettings, TimedGraph, time_graphs
 
 SHARES = (0.25, 0.5, 0.75)
 
@@ -37,7 +37,7 @@ def time_subject(
         budget_s=budget_s,
     )  # fmt: skip
     model = ModelSpec(name=subject.name, family="onnx", task="classification", full=spec.full)
-    return time_graphs(graphs, model, setting.scratch / "timed", config, backend=backend, threads=2)
+    return time_graphs(graphs, model, setting.scratch / "timed", config, EngineSettings(backend=backend, threads=2))
 
 
 def add_time_matrix(job: Job, sizes: Sequence[int], *, needs_s: float) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu.rehearsal import build_driver
 from benchmarks.gpu.stages import STAGES
 
 ROOT = Path(__file__).parents[3]
@@ -31,11 +32,23 @@ pytestmark = [
 ]
 
 
-def start(out: Path, *options: str) -> subprocess.Popen[str]:
-    bounds = [option for letter in LETTERS for option in ("--bound", f"{letter}=300")]
-    command = ["bash", str(SCRIPT), "--rehearse", "--python", sys.executable, "--out", str(out), "--budget", "2000"]
-    command += [*bounds, *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Returns what starts the script on a driver that pretends, which is built once."""
+    if shutil.which("g++") is None:
+        pytest.skip("compiles a driver that pretends: needs g++")
+    driver = build_driver(tmp_path_factory.mktemp("fake_cuda"))
+
+    def begin(out: Path, *options: str) -> subprocess.Popen[str]:
+        bounds = [option for letter in LETTERS for option in ("--bound", f"{letter}=300")]
+        command = ["bash", str(SCRIPT), "--rehearse", "--driver", str(driver), "--python", sys.executable]
+        command += ["--out", str(out), "--budget", "2000", *bounds, *options]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return begin
 
 
 def read(out: Path, letter: str) -> dict[str, Any]:
@@ -60,12 +73,10 @@ def find_rows(content: dict[str, Any], part: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rehearsed(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Returns the folder of a whole rehearsal."""
     for package in ("cuda.bindings.driver", "onnxruntime", "onnx", "torch"):
         pytest.importorskip(package)
-    if shutil.which("g++") is None:
-        pytest.skip("compiles a driver that pretends: needs g++")
     out = tmp_path_factory.mktemp("measured")
     process = start(out)
     said, _ = process.communicate(timeout=800)
@@ -120,7 +131,7 @@ def test_a_refusal_of_tensorrt_rtx_is_kept_in_its_own_words(rehearsed: Path) -> 
         assert "is not installed" in loaded["error"]
         return
     assert loaded["among_the_targets_of_portable_engines"] is False  # the pretended GPU is of Hopper's capability
-    assert all(row["bytes"] > 0 for row in find_rows(content, "tensorrt-rtx: build "))
+    assert all(row["bytes"] > 0 for row in find_rows(content, "tensorrt-rtx: build toy"))
     assert all("TensorRT-RTX" in row["error"] for row in find_rows(content, "built here"))
     assert "run without vetting" in {row["row"].partition(": ")[2] for row in content["rows"]}
 
@@ -138,7 +149,9 @@ def test_networks_are_timed_by_engine_and_end_to_end(rehearsed: Path) -> None:
 def test_graphs_are_compared_and_captured(rehearsed: Path) -> None:
     content = read(rehearsed, "e")
     assert find_rows(content, "onnxruntime-cuda: graphs on and off")[0]["answers_equal"] is True
-    assert find_rows(content, "captured by us, batch 1")[0]["worst_difference"] == 0
+    assert (
+        "the replayed graph answers otherwise" in find_rows(content, "captured by us, batch 1")[0]["error"]
+    )  # nor this
     assert "Can't allocate memory on the device" in errors(content)  # a session of the processor has no CUDA graph
 
 
@@ -164,7 +177,7 @@ def wait_for_rows(process: subprocess.Popen[str], out: Path, letter: str, rows: 
 
 
 @pytest.mark.parametrize("letter", LETTERS)
-def test_a_stage_that_is_terminated_keeps_its_rows(letter: str, tmp_path: Path) -> None:
+def test_a_stage_that_is_terminated_keeps_its_rows(start: Start, letter: str, tmp_path: Path) -> None:
     process = start(tmp_path, "--only", f"{letter},f")
     before = wait_for_rows(process, tmp_path, letter, 2)
     process.send_signal(signal.SIGTERM)
@@ -180,7 +193,7 @@ def test_a_stage_that_is_terminated_keeps_its_rows(letter: str, tmp_path: Path) 
     assert not is_running(content["process"])
 
 
-def test_a_stage_that_is_killed_loses_itself_alone(tmp_path: Path) -> None:
+def test_a_stage_that_is_killed_loses_itself_alone(start: Start, tmp_path: Path) -> None:
     process = start(tmp_path, "--only", "b,d,f", "--bound", "f=1")
     for letter in ("b", "d"):
         os.kill(wait_for_rows(process, tmp_path, letter, 2)["process"], signal.SIGKILL)
@@ -192,12 +205,12 @@ def test_a_stage_that_is_killed_loses_itself_alone(tmp_path: Path) -> None:
     assert read(tmp_path, "f")["error"].startswith("cut off by its time bound after ")
 
 
-def test_whatever_kills_everything_at_once_leaves_sound_files(tmp_path: Path) -> None:
+def test_whatever_kills_everything_at_once_leaves_sound_files(start: Start, tmp_path: Path) -> None:
     process = start(tmp_path, "--only", "b,c")
     content = wait_for_rows(process, tmp_path, "b", 3)
     process.kill()
     os.kill(content["process"], signal.SIGKILL)
-    process.wait(timeout=120)
+    process.communicate(timeout=120)
     assert read(tmp_path, "b")["state"] == "running"
     assert len(read(tmp_path, "b")["rows"]) >= 3
     assert summary(tmp_path)["b"]["state"] == "running"
@@ -211,7 +224,7 @@ def is_running(process: int) -> bool:
     return True
 
 
-def test_a_spent_budget_is_a_record(tmp_path: Path) -> None:
+def test_a_spent_budget_is_a_record(start: Start, tmp_path: Path) -> None:
     process = start(tmp_path, "--only", "a,c", "--budget", "0")
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1

@@ -1,4 +1,4 @@
-"""What is brought along to a GPU machine: packed in parts, checked when it is unpacked, opened there."""
+"""Packing for a GPU machine: in parts, checked when they are unpacked, opened there."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_the_demo_is_the_bundle_that_a_run_has(tmp_path: Path) -> None:
             shutil.copyfile(toy.folder / graph.file, staging / graph.file)
         spec = ModelSpec(name="toy", family="onnx", task="classification", full=toy.spec.full, heads=heads)
         write_model_spec(staging, spec)
-    taken = take_bundle(run, tmp_path / "ahead" / "demo", toy.samples["image"][:5])
+    taken = take_bundle(run, tmp_path / "ahead" / "demo", toy.batch(5))
     assert (taken.name, taken.rows, taken.spec.thresholds) == ("demo", 5, toy.spec.thresholds)
     for graph in (taken.spec.full, *taken.spec.stages, *taken.spec.heads):
         assert (taken.folder / graph.file).is_file()

@@ -11,14 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from artifacts import InputError
+from calibration.certify.binomials import binomial_cdf, binomial_pmf_at
 from calibration.certify.pvalues import (
     betting,
-    binomial_cdf,
-    binomial_pmf_at,
     binomial_tail,
     difference_cdf,
     hoeffding_bentkus,
-    log_factorial,
     lower_share,
     paired_exact,
     paired_exact_counts,
@@ -29,33 +27,12 @@ shares = st.floats(0.001, 0.999)
 LEVELS = (0.01, 0.05, 0.1, 0.3)
 
 
-def brute_binomial(k: int, n: int, share: float) -> float:
-    return sum(math.comb(n, i) * share**i * (1 - share) ** (n - i) for i in range(k + 1))
-
-
 def brute_difference(d: int, n: int, discordant: float, difference: float) -> float:
     draw = np.array([(discordant - difference) / 2, 1 - discordant, (discordant + difference) / 2])
     law = np.ones(1)
     for _ in range(n):
         law = np.convolve(law, draw)
     return float(law[: max(0, d + n + 1)].sum())
-
-
-def test_log_factorial_is_exact_to_rounding() -> None:
-    k = np.array([0, 1, 2, 15, 16, 17, 100, 12345, 10**6])
-    np.testing.assert_allclose(log_factorial(k), [math.lgamma(i + 1) for i in k], rtol=1e-14, atol=1e-13)
-
-
-@settings(deadline=None)
-@given(st.integers(1, 60), shares, st.data())
-def test_binomial_cdf_equals_the_sum(n: int, share: float, data: st.DataObject) -> None:
-    k = data.draw(st.integers(-1, n))
-    assert binomial_cdf(k, n, share) == pytest.approx(brute_binomial(k, n, share), abs=1e-12)
-
-
-def test_binomial_pmf_at_the_ends() -> None:
-    assert binomial_pmf_at(np.arange(-1, 4), 2, 0.0).tolist() == [0, 1, 0, 0, 0]
-    assert binomial_pmf_at(np.arange(-1, 4), 2, 1.0).tolist() == [0, 0, 0, 1, 0]
 
 
 @settings(deadline=None)

@@ -59,7 +59,7 @@ def test_hypothesis_is_a_mean_of_bounded_losses() -> None:
     assert level == 0.1
 
 
-def test_the_test_is_chosen_by_rehearsal() -> None:
+def test_the_test_is_chosen_on_the_tuning_samples() -> None:
     full, early = pairs(5000, lost=0.012, won=0.006, right=0.93)
     test, p_values = choose_test(full, [early], tolerance=0.01, risk="metric", delta=0.05)
     assert test.name == "paired-exact"

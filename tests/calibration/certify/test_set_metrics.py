@@ -37,8 +37,8 @@ def test_many_classes(samples: list[tuple[int, int]]) -> None:
         for k in classes
     ]
     assert set_metric("f1", labels, predictions) == pytest.approx(np.mean(each))
-    one_hot = [np.eye(4)[one] - np.eye(4)[one].mean(axis=0) for one in (labels, predictions)]
-    joint, spread = (one_hot[0] * one_hot[1]).sum(), np.prod([(one**2).sum() for one in one_hot]) ** 0.5
+    one_hot = [np.eye(4)[classes] - np.eye(4)[classes].mean(axis=0) for classes in (labels, predictions)]
+    joint, spread = (one_hot[0] * one_hot[1]).sum(), np.prod([(centred**2).sum() for centred in one_hot]) ** 0.5
     assert set_metric("matthews", labels, predictions) == pytest.approx(joint / spread if spread > 1e-9 else 0)
 
 

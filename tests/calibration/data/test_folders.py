@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from artifacts import InputError
+from artifacts import InputError, UsageError
 from calibration.data.files import FileImages
 from calibration.data.folders import natural_key
 from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS
+from calibration.data.splits import PartShare, Splitting
 
 WANTED = image_input((1, 6, 5))
 
@@ -24,7 +26,7 @@ def write(root: Path, count: int = 3, *, suffix: str = ".png") -> None:
         Image.new("L", (5, 6), number).save(root / f"{number:03}{suffix}")
 
 
-def load(source: Path, **options: int) -> tuple[FileImages, str]:
+def load(source: Path, **options: Any) -> tuple[FileImages, str]:
     said: list[str] = []
     found = load_samples(source, WANTED, report=said.append, **options)
     assert isinstance(found, FileImages)
@@ -106,10 +108,28 @@ def test_parts_by_the_names_that_people_give_them(
     assert {part: len(samples.indices_of(part)) for part in PARTS} == expected
     assert samples.classes == ("a", "b")
     halved = len(folders) == 2 and "train" in folders
-    assert ("half of its 8 samples" in said) is halved
+    assert ("half of its 8 " in said) is halved
     assert samples.split_seed == (0 if halved else None)
     for part in PARTS:
         assert len({*samples.labels[samples.indices_of(part)]}) in (0, 2), "every class is in every part"
+
+
+def test_a_share_of_a_part_becomes_another(tmp_path: Path) -> None:
+    for part, count in {"train": 10, "test": 10}.items():
+        for name in ("a", "b"):
+            write(tmp_path / part / name, count)
+    share = PartShare.parse("calibrate=test:0.3")
+    samples, _ = load(tmp_path, splitting=Splitting(share=share, seed=4))
+    assert {part: len(samples.indices_of(part)) for part in PARTS} == {"train": 20, "calibrate": 6, "test": 14}
+    assert np.bincount(samples.labels[samples.indices_of("calibrate")]).tolist() == [3, 3]
+    assert samples.split_seed == 4
+    held_out = np.concatenate([samples.indices_of("calibrate"), samples.indices_of("test")])
+    assert sorted(held_out) == list(range(20, 40))
+    moved, _ = load(tmp_path, splitting=Splitting(share=PartShare.parse("val=train:0.5")))
+    assert {part: len(moved.indices_of(part)) for part in PARTS} == {"train": 10, "calibrate": 10, "test": 20}
+    for wrong in ("calibrate", "calibrate=test", "calibrate=test:2", "calibrate=calibrate:0.5", "x=test:0.5"):
+        with pytest.raises(UsageError, match=f"--parts {wrong}"):
+            PartShare.parse(wrong)
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from calibration.data.arrays import ArrayImages, make_samples
 from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, as_batch
-from calibration.data.splits import split_indices
+from calibration.data.splits import Splitting, split_indices
 from calibration.training.config import FrozenConfig
 from calibration.training.minibatches import augment, count_batches, epoch_batches
 
@@ -101,7 +101,7 @@ def test_queries_without_labels_are_split_at_random(tmp_path: Path) -> None:
     assert [len(data.indices_of(part)) for part in PARTS] == [0, 80, 20], "nothing can be trained with them"
     assert sorted(np.concatenate([data.indices_of(part) for part in PARTS])) == list(range(100))
     assert data.indices_of("calibrate").tolist() != list(range(80)), "a log has an order"
-    other = load_samples(path, WANTED, seed=1)
+    other = load_samples(path, WANTED, splitting=Splitting(seed=1))
     assert other.split_seed == 1
     assert other.indices_of("test").tolist() != data.indices_of("test").tolist()
     assert "labels" not in data.digests()

@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from artifacts import GraphError, InputError, Preprocessing, array_digest
+from artifacts import GraphError, InputError, Preprocessing, RunFolder, array_digest
 from calibration.data import files
 from calibration.data.arrays import ArrayImages, load_npz
 from calibration.data.files import FileImages
 from calibration.data.image_input import image_input, measure_normalisation
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, as_batch
+from calibration.data.sources import load_run_data
+from tests.calibration.tracing.label_maps import Scenes, write_run
 
 SHAPE = (1, 6, 5)
 WANTED = image_input(SHAPE)
@@ -107,7 +109,7 @@ def test_the_digest_of_files_is_that_of_their_bytes(tmp_path: Path) -> None:
 def test_an_npz_is_mapped_unless_it_is_compressed(tmp_path: Path, save: object) -> None:
     images = np.random.default_rng(0).integers(0, 256, (300, 6, 5), np.uint8)
     save(tmp_path / "x.npz", images=images, labels=np.arange(300) % 3)
-    samples = load_npz(tmp_path / "x.npz", WANTED, seed=0)
+    samples = load_npz(tmp_path / "x.npz", WANTED)
     assert (samples.mapping is not None) is (save is np.savez)
     assert np.array_equal(samples.pixels(np.arange(300))[:, 0], images)
     assert samples.digests()["images"] == array_digest(images[:, None])
@@ -137,6 +139,35 @@ def test_bytes_go_into_a_network_of_bytes_as_they_are(tmp_path: Path) -> None:
 def test_what_is_no_image_wants_samples_of_its_own(shape: tuple[int, ...]) -> None:
     with pytest.raises(GraphError, match="--data module:object"):
         image_input(shape)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, None),
+        ({"gain": None}, "'pixels' float32 .* the network takes 'gain' float32"),
+        ({"gain": np.float64}, "'gain' float64"),
+        ({"mask": np.float32}, "'mask' float32"),
+    ],
+)
+def test_samples_that_do_not_fit_the_network_are_refused(
+    tmp_path: Path, changed: dict[str, type | None], message: str | None
+) -> None:
+    run = RunFolder(root=tmp_path / "scenes")
+    write_run(run)
+
+    class Other(Scenes):
+        def inputs(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+            found = dict(super().inputs(indices))
+            for name, dtype in changed.items():
+                found[name] = np.zeros((len(indices), 1), dtype or np.float32)
+            return {name: array for name, array in found.items() if changed.get(name, array) is not None}
+
+    if message is None:
+        assert load_run_data(run, Other()).name == "scenes"
+    else:
+        with pytest.raises(InputError, match=f"scenes does not fit scenes.*{message}"):
+            load_run_data(run, Other())
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_a_backend_of_the_table_is_opened_listed_verified_and_inspected(
 
     assert isinstance(open_engine(run / "engines" / "abc", graph, threads=1), FakeEngine)
     (listed,) = list_engines(run / "engines")
-    assert (listed.problem, listed.untold) == (None, "whether it is fast")
+    assert (listed.problem, listed.unverified) == (None, "whether it is fast")
     for command in (["list"], ["verify"], ["inspect", "abc"]):
         assert main([*command, "--run", str(run), "--json", "-"]) == 0
         found = json.loads(capsys.readouterr().out)

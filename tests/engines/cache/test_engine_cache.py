@@ -142,7 +142,7 @@ def test_a_flipped_byte_is_refused_and_built_again(
     assert "differs" in str(list_engines(tmp_path, check_bytes=True)[0].problem)
     with caplog.at_level(logging.WARNING, "pame.engines"):
         ensure(onnx_file, graph, tmp_path)
-    assert "building again what is damaged" in caplog.text
+    assert "rebuilding a damaged engine" in caplog.text
     open_engine(folder, graph, threads=1).close()
 
 
@@ -216,7 +216,7 @@ def test_a_graph_that_the_backend_refuses_is_named(graph: GraphSpec, tmp_path: P
     assert list_engines(tmp_path / "cache") == ()
 
 
-def test_what_is_no_graph_is_refused(graph: GraphSpec, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(graph: GraphSpec, tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a graph at all")
     with pytest.raises(EngineError, match=r"text.onnx is not an ONNX graph"):
         ensure(tmp_path / "text.onnx", graph, tmp_path / "cache")
@@ -226,7 +226,7 @@ def test_what_is_no_graph_is_refused(graph: GraphSpec, tmp_path: Path) -> None:
         ensure(tmp_path / "text.onnx", graph, tmp_path / "cache", max_batch_size=0)
 
 
-def test_a_killed_build_leaves_nothing_that_counts(onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+def test_a_killed_build_leaves_no_engine(onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
     folder = ensure(onnx_file, graph, tmp_path)
     left_behind = tmp_path / f".{folder.name}.new-999999999-00aa"
     shutil.copytree(folder, left_behind)
@@ -244,7 +244,7 @@ def test_facts_are_read_without_onnx(flip: Callable[..., Any], make_onnx: Callab
     flip(external.parent / "w.data")
     assert read_onnx_facts(external).digest != before
     (external.parent / "w.data").unlink()
-    with pytest.raises(EngineError, match="'w.data', which is not there"):
+    with pytest.raises(EngineError, match="'w.data', which is missing"):
         read_onnx_facts(external)
 
     model = onnx.load(plain)
@@ -260,7 +260,7 @@ def test_weights_outside_the_folder_are_refused(make_onnx: Callable[..., Path]) 
     model = onnx.load(path, load_external_data=False)
     model.graph.initializer[0].external_data[0].value = "../w.data"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(EngineError, match=r"'../w.data', which leaves its folder"):
+    with pytest.raises(EngineError, match=r"'../w.data', outside its folder"):
         read_onnx_facts(path)
 
 
@@ -273,7 +273,7 @@ def test_a_truncated_graph_is_refused(onnx_file: Path, tmp_path: Path) -> None:
             read_onnx_facts(path)
 
 
-def test_the_rebuild_command_knows_where_the_engine_lies(tmp_path: Path) -> None:
+def test_the_rebuild_command_depends_on_the_engines_folder(tmp_path: Path) -> None:
     run = tmp_path / "runs" / "tiny"
     (run / "model").mkdir(parents=True)
     (run / "bundle" / "engines" / "stage_00").mkdir(parents=True)
@@ -288,7 +288,7 @@ def test_the_public_api_is_pinned() -> None:
     assert sorted(engines.__all__) == [
         "BACKENDS", "Buffer", "BuildOptions", "BuildWatch", "CachedEngine", "Covers", "DEFAULT_BACKEND", "Departure",
         "Device", "DeviceArray", "DeviceOptions", "Engine", "EngineBuilder", "EngineSet", "Execution", "FakeEngine",
-        "GraphRunner", "HostDevice", "PROFILE_WAYS", "Run", "build_engine", "builder", "ensure_engine",
+        "GraphRunner", "HostDevice", "PROFILE_WAYS", "Run", "as_gpuarray", "build_engine", "builder", "ensure_engine",
         "fixed_batch_sizes", "is_device_array", "list_engines", "open_device", "open_engine", "plan_covers",
-        "read_onnx_facts", "run_graph",
+        "read_onnx_facts", "run_graph", "wrap_allocation",
     ]  # fmt: skip

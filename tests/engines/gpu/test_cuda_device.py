@@ -1,4 +1,4 @@
-"""What only a GPU has: one context, captured work, a shared block, streams of others; and what it may not do."""
+"""``CudaDevice``: its context, captured work, its shared block, streams of others, and its limits."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'p
 from engines import DeviceOptions
 from engines.gpu.arrays import DeviceArray
 from engines.gpu.cuda_device import CudaDevice
-from engines.gpu.driver import call, load_driver, watch_calls
+from engines.gpu.driver import call, load_driver
 from engines.gpu.graphs import CapturedGraph, run_and_capture
+from tests.engines.gpu.driver_calls import record_calls
 
 pytestmark = pytest.mark.gpu
 SPEC = TensorSpec(name="x", dtype="float32", row_shape=(4,))
@@ -62,7 +63,7 @@ def test_a_thread_with_another_context_is_refused(device: CudaDevice) -> None:
     filled(device, 1.0)
 
 
-def test_captured_work_reads_what_is_there_when_it_is_launched(device: CudaDevice) -> None:
+def test_captured_work_reads_the_content_at_launch(device: CudaDevice) -> None:
     source, target = filled(device, 1.0), device.allocate(SPEC, 3)
 
     def enqueue(stream: int) -> None:
@@ -91,7 +92,7 @@ def test_work_that_fails_while_it_is_captured_leaves_the_stream_usable(
     with pytest.raises(ValueError, match="not my day"):
         CapturedGraph(device.cuda, fail)
 
-    def synchronise(stream: int) -> None:  # fine when run plainly, forbidden in a capture
+    def synchronise(stream: int) -> None:  # allowed in a plain run, forbidden in a capture
         call("cuStreamSynchronize", load_driver().CUstream(stream))
 
     with caplog.at_level("WARNING", logger="pame.engines"):
@@ -100,7 +101,7 @@ def test_work_that_fails_while_it_is_captured_leaves_the_stream_usable(
     assert run_and_capture(device.cuda, lambda stream: None, what="nothing") is not None
 
 
-def test_engines_share_one_block_and_keep_the_one_they_have(device: CudaDevice) -> None:
+def test_engines_share_a_block_and_stay_with_it(device: CudaDevice) -> None:
     device.reserve_scratch(1000)
     device.reserve_scratch(5000)
     first, size = device.scratch(1000)
@@ -111,7 +112,7 @@ def test_engines_share_one_block_and_keep_the_one_they_have(device: CudaDevice) 
     assert device.scratch(10)[0] == second
 
 
-def test_what_engines_share_is_made_once_and_closed_with_the_device() -> None:
+def test_shared_objects_are_made_once_and_closed_with_the_device() -> None:
     class Shared:
         closed = 0
 
@@ -128,14 +129,14 @@ def test_what_engines_share_is_made_once_and_closed_with_the_device() -> None:
 
 def test_a_closed_device_does_nothing(device: CudaDevice) -> None:
     buffer = filled(device, 1.0)
-    (kept,) = device.take([buffer], [0, 1])
+    (taken,) = device.take([buffer], [0, 1])
     device.close()
     for use in (lambda: device.allocate(SPEC, 1), lambda: device.download(buffer, [0]), lambda: device.take([], [])):
         with pytest.raises(EngineError, match="the device is closed"):
             use()
     device.synchronize()
     other = CudaDevice()
-    assert read(other, kept) == 1.0
+    assert read(other, taken) == 1.0
     other.close()
 
 
@@ -164,18 +165,14 @@ def test_one_cut_is_one_kernel_and_one_wait(device: CudaDevice) -> None:
     decision = device.allocate(TensorSpec(name="c", dtype="float32", row_shape=()), 3)
     carried = [filled(device, 1.0), filled(device, 2.0)]
     device.split_rows(3, confidence=decision, threshold=0.5, carried=carried)  # lays out the parameters
-    seen: list[str] = []
-    stop = watch_calls(seen.append)
-    try:
+    with record_calls() as seen:
         device.split_rows(3, confidence=decision, threshold=0.5, carried=carried)
-    finally:
-        stop()
     assert seen == ["cuCtxGetCurrent", "cuLaunchKernel", "cuEventRecord", "cuEventSynchronize"]
 
 
 def test_buffers_are_freed_with_their_last_reference_and_with_the_device() -> None:
     device = CudaDevice()
-    kept = [filled(device, 1.0)]
+    taken = [filled(device, 1.0)]
     device.synchronize()
     free = call("cuMemGetInfo")[0]
     big = device.allocate(TensorSpec(name="x", dtype="float32", row_shape=(1 << 20,)), 16)
@@ -183,4 +180,4 @@ def test_buffers_are_freed_with_their_last_reference_and_with_the_device() -> No
     del big
     assert call("cuMemGetInfo")[0] >= free
     device.close()
-    assert kept
+    assert taken

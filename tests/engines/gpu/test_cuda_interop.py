@@ -1,4 +1,4 @@
-"""Arrays and streams of other libraries: what they say of themselves, and, on a GPU, what is in them."""
+"""Arrays and streams of other libraries: their interfaces, and, on a GPU, their contents."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from artifacts import InputError, MissingExtraError, TensorSpec
 from engines import DeviceArray, DeviceOptions, HostDevice, is_device_array
-from engines.gpu.arrays import LEGACY_STREAM, read_stream, view_foreign
+from engines.gpu.foreign_arrays import LEGACY_STREAM, read_stream, view_foreign
 from engines.gpu.pycuda_bridge import as_gpuarray, wrap_allocation
 
 SPEC = TensorSpec(name="x", dtype="float32", row_shape=(2,))
 
 
 class FakeCudaArray:
-    """Says that it lies on a GPU, as CuPy's and PyCUDA's arrays do."""
+    """An array that declares itself to be on a GPU by its interface, as those of CuPy and PyCUDA do."""
 
     def __init__(self, shape: tuple[int, ...], *, pointer: int = 4096, owner: object = None, **more: Any) -> None:
         self.owner = owner
@@ -28,7 +28,7 @@ class FakeCudaArray:
 
 
 class FakeCudaTensor:
-    """Says by DLPack that it lies on a GPU."""
+    """An array that declares itself to be on a GPU by DLPack."""
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (2, 0)
@@ -57,7 +57,7 @@ class FakeProtocolStream:
         return self.answer
 
 
-def test_who_lies_on_a_gpu() -> None:
+def test_arrays_on_a_gpu_are_recognised() -> None:
     assert is_device_array(FakeCudaArray((2, 2)))
     assert is_device_array(FakeCudaTensor())
     assert is_device_array(DeviceArray(0, (1,), np.dtype(np.int8), owner=None, device=0))
@@ -91,7 +91,7 @@ def test_contiguous_strides_are_taken(strides: tuple[int, ...]) -> None:
         (FakeCudaArray(()), "no batch axis"),
     ],
 )
-def test_what_cannot_be_viewed(value: Any, message: str) -> None:
+def test_arrays_that_cannot_be_viewed_are_refused(value: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         view_foreign(value, stream=1)
 
@@ -124,15 +124,15 @@ def test_streams_of_every_library_are_read(stream: Any, handle: int) -> None:
 
 @pytest.mark.parametrize(
     ("stream", "message"),
-    [("x", "is no CUDA stream"), (True, "is no CUDA stream"), (FakeProtocolStream(1, version=3), "version 3")],
+    [("x", "is not a CUDA stream"), (True, "is not a CUDA stream"), (FakeProtocolStream(1, version=3), "version 3")],
 )
-def test_what_is_no_stream(stream: Any, message: str) -> None:
+def test_streams_of_unknown_kinds_are_refused(stream: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_stream(stream)
 
 
-def test_the_host_takes_nothing_from_a_gpu() -> None:
-    with pytest.raises(InputError, match="works on the processor, got a FakeCudaArray on a GPU"):
+def test_the_host_refuses_arrays_on_a_gpu() -> None:
+    with pytest.raises(InputError, match="runs on the processor, got a FakeCudaArray on a GPU"):
         HostDevice().adopt(FakeCudaArray((2, 2)))
 
 
@@ -194,7 +194,7 @@ def test_our_arrays_travel_by_dlpack(device: Any) -> None:
 
 
 class Envelope:
-    """Hides what we are from ourselves: only DLPack shows."""
+    """A ``DeviceArray`` that shows only DLPack."""
 
     def __init__(self, array: DeviceArray) -> None:
         self._array = array
@@ -207,17 +207,17 @@ class Envelope:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("way", ["argument", "interface"])
-def test_the_device_waits_for_the_stream_on_which_an_input_was_made(device: Any, way: str) -> None:
+@pytest.mark.parametrize("named_by", ["argument", "interface"])
+def test_the_device_waits_for_the_stream_on_which_an_input_was_made(device: Any, named_by: str) -> None:
     from engines.gpu.driver import call, load_driver
 
     theirs, source, ours = filled(device, 0.0), filled(device, 8.0), device.allocate(SPEC, 3)
     device.synchronize()
     stream = call("cuStreamCreate", load_driver().CUstream_flags.CU_STREAM_NON_BLOCKING)
     call("cuMemcpyDtoDAsync", theirs.pointer, source.pointer, source.nbytes, stream)
-    said = {"stream": int(stream)} if way == "interface" else {}
-    array = FakeCudaArray((3, 2), pointer=theirs.pointer, owner=theirs, **said)
-    view = device.adopt(array, stream=FakeProtocolStream(int(stream)) if way == "argument" else None)
+    interface = {"stream": int(stream)} if named_by == "interface" else {}
+    array = FakeCudaArray((3, 2), pointer=theirs.pointer, owner=theirs, **interface)
+    view = device.adopt(array, stream=FakeProtocolStream(int(stream)) if named_by == "argument" else None)
     device.upload(view, ours)
     assert device.download(ours, [0]).tolist() == [[8.0, 8.0]]
     call("cuStreamDestroy", stream)
@@ -227,7 +227,7 @@ def test_the_device_waits_for_the_stream_on_which_an_input_was_made(device: Any,
 def test_memory_of_elsewhere_is_refused(device: Any) -> None:
     from engines.gpu.driver import call
 
-    with pytest.raises(InputError, match="no CUDA context here knows|host"):
+    with pytest.raises(InputError, match="belongs to no CUDA context of this process|host"):
         device.adopt(FakeCudaArray((1, 2), pointer=4096))
     pinned = device.cuda.allocate_pinned(64)
     with pytest.raises(InputError, match="page-locked memory of the host"):
@@ -258,7 +258,7 @@ def test_memory_of_another_gpu_is_refused(device: Any) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    with pytest.raises(InputError, match="lies on GPU 1, this runtime works on GPU 0.*device=1"):
+    with pytest.raises(InputError, match="lies on GPU 1, this runtime runs on GPU 0.*device=1"):
         device.adopt(found[1])
     thread = threading.Thread(target=found[0].close)
     thread.start()

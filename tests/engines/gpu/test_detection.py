@@ -1,4 +1,4 @@
-"""Which GPU is here."""
+"""Detection of the GPU of this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU tests on a driver that pretends: CudaDevice, cuda-bindings' calls and the kernels' source, without a GPU.
+"""The GPU tests on a fake driver: CudaDevice, cuda-bindings' calls and the kernels' source, without a GPU.
 
 ``fake_cuda/driver.cpp`` is compiled into a ``libcuda.so.1`` that another process finds instead of NVIDIA's. What passes
 here has right arguments, addresses, waits and kernels; nothing was run on a GPU.
@@ -30,11 +30,11 @@ SUITES = (
 
 @pytest.fixture(scope="module")
 def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a folder with a libcuda.so.1 that pretends to drive two GPUs."""
+    """Returns a folder with a libcuda.so.1 that acts as the driver of two GPUs."""
     pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'pame[cuda]'")
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("compiles a driver that pretends: needs g++ on Linux")
+        pytest.skip("compiles a fake driver: needs g++ on Linux")
     folder = tmp_path_factory.mktemp("fake_cuda")
     (folder / "kernels.inc").write_text(SOURCE)
     source = Path(__file__).parent / "fake_cuda" / "driver.cpp"
@@ -45,7 +45,7 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_gpu_tests_pass_on_a_driver_that_pretends(fake_driver: Path) -> None:
+def test_the_gpu_tests_pass_on_a_fake_driver(fake_driver: Path) -> None:
     environment = {**os.environ, "LD_LIBRARY_PATH": str(fake_driver), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-X", "faulthandler", "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rs"]
     done = subprocess.run([*command, *SUITES], env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

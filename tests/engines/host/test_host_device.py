@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from artifacts import InputError, TensorSpec
 from engines import HostDevice
+from engines.host.host_device import close_ranks
 
 DEVICE = HostDevice()
 CONFIDENCES = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, float("nan")]), min_size=0, max_size=12)
@@ -43,6 +44,19 @@ def test_split_rows_is_the_naive_split(confidences: list[float], padding: int, t
         assert buffer.dtype == was.dtype
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.booleans(), max_size=40))
+def test_closed_ranks_are_the_naive_ones(leaves: list[bool]) -> None:
+    left = [row for row, leaving in enumerate(leaves) if leaving]
+    survivors = [row for row, leaving in enumerate(leaves) if not leaving]
+    stayed, movers, holes = close_ranks(left, survivors)
+    behind = iter(row for row in survivors if row >= len(survivors))
+    assert stayed == [row if row in survivors else next(behind) for row in range(len(survivors))]
+    assert next(behind, None) is None
+    assert holes == [row for row in left if row < len(survivors)]
+    assert movers == [stayed[hole] for hole in holes]
+
+
 def test_a_nan_confidence_never_leaves() -> None:
     confidence = np.array([np.nan, 0.9], dtype=np.float32)
     for threshold in (0.5, -np.inf):
@@ -50,7 +64,7 @@ def test_a_nan_confidence_never_leaves() -> None:
         assert departure.left == [1]
 
 
-def test_downloaded_rows_come_in_the_order_asked_for_and_belong_to_the_caller() -> None:
+def test_downloaded_rows_come_in_the_requested_order_and_belong_to_the_caller() -> None:
     answer = DEVICE.allocate(TensorSpec(name="y", dtype="float32", row_shape=(2,)), 3)
     answer[...] = np.arange(6).reshape(3, 2)
     rows = DEVICE.download(answer, [2, 0])
@@ -64,7 +78,7 @@ def test_downloaded_rows_come_in_the_order_asked_for_and_belong_to_the_caller() 
 
 
 @pytest.mark.parametrize("threshold", [2.0, 0.5])
-def test_nothing_moves_when_nobody_leaves_or_only_the_last_rows_do(threshold: float) -> None:
+def test_no_row_moves_when_none_leaves_or_only_the_last_rows_do(threshold: float) -> None:
     carried = np.arange(8.0).reshape(4, 2)
     carried.setflags(write=False)  # any write raises
     confidence = np.array([0.1, 0.2, 0.3, 0.9], dtype=np.float32)
@@ -102,7 +116,7 @@ def test_counts_out_of_range_are_refused() -> None:
     for count in (-1, 4):
         with pytest.raises(InputError, match="a buffer has 3"):
             DEVICE.split_rows(count, confidence=confidence, threshold=0.5, carried=[])
-    with pytest.raises(InputError, match="from 0"):
+    with pytest.raises(InputError, match="at least 0"):
         DEVICE.allocate(TensorSpec(name="x", dtype="float32", row_shape=()), -1)
 
 

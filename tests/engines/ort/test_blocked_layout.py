@@ -1,4 +1,4 @@
-"""A graph that was cut between two residual blocks keeps ONNX Runtime's blocked layout and its fusions."""
+"""A graph that was cut between two residual blocks preserves ONNX Runtime's blocked layout and its fusions."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def test_an_entry_changes_nothing_but_the_layout(tmp_path: Path) -> None:
 
 def test_an_entry_that_onnxruntime_does_not_take_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "blocks.onnx"
-    graph = write_blocks(path, channels=6)  # no multiple of a block
+    graph = write_blocks(path, channels=6)  # not a multiple of a block
     assert find_entries(path) == ("cut",)
     assert "AveragePool" not in built_ops(graph, path, tmp_path / "cache")
 
 
-def test_only_maps_that_feed_convolutions_and_additions_alone_want_an_entry(tmp_path: Path) -> None:
+def test_only_maps_that_feed_convolutions_and_additions_alone_need_an_entry(tmp_path: Path) -> None:
     path = tmp_path / "blocks.onnx"
     write_blocks(path, channels=32, also_read_by="Sigmoid")
     assert find_entries(path) == ()

@@ -21,7 +21,7 @@ def test_a_file_and_its_bytes_give_the_same(onnx_file: Path) -> None:
     np.testing.assert_array_equal(run_graph(onnx_file.read_bytes(), {"x": X})["logits"], from_file["logits"])
 
 
-def test_only_the_wanted_outputs_are_computed(onnx_file: Path) -> None:
+def test_only_the_requested_outputs_are_computed(onnx_file: Path) -> None:
     assert list(run_graph(onnx_file, {"x": X}, outputs=["confidence"])) == ["confidence"]
     with pytest.raises(UsageError, match="Did you mean 'logits'"):
         run_graph(onnx_file, {"x": X}, outputs=["logit"])
@@ -51,7 +51,7 @@ def test_errors_of_the_backend_are_translated(onnx_file: Path, inputs: dict[str,
         runner.run(inputs)
 
 
-def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_graph_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"failed to load .*none\.onnx"):
         run_graph(tmp_path / "none.onnx", {})
     with pytest.raises(EngineError, match="a graph of 3 bytes"):

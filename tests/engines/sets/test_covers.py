@@ -121,9 +121,9 @@ def test_costs_cannot_be_changed_by_a_reader() -> None:
         ({}, 4, "no batch size was timed"),
         ({1: 1.0}, 0, "up to 0 rows"),
         ({0: 1.0}, 4, "batch size 0"),
-        ({1: -1.0}, 4, "-1.0 ms is no measurement"),
-        ({1: float("nan")}, 4, "nan ms is no measurement"),
-        ({1: float("inf")}, 4, "inf ms is no measurement"),
+        ({1: -1.0}, 4, "-1.0 ms is not a measurement"),
+        ({1: float("nan")}, 4, "nan ms is not a measurement"),
+        ({1: float("inf")}, 4, "inf ms is not a measurement"),
     ],
 )
 def test_bad_measurements_are_refused(median_ms: dict[int, float], largest: int, message: str) -> None:

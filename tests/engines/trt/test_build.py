@@ -49,13 +49,13 @@ def floats(name: str, *shape: int | str) -> Any:
         ("separate", (1, 8), ["engine_b1.trt", "engine_b8.trt"], [(1, 1, 1), (8, 8, 8)]),
     ],
 )
-def test_an_engine_in_every_profile_way(
+def test_an_engine_in_every_profile_layout(
     rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path,
     profiles: str | None, sizes: tuple[int, ...], names: list[str], rows: list[tuple[int, int, int]],
 ) -> None:  # fmt: skip
     folder, files = build(onnx_file, graph, tmp_path, profiles=profiles, batch_sizes=sizes)
     assert sorted(path.name for path in folder.glob("*.trt")) == names
-    assert [(one.least, one.best, one.most) for one in files.profiles] == rows
+    assert [(profile.least, profile.best, profile.most) for profile in files.profiles] == rows
     assert (files.inputs, files.outputs) == (graph.inputs, graph.outputs)
     assert len(files.activation_bytes) == len(names)
     assert all(size > 0 for size in files.activation_bytes)
@@ -69,7 +69,7 @@ def test_an_engine_in_every_profile_way(
     assert float(read_manifest(folder).environment[BUILD_SECONDS]) > 0
 
 
-def test_an_engine_is_built_once_per_way(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+def test_an_engine_is_built_once_per_layout(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
     first, _ = build(onnx_file, graph, tmp_path)
     made = (first / "manifest.json").stat().st_mtime_ns
     assert build(onnx_file, graph, tmp_path, profiles="range")[0] == first
@@ -79,8 +79,11 @@ def test_an_engine_is_built_once_per_way(rtx: str, onnx_file: Path, graph: Graph
 
 
 def test_weights_are_stored_once_for_all_profiles(rtx: str, tmp_path: Path) -> None:
-    """The weights dwarf the kernels here, so that bytes tell. No batch of 1: a product with a single row is a kernel of
-    its own with a layout of its own, and its weights are stored once more (docs/adr/0006)."""
+    """The weights are much larger than the kernels here, so the file sizes show it.
+
+    There is no batch of 1: a product with a single row is a kernel of its own with a layout of its own, and its weights
+    are stored once more (docs/adr/0006).
+    """
     weight = onnx.numpy_helper.from_array(np.random.default_rng(0).standard_normal((1024, 1024), np.float32), "w")
     path = write_graph(
         tmp_path / "wide.onnx", [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
@@ -89,18 +92,18 @@ def test_weights_are_stored_once_for_all_profiles(rtx: str, tmp_path: Path) -> N
     spec = [TensorSpec(name=name, dtype="float32", row_shape=(1024,)) for name in "xy"]
     graph = GraphSpec(name="wide", file="wide.onnx", inputs=(spec[0],), outputs=(spec[1],))
     sizes = {
-        way: sum(
+        layout: sum(
             path.stat().st_size
-            for path in build(path, graph, tmp_path / "cache", profiles=way, batch_sizes=given)[0].glob("*.trt")
+            for path in build(path, graph, tmp_path / "cache", profiles=layout, batch_sizes=sizes)[0].glob("*.trt")
         )
-        for way, given in {"range": (), "per-batch": (2, 4, 8), "separate": (2, 4, 8)}.items()
+        for layout, sizes in {"range": (), "per-batch": (2, 4, 8), "separate": (2, 4, 8)}.items()
     }
     assert sizes["range"] >= 4 * 1024**2
     assert sizes["per-batch"] <= 1.1 * sizes["range"]
     assert sizes["separate"] >= 2.8 * sizes["range"]
 
 
-def test_types_other_than_float_are_kept(rtx: str, tmp_path: Path) -> None:
+def test_types_other_than_float_are_preserved(rtx: str, tmp_path: Path) -> None:
     helper, types = onnx.helper, onnx.TensorProto
     table = onnx.numpy_helper.from_array(np.ones((7, 4), np.float16), "table")
     path = write_graph(
@@ -152,12 +155,12 @@ def test_a_build_error_names_the_layer(rtx: str, graph: GraphSpec, tmp_path: Pat
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_tensor_that_merely_passes_is_refused(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
+def test_a_tensor_that_passes_through_is_refused(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
     nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
     inputs = [floats("x", "b", 2), floats("mask", "b", 2)]
     path = write_graph(tmp_path / "pass.onnx", nodes, inputs, [floats("y", "b", 2), floats("mask", "b", 2)])
     assert read_interface_names(path) == (("x", "mask"), ("y", "mask"))
-    with pytest.raises(EngineError, match=r"sees other inputs in .*merely passes through"):
+    with pytest.raises(EngineError, match=r"sees other inputs in .*no input is an output"):
         build(path, graph, tmp_path / "cache")
 
 
@@ -172,7 +175,7 @@ def test_a_fixed_batch_axis_fits_one_batch_size(
     build(path, graph, tmp_path, profiles="per-batch", batch_sizes=(4,))
 
 
-def test_what_leaves_a_rows_shape_open_is_refused(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
+def test_an_open_row_shape_is_refused(rtx: str, graph: GraphSpec, tmp_path: Path) -> None:
     nodes = [onnx.helper.make_node("Relu", ["x"], ["y"])]
     path = write_graph(tmp_path / "open.onnx", nodes, [floats("x", "b", "n")], [floats("y", "b", "n")])
     with pytest.raises(EngineError, match="tensor 'x' .* only the leading axis open"):
@@ -186,43 +189,43 @@ def test_range_and_batch_sizes_do_not_go_together(rtx: str, onnx_file: Path, gra
         builder("onnxruntime", BuildOptions(max_batch_size=8, profiles="range"))
 
 
-def test_progress_is_told_and_ends_at_the_end(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
-    told: list[tuple[str, float]] = []
-    watch = BuildWatch(report=lambda phase, fraction: told.append((phase, fraction)))
+def test_progress_is_reported_to_the_end(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
+    reported: list[tuple[str, float]] = []
+    watch = BuildWatch(report=lambda phase, fraction: reported.append((phase, fraction)))
     build(onnx_file, graph, tmp_path, profiles="separate", batch_sizes=(1, 8), watch=watch)
-    fractions = [fraction for _, fraction in told]
+    fractions = [fraction for _, fraction in reported]
     assert fractions == sorted(fractions)
     assert len(set(fractions)) > 20
     assert fractions[-1] == 1
     assert {0.5} <= set(fractions)  # the first of two engines
-    assert len({phase for phase, _ in told}) > 3
+    assert len({phase for phase, _ in reported}) > 3
 
 
 @pytest.mark.parametrize("after", [1, 10, 40])
 def test_a_cancelled_build_leaves_nothing(
     rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path, after: int
 ) -> None:
-    told: list[str] = []
-    watch = BuildWatch(report=lambda phase, _: told.append(phase), cancelled=lambda: len(told) >= after)
-    with pytest.raises(EngineError, match="the build of tiny.onnx was cancelled; nothing was left behind"):
+    reported: list[str] = []
+    watch = BuildWatch(report=lambda phase, _: reported.append(phase), cancelled=lambda: len(reported) >= after)
+    with pytest.raises(EngineError, match="the build of tiny.onnx was cancelled; nothing was published"):
         build(onnx_file, graph, tmp_path, watch=watch)
-    assert after <= len(told) < after + 20  # it ended soon
+    assert after <= len(reported) < after + 20  # it ended soon
     assert list(tmp_path.iterdir()) == []
     build(onnx_file, graph, tmp_path)
 
 
 def test_ctrl_c_ends_a_build(rtx: str, onnx_file: Path, graph: GraphSpec, tmp_path: Path) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     def interrupt(phase: str, _fraction: float) -> None:
-        told.append(phase)
-        if len(told) == 10:
+        reported.append(phase)
+        if len(reported) == 10:
             signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         build(onnx_file, graph, tmp_path, watch=BuildWatch(report=interrupt))
-    assert len(told) < 30
+    assert len(reported) < 30
     assert signal.getsignal(signal.SIGINT) is before
     assert list(tmp_path.iterdir()) == []
 

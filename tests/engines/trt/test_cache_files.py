@@ -1,4 +1,4 @@
-"""Bytes that processes keep for each other."""
+"""Cache files that processes share."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 from engines.trt.cache_files import blob_path, read_blob, update_blob
 
 
-def test_what_is_kept_comes_back(tmp_path: Path) -> None:
+def test_stored_bytes_come_back(tmp_path: Path) -> None:
     path = blob_path(tmp_path / "caches", "timing", version="11.4", device="A10")
     assert read_blob(path) is None
-    assert update_blob(path, lambda kept: b"one" if kept is None else b"?")
-    assert update_blob(path, lambda kept: (kept or b"") + b" two")
+    assert update_blob(path, lambda content: b"one" if content is None else b"?")
+    assert update_blob(path, lambda content: (content or b"") + b" two")
     assert read_blob(path) == b"one two"
     assert [item.name for item in path.parent.iterdir() if not item.name.endswith(".lock")] == [path.name]
 
 
-def test_the_name_says_what_it_is_valid_for(tmp_path: Path) -> None:
+def test_the_name_depends_on_what_the_blob_is_valid_for(tmp_path: Path) -> None:
     paths = {
         blob_path(tmp_path, kind, version=version, device=device)
         for kind in ("timing", "runtime")
@@ -45,16 +45,16 @@ def test_damage_counts_as_absence(
         assert read_blob(path) is None or size == 0
 
 
-def test_what_cannot_be_written_costs_nothing_but_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unwritable_cache_costs_only_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING, "pame.engines"):
         assert not update_blob(tmp_path / "file" / "x.cache", lambda _: b"")
-    assert "cannot keep" in caplog.text
+    assert "cannot write" in caplog.text
 
 
 def _add_many(path: Path) -> None:
     for _ in range(20):
-        update_blob(path, lambda kept: (kept or b"") + b".")
+        update_blob(path, lambda content: (content or b"") + b".")
 
 
 def test_processes_wait_for_each_other(tmp_path: Path) -> None:

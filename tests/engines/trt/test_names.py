@@ -1,4 +1,4 @@
-"""Every name of TensorRT that our code uses exists in the real bindings of every version that we support.
+"""Names of TensorRT: each that this code uses exists in the real bindings of every supported version.
 
 The bindings are small wheels that import ten C symbols. A stub with these symbols lets them be imported on any machine
 with a C compiler, and then Python can be asked what is there. That is all it proves: nothing is built or run.

@@ -1,4 +1,4 @@
-"""Profile ways, batch sizes, options by name, files and profiles: everything about TensorRT engines that is pure."""
+"""Profile layouts, batch sizes, options by name, files and profiles: everything about TensorRT engines that is pure."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ Y = TensorSpec(name="y", dtype="float16", row_shape=())
 GRAPH = GraphSpec(name="g", file="g.onnx", inputs=(X,), outputs=(Y,))
 
 
-def make_key(way: str, sizes: tuple[int, ...], largest: int, backend: str = "tensorrt") -> EngineKey:
+def make_key(layout: str, sizes: tuple[int, ...], largest: int, backend: str = "tensorrt") -> EngineKey:
     return EngineKey(
         onnx_digest="0" * 64, backend=backend, backend_version="11.4.0", device="a GPU", precision="float32",
-        batch_sizes=choose_batch_sizes(way, sizes, largest), max_batch_size=largest,
-        options=engine_options(backend, way),
+        batch_sizes=choose_batch_sizes(layout, sizes, largest), max_batch_size=largest,
+        options=engine_options(backend, layout),
     )  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def make_files(key: EngineKey, **changes: Any) -> EngineFiles:
     return dataclasses.replace(files, **changes)
 
 
-def test_each_flavour_has_its_own_way() -> None:
+def test_each_flavour_has_its_own_default_layout() -> None:
     assert choose_profiles("tensorrt", None) == "per-batch"
     assert choose_profiles("tensorrt-rtx", None) == "range"
     assert choose_profiles("tensorrt-rtx", "separate") == "separate"
@@ -49,7 +49,7 @@ def test_each_flavour_has_its_own_way() -> None:
         choose_profiles("tensorrt", "per_batch")
 
 
-def test_batch_sizes_that_nobody_named_are_powers_of_two_and_the_largest() -> None:
+def test_batch_sizes_default_to_powers_of_two_and_the_largest() -> None:
     assert choose_batch_sizes("per-batch", (), 32) == (1, 2, 4, 8, 16, 32)
     assert choose_batch_sizes("separate", (), 12) == (1, 2, 4, 8, 12)
     assert choose_batch_sizes("per-batch", (), 1) == (1,)
@@ -58,7 +58,7 @@ def test_batch_sizes_that_nobody_named_are_powers_of_two_and_the_largest() -> No
 
 
 @pytest.mark.parametrize(
-    ("way", "sizes", "largest", "message"),
+    ("layout", "sizes", "largest", "message"),
     [
         ("per-batch", (64,), 32, "within 1 to max_batch_size=32"),
         ("separate", (0, 1), 32, "within 1 to"),
@@ -66,12 +66,14 @@ def test_batch_sizes_that_nobody_named_are_powers_of_two_and_the_largest() -> No
         ("range", (8,), 32, "takes any from 1 to 32.*--profiles per-batch"),
     ],
 )
-def test_batch_sizes_that_cannot_be_are_refused(way: str, sizes: tuple[int, ...], largest: int, message: str) -> None:
+def test_batch_sizes_that_cannot_be_are_refused(
+    layout: str, sizes: tuple[int, ...], largest: int, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        choose_batch_sizes(way, sizes, largest)
+        choose_batch_sizes(layout, sizes, largest)
 
 
-def test_only_ways_that_fix_batch_sizes_get_those_that_will_run() -> None:
+def test_only_layouts_with_fixed_batch_sizes_get_them() -> None:
     options = BuildOptions(max_batch_size=8, batch_sizes=(1, 8))
     assert fixed_batch_sizes("onnxruntime", options) == ()
     assert fixed_batch_sizes("tensorrt", options) == (1, 8)
@@ -80,8 +82,8 @@ def test_only_ways_that_fix_batch_sizes_get_those_that_will_run() -> None:
 
 
 @given(st.sampled_from(PROFILE_WAYS), st.sets(st.integers(1, 40), max_size=6), st.integers(40, 70))
-def test_every_batch_size_of_a_key_has_its_profile(way: str, sizes: set[int], largest: int) -> None:
-    key = make_key(way, () if way == RANGE else tuple(sizes), largest)
+def test_every_batch_size_of_a_key_has_its_profile(layout: str, sizes: set[int], largest: int) -> None:
+    key = make_key(layout, () if layout == RANGE else tuple(sizes), largest)
     files = make_files(key)
     taken = key.batch_sizes or range(1, largest + 1)
     for size in taken:
@@ -92,14 +94,14 @@ def test_every_batch_size_of_a_key_has_its_profile(way: str, sizes: set[int], la
     for size in {0, largest + 1} | (set(range(1, largest)) - set(taken)):
         with pytest.raises(EngineError, match=f"no profile for a batch of {size}"):
             files.profile_of(size)
-    numbers = {file: [one.index for one in files.profiles if one.file == file] for file in files.files}
+    numbers = {file: [profile.index for profile in files.profiles if profile.file == file] for file in files.files}
     assert all(found == list(range(len(found))) for found in numbers.values())
-    assert len(files.files) == (len(key.batch_sizes) if way == SEPARATE else 1)
+    assert len(files.files) == (len(key.batch_sizes) if layout == SEPARATE else 1)
     assert file_differences(files, key, GRAPH) == ()
     assert from_plain(EngineFiles, __import__("json").loads(canonical_json(files))) == files
 
 
-def test_files_of_another_graph_or_key_are_told_apart() -> None:
+def test_files_of_another_graph_or_key_differ() -> None:
     key = make_key("per-batch", (1, 8), 8)
     files = make_files(key)
     other = dataclasses.replace(X, dtype="float16")
@@ -119,8 +121,8 @@ def test_files_of_another_graph_or_key_are_told_apart() -> None:
 
 def test_options_are_compared_by_name() -> None:
     for backend in ("tensorrt", "tensorrt-rtx"):
-        for way in PROFILE_WAYS:
-            assert option_differences(backend, engine_options(backend, way)) == ()
+        for layout in PROFILE_WAYS:
+            assert option_differences(backend, engine_options(backend, layout)) == ()
     options = engine_options("tensorrt", "range")
     assert option_differences("tensorrt", {**options, "tf32": "on"}) == ("option tf32 is 'on', here 'off'",)
     assert option_differences("tensorrt", {**options, "novelty": "1"}) == ("option novelty is '1', here absent",)

@@ -1,7 +1,7 @@
-"""Running TensorRT engines: what is asked of TensorRT, in what order, over which memory.
+"""Running TensorRT engines: the calls of TensorRT, their order, and the memory that they use.
 
-The TensorRT here is a fake that copies rows on the GPU's stream and insists on what the real one insists on. The real
-one needs a GPU of its own: ``tests/runtime/test_on_gpu.py``.
+The TensorRT here is a fake that copies rows on the GPU's stream and makes the demands of the real library, whose own
+tests need a real GPU: ``tests/runtime/test_on_gpu.py``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'p
 
 from engines.gpu.arrays import DeviceArray
 from engines.gpu.cuda_device import CudaDevice
-from engines.gpu.driver import call, load_driver, watch_calls
+from engines.gpu.driver import call, load_driver
 from engines.trt.run import TrtEngine, open_trt_engine
+from tests.engines.gpu.driver_calls import record_calls
 
 X, Y = [TensorSpec(name=name, dtype="float32", row_shape=(4,)) for name in "xy"]
 C = TensorSpec(name="c", dtype="float32", row_shape=())
@@ -38,7 +39,7 @@ GRAPH = GraphSpec(
 
 
 class FakeContext:
-    """Copies ``x`` to ``y`` and its first numbers to ``c``, once everything was set as TensorRT wants it."""
+    """Copies ``x`` to ``y`` and its first numbers to ``c``, once everything was set that TensorRT requires."""
 
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt, self.addresses, self.rows, self.memory = trt, dict[str, int](), 0, (0, 0)
@@ -120,10 +121,10 @@ class FakeConfig:
         self.strategy = strategy
 
     def create_runtime_cache(self) -> Any:
-        kept = SimpleNamespace(content=b"new")
-        kept.deserialize = lambda data: bool(setattr(kept, "content", data) or True)
-        kept.serialize = lambda: kept.content + b"+"
-        return kept
+        stored = SimpleNamespace(content=b"new")
+        stored.deserialize = lambda data: bool(setattr(stored, "content", data) or True)
+        stored.serialize = lambda: stored.content + b"+"
+        return stored
 
     def set_runtime_cache(self, cache: Any) -> None:
         self.cache = cache
@@ -131,7 +132,7 @@ class FakeConfig:
 
 class FakeLog:
     @contextlib.contextmanager
-    def keep(self) -> Iterator[list[tuple[str, str]]]:
+    def record(self) -> Iterator[list[tuple[str, str]]]:
         yield [("ERROR", "the fake has had enough")]
 
 
@@ -154,7 +155,7 @@ def device() -> Iterator[CudaDevice]:
 
 @pytest.fixture
 def opened(trt: FakeTensorRT, device: CudaDevice, tmp_path: Path) -> Iterator[Callable[..., TrtEngine]]:
-    """Opens an engine of one flavour with one way of profiles."""
+    """Opens an engine of one flavour with one profile layout."""
     engines = []
 
     def open_it(
@@ -218,14 +219,12 @@ def test_a_run_is_one_launch_where_it_is_captured(
     run: Any = opened(on=device).bind(buffers)
     assert run.captured is graphs
     enqueued = len(trt.runs)
-    seen: list[str] = []
-    stop = watch_calls(seen.append)
-    run()
-    stop()
+    with record_calls() as seen:
+        run()
     check_answers(device, buffers)
     if graphs:
         assert seen == ["cuCtxGetCurrent", "cuGraphLaunch"]
-        assert len(trt.runs) == enqueued == 2  # once plainly, once into the graph
+        assert len(trt.runs) == enqueued == 2  # once directly, once into the graph
     else:
         assert (enqueued, len(trt.runs)) == (0, 1)
 
@@ -269,7 +268,7 @@ def test_all_engines_work_in_one_block_of_the_largest(
 
 
 @pytest.mark.gpu
-def test_kernels_are_kept_from_process_to_process(
+def test_kernels_are_stored_for_the_next_process(
     trt: FakeTensorRT, opened: Callable[..., TrtEngine], tmp_path: Path
 ) -> None:
     contents = []
@@ -286,7 +285,7 @@ def test_kernels_are_kept_from_process_to_process(
 
 
 @pytest.mark.gpu
-def test_what_tensorrt_refuses_is_said_with_its_reason(
+def test_a_refusal_of_tensorrt_has_its_reason(
     trt: FakeTensorRT, device: CudaDevice, opened: Callable[..., TrtEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = opened()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from artifacts import GraphSpec, ModelSpec, new_artifact, open_artifact, write_model_spec
+from artifacts import GraphSpec, new_artifact, open_artifact
 from engines import BuildOptions, ensure_engine
 from engines.cache.bundled import rebuild_bundle
 from engines.cli import main
@@ -19,20 +18,7 @@ from engines.gpu.detection import find_gpu
 from engines.identity.keys import open_key
 
 pytestmark = pytest.mark.usefixtures("rtx")
-UNTOLD = "whether TensorRT-RTX runs it here cannot be verified without a GPU"
-
-
-@pytest.fixture
-def run(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path) -> Path:
-    """A run whose model holds two graphs."""
-    folder = tmp_path / "runs" / "tiny"
-    head = dataclasses.replace(graph, name="exit_c", file="exit_c.onnx")
-    with new_artifact(folder / "model", kind="model") as model:
-        shutil.copyfile(make_onnx(seed=0), model / graph.file)
-        shutil.copyfile(make_onnx(seed=1), model / head.file)
-        spec = ModelSpec(name="tiny", family="onnx", task="classification", full=graph, heads={"c": head})
-        write_model_spec(model, spec)
-    return folder
+UNVERIFIED = "whether TensorRT-RTX runs it here cannot be verified without a GPU"
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str, code: int = 0) -> Any:
@@ -52,7 +38,7 @@ def test_build_list_verify_inspect(run: Path, capsys: pytest.CaptureFixture[str]
         assert len(listed) == 4
         assert all(item["valid"] and item["build_s"] > 0 for item in listed)
         assert {item["key"]["options"]["profiles"] for item in listed} == {"per-batch", "range"}
-        assert {item["untold"] for item in listed} == {UNTOLD if find_gpu() is None else None}
+        assert {item["untold"] for item in listed} == {UNVERIFIED if find_gpu() is None else None}
     name = Path(built[0]["engine"]).name
     found = call(capsys, "inspect", name[:10], *where)
     assert found["inputs"] == ["x: float32 [1, 6, 6] a row"]
@@ -64,7 +50,7 @@ def test_build_list_verify_inspect(run: Path, capsys: pytest.CaptureFixture[str]
     assert (found["untold"] is None) == (find_gpu() is not None)
 
 
-def test_what_a_person_reads(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_tables(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["build", "--run", str(run), "--engine", "tensorrt-rtx"])
     main(["build", "--run", str(run)])
     capsys.readouterr()
@@ -72,7 +58,7 @@ def test_what_a_person_reads(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr()
     assert printed.out.count(" valid\n") == (2 if find_gpu() is None else 4)
     assert printed.out.count(" sound\n") == (2 if find_gpu() is None else 0)
-    assert (UNTOLD in printed.err) == (find_gpu() is None)
+    assert (UNVERIFIED in printed.err) == (find_gpu() is None)
     for folder in sorted((run / "engines").glob("[0-9a-f]*")):
         assert main(["inspect", folder.name, "--run", str(run)]) == 0
         printed = capsys.readouterr()
@@ -81,7 +67,7 @@ def test_what_a_person_reads(run: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert "profile     " in printed.out
 
 
-def test_verify_tells_what_is_wrong(
+def test_verify_reports_problems(
     republish: Callable[..., Any], flip: Callable[..., Any], run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["build", "--run", str(run), "--engine", "tensorrt-rtx"])
@@ -109,7 +95,7 @@ def test_verify_tells_what_is_wrong(
         (["inspect", "nothing"], 2, "unknown engine 'nothing'"),
     ],
 )
-def test_bad_usage_is_told(
+def test_bad_usage_is_reported(
     run: Path, argv: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "--bundle" not in argv:

@@ -37,7 +37,7 @@ from engines.trt.cache_files import read_blob, update_blob
 from engines.trt.files import PROFILES_JSON, EngineFiles
 from engines.trt.library import PORTABLE_DEVICE, identify_tensorrt, load_tensorrt
 from engines.trt.profiles import engine_options
-from engines.trt.timing_cache import keep_timings, timing_file
+from engines.trt.timing_cache import stored_timings, timing_file
 from engines.trt.vetting import check_validity, name_diagnostics
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", capability=(9, 0), driver="580.95.05")
@@ -46,7 +46,7 @@ RTX_4090 = Gpu(name="NVIDIA GeForce RTX 4090", capability=(8, 9), driver="580.95
 
 @pytest.fixture
 def folder(rtx_folder: Path, tmp_path: Path) -> Path:
-    """A copy of a sound engine, to be spoilt."""
+    """A copy of a sound engine, for a test to damage."""
     shutil.copytree(rtx_folder, tmp_path / "engines" / rtx_folder.name)
     return tmp_path / "engines" / rtx_folder.name
 
@@ -72,7 +72,7 @@ def put_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Gpu | None], None]:
 
 
 def rewrite_files(folder: Path, change: Callable[[EngineFiles], EngineFiles]) -> None:
-    """Publishes an engine anew with another ``profiles.json``, its manifest in order."""
+    """Publishes an engine again with another ``profiles.json``, its manifest in order."""
     _, key = open_key(folder)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
     record = change(read_json(folder / PROFILES_JSON, EngineFiles))
@@ -142,7 +142,7 @@ def _is_installed(package: str) -> bool:
 
 
 def fake_classic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts a TensorRT in place that knows its version and nothing else."""
+    """Installs a fake TensorRT that has only a version."""
     module = types.ModuleType("tensorrt")
     module.__version__ = "11.4.0.106"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", module)
@@ -183,7 +183,7 @@ def test_an_engine_of_classic_tensorrt_belongs_to_one_gpu_and_driver(
     put_gpu(None)
     assert identify_tensorrt("tensorrt").device == "no GPU"
     monkeypatch.setattr("engines.trt.build.find_gpu", lambda: None)
-    with pytest.raises(EngineError, match="there is none here.*--engine tensorrt-rtx"):
+    with pytest.raises(EngineError, match="this machine has none.*--engine tensorrt-rtx"):
         builder("tensorrt", BuildOptions(max_batch_size=8)).key(onnx_file)
 
 
@@ -250,18 +250,16 @@ def test_a_stale_engine_in_the_cache_is_built_again(
     assert list_engines(folder.parent)[0].problem is None
 
 
-def test_without_a_gpu_validity_is_said_to_be_unknown(
-    folder: Path, put_gpu: Callable[..., None], graph: GraphSpec
-) -> None:
+def test_without_a_gpu_validity_is_unverified(folder: Path, put_gpu: Callable[..., None], graph: GraphSpec) -> None:
     put_gpu(None)
     (found,) = list_engines(folder.parent, check_bytes=True)
     assert found.problem is None
-    assert found.untold == "whether TensorRT-RTX runs it here cannot be verified without a GPU"
+    assert found.unverified == "whether TensorRT-RTX runs it here cannot be verified without a GPU"
     put_gpu(RTX_4090)
-    assert list_engines(folder.parent)[0].untold is None
+    assert list_engines(folder.parent)[0].unverified is None
 
 
-def test_the_runtimes_own_no_is_passed_on(
+def test_a_refusal_of_the_runtime_is_passed_on(
     rtx: str, folder: Path, graph: GraphSpec, opened: list[Path], put_gpu: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -288,7 +286,7 @@ def test_the_runtimes_own_no_is_passed_on(
     assert [len(header) for header in headers] == [64]
 
 
-def test_no_diagnosis_is_no_verdict(rtx: str, folder: Path) -> None:
+def test_an_invalid_verdict_needs_a_diagnosis(rtx: str, folder: Path) -> None:
     """Without a driver the real check says INVALID and gives no reason."""
     check_validity(folder / "engine.trt")
     trt = load_tensorrt(rtx)
@@ -297,7 +295,7 @@ def test_no_diagnosis_is_no_verdict(rtx: str, folder: Path) -> None:
     assert set(name_diagnostics(trt, both)) == {"VERSION_MISMATCH", "UNSUPPORTED_CC"}
 
 
-def test_facts_of_the_graph_are_checked_where_it_is_at_hand(
+def test_facts_of_the_graph_are_checked_where_it_is_given(
     folder: Path, graph: GraphSpec, opened: list[Path], make_onnx: Callable[..., Path]
 ) -> None:
     other = make_onnx(seed=5)
@@ -308,7 +306,7 @@ def test_facts_of_the_graph_are_checked_where_it_is_at_hand(
 
 
 class TimingCache:
-    """TensorRT's timing cache, whose real one needs a GPU: a set of lines."""
+    """A fake of TensorRT's timing cache, which needs a GPU: a set of lines."""
 
     def __init__(self, data: bytes) -> None:
         self.lines = set(data.splitlines())
@@ -323,7 +321,7 @@ class TimingCache:
 
 
 class TimingConfig:
-    """The part of a builder's config that keeps times."""
+    """The part of a builder's config that has the timing cache."""
 
     def __init__(self, *, accepts: Callable[[TimingCache], bool] = lambda _: True) -> None:
         self.accepts = accepts
@@ -343,19 +341,19 @@ class TimingConfig:
         return self.cache
 
 
-def test_times_are_kept_and_merged_with_those_of_other_processes(tmp_path: Path) -> None:
+def test_times_are_stored_and_merged_with_those_of_other_processes(tmp_path: Path) -> None:
     path = timing_file(tmp_path, version="11.4", device="a")
     assert path != timing_file(tmp_path, version="11.4", device="b")
     config = TimingConfig()
-    with keep_timings(config, path):
+    with stored_timings(config, path):
         config.get_timing_cache().lines.add(b"conv 1")
         update_blob(path, lambda _: b"from another process")
     assert read_blob(path) == b"conv 1\nfrom another process"
     config = TimingConfig()
-    with keep_timings(config, path):
+    with stored_timings(config, path):
         assert config.get_timing_cache().lines == {b"conv 1", b"from another process"}
     refusing = TimingConfig(accepts=lambda cache: not cache.lines)
-    with keep_timings(refusing, path):
+    with stored_timings(refusing, path):
         assert refusing.get_timing_cache().lines == set()
-    with keep_timings(TimingConfig(), None):
+    with stored_timings(TimingConfig(), None):
         pass

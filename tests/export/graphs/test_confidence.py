@@ -37,7 +37,7 @@ def test_probabilities_are_found_by_their_values(logits: np.ndarray) -> None:
     shares = softmax(logits)
     for dtype in (np.float16, np.float32, np.float64):
         assert find_terms(shares.astype(dtype)) == PROBABILITIES
-        assert is_choice(shares.astype(dtype))
+        assert is_choice(shares.astype(dtype), False)
     assert find_terms(np.log(np.maximum(shares, 1e-30))) == LOGITS
     assert find_terms(2 * shares) == LOGITS
 
@@ -45,14 +45,16 @@ def test_probabilities_are_found_by_their_values(logits: np.ndarray) -> None:
 @given(logits=LOGIT_ROWS)
 def test_several_probabilities_that_do_not_sum_to_one_are_several_questions(logits: np.ndarray) -> None:
     logits[0] = 3
-    assert not is_choice(1 / (1 + np.exp(-logits)))
+    shares = 1 / (1 + np.exp(-logits))
+    assert not is_choice(shares, False)
+    assert is_choice(shares, True), "logits may lie between 0 and 1 by chance"
 
 
 def test_what_is_not_one_number_per_class_is_not_a_choice() -> None:
-    assert not is_choice(np.zeros((4, 3), np.int64))
-    assert not is_choice(np.zeros((4, 3, 2), np.float32))
-    assert not is_choice(np.full(4, 7, np.float32))
-    assert is_choice(np.array([[3.0, -2], [1, 1]], np.float32))
+    assert not is_choice(np.zeros((4, 3), np.int64), True)
+    assert not is_choice(np.zeros((4, 3, 2), np.float32), True)
+    assert not is_choice(np.full(4, 7, np.float32), True)
+    assert is_choice(np.array([[3.0, -2], [1, 1]], np.float32), False)
 
 
 @pytest.mark.parametrize("end", ["", "Softmax"])

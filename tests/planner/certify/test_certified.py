@@ -120,7 +120,7 @@ def test_search_never_sees_the_samples_of_the_test() -> None:
     spoiled = trace.metric.copy()
     spoiled[:-1, halves.certification] = 0
     before, after = certified(trace), certified(replace(trace, metric=spoiled))
-    assert [one.exits for one in before.sequence] == [one.exits for one in after.sequence]
+    assert [plan.exits for plan in before.sequence] == [plan.exits for plan in after.sequence]
     assert before.boldest.cuts
     assert after.boldest == NO_EXITS
     assert after.shortage is not None
@@ -132,17 +132,17 @@ def test_certificate_says_what_was_done() -> None:
     trace = population(5, samples=3001)
     found = certified(trace, seed=7)
     halves = split_halves(3001, seed=7)
-    passed = [one for one in found.sequence if one.certificate]
+    passed = [plan for plan in found.sequence if plan.certificate]
     assert passed == list(found.sequence[: len(passed)])
-    for position, one in enumerate(passed, start=1):
-        certificate = one.certificate
+    for position, plan in enumerate(passed, start=1):
+        certificate = plan.certificate
         assert (certificate.position, certificate.bound, certificate.risk) == (position, 0.05, "metric")
-        assert certificate.p_value == one.p_value <= certificate.delta == 0.05
-        assert certificate.observed == pytest.approx(true_risk(trace.select(halves.certification), one.exits))
+        assert certificate.p_value == plan.p_value <= certificate.delta == 0.05
+        assert certificate.observed == pytest.approx(true_risk(trace.select(halves.certification), plan.exits))
         assert (certificate.samples, certificate.tuning_samples) == (1501, 1500)
         assert certificate.tuning_digest == halves.tuning_digest != certificate.certification_digest
         assert certificate.finite_sample
-    tried = [one.p_value is not None for one in found.sequence]
+    tried = [plan.p_value is not None for plan in found.sequence]
     assert tried == sorted(tried, reverse=True)
     assert found.no_exits.method == "no exits"
     assert found.certificates[found.boldest] == passed[-1].certificate
@@ -152,7 +152,7 @@ def test_plans_are_faster_from_one_to_the_next() -> None:
     trace = population(6)
     found = certified(trace)
     tuning = trace.select(found.halves.tuning)
-    means = [mean_ms(tuning, one.exits) for one in found.sequence]
+    means = [mean_ms(tuning, plan.exits) for plan in found.sequence]
     assert means == sorted(means, reverse=True)
     assert len(means) > 2
     assert means[0] < mean_ms(tuning, NO_EXITS)
@@ -165,20 +165,20 @@ def test_variants_fill_the_gaps_between_plans() -> None:
     varied = vary_plans([safe, bold, other])
     assert varied[:3] == (safe, bold, other)
     assert len(varied) == len(set(varied))
-    alone = sorted(one.thresholds[0] for one in varied if one.cuts == ("cut0",))
+    alone = sorted(plan.thresholds[0] for plan in varied if plan.cuts == ("cut0",))
     way, around_bold, around_safe = (
         [0.6, 0.7, 0.8],
         [0.4, 0.45, 0.55, 0.6, 0.65, 0.7],
         [0.88, 0.89, 0.91, 0.92, 0.93, 0.94],
     )
     assert alone == pytest.approx(sorted({*way, *around_bold, *around_safe, 0.5, 0.9}))
-    both = [one.thresholds for one in varied if len(one.cuts) == 2]
+    both = [plan.thresholds for plan in varied if len(plan.cuts) == 2]
     assert both[1:3] == [pytest.approx((0.94, 0.46)), pytest.approx((0.93, 0.37))]
     assert both[-1] == pytest.approx((0.88, 0.0))
     trace = population(4, samples=6000)
     coarse = [Exits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.7, 0.5, 0.3, 0.1)]
     found = plan_certified(problem_of(trace, 0.05), search_by(lambda *_: coarse), CertifyConfig())
-    tested = [one.exits.thresholds[0] for one in found.sequence if one.p_value is not None]
+    tested = [plan.exits.thresholds[0] for plan in found.sequence if plan.p_value is not None]
     assert found.sequence[len(tested) - 1].certificate is None
     assert 0 < tested[-2] - tested[-1] <= 0.05 + 1e-6
 
@@ -214,7 +214,7 @@ def test_one_sample_is_refused() -> None:
 
 
 def test_constant_confidences_lead_to_a_sound_plan() -> None:
-    """Everybody leaves or nobody does, at the first exit; the certificate still speaks of the truth."""
+    """All samples leave at the first exit or none does; the certificate is still true."""
     trace = population(9)
     flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5))
     found = certified(flat, tolerance=0.05)

@@ -36,12 +36,12 @@ def test_bundle_leaves_rows_where_the_trace_says(run: RunFolder, tmp_path: Path)
     stages = merge_stages(model, [chosen, Exits()], tmp_path / "stages")
     graphs = stage_graphs(model, stages)
     itm = time_graphs(graphs, model.spec, run.engines, config.timing, EngineSettings(backend="onnxruntime", threads=1))
-    figures = price_plan(trace, chosen, itm, batch_size=8)
+    priced = price_plan(trace, chosen, itm, batch_size=8)
     bundle = tmp_path / "bundle"
     assemble_bundle(
         bundle,
         model=model,
-        plan=describe_plan(figures, case),
+        plan=describe_plan(priced, case),
         inputs={},
         stages=TimedStages(merged=stages, itm=itm, cache=run.engines),
     )
@@ -67,11 +67,11 @@ def test_merged_stages_have_the_same_name_in_every_plan(made_run: RunFolder, tmp
 
     model = open_model(made_run.model, remedy="")
     first, second = (cut.name for cut in model.spec.candidates[:2])
-    one = merge_stages(model, [Exits(cuts=(second,), thresholds=(0.5,))], tmp_path / "a")
-    two = merge_stages(model, [Exits(cuts=(c,), thresholds=(0.5,)) for c in (first, second)], tmp_path / "b")
-    assert one[None, second].onnx.read_bytes() == two[None, second].onnx.read_bytes()
-    assert list(two) == sorted(two, key=list(two).index)
-    assert len(two) == 4
+    alone = merge_stages(model, [Exits(cuts=(second,), thresholds=(0.5,))], tmp_path / "a")
+    both = merge_stages(model, [Exits(cuts=(c,), thresholds=(0.5,)) for c in (first, second)], tmp_path / "b")
+    assert alone[None, second].onnx.read_bytes() == both[None, second].onnx.read_bytes()
+    assert list(both) == sorted(both, key=list(both).index)
+    assert len(both) == 4
 
 
 @pytest.fixture

@@ -36,14 +36,14 @@ def search(**options: object):
 
 def test_contenders_are_the_best_allowed_plans_and_the_one_without_exits() -> None:
     result = search(slow_batches=SlowBatchRule(share=0.0, stay_allowance=None))
-    allowed = [one.exits for one in result.considered if one.allowed and one.exits.cuts]
+    allowed = [plan.exits for plan in result.considered if plan.allowed and plan.exits.cuts]
     assert len(allowed) > 2
     found = pick_contenders(result, 2)
     fewest = min(len(chosen.cuts) for chosen in allowed[:2])
-    fewer = {next(one for one in allowed if len(one.cuts) == exits) for exits in range(1, fewest)}
+    fewer = {next(plan for plan in allowed if len(plan.cuts) == exits) for exits in range(1, fewest)}
     assert fewer
     assert set(found) == {*allowed[:2], *fewer, NO_EXITS}
-    assert list(found) == sorted(found, key=[one.exits for one in result.considered].index)
+    assert list(found) == sorted(found, key=[plan.exits for plan in result.considered].index)
 
 
 def test_of_plans_with_the_same_exits_the_best_is_measured() -> None:
@@ -55,9 +55,9 @@ def test_of_plans_with_the_same_exits_the_best_is_measured() -> None:
     assert pick_contenders(crowded, 2) == pick_contenders(result, 2)
 
 
-def test_plans_that_the_tail_rule_forbids_do_not_run() -> None:
+def test_plans_that_the_slow_batch_rule_forbids_do_not_run() -> None:
     result = search(slow_batches=SlowBatchRule(share=1.0, allowance=0.0, stay_allowance=None))
-    forbidden = {one.exits for one in result.considered if not one.allowed}
+    forbidden = {plan.exits for plan in result.considered if not plan.allowed}
     assert forbidden
     assert not forbidden & set(pick_contenders(result, 3))
 
@@ -127,25 +127,25 @@ def contender(exits: int, ms: float, *, stay_ratio: float = 1.0, allowed: bool =
     cuts = tuple(f"cut{i}" for i in range(exits))
     trace, costs = make_trace(0, exits=4), make_costs(0, exits=4)
     chosen = Exits(cuts=cuts, thresholds=(0.5,) * exits)
-    figures = evaluate_plan(trace, chosen, costs.plan_costs(cuts), full_ms=costs.full_ms)
+    priced = evaluate_plan(trace, chosen, costs.plan_costs(cuts), full_ms=costs.full_ms)
     plan = ExitPlan(
         model_digest="", trace_digest="", search="joint", tolerance=0, delta=None, batch_size=8, backend="fake",
-        threads=1, exits=figures.planned_exits(), full_metric=1, predicted_metric=1,
-        predicted=figures.predicted_latency(),
+        threads=1, exits=priced.planned_exits(), full_metric=1, predicted_metric=1,
+        predicted=priced.predicted_latency(),
     )  # fmt: skip
     return Contender(
-        priced=figures, plan=plan, bundle=Path(), measured_mean_ms=ms, measured_batch_ms=2 * ms,
+        priced=priced, plan=plan, bundle=Path(), measured_mean_ms=ms, measured_batch_ms=2 * ms,
         measured_p99_ms=p99, stay_ratio=stay_ratio, allowed=allowed,
     )  # fmt: skip
 
 
-def test_of_twins_the_one_with_fewer_exits_wins_then_the_one_that_costs_less_when_nobody_leaves() -> None:
+def test_of_twins_the_one_with_fewer_exits_wins_then_the_one_that_costs_less_when_no_row_leaves() -> None:
     many, few, other = contender(4, 5.00), contender(2, 5.09, stay_ratio=1.1), contender(2, 5.08, stay_ratio=1.2)
     slower, none = contender(1, 5.2), contender(0, 9.0)
     assert rank_contenders([none, many, slower, other, few], MEAN) == (few, many, other, slower, none)
 
 
-def test_what_is_measured_for_comparison_never_wins() -> None:
+def test_a_plan_that_is_measured_for_comparison_never_wins() -> None:
     fastest, mine = contender(1, 4.0, allowed=False), contender(2, 5.0)
     assert rank_contenders([fastest, mine, contender(0, 9.0)], MEAN)[:2] == (mine, fastest)
 
@@ -156,7 +156,7 @@ def test_objective_decides_what_is_compared() -> None:
     assert rank_contenders([even, spiky], BATCH)[0] is spiky
 
 
-def test_what_hard_batches_pay_beyond_the_allowance_is_said() -> None:
+def test_a_cost_of_hard_batches_beyond_the_allowance_is_reported() -> None:
     assert warn_of_staying(contender(2, 5.0, stay_ratio=1.049), 0.03) is None
     assert warn_of_staying(contender(2, 5.0, stay_ratio=1.3), None) is None
     said = warn_of_staying(contender(2, 5.0, stay_ratio=1.08), 0.03)
@@ -165,22 +165,22 @@ def test_what_hard_batches_pay_beyond_the_allowance_is_said() -> None:
     assert "--max-exits" in said
 
 
-def test_contenders_are_the_best_plan_then_simpler_twins_and_the_reference() -> None:
+def test_contenders_are_the_best_plan_then_simpler_twins_and_the_baseline() -> None:
     trace, costs = make_trace(3, exits=5, samples=2000), make_costs(3, exits=5, head=0.02)
     result = search_jointly(trace, costs, tolerance=0.05, slow_batches=SlowBatchRule(share=0.0, stay_allowance=None))
     best = result.considered[0]
     assert best.exit_count > 2
-    allowed = [one for one in result.considered if one.allowed and one.exits.cuts]
-    heads = {one.exit_count: one.exits for one in reversed(allowed)}
+    allowed = [plan for plan in result.considered if plan.allowed and plan.exits.cuts]
+    best_by_count = {plan.exit_count: plan.exits for plan in reversed(allowed)}
     simplest = min(
-        one.exit_count for one in result.considered
-        if one.exits.cuts and one.priced.times.mean_ms <= (1 + NOISE) * best.priced.times.mean_ms
+        plan.exit_count for plan in result.considered
+        if plan.exits.cuts and plan.priced.times.mean_ms <= (1 + NOISE) * best.priced.times.mean_ms
     )  # fmt: skip
     assert simplest < best.exit_count
     always = {NO_EXITS, result.baseline}
-    fewer = {heads[step] for step in range(1, simplest) if step in heads}
-    assert set(pick_contenders(result, 2)) == {best.exits, heads[simplest], *fewer, *always}
-    fewer = {heads[step] for step in range(1, best.exit_count) if step in heads}
+    fewer = {best_by_count[step] for step in range(1, simplest) if step in best_by_count}
+    assert set(pick_contenders(result, 2)) == {best.exits, best_by_count[simplest], *fewer, *always}
+    fewer = {best_by_count[step] for step in range(1, best.exit_count) if step in best_by_count}
     assert set(pick_contenders(result, 1)) == {best.exits, *fewer, *always}
 
 

@@ -140,6 +140,40 @@ def test_files_that_are_not_a_trace_are_refused(tmp_path: Path) -> None:
             read_trace(tmp_path / "c.csv")
 
 
+def test_answers_may_be_words(tmp_path: Path) -> None:
+    predictions, labels = np.array([[0, 1, 2, 1], [0, 2, 2, 1]]), np.array([0, 2, 1, 1])
+    words, confidence = np.array(["cat", "dog", "hen"]), np.full((2, 4), 0.5)
+    numbers = build_trace({"confidence": confidence, "predictions": predictions, "labels": labels})
+    path = write_npz(tmp_path / "w.npz", confidence=confidence, predictions=words[predictions], labels=words[labels])
+    assert np.array_equal(read_trace(path).metric, numbers.metric)
+    assert np.array_equal(read_trace(path).agreement, numbers.agreement)
+    with pytest.raises(InputError, match="holds words, the other numbers"):
+        build_trace({"confidence": confidence, "predictions": words[predictions], "labels": labels})
+    rows = [f"0.5,{words[a]},0.5,{words[b]},{words[c]}" for a, b, c in zip(*predictions, labels, strict=True)]
+    header = "confidence early,prediction early,confidence final,prediction final,label"
+    (tmp_path / "w.csv").write_text("\n".join([header, *rows]) + "\n")
+    assert np.array_equal(read_trace(tmp_path / "w.csv").metric, numbers.metric)
+
+
+def test_tables_of_countries_with_decimal_commas(tmp_path: Path) -> None:
+    found = arrays(30)
+    plain = as_csv(tmp_path / "plain.csv", found)
+    local = plain.read_text().replace(",", ";").replace(".", ",")
+    (tmp_path / "local.csv").write_text(local)
+    assert np.array_equal(read_trace(tmp_path / "local.csv").confidence, read_trace(plain).confidence)
+    times = write_times(tmp_path / "times.csv")
+    (tmp_path / "local_times.csv").write_text(times.read_text().replace(",", ";").replace(".", ","))
+    assert read_times(tmp_path / "local_times.csv", EXITS).median_ms == read_times(times, EXITS).median_ms
+
+
+def test_shares_of_agreement_stay_shares() -> None:
+    """A third of the pixels is not an agreement."""
+    shares = np.array([[0.3, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    trace = build_trace({"confidence": np.full((2, 3), 0.5), "correct": shares, "agreement": shares})
+    np.testing.assert_allclose(trace.agreement, shares)
+    assert trace.agrees.tolist() == [[False, True, False], [True, True, True]]
+
+
 def test_times_become_the_costs_that_they_are(tmp_path: Path) -> None:
     itm = read_times(write_times(tmp_path / "t.csv", {"gather late": "0.1,0.2,0.3"}), EXITS)
     costs = NetworkCosts(itm=itm, cuts=(*EXITS, END), batch_size=8)

@@ -70,7 +70,7 @@ def test_many_paths_are_merged_upwards_and_hardly_change_the_percentile(monkeypa
     assert exact <= merged <= exact * 1.005
 
 
-def test_nobody_left_costs_no_time() -> None:
+def test_no_row_left_costs_no_time() -> None:
     costs = [np.array([0.0, 1.0, 1.0]), np.array([0.0, 5.0, 9.0])]
     assert latency_quantile(costs, [1.0, 0.0], Load.of(2)) == 1.0
     assert latency_quantile(costs, [1.0, 1.0], Load.of(2)) == 10.0

@@ -1,4 +1,4 @@
-"""Choices of exits on a trace: who leaves where, in float32, and what that gives."""
+"""Replay of exits on a trace: where samples leave, in float32, and the outcome."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def test_oracle_leaves_at_the_first_exit_that_agrees() -> None:
         assert at == (agrees.index(True) if True in agrees else 2)
 
 
-def test_oracle_is_faster_than_a_plan_that_nobody_leaves() -> None:
+def test_oracle_is_faster_than_a_plan_that_no_sample_leaves() -> None:
     trace, costs = make_trace(4), make_costs(4, head=0.01)
-    figures = evaluate_plan(
+    priced = evaluate_plan(
         trace, Exits(cuts=("cut0",), thresholds=(1.0,)), costs.plan_costs(("cut0",)), full_ms=costs.full_ms
     )
-    assert figures.oracle_mean_ms < figures.times.mean_ms
-    planned = figures.planned_exits()
-    assert [one.cut for one in planned] == ["cut0"]
-    assert planned[0].arrival_ms == figures.times.arrival_ms[0]
-    assert figures.predicted_latency().full_ms == costs.full_ms
+    assert priced.oracle_mean_ms < priced.times.mean_ms
+    planned = priced.planned_exits()
+    assert [exit_.cut for exit_ in planned] == ["cut0"]
+    assert planned[0].arrival_ms == priced.times.arrival_ms[0]
+    assert priced.predicted_latency().full_ms == costs.full_ms
 
 
 def test_unknown_and_disordered_exits_are_refused() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from artifacts import NoPlanError, Trace, UsageError
@@ -16,20 +16,20 @@ from planner.search.greedy import draw_candidate_patterns
 from planner.search.problem import share_in_time
 from tests.planner.planning_worlds import make_costs, make_problem, make_trace, search_greedily, traces
 
-ANY_TAIL = SlowBatchRule(share=0.0, stay_allowance=None)
+ANY_BATCHES = SlowBatchRule(share=0.0, stay_allowance=None)
 tolerances = st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5])
 
 
-def search(trace: Trace, costs: NetworkCosts, tolerance: float, tail: SlowBatchRule = ANY_TAIL):
+def search(trace: Trace, costs: NetworkCosts, tolerance: float, rule: SlowBatchRule = ANY_BATCHES):
     grids = KeptGrids(thresholds=threshold_grid(0.1))
-    return search_greedily(trace, costs, tolerance=tolerance, grids=grids, slow_batches=tail)
+    return search_greedily(trace, costs, tolerance=tolerance, grids=grids, slow_batches=rule)
 
 
 class LiteralPaper:
-    """Steps 3 to 7 with loops over samples and no sums kept: slow and plain."""
+    """Steps 3 to 7 with loops over samples and without stored sums: slow and plain."""
 
-    def __init__(self, trace: Trace, costs: NetworkCosts, tolerance: float, tail: SlowBatchRule) -> None:
-        self.trace, self.costs, self.tolerance, self.tail = trace, costs, tolerance, tail
+    def __init__(self, trace: Trace, costs: NetworkCosts, tolerance: float, rule: SlowBatchRule) -> None:
+        self.trace, self.costs, self.tolerance, self.rule = trace, costs, tolerance, rule
         self.samples = trace.sample_count
 
     def expected_ms(self, exits: list[tuple[int, np.float32]]) -> float:
@@ -52,10 +52,10 @@ class LiteralPaper:
         moveon = np.mean([not c >= threshold for c in self.trace.confidence[row]])
         share = 0.0
         for n in range(batch + 1):
-            if head[batch] + rest[n] > (1 + self.tail.allowance) * self.costs.full_ms:
+            if head[batch] + rest[n] > (1 + self.rule.allowance) * self.costs.full_ms:
                 break
             share += binomial_pmf(batch, moveon)[n]
-        return share >= self.tail.share - 1e-9
+        return share >= self.rule.share - 1e-9
 
     def configure(self, row: int, going: list[int], target: float) -> np.float32 | None:
         best: tuple[float, np.float32] | None = None
@@ -99,14 +99,13 @@ class LiteralPaper:
 def test_search_is_the_paper_taken_literally(
     trace: Trace, seed: int, tolerance: float, batch_size: int, share: float
 ) -> None:
-    if trace.full_metric == 0:
-        return
+    assume(trace.full_metric > 0)
     costs = make_costs(seed, exits=len(trace.exits), batch_size=batch_size)
-    tail = SlowBatchRule(share=share, stay_allowance=None)
-    literal = LiteralPaper(trace, costs, tolerance, tail)
+    rule = SlowBatchRule(share=share, stay_allowance=None)
+    literal = LiteralPaper(trace, costs, tolerance, rule)
     expected = literal.run()
-    path = [one for one in search(trace, costs, tolerance, tail).considered if one.path]
-    found = max(path, key=lambda one: one.exit_count).priced
+    path = [plan for plan in search(trace, costs, tolerance, rule).considered if plan.path]
+    found = max(path, key=lambda plan: plan.exit_count).priced
     rows = [trace.exits.index(cut) for cut in found.exits.cuts]
     literally = [(row, float(threshold)) for row, threshold in expected]
     mine = list(zip(rows, found.exits.thresholds, strict=True))
@@ -121,17 +120,16 @@ def test_search_is_the_paper_taken_literally(
 def test_answer_keeps_the_tolerance_and_is_never_slower(
     trace: Trace, seed: int, tolerance: float, batch_size: int
 ) -> None:
-    if trace.full_metric == 0:
-        return
+    assume(trace.full_metric > 0)
     costs = make_costs(seed, exits=len(trace.exits), batch_size=batch_size)
     result = search(trace, costs, tolerance)
     assert result.best.times.mean_ms <= costs.full_ms * (1 + 1e-12)
-    for one in result.considered:
-        assert one.priced.outcome.metric >= (1 - tolerance) * trace.full_metric - 1e-8
-    plans = [one.exits for one in result.considered]
+    for plan in result.considered:
+        assert plan.priced.outcome.metric >= (1 - tolerance) * trace.full_metric - 1e-8
+    plans = [plan.exits for plan in result.considered]
     assert len(set(plans)) == len(plans)
     assert any(not chosen.cuts for chosen in plans)
-    times = [one.priced.times.mean_ms for one in result.considered if one.allowed]
+    times = [plan.priced.times.mean_ms for plan in result.considered if plan.allowed]
     assert times == sorted(times)
 
 
@@ -164,8 +162,8 @@ def test_constant_confidences_leave_all_or_none() -> None:
     trace = make_trace(0)
     flat = replace(trace, confidence=np.full_like(trace.confidence, 0.5), metric=np.ones_like(trace.metric))
     best = search(flat, make_costs(0), 0.0).best
-    assert best.exits.cuts == ("cut0",)  # all are right at once: everybody leaves at the first
-    assert best.exits.thresholds == (0.5,)  # the most careful threshold that still lets everybody go
+    assert best.exits.cuts == ("cut0",)  # all are right at once: all leave at the first
+    assert best.exits.thresholds == (0.5,)  # the most careful threshold that still lets all of them leave
     assert best.outcome.shares == (1.0, 0.0)
 
 
@@ -192,32 +190,32 @@ def test_heads_that_cost_more_than_the_network_are_not_taken() -> None:
 def test_network_without_candidates_has_one_plan() -> None:
     trace, costs = make_trace(0, exits=0), make_costs(0, exits=0)
     result = search(trace, costs, 0.01)
-    assert [one.exits.cuts for one in result.considered] == [()]
+    assert [plan.exits.cuts for plan in result.considered] == [()]
     assert draw_candidate_patterns(make_problem(trace, costs), 0.01).exits == ()
 
 
-def test_tail_rule_refuses_an_exit_that_makes_most_batches_late() -> None:
+def test_slow_batch_rule_refuses_an_exit_that_makes_most_batches_late() -> None:
     trace, costs = make_trace(0, exits=1, samples=400), make_costs(0, exits=1)
     free = search(trace, costs, 0.05, SlowBatchRule(share=0.0, allowance=0.0, stay_allowance=None))
-    single = next(one for one in free.considered if one.exit_count == 1)
+    single = next(plan for plan in free.considered if plan.exit_count == 1)
     assert 0 < single.in_time_share < 1
     strict = SlowBatchRule(share=min(single.in_time_share + 0.01, 1.0), allowance=0.0, stay_allowance=None)
     refused = search(trace, costs, 0.05, strict)
     assert refused.best.exits.cuts == ()
-    assert [one.allowed for one in refused.considered] == [True, False]
+    assert [plan.allowed for plan in refused.considered] == [True, False]
 
 
-def test_a_batch_that_nobody_leaves_pays_no_more_than_it_may() -> None:
+def test_a_batch_of_which_no_row_leaves_pays_no_more_than_it_may() -> None:
     trace, costs = make_trace(0, exits=3, samples=400), make_costs(0, exits=3)
     free = search(trace, costs, 0.2)
-    prices = {one.exits.cuts: sum(p[-1] for p in costs.plan_costs(one.exits.cuts)) for one in free.considered}
+    prices = {plan.exits.cuts: sum(p[-1] for p in costs.plan_costs(plan.exits.cuts)) for plan in free.considered}
     excess = prices[free.best.exits.cuts] / costs.full_ms - 1
     assert excess > 0
     allowance = excess / 2
     bound = search(trace, costs, 0.2, SlowBatchRule(share=0.0, stay_allowance=allowance))
-    for one in bound.considered:
-        spent = sum(price[-1] for price in costs.plan_costs(one.exits.cuts))
-        assert one.allowed == (spent <= (1 + allowance) * costs.full_ms)
+    for plan in bound.considered:
+        spent = sum(price[-1] for price in costs.plan_costs(plan.exits.cuts))
+        assert plan.allowed == (spent <= (1 + allowance) * costs.full_ms)
     assert bound.best.exits.cuts != free.best.exits.cuts
 
 
@@ -233,26 +231,26 @@ def test_break_even_counts_batches_by_the_pattern() -> None:
 
 def test_another_tolerance_reads_no_trace_again() -> None:
     trace, costs = make_trace(7, exits=4, samples=300), make_costs(7, exits=4, head=0.05)
-    kept = KeptGrids(thresholds=threshold_grid())
-    first = search_greedily(trace, costs, tolerance=0.02, grids=kept, slow_batches=ANY_TAIL)
-    assert kept.evaluations == len(kept.grids) >= 2
-    before = kept.evaluations
-    again = search_greedily(trace, costs, tolerance=0.02, grids=kept, slow_batches=ANY_TAIL)
-    assert kept.evaluations == before
+    grids = KeptGrids(thresholds=threshold_grid())
+    first = search_greedily(trace, costs, tolerance=0.02, grids=grids, slow_batches=ANY_BATCHES)
+    assert grids.evaluations == len(grids.grids) >= 2
+    before = grids.evaluations
+    again = search_greedily(trace, costs, tolerance=0.02, grids=grids, slow_batches=ANY_BATCHES)
+    assert grids.evaluations == before
     assert again.best.exits == first.best.exits
-    search_greedily(trace, costs, tolerance=0.3, grids=kept, slow_batches=ANY_TAIL)
+    search_greedily(trace, costs, tolerance=0.3, grids=grids, slow_batches=ANY_BATCHES)
     fresh = KeptGrids(thresholds=threshold_grid())
-    search_greedily(trace, costs, tolerance=0.3, grids=fresh, slow_batches=ANY_TAIL)
-    assert kept.evaluations - before < fresh.evaluations
+    search_greedily(trace, costs, tolerance=0.3, grids=fresh, slow_batches=ANY_BATCHES)
+    assert grids.evaluations - before < fresh.evaluations
 
 
-def test_kept_grid_decides_and_not_the_trace() -> None:
-    """A grid that says nobody may leave is believed, which shows that it is used."""
+def test_stored_grid_decides_and_not_the_trace() -> None:
+    """A grid in which no sample may leave is believed, which shows that it is used."""
     trace, costs = make_trace(7), make_costs(7, head=0.01)
-    kept = KeptGrids(thresholds=threshold_grid())
-    assert search_greedily(trace, costs, tolerance=0.2, grids=kept, slow_batches=ANY_TAIL).best.exits.cuts
-    kept.grids = {prefix: replace(grid, leaving=grid.leaving * 0) for prefix, grid in kept.grids.items()}
-    assert not search_greedily(trace, costs, tolerance=0.2, grids=kept, slow_batches=ANY_TAIL).best.exits.cuts
+    grids = KeptGrids(thresholds=threshold_grid())
+    assert search_greedily(trace, costs, tolerance=0.2, grids=grids, slow_batches=ANY_BATCHES).best.exits.cuts
+    grids.grids = {prefix: replace(grid, leaving=grid.leaving * 0) for prefix, grid in grids.grids.items()}
+    assert not search_greedily(trace, costs, tolerance=0.2, grids=grids, slow_batches=ANY_BATCHES).best.exits.cuts
 
 
 @pytest.mark.parametrize("tolerance", [-0.1, 1.0, float("nan")])
@@ -280,6 +278,6 @@ def test_metric_of_zero_has_no_plan() -> None:
         {"stay_allowance": np.inf},
     ],
 )
-def test_tail_rule_checks_itself(rule: dict[str, float]) -> None:
+def test_slow_batch_rule_checks_itself(rule: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="--tail|--stay"):
         SlowBatchRule(**rule)

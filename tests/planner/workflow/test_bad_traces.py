@@ -25,13 +25,13 @@ from tests.planner.foreign.test_importing import EXITS, SIZES, SLOW, write_npz, 
 from tests.planner.planning_worlds import make_costs, make_problem, make_trace
 
 COSTS = make_costs(0, exits=2, head=0.01)
-ANY_TAIL = SlowBatchRule(share=0.0, stay_allowance=None)
+ANY_BATCHES = SlowBatchRule(share=0.0, stay_allowance=None)
 
 
 def certified(
     trace: Trace, *, tolerance: float = 0.05, search: str = "joint", costs: NetworkCosts = COSTS, **settings: object
 ) -> CertifiedPlans:
-    problem = make_problem(trace, costs, tolerance, slow_batches=ANY_TAIL)
+    problem = make_problem(trace, costs, tolerance, slow_batches=ANY_BATCHES)
     return plan_certified(problem, SEARCHES[search], CertifyConfig(**settings))
 
 
@@ -59,7 +59,7 @@ def constant() -> Trace:
 
 
 def one_class() -> Trace:
-    """Everybody is right about the only class that occurs."""
+    """All exits are right about the only class that occurs."""
     return replace(good(), metric=np.ones((3, SAMPLES), np.float32))
 
 
@@ -84,7 +84,7 @@ def never_right() -> Trace:
 
 
 def better_early() -> Trace:
-    """Exits that beat the final head, which loses nothing whoever leaves."""
+    """Exits that beat the final head, which loses nothing, whichever samples leave."""
     return replace(good(), metric=np.sort(good().metric, axis=0)[::-1].copy())
 
 
@@ -125,8 +125,8 @@ MANY_COSTS = make_costs(0, exits=MANY, head=0.01)
 def barely_bad(kind: str, samples: int = 4000, excess: float = 0.052) -> Trace:
     """A population in which every plan with exits loses ``excess`` at least, a little more than the tolerance of 0.05.
 
-    The full network is right throughout. ``constant``: whoever comes to an exit leaves there. ``one class``: so do
-    they, with confidence 1. ``ties``: two values, and those who are sure are wrong so often that they
+    The full network is right throughout. ``constant``: every sample that arrives at an exit leaves there. ``one
+    class``: likewise, with confidence 1. ``ties``: two values, and the confident samples are wrong so often that they
     alone lose too much. Exits err on samples of their own, so that of several one always looks well on a tuning half.
     """
     random = np.random.default_rng(7)
@@ -187,8 +187,8 @@ def test_bad_traces_by_the_commands(make: Callable[[], Trace], tmp_path: Path) -
     assert code == 0
     assert plan["certificate"]["observed"] <= 0.05
     chosen = Exits(
-        cuts=tuple(f"cut{EXITS.index(one['cut'])}" for one in plan["exits"]),
-        thresholds=tuple(one["threshold"] for one in plan["exits"]),
+        cuts=tuple(f"cut{EXITS.index(exit_['cut'])}" for exit_ in plan["exits"]),
+        thresholds=tuple(exit_["threshold"] for exit_ in plan["exits"]),
     )
     held_out = trace.select(split_halves(SAMPLES, seed=0).certification)
     assert plan["certificate"]["observed"] == pytest.approx(loss_of(held_out, chosen))

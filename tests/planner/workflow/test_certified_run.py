@@ -28,10 +28,10 @@ def test_a_certified_plan_carries_its_certificate(
     spec = read_json(run.bundle / BUNDLE_JSON, BundleSpec)
     assert spec.plan.certificate is not None
     assert shipped["exits"]
-    passed = [one for one in found["certification"]["sequence"] if one["certified"]]
-    assert [one["cut"] for one in shipped["exits"]] in [one["exits"] for one in passed]
-    for one in found["considered"]:
-        assert one["certified"] is one["allowed"]
+    passed = [tested for tested in found["certification"]["sequence"] if tested["certified"]]
+    assert [exit_["cut"] for exit_ in shipped["exits"]] in [tested["exits"] for tested in passed]
+    for considered in found["considered"]:
+        assert considered["certified"] is considered["allowed"]
     code, again = plan(run, tmp_path, "--tolerance", "0.9", *CERTIFIED)
     assert (code, again["reused"], again["certification"]) == (0, True, found["certification"])
 

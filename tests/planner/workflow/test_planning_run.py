@@ -26,8 +26,8 @@ def test_planning_from_nothing_to_a_bundle(
         assert word in out
     shipped = found["plan"]
     assert shipped["predicted_metric"] >= 0.1 * shipped["full_metric"]
-    assert [one["measured_mean_ms"] is not None for one in found["considered"]][:2] == [True, True]
-    assert any(not one["exits"] and one["measured_mean_ms"] for one in found["considered"])
+    assert [considered["measured_mean_ms"] is not None for considered in found["considered"]][:2] == [True, True]
+    assert any(not considered["exits"] and considered["measured_mean_ms"] for considered in found["considered"])
     spec = read_json(run.bundle / BUNDLE_JSON, BundleSpec)
     assert len(spec.stages) == len(shipped["exits"]) + 1
     left = [sum(row) / spec.plan.reference.samples for row in spec.plan.reference.confidence_counts]
@@ -140,11 +140,11 @@ def test_the_joint_search_is_measured_beside_the_greedy_one(
     code, found = plan(run, tmp_path, "--tolerance", "0.9", "--certify", "none")
     assert code == 0
     assert found["plan"]["search"] == "joint"
-    (reference,) = [one for one in found["considered"] if one["reference"]]
+    (reference,) = [considered for considered in found["considered"] if considered["reference"]]
     assert reference["measured_mean_ms"] is not None
     said = capsys.readouterr()
     assert "beside the greedy search's plan" in said.out
     assert "by the greedy search" in said.err
     code, found = plan(run, tmp_path, "--tolerance", "0.9", "--certify", "none", "--search", "greedy")
     assert found["plan"]["search"] == "greedy"
-    assert not any(one["reference"] for one in found["considered"])
+    assert not any(considered["reference"] for considered in found["considered"])

@@ -60,7 +60,7 @@ def check_same_plan(found: dict[str, Any]) -> None:
 
 def test_it_opens(run: RunFolder) -> None:
     inputs = read_inputs(run, risk="metric")
-    assert inputs.open_model().digest == open_model(run.model, remedy="").digest
+    assert inputs.require_model().digest == open_model(run.model, remedy="").digest
     assert inputs.trace.exits == ("h0", "h1", "h2")
     assert inputs.itm.batch_sizes == (1, 2, 4)
     result = read_result(open_plan(run), reused=True, bundle=run.bundle)

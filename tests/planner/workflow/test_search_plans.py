@@ -1,4 +1,4 @@
-"""What becomes of a search before anything is measured: the plan, the one beside it, and the certificate."""
+"""The result of a search before anything is measured: the plan, the baseline beside it, and the certificate."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ SIZES = (1, 2, 4, 8)
 def test_plan_of_the_greedy_search_stands_beside_one_with_fewer_exits(method: str) -> None:
     """The greedy search knows no limit on the exits: its plan is there to compare, and may not win."""
     trace, costs = make_trace(7, exits=4, samples=4000), make_costs(1, exits=4, head=0.02)
-    tail = SlowBatchRule(share=0.0, stay_allowance=None)
+    rule = SlowBatchRule(share=0.0, stay_allowance=None)
     config = PlanConfig(
-        tolerance=0.2, batch_size=8, max_exits=1, tail=tail, certify=CertifyConfig(method=method),
+        tolerance=0.2, batch_size=8, max_exits=1, tail=rule, certify=CertifyConfig(method=method),
         timing=TimingConfig(batch_sizes=SIZES),
     )  # fmt: skip
-    kept = KeptGrids(thresholds=threshold_grid())
-    assert len(search_greedily(trace, costs, tolerance=0.2, grids=kept, slow_batches=tail).best.exits.cuts) > 1
+    grids = KeptGrids(thresholds=threshold_grid())
+    assert len(search_greedily(trace, costs, tolerance=0.2, grids=grids, slow_batches=rule).best.exits.cuts) > 1
     said: list[str] = []
-    problem = make_problem(trace, costs, config, kept)
+    problem = make_problem(trace, costs, config, grids)
     result, certified = search_plans(problem, config.search, config.certify, said.append)
     assert (certified is None) == (method == "none")
     assert any("by the greedy search" in line for line in said)
     assert len(result.best.exits.cuts) == 1
-    (beside,) = [one for one in result.considered if one.exits == result.baseline]
+    (beside,) = [plan for plan in result.considered if plan.exits == result.baseline]
     if method == "none":
         assert len(beside.exits.cuts) > 1
         assert not beside.allowed
-    assert all(len(one.exits.cuts) <= 1 for one in result.considered if one.allowed)
+    assert all(len(plan.exits.cuts) <= 1 for plan in result.considered if plan.allowed)

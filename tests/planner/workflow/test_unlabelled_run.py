@@ -1,4 +1,4 @@
-"""A log of queries without labels, from ``--data`` to the bundle and to everything that is told of it."""
+"""A log of queries without labels, from ``--data`` to the bundle and to every report of it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_another_risk_is_refused_before_any_work(
 
 @pytest.mark.usefixtures("heavy_end")
 def test_agreement_on_labelled_data_is_told_as_agreement(run: RunFolder, tmp_path: Path) -> None:
-    """The labels are there, but the plan was not made by them: no word of an accuracy that nobody bounded."""
+    """The labels are there, but the plan was not made by them: no accuracy is mentioned, as none was bounded."""
     words = ("--data", str(run.root / "data.npz"), *QUICK, *AGREEMENT)
     code, found = command(run, tmp_path / "out.json", *words)
     assert (code, found["plan"]["risk"]) == (0, "agreement")

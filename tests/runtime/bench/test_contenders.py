@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import GraphSpec, UsageError
+from artifacts import GraphSpec
 from engines import FakeEngine, HostDevice
 from runtime import OpenBundle
 from runtime.bench.contenders import Contenders, ExitAnswers
@@ -21,7 +21,7 @@ SAMPLES, BATCH = 21, 8
 
 
 class TwoInputs:
-    """A data set whose samples have two inputs, and numbers as targets."""
+    """Samples with two inputs, and numbers as targets."""
 
     name = "two inputs"
     labelled = True
@@ -31,13 +31,13 @@ class TwoInputs:
         self.x, self.mask = net.batch(random.random((SAMPLES, net.depth)), mask=random.random((SAMPLES, 2)) < 0.5)
         self.labels = random.random(SAMPLES) * 10
 
-    def split(self, part: str) -> np.ndarray:
+    def indices_of(self, part: str) -> np.ndarray:
         return np.arange(SAMPLES)
 
     def inputs(self, rows: np.ndarray) -> Mapping[str, np.ndarray]:
         return {"mask": self.mask[rows], "x": self.x[rows]}
 
-    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+    def targets(self, rows: np.ndarray) -> np.ndarray:
         return self.labels[rows]
 
 
@@ -80,7 +80,7 @@ def answer_all(net: Any, values: Mapping[str, np.ndarray], index: int) -> Mappin
 
 def test_a_network_with_several_inputs_and_a_task_of_its_own(net: Any) -> None:
     data: Any = TwoInputs(net)
-    queries = Queries(data, net.inputs, batch_size=BATCH, samples=None, seed=0)
+    queries = Queries(data, batch_size=BATCH, count=None, seed=0)
     assert (len(queries), queries.batch_count) == (SAMPLES, 3)
     with Contenders(open_fakes(net), whole_network(net), batch_size=BATCH) as contenders:
         recording = contenders.record(queries, CloseAnswers(), range(2))
@@ -122,14 +122,3 @@ def test_grades_are_means_where_the_task_has_no_counts() -> None:
     grades = Grades(task=CloseAnswers(), quality=np.array([1, 0, 0.5, 0.5], np.float32))
     assert grades.metric() == 0.5
     assert grades.metric(np.array([True, False, True, False])) == 0.75
-
-
-def test_data_with_one_array_does_not_fill_several_inputs(net: Any) -> None:
-    data: Any = TwoInputs(net)
-    data.inputs = lambda rows: data.x[rows]
-    with pytest.raises(
-        UsageError, match="two inputs has one array per sample, but the network takes the inputs x, mask"
-    ):
-        Queries(data, net.inputs, batch_size=BATCH, samples=None, seed=0).inputs(0)
-    single = Queries(data, net.inputs[:1], batch_size=BATCH, samples=None, seed=0).inputs(0)
-    assert list(single) == ["x"]

@@ -1,7 +1,7 @@
-// A CUDA driver that pretends: the few functions that PAME calls, over the memory of the host.
+// A fake CUDA driver: the few functions that PAME calls, over the memory of the host.
 //
-// It exists to run engines/cuda_*.py, cuda-bindings' calls included, where there is no GPU. It is built to be nasty:
-//   - nothing that is put on a stream happens before somebody waits for it, so a forgotten wait reads old bytes;
+// It exists to run engines/gpu, cuda-bindings' calls included, without a GPU. It is strict on purpose:
+//   - work on a stream does not happen before some call waits for it, so a forgotten wait reads old bytes;
 //   - the threads of a block run as fibers in random order between two barriers, blocks in random order;
 //   - memory has guards that are checked when it is freed, and graph capture refuses what a real driver refuses.
 // The kernels are PAME's own source, compiled for the host (kernels.inc is written by the test). It proves nothing about

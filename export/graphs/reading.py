@@ -1,0 +1,99 @@
+"""Reading: an ``.onnx`` file with everything that it is made of, weights in files beside it included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+from artifacts import InputError, UsageError
+from export.graphs.files import PROTO_LIMIT, weight_bytes
+
+
+def read_model(path: Path) -> ir.Model:
+    """Reads an ONNX file as it is; weights beside it are loaded unless they are too many for one message.
+
+    Raises:
+        UsageError: there is no such file.
+        InputError: the file is not ONNX, or weights beside it are missing or cut short.
+    """
+    model = _read_lazily(path)
+    external = list(external_tensors(model))
+    for tensor in external:
+        _check_external(path, tensor)
+    if external and weight_bytes(model) < PROTO_LIMIT:
+        ir.external_data.load_to_model(model)
+    return model
+
+
+def weight_files(path: Path) -> dict[str, Path]:
+    """Returns the files beside an ONNX file that hold its weights, by the names that it gives them.
+
+    Raises:
+        UsageError, InputError: as ``read_model``.
+    """
+    found = {}
+    for tensor in external_tensors(_read_lazily(path)):
+        _check_external(path, tensor)
+        found[str(tensor.location)] = path.parent / tensor.location
+    return found
+
+
+def _read_lazily(path: Path) -> ir.Model:
+    if not path.is_file():
+        raise UsageError(f"{path}: there is no such file")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} cannot be read as ONNX: it is empty (0 bytes). Download or export it again")
+    try:
+        proto = onnx.load_model(path, load_external_data=False)
+        _forget_maps(proto)
+        model = ir.from_proto(proto)
+    except (DecodeError, ValueError, OSError, ir.serde.SerdeError) as error:
+        raise InputError(f"{path} cannot be read as ONNX: {error}") from error
+    for graph in model.graphs():
+        ir.external_data.set_base_dir(graph, path.parent)
+    return model
+
+
+def _forget_maps(proto: onnx.ModelProto) -> None:
+    """Drops the types of outputs that are maps, for which onnx_ir has none (see ``export.graphs.outputs``)."""
+    for value in proto.graph.output:
+        kind = value.type.sequence_type.elem_type if value.type.HasField("sequence_type") else value.type
+        if kind.HasField("map_type"):
+            value.ClearField("type")
+
+
+def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    """Yields the tensors of a model whose values lie in other files."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                yield attribute.value
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    location = Path(tensor.location)
+    if location.is_absolute() or ".." in location.parts:
+        raise InputError(
+            f"{path}: its tensor '{tensor.name}' lies in {location}, outside the file's folder. Save the network again "
+            "with its weights beside it: onnx.save(model, path, save_as_external_data=True, location=NAME)"
+        )
+    file = path.parent / location
+    if not file.is_file():
+        raise InputError(
+            f"{path}: its tensor '{tensor.name}' lies in {file}, and there is no such file. Put the weights beside the "
+            ".onnx file, under the name that they had when it was saved"
+        )
+    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
+    if file.stat().st_size < end:
+        raise InputError(
+            f"{file} is cut short: {file.stat().st_size} bytes, and '{tensor.name}' of {path.name} ends at byte {end}. "
+            "Copy it again"
+        )
