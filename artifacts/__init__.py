@@ -47,7 +47,7 @@ from artifacts.plans import (
     StreamReference,
 )
 from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, check_plot, clean_axes
-from artifacts.preprocessing import Preprocessing
+from artifacts.preprocessing import Preprocessing, name_channels
 from artifacts.runs import COMMAND, RunFolder, find_run, recorded_command
 from artifacts.store import (
     MANIFEST,
@@ -72,7 +72,8 @@ __all__ = [
     # words
     "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "BundleSpec", "Certificate", "Cut", "EngineKey",
     "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit", "PredictedLatency",
-    "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace", "check_precision",
+    "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace",
+    "check_precision", "name_channels",
     "find_first_true",
     # tasks
     "TASKS", "Answers", "Classification", "Task", "find_task", "load_task",

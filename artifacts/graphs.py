@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.codec import read_json, write_json
 from artifacts.errors import SchemaError, UsageError, unknown_name
-from artifacts.preprocessing import Preprocessing
+from artifacts.preprocessing import Preprocessing, name_channels
 from artifacts.store import Artifact, open_artifact
 
 MODEL_JSON = "model.json"
@@ -135,10 +135,12 @@ class ModelSpec:
         row = self.full.inputs[0].row_shape
         if len(self.full.inputs) != 1 or len(row) != 3:
             return None
+        order, count = name_channels(row[0])
         return Preprocessing(
             height=row[1],
             width=row[2],
-            channel_order="L" if row[0] == 1 else "RGB",
+            channel_order=order,
+            channel_count=count,
             mean=(float(self.settings["mean"]),),
             std=(float(self.settings["std"]),),
         )

@@ -10,7 +10,7 @@ from artifacts.errors import InputError, unknown_name
 
 RESIZES = ("squash", "centre-crop")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-CHANNEL_ORDERS = ("RGB", "BGR", "L")
+CHANNEL_ORDERS = ("RGB", "BGR", "L", "any")
 LAYOUTS = ("NCHW", "NHWC")
 
 
@@ -26,7 +26,9 @@ class Preprocessing:
             its shorter side to ``shorter_side`` pixels and cuts ``height`` x ``width`` from the centre.
         shorter_side: for ``centre-crop``, in pixels; ``None`` with ``squash``.
         interpolation: of the resize, with antialiasing, by Pillow's name.
-        channel_order: ``RGB``, ``BGR``, or ``L`` for one channel of luminance.
+        channel_order: ``RGB``, ``BGR``, ``L`` for one channel of luminance, or ``any`` for arrays of ``channel_count``
+            channels that are no picture, multispectral images for instance.
+        channel_count: for ``any``; ``None`` with the others.
         scale: the first factor of pixel values: 1/255 for networks that take values in [0, 1], 1 for 0..255.
         mean, std: per channel, of the scaled values; one number stands for all channels.
         layout: ``NCHW`` or ``NHWC``.
@@ -38,6 +40,7 @@ class Preprocessing:
     shorter_side: int | None = None
     interpolation: str = "bicubic"
     channel_order: str = "RGB"
+    channel_count: int | None = None
     scale: float = 1 / 255
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
@@ -54,6 +57,11 @@ class Preprocessing:
                 raise unknown_name(f"{what} of the preprocessing", name, names)
         if self.height < 1 or self.width < 1:
             raise InputError(f"preprocessing: expected a size of at least 1 x 1, got {self.height} x {self.width}")
+        if (self.channel_count is None) != (self.channel_order != "any") or self.channel_count == 0:
+            raise InputError(
+                f"preprocessing: a channel_count of at least 1 goes with channel order 'any' alone, got "
+                f"{self.channel_count} with '{self.channel_order}'"
+            )
         if (self.shorter_side is None) != (self.resize == "squash"):
             raise InputError(
                 f"preprocessing: shorter_side goes with resize 'centre-crop' alone, got {self.shorter_side} with "
@@ -76,6 +84,8 @@ class Preprocessing:
     @property
     def channels(self) -> int:
         """The number of channels that the network takes."""
+        if self.channel_count is not None:
+            return self.channel_count
         return 1 if self.channel_order == "L" else 3
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
@@ -93,3 +103,9 @@ class Preprocessing:
         shift = np.float32(mean / std).reshape(along)
         normalised: np.ndarray = pixels.astype(np.float32) * factor - shift
         return normalised
+
+
+def name_channels(count: int) -> tuple[str, int | None]:
+    """Returns the ``channel_order`` and ``channel_count`` of images of which only the number of channels is known."""
+    order = {1: "L", 3: "RGB"}.get(count, "any")
+    return order, count if order == "any" else None

@@ -38,6 +38,11 @@ def decode_image(path: Path, wanted: Preprocessing) -> np.ndarray:
     Raises:
         InputError: the file is no image, or one of a kind whose range of values is not known.
     """
+    if wanted.channel_order == "any":
+        raise InputError(
+            f"{path}: the network takes {wanted.channels} channels, which an image file does not have; bring samples "
+            "as an .npz of arrays, or as an object of your own with --data module:object"
+        )
     modules = _load_pillow()
     with _opened(path, modules) as image:
         upright = modules.ImageOps.exif_transpose(image)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import GraphError, Model, Preprocessing
+from artifacts import GraphError, Model, Preprocessing, name_channels
 
 CHUNK_ROWS = 256
 """Images that are looked at together where all of a part are gone through."""
@@ -52,22 +52,23 @@ def image_input(row_shape: tuple[int, ...], *, name: str = "images", dtype: str 
     """Returns the input of a network of which no more is known than the shape of an image.
 
     Args:
-        row_shape: (C, H, W), or (H, W, C) where the last axis alone can be that of channels; 1 or 3 of them.
+        row_shape: (C, H, W), or (H, W, C) where the last axis alone can be that of 1 or 3 channels.
         name: of the network's input.
         dtype: its numpy name.
 
     Raises:
         GraphError: that is no shape of an image.
     """
-    last = len(row_shape) == 3 and row_shape[0] not in (1, 3) and row_shape[2] in (1, 3)
-    if len(row_shape) != 3 or not (last or row_shape[0] in (1, 3)):
+    if len(row_shape) != 3:
         raise GraphError(
-            f"input '{name}' {dtype} {row_shape} is no image (C, H, W) or (H, W, C) with 1 or 3 channels: bring the "
-            "samples as an object of your own with --data module:object"
+            f"input '{name}' {dtype} {row_shape} is not an image (C, H, W) or (H, W, C): bring samples as an object "
+            "of your own with --data module:object"
         )
+    last = row_shape[0] not in (1, 3) and row_shape[2] in (1, 3)
     height, width, channels = row_shape if last else (row_shape[1], row_shape[2], row_shape[0])
+    order, count = name_channels(channels)
     preprocessing = Preprocessing(
-        height=height, width=width, channel_order="L" if channels == 1 else "RGB", layout="NHWC" if last else "NCHW",
+        height=height, width=width, channel_order=order, channel_count=count, layout="NHWC" if last else "NCHW",
         scale=1.0 if dtype == "uint8" else 1 / 255,
     )  # fmt: skip
     return ImageInput(name=name, dtype=dtype, preprocessing=preprocessing, stated=dtype == "uint8")

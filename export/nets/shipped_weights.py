@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import Preprocessing, SchemaError, from_plain, read_json, write_json
+from artifacts import Preprocessing, SchemaError, from_plain, name_channels, read_json, write_json
 
 RECIPE_JSON = "recipe.json"
 WEIGHTS_FILE = "weights.safetensors"
@@ -94,8 +94,8 @@ def _upgrade(plain: dict[str, Any]) -> dict[str, Any]:
             f"not a recipe of release 0.1.0: {error!r}; expected depth, classes, mean, std and an input_shape of "
             "(channels, height, width)"
         ) from error
-    order = "L" if channels == 1 else "RGB"
-    preprocessing = {"height": height, "width": width, "channel_order": order, **pixels}
+    order, count = name_channels(channels)
+    preprocessing = {"height": height, "width": width, "channel_order": order, "channel_count": count, **pixels}
     return {**rest, "options": options, "preprocessing": preprocessing}
 
 

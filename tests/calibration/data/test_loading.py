@@ -137,6 +137,20 @@ def test_npz_of_another_form_is_refused(tmp_path: Path, arrays: dict[str, np.nda
         load_samples(save(tmp_path / "x.npz", **arrays), WANTED)
 
 
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_arrays_of_any_number_of_channels_are_taken_and_image_files_are_not(tmp_path: Path, channels: int) -> None:
+    want = image_input((channels, 8, 8))
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, channels)).astype(np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(12) % 2)
+    samples = load_samples(tmp_path / "data.npz", want)
+    row = samples.inputs(np.array([3]))["images"]
+    assert row.shape == (1, channels, 8, 8)
+    assert np.corrcoef(row[0].ravel(), images[3].transpose(2, 0, 1).ravel())[0, 1] == pytest.approx(1, abs=1e-6)
+    write_images(tmp_path / "folder", 4)
+    with pytest.raises(InputError, match=f"takes {channels} channels.*npz"):
+        load_samples(tmp_path / "folder", want).inputs(np.array([0]))
+
+
 def write_images(root: Path, count: int, *, mode: str = "L") -> None:
     root.mkdir(parents=True)
     for number in range(count):
