@@ -61,6 +61,7 @@ from artifacts.store import (
     new_artifact,
     open_artifact,
     read_manifest,
+    recover_artifact,
     save_arrays,
 )
 from artifacts.tasks import TASKS, Answers, Classification, Task, find_task, load_task
@@ -78,7 +79,8 @@ __all__ = [
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "TRACE_NPZ", "Artifact", "Manifest", "RunFolder",
     "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",
-    "new_artifact", "open_artifact", "open_model", "read_json", "read_manifest", "recorded_command", "save_arrays",
+    "new_artifact", "open_artifact", "open_model", "read_json", "read_manifest", "recorded_command", "recover_artifact",
+    "save_arrays",
     "to_plain", "write_json", "write_model_spec",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from planner.commit.committing import PlanningCase, commit_plan
     from planner.commit.contenders import Commitment, Contender
     from planner.commit.stages import MergedStage, TimedStages, assemble_bundle, merge_stages
+    from planner.load_file import read_load
     from planner.measure.timing import EngineSettings, TimedGraph, ensure_itm, time_graphs
     from planner.workflow.inputs import PlanningInputs
-    from planner.workflow.load_file import read_load
     from planner.workflow.planning import ensure_plan
     from planner.workflow.record import ConsideredPlan, PlanningResult
 
@@ -52,7 +52,7 @@ _HOMES = {
     "commit.stages": ("MergedStage", "TimedStages", "assemble_bundle", "merge_stages"),
     "measure.timing": ("EngineSettings", "TimedGraph", "ensure_itm", "time_graphs"),
     "workflow.inputs": ("PlanningInputs",),
-    "workflow.load_file": ("read_load",),
+    "load_file": ("read_load",),
     "workflow.planning": ("ensure_plan",),
     "workflow.record": ("ConsideredPlan", "PlanningResult"),
 }

@@ -7,21 +7,20 @@ config as flags by it. A field of the config that is not in the table has no fla
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from artifacts import UsageError, to_plain, unknown_name
+from artifacts import UsageError, allowed_processors, to_plain, unknown_name
 from calibration import RISKS
 from engines import BACKENDS, PROFILE_WAYS
 from planner.config import CERTIFY_METHODS, PlanConfig, TimingConfig, batch_sizes_up_to
+from planner.load_file import read_load
 from planner.predict.objectives import OBJECTIVES
 from planner.predict.traffic import Load
 from planner.search.rules import OFFERED_SEARCHES
-from planner.workflow.load_file import read_load
 
 _DEFAULT = PlanConfig()
 _LOAD, _BATCH_SIZE, _BATCH_SIZES, _THREADS = "load", "batch_size", "timing.batch_sizes", "threads"
@@ -251,7 +250,7 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
     TimingConfig(batch_sizes=sizes)
     values[_BATCH_SIZE], values[_LOAD] = batch_size, load
     values[_BATCH_SIZES] = batch_sizes_up_to(batch_size, sizes)
-    values[_THREADS] = os.cpu_count() or 1 if values[_THREADS] is None else values[_THREADS]
+    values[_THREADS] = allowed_processors() if values[_THREADS] is None else values[_THREADS]
     return set_fields(_DEFAULT, values)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names for 16-bit greys
 _DEEP_FORMATS = ("PNG", "PPM")  # whose greys of mode "I" have 16 bits
+_PAGED_FORMATS = ("GIF", "PNG", "TIFF", "WEBP")  # phones put a second picture behind the first of a JPEG (MPO)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", *_DEEP_MODES)
 
 
@@ -81,7 +82,7 @@ def _opened(path: Path, modules: Any) -> Iterator[Image.Image]:
                     f"{path}: pixels of kind '{image.mode}' have no range of values that is known; convert the file to "
                     "8 or 16 bits"
                 )
-            if getattr(image, "n_frames", 1) > 1:
+            if image.format in _PAGED_FORMATS and getattr(image, "n_frames", 1) > 1:
                 raise InputError(
                     f"{path} holds {image.n_frames} pictures; save the one that is meant in a file of its own"
                 )

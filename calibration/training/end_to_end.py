@@ -24,7 +24,7 @@ from calibration.training.checkpoints import Checkpoint, EpochResult, History, r
 from calibration.training.config import JointConfig
 from calibration.training.losses import Loss, find_loss
 from calibration.training.minibatches import count_batches, epoch_batches
-from export.nets.multi_exit import MultiExitNet
+from export import MultiExitNet
 
 
 def train_joint(

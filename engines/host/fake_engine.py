@@ -22,8 +22,8 @@ class FakeEngine:
         batch_sizes: the only batch sizes that it takes; () for any up to ``max_batch_size``.
         outputs: name -> array (B, ...) of every input to name -> array (B, ...) of every output. By default
             ``default_outputs``.
-        time_ms: batch size -> how long a run takes.
-        sleep: called with the seconds of every run, e.g. ``time.sleep`` or that of a fake clock. Not called by default.
+        pause: called with the batch size of every run, to let its time pass: ``lambda rows: time.sleep(rows / 1000)``,
+            or a fake clock that moves on. By default no time passes.
         faults: number of a run, counted from 0 over the engine's life -> the error that it raises instead of running.
 
     Attributes:
@@ -40,8 +40,7 @@ class FakeEngine:
         max_batch_size: int = 32,
         batch_sizes: Sequence[int] = (),
         outputs: Outputs | None = None,
-        time_ms: Callable[[int], float] | None = None,
-        sleep: Callable[[float], None] | None = None,
+        pause: Callable[[int], None] | None = None,
         faults: Mapping[int, Exception] | None = None,
     ) -> None:
         if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in batch_sizes):
@@ -58,8 +57,7 @@ class FakeEngine:
             options={},
         )
         self._outputs = outputs or (lambda inputs: default_outputs(graph, inputs))
-        self._time_ms = time_ms or (lambda _: 0.0)
-        self._sleep = sleep
+        self._pause = pause or (lambda _: None)
         self._faults = dict(faults or {})
         self._closed = False
         self.batches: list[int] = []
@@ -83,8 +81,7 @@ class FakeEngine:
             fault = self._faults.get(len(self.batches) - 1)
             if fault is not None:
                 raise fault
-            if self._sleep is not None:
-                self._sleep(self._time_ms(rows) / 1000)
+            self._pause(rows)
             made = self._outputs({spec.name: bound[spec.name] for spec in self._graph.inputs})
             for spec in self._graph.outputs:
                 if spec.name not in made:

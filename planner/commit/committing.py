@@ -19,8 +19,17 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import ArtifactError, Certificate, ExitPlan, InferenceTimeMatrix, Model, RunFolder, Trace, UsageError
-from artifacts.store import recover_artifact
+from artifacts import (
+    ArtifactError,
+    Certificate,
+    ExitPlan,
+    InferenceTimeMatrix,
+    Model,
+    RunFolder,
+    Trace,
+    UsageError,
+    recover_artifact,
+)
 from calibration import Samples, as_batch
 from planner.commit.contenders import Commitment, Contender, pick_contenders, rank_contenders, warn_of_staying
 from planner.commit.engine_sizes import Sizes, choose_sizes

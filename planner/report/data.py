@@ -52,6 +52,7 @@ class ReportData:
         environment: the machine and the packages that the times were taken with.
         commands: the command lines that make it all again, in order.
         digests: name -> digest of the artifacts.
+        task: the name of the task by which the trace was judged; ``None``: the network's.
     """
 
     spec: ModelSpec
@@ -66,6 +67,7 @@ class ReportData:
     environment: Mapping[str, str] = field(default_factory=dict)
     commands: Sequence[str] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
+    task: str | None = None
 
     @property
     def chosen(self) -> Exits:
@@ -82,8 +84,10 @@ class ReportData:
 
     @property
     def task_word(self) -> str:
-        """The name of the task's metric, e.g. ``accuracy``; ``metric`` for a task that is not in our table."""
-        return TASKS[self.spec.task].metric_name if self.spec.task in TASKS else "metric"
+        """The name of the task's metric, e.g. ``accuracy``; ``metric`` for a task that is not in our table, and for the
+        mean quality of one whose metric is not a mean over samples."""
+        task = TASKS.get(self.task or self.spec.task)
+        return "metric" if task is None or self.trace.counts is not None else task.metric_name
 
     @property
     def metric_word(self) -> str:

@@ -79,6 +79,7 @@ def gather_report(
         environment=describe_environment(inputs.itm, measured.result),
         commands=reproduce_run(record),
         digests={**inputs.digests, "plan": planned.digest},
+        task=inputs.trace_artifact.manifest.parameters.get("task"),
     )
 
 

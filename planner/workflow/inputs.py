@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from artifacts import (
     StaleArtifactError,
     Trace,
     UsageError,
+    allowed_processors,
     check_precision,
     open_artifact,
     open_model,
@@ -137,7 +137,7 @@ def read_inputs(run: RunFolder, *, risk: str | None = None) -> PlanningInputs:
         PameError: something upstream cannot be made; the message says what.
     """
     if not all((folder / MANIFEST).is_file() for folder in (run.trace, run.itm)):
-        default = PlanConfig(threads=os.cpu_count() or 1)
+        default = PlanConfig(threads=allowed_processors())
         _make_missing(run, default, risk)
     imported = is_imported(run)
     again = recorded_command(run.trace) or f"python -m planner import-trace --run {shlex.quote(str(run.root))}"

@@ -135,7 +135,7 @@ def test_the_command_makes_and_reuses_and_remembers_the_data(place: Path, capsys
     assert main(words) == 0, "the trace remembers where the data is"
     assert json.loads((place / "out.json").read_text()) == first
     assert "training" not in capsys.readouterr().err
-    assert [one["exit"] for one in first["exits"]] == ["layer2.0", "layer3.1", "final"]
+    assert [exit_["exit"] for exit_ in first["exits"]] == ["layer2.0", "layer3.1", "final"]
     run = RunFolder(root=place / "run")
     assert load_run_data(run).name == "bars.npz"
     command = shlex.join(["python", "-m", "calibration", *words, *flags])
@@ -214,7 +214,7 @@ def test_queries_without_labels_are_traced_by_their_agreement(place: Path, capsy
     assert f"plan with python -m planner --run {run.root} --risk agreement" in err
     assert [line.split()[1] for line in out.splitlines()[3:6]] == ["-", "-", "-"]
     found = json.loads((place / "out.json").read_text())
-    assert (found["labelled"], found["samples"], {one["metric"] for one in found["exits"]}) == (False, 256, {None})
+    assert (found["labelled"], found["samples"], {exit_["metric"] for exit_ in found["exits"]}) == (False, 256, {None})
 
     artifact = open_artifact(run.trace, kind="trace", remedy="")
     trace = Trace.load(artifact.path("trace.npz"))

@@ -182,12 +182,11 @@ def test_an_engine_set_refuses_what_cannot_run(graph: GraphSpec) -> None:
         engines.bind(Run(start=0, batch_size=8), allocate(graph, 7))
 
 
-def test_a_fake_sleeps_fails_and_answers_as_programmed(graph: GraphSpec) -> None:
-    slept: list[float] = []
+def test_a_fake_pauses_fails_and_answers_as_programmed(graph: GraphSpec) -> None:
+    paused: list[int] = []
     fake = FakeEngine(
         graph,
-        time_ms=lambda rows: 10.0 * rows,
-        sleep=slept.append,
+        pause=paused.append,
         outputs=lambda inputs: {"logits": inputs["x"][:, 0, 0, :4] * 2, "confidence": np.full(len(inputs["x"]), 0.5)},
         faults={1: EngineError("the second run fails")},
     )
@@ -198,7 +197,7 @@ def test_a_fake_sleeps_fails_and_answers_as_programmed(graph: GraphSpec) -> None
     with pytest.raises(EngineError, match="the second run fails"):
         run()
     run()
-    assert slept == pytest.approx([0.03, 0.03])
+    assert paused == [3, 3]
     assert fake.batches == [3, 3, 3]
 
 

@@ -1,4 +1,4 @@
-"""What is brought along to a GPU machine: packed in parts, checked when it is unpacked, opened there."""
+"""Packing for a GPU machine: in parts, checked when they are unpacked, opened there."""
 
 from __future__ import annotations
 

@@ -52,6 +52,12 @@ def test_channel_order_and_layout_follow_the_network(tmp_path: Path) -> None:
     assert decode_image(path, other)[0, 0].tolist() == [3, 2, 1]
 
 
+def test_of_a_phones_two_pictures_the_first_is_meant(tmp_path: Path) -> None:
+    first, second = Image.new("L", (5, 6), 200), Image.new("L", (5, 6), 10)
+    path = saved(tmp_path / "phone.jpg", first, format="MPO", save_all=True, append_images=[second])
+    assert abs(int(decode_image(path, GREY)[0, 0, 0]) - 200) < 3
+
+
 def test_what_cannot_be_read_as_it_is_meant_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_bytes(b"no image")
     (tmp_path / "empty.jpg").write_bytes(b"")

@@ -110,8 +110,7 @@ def timed(monkeypatch: pytest.MonkeyPatch):
                 graph,
                 max_batch_size=config.batch_sizes[-1],
                 batch_sizes=fixed,
-                time_ms=lambda rows: 10 + ms * rows,
-                sleep=clock.sleep,
+                pause=lambda rows: clock.sleep((10 + ms * rows) / 1000),
             )
             return engines[graph.name]
 

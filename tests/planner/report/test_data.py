@@ -83,5 +83,6 @@ def test_the_metric_has_the_name_that_the_task_gives_it() -> None:
     assert (data.task_word, data.metric_word) == ("accuracy", "accuracy")
     foreign = replace(data, spec=replace(data.spec, task="pose"))
     assert foreign.task_word == "metric"
+    assert replace(data, task="pose").task_word == "metric"
     by_agreement = replace(foreign, plan=replace(data.plan, risk="agreement"))
     assert by_agreement.metric_word == "agreement with the full network"

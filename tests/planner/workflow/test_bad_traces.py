@@ -204,7 +204,7 @@ def test_values_that_are_none_and_unsorted_exits_end_the_import(
     assert import_bad(tmp_path, {**fine, "confidence": holes}) == 1
     assert "confidence must be finite" in capsys.readouterr().err
     assert import_bad(tmp_path, {**fine, "exits": np.array(EXITS[::-1])}) == 1
-    assert "put the rows of the times or the exits of the trace in order" in capsys.readouterr().err
+    assert "put both in the order of the data flow" in capsys.readouterr().err
     assert import_bad(tmp_path, fine, {"head late": "1,,3"}) == 1
     assert "row 'head late' at batch size 4 holds ''" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
