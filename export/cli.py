@@ -163,6 +163,8 @@ def _show(result: ExportResult) -> dict[str, Any]:
         print_table(title, ["cut", "row", "carried", "candidate", "has head"], rows)
     else:
         print(f"{spec.name}: the whole network in {model.path(spec.full)}")
+    for note in () if result.cut_report is None else result.cut_report.notes:
+        print(f"note: {note}")
     for line in parity_lines(result):
         print(line)
     return {

@@ -12,9 +12,10 @@ import onnx_ir as ir
 from artifacts import Cut, GraphError, GraphSpec, TensorSpec
 from export.cuts.separators import CutPlace, find_places
 from export.graphs.dataflow import describe_flow
-from export.graphs.files import add_constant, finish_model
+from export.graphs.files import finish_model
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import BatchLine, Probe, probe_tensors
+from export.graphs.surgery import add_constant, make_node, prepend_nodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,17 +235,11 @@ def _recompute(graph: ir.Graph, value: ir.Value, line: BatchLine, main: str) -> 
     source = next(item for item in graph.inputs if item.name == main)
     slope = add_constant(graph, f"{name}/slope", line.slope)
     scalar = add_constant(graph, f"{name}/scalar", np.array([], np.int64))
-    rows = ir.node("Shape", [source], {"start": 0, "end": 1})
-    count = ir.node("Reshape", [rows.outputs[0], scalar])
-    cast = ir.node("Cast", [count.outputs[0]], {"to": ir.DataType.from_numpy(line.slope.dtype)})
-    scaled = ir.node("Mul", [cast.outputs[0], slope])
-    shifted = ir.node("Add", [scaled.outputs[0], offset])
-    steps = [rows, count, cast, scaled, shifted]
-    for node, suffix in zip(steps, ("rows", "count", "cast", "scaled", "again"), strict=True):
-        node.outputs[0].name = f"{name}/{suffix}"
+    rows = make_node("Shape", [source], f"{name}/rows", start=0, end=1)
+    count = make_node("Reshape", [rows.outputs[0], scalar], f"{name}/count")
+    kind = ir.DataType.from_numpy(line.slope.dtype)
+    cast = make_node("Cast", [count.outputs[0]], f"{name}/cast", to=kind)
+    scaled = make_node("Mul", [cast.outputs[0], slope], f"{name}/scaled")
+    shifted = make_node("Add", [scaled.outputs[0], offset], f"{name}/again")
     value.replace_all_uses_with(shifted.outputs[0])
-    first = next(iter(graph), None)
-    if first is None:
-        graph.extend(steps)
-    else:
-        graph.insert_before(first, steps)
+    prepend_nodes(graph, [rows, count, cast, scaled, shifted])

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from export.graphs.dataflow import describe_flow, name_of
-from export.graphs.files import add_constant
 from export.graphs.flow_model import tensor_kinds
+from export.graphs.surgery import add_constant, make_node
 
 
 def free_batch(graph: ir.Graph, batch: int) -> tuple[str, ...]:
@@ -83,8 +83,8 @@ def _free_concat(graph: ir.Graph, node: ir.Node, batch: int) -> bool:
         if axis % array.ndim == 0:
             continue
         source = node.inputs[position]
-        expand = ir.node("Expand", [source, _batch_and(graph, node, led, np.array(array.shape[1:], np.int64))])
-        expand.outputs[0].name = f"{name_of(node.outputs[0])}/free_{position}"
+        size = _batch_and(graph, node, led, np.array(array.shape[1:], np.int64))
+        expand = make_node("Expand", [source, size], f"{name_of(node.outputs[0])}/free_{position}")
         graph.insert_before(node, expand)
         node.replace_input_with(position, expand.outputs[0])
         freed = True
@@ -94,11 +94,9 @@ def _free_concat(graph: ir.Graph, node: ir.Node, batch: int) -> bool:
 def _batch_and(graph: ir.Graph, node: ir.Node, led: ir.Value, rest: np.ndarray) -> ir.Value:
     """Inserts the shape (rows of ``led``, *rest) before ``node``."""
     stem = f"{name_of(node.outputs[0])}/free_size_{len(graph)}"
-    rows = ir.node("Shape", [led], {"start": 0, "end": 1})
-    rows.outputs[0].name = f"{stem}/rows"
+    rows = make_node("Shape", [led], f"{stem}/rows", start=0, end=1)
     tail = add_constant(graph, f"{stem}/rest", rest.astype(np.int64))
-    whole = ir.node("Concat", [rows.outputs[0], tail], {"axis": 0})
-    whole.outputs[0].name = f"{stem}/shape"
+    whole = make_node("Concat", [rows.outputs[0], tail], f"{stem}/shape", axis=0)
     graph.insert_before(node, [rows, whole])
     return whole.outputs[0]
 

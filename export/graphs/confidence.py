@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from artifacts import TensorSpec, unknown_name
 from export.graphs.dataflow import name_of
-from export.graphs.files import add_constant
 from export.graphs.loading import LoadedGraph
+from export.graphs.surgery import add_constant, make_node
 
 LOGITS, PROBABILITIES = "logits", "probabilities"
 _SHAPE_ONLY = frozenset({"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"})
@@ -87,13 +87,11 @@ def _add_max_softmax(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -
     """The largest probability of each row."""
     current = answer
     if terms == LOGITS:
-        softmax = ir.node("Softmax", [current], {"axis": -1})
-        softmax.outputs[0].name = f"{name}/probabilities"
+        softmax = make_node("Softmax", [current], f"{name}/probabilities", axis=-1)
         graph.append(softmax)
         current = softmax.outputs[0]
     axes = add_constant(graph, f"{name}/axes", np.array([-1], np.int64))
-    largest = ir.node("ReduceMax", [current, axes], {"keepdims": 0})
-    largest.outputs[0].name = name
+    largest = make_node("ReduceMax", [current, axes], name, keepdims=0)
     graph.append(largest)
     return largest.outputs[0]
 
@@ -121,11 +119,9 @@ def widen_yes_or_no(loaded: LoadedGraph, answer: TensorSpec) -> LoadedGraph:
     yes.name = f"{name}/given"
     column = add_constant(graph, f"{name}/column", np.array([-1, 1], np.int64))
     one = add_constant(graph, f"{name}/one", np.ones((1, 1), answer.dtype))
-    shaped = ir.node("Reshape", [yes, column])
-    no = ir.node("Sub", [one, shaped.outputs[0]])
-    both = ir.node("Concat", [no.outputs[0], shaped.outputs[0]], {"axis": 1})
-    for node, output in ((shaped, f"{name}/yes"), (no, f"{name}/no"), (both, name)):
-        node.outputs[0].name = output
+    shaped = make_node("Reshape", [yes, column], f"{name}/yes")
+    no = make_node("Sub", [one, shaped.outputs[0]], f"{name}/no")
+    both = make_node("Concat", [no.outputs[0], shaped.outputs[0]], name, axis=1)
     graph.extend([shaped, no, both])
     both.outputs[0].type = yes.type
     graph.outputs[:] = [both.outputs[0] if output is yes else output for output in graph.outputs]
@@ -153,8 +149,7 @@ def add_confidence(
     free = next(free for free in (name, *(f"{name}_{i}" for i in range(len(taken) + 1))) if free not in taken)
     value = next(output for output in graph.outputs if name_of(output) == answer.name)
     if answer.dtype != "float32":
-        cast = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
-        cast.outputs[0].name = f"{free}/float32"
+        cast = make_node("Cast", [value], f"{free}/float32", to=ir.DataType.FLOAT)
         graph.append(cast)
         value = cast.outputs[0]
     graph.outputs.append(recipe.add(graph, value, terms, free))

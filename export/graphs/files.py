@@ -72,15 +72,3 @@ def finish_model(
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)
     return model
-
-
-def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Registers an array as an initializer of a graph."""
-    value = ir.Value(
-        name=name,
-        const_value=ir.tensor(array, name=name),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        shape=ir.Shape(array.shape),
-    )
-    graph.register_initializer(value)
-    return value

@@ -31,9 +31,9 @@ from onnx_ir.passes import common as passes
 
 from artifacts import GraphError, TensorSpec
 from export.graphs.dataflow import is_heavy, name_of
-from export.graphs.files import add_constant
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import open_graph
+from export.graphs.surgery import add_constant, make_node, prepend_nodes
 
 MASK = -1e4
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -120,8 +120,8 @@ def check_range(loaded: LoadedGraph, rows: Mapping[str, np.ndarray]) -> None:
     for node in list(graph):
         for value in node.outputs:
             if value.name and value.dtype == ir.DataType.FLOAT:
-                size = _node("Abs", [value], f"{value.name}/size")
-                peak = _node("ReduceMax", [size.outputs[0]], f"{value.name}/peak", keepdims=0)
+                size = make_node("Abs", [value], f"{value.name}/size")
+                peak = make_node("ReduceMax", [size.outputs[0]], f"{value.name}/peak", keepdims=0)
                 graph.extend([size, peak])
                 peaks[f"{value.name}/peak"] = value.name
     if not peaks:
@@ -219,20 +219,12 @@ def _cast_inputs(graph: ir.Graph, specs: Iterable[TensorSpec], masks: Collection
         if name in masks:
             bounds = [add_constant(graph, f"{name}/{end}", np.array(bound, np.float32))
                       for end, bound in (("least", MASK), ("most", _FLOAT16_MAX))]  # fmt: skip
-            steps.append(_node("Clip", [outer, *bounds], f"{name}/limited"))
+            steps.append(make_node("Clip", [outer, *bounds], f"{name}/limited"))
             source = steps[-1].outputs[0]
-        steps.append(_node("Cast", [source], f"{name}/fp16", to=ir.DataType.FLOAT16))
+        steps.append(make_node("Cast", [source], f"{name}/fp16", to=ir.DataType.FLOAT16))
         inner.replace_all_uses_with(steps[-1].outputs[0], replace_graph_outputs=True)
         graph.inputs[index] = outer
-    _prepend(graph, steps)
-
-
-def _prepend(graph: ir.Graph, steps: list[ir.Node]) -> None:
-    first = next(iter(graph), None)
-    if first is None:
-        graph.extend(steps)
-    elif steps:
-        graph.insert_before(first, steps)
+    prepend_nodes(graph, steps)
 
 
 def _put_back(graph: ir.Graph, tail: _Tail, half: Collection[str], outputs: Collection[str]) -> None:
@@ -248,7 +240,7 @@ def _put_back(graph: ir.Graph, tail: _Tail, half: Collection[str], outputs: Coll
             continue
         if name not in half:
             value.name = f"{name}/fp16"
-        cast = _node("Cast", [value], f"{name}/fp32" if name in half else name, to=ir.DataType.FLOAT)
+        cast = make_node("Cast", [value], f"{name}/fp32" if name in half else name, to=ir.DataType.FLOAT)
         read[name] = cast.outputs[0]
         if name not in half:
             final[name] = cast.outputs[0]
@@ -268,9 +260,3 @@ def _put_back(graph: ir.Graph, tail: _Tail, half: Collection[str], outputs: Coll
                 final[new.name] = read[new.name] = new
         graph.append(again)
     graph.outputs[:] = [final[name] for name in outputs]
-
-
-def _node(op: str, inputs: list[ir.Value], output: str, **attributes: ir.DataType | int) -> ir.Node:
-    node = ir.node(op, inputs, attributes)
-    node.outputs[0].name = output
-    return node

@@ -43,6 +43,12 @@ def test_a_file_is_exported_and_reused(
     assert '"reused":true' in capsys.readouterr().out
 
 
+def test_what_was_rewritten_is_said(graph: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_convnet(graph, tmp_path / "net.onnx", batch=1)
+    assert main([str(path), "--segments", "--run", str(tmp_path / "run")]) == 0
+    assert "note: fixed batch 1 made symbolic\n" in capsys.readouterr().out
+
+
 def test_without_segments_the_whole_network_alone(
     graph: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
