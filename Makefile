@@ -17,7 +17,7 @@ demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibr
 	$(BIN)/python -m planner report --run runs/resnet
 
 test: $(VENV)/engines  ## all tests but those of test-engines
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
 	$(BIN)/python -m pytest -m engines
