@@ -7,6 +7,9 @@ process and of several share the pages. docs/adr/0003-onnxruntime-engines.md exp
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from engines.ort.session import (
 
 BUILD_OPTIONS = {"blocked_entries": "AveragePool", "graph_optimization": "all", "initializers": "external, prepacked"}
 _EXTERNAL_BYTES = 1024
+_SPARE_BYTES = 1 << 16  # what an optimised graph takes besides the weights of the graph it was made from
 
 
 class OrtBuilder:
@@ -88,7 +92,12 @@ def _optimise(onnx: Path, folder: Path, size: int | None, axis: str | None, entr
         options.add_session_config_entry(name, value)
     if size is not None and axis is not None:
         options.add_free_dimension_override_by_name(axis, size)
-    open_session(insert_entries(onnx, entries), options, what=f"optimise {onnx}")
+    try:
+        open_session(insert_entries(onnx, entries), options, what=f"optimise {onnx}")
+    except EngineError as error:
+        if shutil.disk_usage(folder).free < onnx.stat().st_size + _SPARE_BYTES:  # ONNX Runtime does not name the reason
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 def _check_interface(source: Any, built: Any, onnx: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import engines
 from artifacts import (
+    ArtifactError,
     CorruptArtifactError,
     EngineError,
     GraphSpec,
@@ -45,6 +46,21 @@ def test_an_engine_is_built_once(onnx_file: Path, graph: GraphSpec, tmp_path: Pa
     _, key = open_key(folder)
     assert key == builder("onnxruntime", BuildOptions(max_batch_size=16)).key(onnx_file)
     assert key.precision == "float32"
+
+
+def test_a_full_disk_is_named_and_leaves_no_engine(
+    onnx_file: Path, graph: GraphSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise EngineError("onnxruntime failed to optimise the graph: it could not be written")
+
+    monkeypatch.setattr("engines.ort.build.open_session", fail)
+    with pytest.raises(EngineError, match="could not be written"):
+        ensure(onnx_file, graph, tmp_path / "cache")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 99_000, 1_000))
+    with pytest.raises(ArtifactError, match="No space left on device.*free some space"):
+        ensure(onnx_file, graph, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_another_key_is_another_engine(make_onnx: Callable[..., Path], graph: GraphSpec, tmp_path: Path) -> None:
