@@ -3,7 +3,7 @@
 #
 #   benchmarks/gpu/measure_all.sh [--out DIR] [--only a,c] [--list] [--rehearse] [--prebuilt DIR]
 #                                 [--budget SECONDS] [--bound STAGE=SECONDS] [--networks NAMES] [--python FILE]
-#                                 [--driver DIR]       of a rehearsal: a driver that pretends, built before
+#                                 [--driver DIR]       of a rehearsal: a fake CUDA driver, built before
 #
 # Each stage is a process of its own under timeout(1) and writes DIR/<stage>.json after every row, so a cut-off loses
 # what one stage had not done yet. DIR/stages.log holds what all of them printed, DIR/summary.json which ran, how they
@@ -79,7 +79,7 @@ if ((${#rehearse[@]})); then
   if [[ -n $driver ]] || driver=$("$python" -m benchmarks.gpu.rehearsal "$scratch/driver" 2>>"$log"); then
     export LD_LIBRARY_PATH=$driver${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   else
-    echo "no driver that pretends could be built (see $log); the stages find no GPU" >&2
+    echo "no fake CUDA driver could be built (see $log); the stages find no GPU" >&2
   fi
 fi
 

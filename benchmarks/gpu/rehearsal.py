@@ -1,4 +1,4 @@
-"""Rehearsal: the stages without a GPU, on the driver that pretends, which shows that they work and nothing else.
+"""Rehearsal: the stages without a GPU, on the fake CUDA driver, which shows that they work and nothing else.
 
     python -m benchmarks.gpu.rehearsal FOLDER     builds libcuda.so.1 there and prints the folder
 
@@ -25,7 +25,7 @@ PRETENDED = "Pretended GPU"
 
 
 def build_driver(folder: Path) -> Path:
-    """Compiles the driver that pretends; returns the folder for ``LD_LIBRARY_PATH``.
+    """Compiles the fake CUDA driver; returns the folder for ``LD_LIBRARY_PATH``.
 
     Raises:
         UsageError: there is no C++ compiler, or it fails.
@@ -34,7 +34,7 @@ def build_driver(folder: Path) -> Path:
 
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
-        raise UsageError("a rehearsal compiles a driver that pretends: install g++")
+        raise UsageError("a rehearsal compiles a fake CUDA driver: install g++")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "kernels.inc").write_text(SOURCE)
     options = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-fvisibility=hidden"]
@@ -48,7 +48,7 @@ def build_driver(folder: Path) -> Path:
 
 
 def on_pretended_gpu() -> bool:
-    """Tells whether this process sees the driver that pretends."""
+    """Tells whether this process sees the fake CUDA driver."""
     from engines.gpu.detection import find_gpu
 
     gpu = find_gpu()
@@ -85,7 +85,7 @@ class HostSession:
 def install_stand_ins() -> str:
     """Lets the processor stand in for ONNX Runtime's CUDA provider in this process; returns what was done."""
     if not on_pretended_gpu():
-        return "none: there is no driver that pretends"
+        return "none: there is no fake CUDA driver"
     from engines.ort import cuda_build, cuda_run, cuda_session
     from engines.ort.session import load_onnxruntime
 

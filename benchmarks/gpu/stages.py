@@ -51,7 +51,7 @@ class Setting:
         scratch: a folder that all stages of a run share; gone afterwards.
         prebuilt: what was made ahead on a processor (``benchmarks.gpu.prepare``); ``None`` makes the stages do it.
         networks: the networks of stage d; ``()`` for its own choice.
-        rehearsal: small sizes, on the driver that pretends or without any.
+        rehearsal: small sizes, on the fake CUDA driver or without any.
     """
 
     scratch: Path

@@ -1,4 +1,4 @@
-"""The measurement on a GPU, rehearsed: every stage on the driver that pretends, cut off, without what it needs.
+"""The measurement on a GPU, rehearsed: every stage on the fake CUDA driver, cut off, without what it needs.
 
 Nothing here was measured on a GPU; the records say so themselves.
 """
@@ -37,9 +37,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Returns what starts the script on a driver that pretends, which is built once."""
+    """Returns what starts the script on a fake CUDA driver, which is built once."""
     if shutil.which("g++") is None:
-        pytest.skip("compiles a driver that pretends: needs g++")
+        pytest.skip("compiles a fake CUDA driver: needs g++")
     driver = build_driver(tmp_path_factory.mktemp("fake_cuda"))
 
     def begin(out: Path, *options: str) -> subprocess.Popen[str]:
@@ -279,7 +279,7 @@ def test_a_machine_without_a_gpu_is_told_so(letter: str, run_without: Callable[.
     if Path("/dev/nvidia0").exists():
         pytest.skip("there is a GPU here")
     content = run_without(letter)
-    assert find_rows(content, "stand-ins")[0]["stand_ins"] == "none: there is no driver that pretends"
+    assert find_rows(content, "stand-ins")[0]["stand_ins"] == "none: there is no fake CUDA driver"
     assert "onnxruntime-gpu is not installed" in errors(content) or "NVIDIA" in errors(content)
 
 
