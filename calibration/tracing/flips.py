@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import FINAL_HEAD, InputError, Trace
+from artifacts import FINAL_HEAD, InputError, Trace, find_first_true
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +95,5 @@ def count_flips(before: Trace, after: Trace, thresholds: Mapping[str, float]) ->
 
 def _leave_at(trace: Trace, thresholds: Mapping[str, float]) -> np.ndarray:
     """Returns (N,) int: the row of the exit where each sample leaves; the last one is the final head's."""
-    leaves = np.ones(trace.confidence.shape, np.bool_)
-    for row, name in enumerate(trace.exits):
-        limit = np.float32(thresholds.get(name, np.inf))
-        leaves[row] = trace.confidence[row] >= limit
-    first: np.ndarray = leaves.argmax(axis=0)
-    return first
+    limits = np.array([thresholds.get(name, np.inf) for name in trace.exits], np.float32)
+    return find_first_true(trace.confidence[:-1] >= limits[:, None])
