@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -24,6 +25,7 @@ class ChainPool:
             free: frees the engines and the device that the chains share; called once, when the pool is closed and no
                 chain is out.
         """
+        self._process = os.getpid()
         self._make = make
         self._free = free
         self._lock = threading.RLock()
@@ -35,8 +37,13 @@ class ChainPool:
         """Lends a chain, which must be given back, whatever happens.
 
         Raises:
-            UsageError: the pool is closed.
+            UsageError: the pool is closed, or belongs to the process that this one was forked from.
         """
+        if os.getpid() != self._process:  # asked before the lock, which another thread may have held at the fork
+            raise UsageError(
+                f"this runtime was opened in process {self._process}, and engines do not survive a fork: their threads "
+                "stay behind. Call Runtime.load in every worker, after the fork (gunicorn: post_fork, without preload)"
+            )
         with self._lock:
             if self._closed:
                 self.check_open()
@@ -65,7 +72,12 @@ class ChainPool:
             raise UsageError("this runtime is closed; open another one with Runtime.load(bundle)")
 
     def close(self) -> None:
-        """Lends no more; the shared engines are freed now or, while calls are under way, with the last of them."""
+        """Lends no more; the shared engines are freed now or, while calls are under way, with the last of them.
+
+        In a forked process nothing is freed: the engines are those of the parent.
+        """
+        if os.getpid() != self._process:
+            return
         with self._lock:
             if self._closed:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -217,3 +218,17 @@ def test_a_stream_that_started_before_close_ends_well_and_frees_the_engines(fake
     assert all(fake._closed for fake in net.fakes)
     with pytest.raises(UsageError, match="closed"):
         next(late)
+
+
+def test_a_forked_process_is_told_to_open_its_own_runtime(fake_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = fake_net(thresholds=(0.5,))
+    runtime, process = net.open(), os.getpid()
+    monkeypatch.setattr("runtime.pool.os.getpid", lambda: process + 1)
+    with pytest.raises(UsageError, match=f"opened in process {process}.*after the fork"):
+        runtime.run(net.batch(random_confidence(3, 2, 0)))
+    runtime.close()
+    monkeypatch.undo()
+    assert len(runtime.run(net.batch(random_confidence(3, 2, 0))).exit_index) == 3, (
+        "what the child closes stays open in the parent"
+    )
+    runtime.close()
