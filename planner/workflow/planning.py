@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts import Artifact, Model, RunFolder, is_current, to_plain
+from artifacts import Artifact, Model, RunFolder, is_current, to_plain, work_alone
 from calibration import DataSource, load_run_data
 from planner.certify.evidence import risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
@@ -29,6 +29,7 @@ from planner.workflow.record import (
 from planner.workflow.searching import make_problem, search_plans
 
 
+@work_alone
 def ensure_plan(
     run: RunFolder,
     config: PlanConfig,
