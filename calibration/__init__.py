@@ -33,12 +33,13 @@ from calibration.training.config import FrozenConfig, JointConfig
 
 if TYPE_CHECKING:
     from calibration.cli import add_calibration_flags, read_training
-    from calibration.tracing.all_exits import EngineChoice
+    from calibration.tracing.all_exits import EngineChoice, SegmentRunner
     from calibration.tracing_flow import ensure_trace, is_trace_current, missing_heads, trace_model
     from calibration.training.training_flow import retrain_jointly, train_missing
 
 _HOMES = {
     "EngineChoice": "tracing.all_exits",
+    "SegmentRunner": "tracing.all_exits",
     "add_calibration_flags": "cli",
     "ensure_trace": "tracing_flow",
     "is_trace_current": "tracing_flow",
@@ -57,8 +58,8 @@ __all__ = [
     "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test", "count_needed",
     "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",
     # training and traces
-    "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "is_trace_current",
-    "missing_heads", "retrain_jointly", "trace_model", "train_missing",
+    "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ensure_trace",
+    "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",
     # flags of the command line, for commands that calibrate among other things
     "add_calibration_flags", "read_training",
 ]  # fmt: skip
