@@ -88,4 +88,6 @@ def test_halves_hold_every_class_evenly(seed: int) -> None:
     classes = np.repeat([0, 1, 2], [11, 4, 7])
     halves = split_evenly(classes, seed=seed)
     assert abs(int(halves.sum()) - 11) <= 1
-    assert all(abs(int(halves[classes == one].sum()) * 2 - int((classes == wanted).sum())) <= 1 for wanted in range(3))
+    assert all(
+        abs(int(halves[classes == wanted].sum()) * 2 - int((classes == wanted).sum())) <= 1 for wanted in range(3)
+    )
