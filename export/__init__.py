@@ -12,6 +12,7 @@ from artifacts import MissingExtraError
 from export.options import ExportOptions
 
 if TYPE_CHECKING:
+    from export.cli import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
     from export.cuts.parity import ParityReport, check_parity
     from export.cuts.separators import CutPlace, find_places
     from export.cuts.splitting import CutReport
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from export.from_torch.publishing import make_recipe, publish_net, rebuild_net
     from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
+    from export.nets.family import Family
     from export.nets.heads import HEAD_KINDS, answer_reduced, build_head, reduce_features
     from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.nets.resnet import ResNet, ResNetConfig
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from export.sources import ensure_model, export_model
 
 _HOMES = {
+    "cli": ("SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options"),
     "cuts.parity": ("ParityReport", "check_parity"),
     "cuts.separators": ("CutPlace", "find_places"),
     "cuts.splitting": ("CutReport",),
@@ -43,6 +46,7 @@ _HOMES = {
     "from_torch.publishing": ("make_recipe", "publish_net", "rebuild_net"),
     "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
+    "nets.family": ("Family",),
     "nets.heads": ("HEAD_KINDS", "answer_reduced", "build_head", "reduce_features"),
     "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
@@ -59,9 +63,11 @@ __all__ = [
     "CutPlace", "CutReport", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
     "spread_evenly",
     # torch families
-    "HEAD_KINDS", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads", "build_head",
-    "load_weights", "make_recipe", "pretrained_folder", "read_weights", "reduce_features", "save_weights",
+    "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
+    "build_head", "load_weights", "make_recipe", "pretrained_folder", "read_weights", "reduce_features", "save_weights",
     "write_recipe",
+    # flags of the command line, for commands that export among other things
+    "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip
 
 _EXTRAS = {"torch": "train", "safetensors": "train", "onnxscript": "train"}

@@ -14,6 +14,7 @@ from artifacts import (
     memory_limit,
     new_artifact,
     to_plain,
+    work_alone,
     write_json,
 )
 from calibration.data.samples import ImageSamples, Samples
@@ -40,6 +41,7 @@ from export import (
 )
 
 
+@work_alone
 def train_missing(
     run: RunFolder, samples: Samples, config: FrozenConfig, engine: EngineChoice,
     *, source: str | None = None, options: CalibrationOptions = DEFAULT_OPTIONS,
@@ -100,6 +102,7 @@ def train_missing(
     return trained
 
 
+@work_alone
 def retrain_jointly(
     run: RunFolder, samples: Samples, config: JointConfig, engine: EngineChoice,
     *, options: CalibrationOptions = DEFAULT_OPTIONS,
