@@ -17,21 +17,31 @@ from engines.host.host_device import HostDevice
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.options import BuildOptions, DeviceOptions
 from engines.ort.graph_runner import GraphRunner, run_graph
-from engines.protocols import Buffer, Departure, Device, Engine, EngineBuilder, Execution
-from engines.sets.covers import Covers, Run, plan_covers
+from engines.protocols import (
+    Branch,
+    Buffer,
+    CapturedChain,
+    Departure,
+    Device,
+    Engine,
+    EngineBuilder,
+    Execution,
+    StageWork,
+)
+from engines.sets.covers import Covers, Run, choose_branches, plan_covers
 from engines.sets.engine_set import EngineSet
 from engines.trt.profiles import PROFILE_WAYS
 
 __all__ = [
     # seams
-    "Buffer", "Departure", "Device", "Engine", "EngineBuilder", "Execution",
+    "Branch", "Buffer", "CapturedChain", "Departure", "Device", "Engine", "EngineBuilder", "Execution", "StageWork",
     # backends
     "BACKENDS", "DEFAULT_BACKEND", "PROFILE_WAYS", "BuildOptions", "BuildWatch", "DeviceOptions", "build_engine",
     "builder", "fixed_batch_sizes", "open_device", "open_engine",
     # cache
     "CachedEngine", "ensure_engine", "list_engines",
     # covers
-    "Covers", "EngineSet", "Run", "plan_covers",
+    "Covers", "EngineSet", "Run", "choose_branches", "plan_covers",
     # arrays on a GPU, and those of PyCUDA
     "DeviceArray", "as_gpuarray", "is_device_array", "wrap_allocation",
     # host and fake

@@ -105,6 +105,53 @@ class Departure:
     stayed: list[int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Branch:
+    """What a stage runs over up to ``rows`` rows: engine calls, over the first places of its buffers."""
+
+    rows: int
+    executions: tuple[Execution, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StageWork:
+    """What a device needs to know of a stage to run a chain without the host.
+
+    Attributes:
+        branches: by rows, ascending; the last takes the largest batch.
+        confidence: where the stage writes its confidences, float32.
+        threshold: rows with at least this confidence leave, a value of float32; ``None`` for the last stage.
+        first_answer: where the answer to its first row lies.
+        carried: every buffer that a later stage reads.
+    """
+
+    branches: tuple[Branch, ...]
+    confidence: Buffer
+    threshold: float | None
+    first_answer: int
+    carried: tuple[Buffer, ...]
+
+
+class CapturedChain(Protocol):
+    """All stages of a chain as one piece of work; made by ``Device.capture_chain``."""
+
+    @property
+    def collected(self) -> tuple[Buffer, ...]:
+        """One buffer per answer: after a launch, the answers in the order of the batch."""
+
+    def launch(self, count: int) -> None:
+        """Puts a batch of ``count`` rows, which stand in the chain's buffers, through all stages; does not wait.
+
+        The batch before must be complete.
+        """
+
+    def exits(self, count: int) -> list[int]:
+        """Returns the stage after which each row left; the caller has waited for the launch, e.g. for its answers."""
+
+    def free(self) -> None:
+        """Frees it; it must no longer run. May be called twice."""
+
+
 class Device(Protocol):
     """Where buffers live, and the operations that multi-exit serving adds: rows leave, and rows of batches are joined.
 
@@ -170,6 +217,20 @@ class Device(Protocol):
 
         Raises:
             InputError: the buffers do not match, a source has no such row, or a target has too few rows.
+        """
+
+    def capture_chain(self, stages: Sequence[StageWork], answers: Sequence[Buffer], rows: int) -> CapturedChain:
+        """Makes one piece of work of a whole chain, in which the host no longer has a part.
+
+        Nothing else may run on the device meanwhile; every branch runs once, over whatever stands in the buffers.
+
+        Args:
+            stages: in the order of the data flow.
+            answers: where the stages' answers lie, stage behind stage.
+            rows: of the largest batch.
+
+        Raises:
+            EngineError: the device cannot, or the engines' work cannot be captured; the message says why.
         """
 
     def download(self, buffer: Buffer, rows: Sequence[int]) -> np.ndarray:

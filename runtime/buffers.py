@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from artifacts import BundleSpec, StageSpec, TensorSpec
-from engines import Buffer, Device, EngineSet, Execution, Run
+from engines import Branch, Buffer, CapturedChain, Device, EngineSet, Execution, Run, StageWork, choose_branches
 
+_BRANCHES = 16  # of a stage that is captured: each holds all its kernels once more
 _CONFIDENCE = TensorSpec(name="confidence", dtype="float32", row_shape=())
 
 
@@ -69,6 +70,15 @@ class StageBuffers:
         for count in range(1, self._engines.covers.largest + 1):
             self.executions(count)
 
+    def work(self, limit: int) -> StageWork:
+        """Returns what a device needs to know to run the stage by itself, with at most ``limit`` branches."""
+        rows = choose_branches(self._engines.covers, limit)
+        return StageWork(
+            branches=tuple(Branch(rows=count, executions=self.executions(count)) for count in rows),
+            confidence=self.confidence, threshold=self.threshold, first_answer=self.first_answer,
+            carried=self.carried_buffers,
+        )  # fmt: skip
+
     def _bind(self, run: Run) -> Execution:
         if run not in self._bound:
             self._bound[run] = self._engines.bind(run, self._buffers)
@@ -91,6 +101,7 @@ class ChainBuffers:
             device: where the buffers live.
         """
         self._device = device
+        self._largest = spec.max_batch_size
         self._rows = max(engines.covers.buffer_rows for engines in engine_sets)
         self._confidence = device.allocate(_CONFIDENCE, self._rows * len(spec.stages))
         self._answers = tuple(device.allocate(tensor, self._rows * len(spec.stages)) for tensor in spec.outputs)
@@ -128,6 +139,11 @@ class ChainBuffers:
         """Copies a batch into the first places: one array (B, ...) per input of the network."""
         for array, buffer in zip(inputs, self._inputs, strict=True):
             self._device.upload(array, buffer)
+
+    def capture(self) -> CapturedChain:
+        """Makes one piece of work of the chain, over these buffers; errors as ``Device.capture_chain``."""
+        work = [stage.work(_BRANCHES) for stage in self.stages]
+        return self._device.capture_chain(work, self._all_answers, self._largest)
 
     @property
     def decision(self) -> Buffer:

@@ -6,32 +6,58 @@ plain lists; what is allocated, and where, is ``runtime.buffers``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import BundleSpec
-from engines import Buffer, Device, EngineSet
+from artifacts import BundleSpec, EngineError, UsageError
+from engines import Buffer, CapturedChain, Device, EngineSet
 from runtime.buffers import ChainBuffers, StageBuffers
 from runtime.scheduling.batch_steps import BatchState, LeavingRows, StageCall, StageOutcome, next_step, record_outcome
+
+_log = logging.getLogger("pame.runtime")
+
+
+@dataclass(slots=True)
+class CapturedAnswers:
+    """The answers to a batch that ran as one graph, in its order.
+
+    Attributes:
+        exits: the stage after which each row left.
+        confidence: (B,) float32.
+        outputs: one array (B, ...) per output of the network.
+        engine_s: seconds from the graph's start to its end, by the device's own clock.
+    """
+
+    exits: list[int]
+    confidence: np.ndarray
+    outputs: tuple[np.ndarray | Buffer, ...]
+    engine_s: float
 
 
 class StageChain:
     """Stages over buffers of their own. Takes one batch at a time; several chains may share the engine sets."""
 
-    def __init__(self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device) -> None:
+    def __init__(
+        self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device, *, captured: bool = False
+    ) -> None:
         """Allocates every buffer.
 
         Args:
             spec: a bundle whose stages have passed ``check_stages``.
             engine_sets: one per stage.
             device: where the buffers live.
+            captured: whether to make one graph of all stages, for ``run_captured``; nothing else may run on the device
+                meanwhile. Where that is not possible the reason is logged as a warning.
         """
         self._device = device
         self._buffers = ChainBuffers(spec, engine_sets, device)
         self._stages = self._buffers.stages
         self.answers = self._buffers.answers
         self.answers_on_device = self._buffers.answers_on_device
+        self._captured = self._capture() if captured else None
 
     def run(self, inputs: Sequence[np.ndarray | Buffer], state: BatchState) -> Iterator[LeavingRows]:
         """Sends a batch through the stages.
@@ -52,6 +78,45 @@ class StageChain:
             leaving = record_outcome(state, outcome)
             if leaving is not None:
                 yield leaving
+
+    @property
+    def captured(self) -> bool:
+        """Whether ``run_captured`` is possible."""
+        return self._captured is not None
+
+    def run_captured(self, inputs: Sequence[np.ndarray | Buffer], *, on_device: bool) -> CapturedAnswers:
+        """Sends a batch through all stages at once; waits once, for its answers.
+
+        Args:
+            inputs: as for ``run``.
+            on_device: leave the outputs on the device.
+
+        Raises:
+            UsageError: this chain is not captured.
+        """
+        if self._captured is None:
+            raise UsageError("this chain was not captured; send the batch through run")
+        device, graph, count = self._device, self._captured, len(inputs[0])
+        self._buffers.fill(inputs)
+        started = device.mark()
+        graph.launch(count)
+        ended = device.mark()
+        confidence: np.ndarray
+        outputs: tuple[np.ndarray | Buffer, ...]
+        if on_device:
+            outputs = device.take(graph.collected[1:], range(count))
+            confidence = device.download(graph.collected[0], range(count))  # waits, for the copies as well
+        else:
+            confidence, *arrays = device.download_all(graph.collected, range(count))
+            outputs = tuple(arrays)
+        return CapturedAnswers(graph.exits(count), confidence, outputs, device.seconds_between(started, ended))
+
+    def _capture(self) -> CapturedChain | None:
+        try:
+            return self._buffers.capture()
+        except EngineError as error:
+            _log.warning("the chain runs stage by stage and not as one CUDA graph: %s", error)
+            return None
 
     def _execute(self, call: StageCall) -> StageOutcome:
         """Runs the engines of a stage over the rows in its buffers and splits the rows by their confidence."""

@@ -21,6 +21,7 @@ class RuntimeOptions:
         shadow_seed: of the draw; ``None``: another one in every process.
         task: the task of the network, where it is not one of ``artifacts.TASKS``; its name must be the bundle's.
             Needed for shadowing alone.
+        chain_graph: make one CUDA graph of all stages, where the device can.
 
     Raises:
         UsageError: shadowing without statistics.
@@ -32,6 +33,7 @@ class RuntimeOptions:
     shadow_fraction: float = 0.0
     shadow_seed: int | None = None
     task: Task | None = None
+    chain_graph: bool = False
 
     def __post_init__(self) -> None:
         if self.shadow_fraction != 0 and not self.stats:

@@ -15,6 +15,9 @@ class ChainPool:
 
     A call that is abandoned (a stream that its caller drops half-way) gives its chain back when Python finalises it,
     which can happen anywhere, even inside this class: hence the re-entrant lock.
+
+    Attributes:
+        captured: whether the first chain is one CUDA graph; it is lent whenever it is not out.
     """
 
     def __init__(self, make: Callable[[], StageChain], free: Callable[[], None]) -> None:
@@ -30,6 +33,7 @@ class ChainPool:
         self._free = free
         self._lock = threading.RLock()
         self._idle = [make()]
+        self.captured = self._idle[0].captured
         self._out = 0
         self._closed = False
 
@@ -61,7 +65,7 @@ class ChainPool:
         with self._lock:
             self._out -= 1
             if chain is not None and not self._closed:
-                self._idle.append(chain)
+                self._idle.insert(len(self._idle) if chain.captured else 0, chain)  # the last is lent next
             last = self._closed and self._out == 0
         if last:
             self._free()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -44,8 +44,9 @@ class Result:
         exit_index: (B,) int64, where each query left: 0 .. E-1 an exit of the plan, E the final head.
         confidence: (B,) float32, with which it left.
         latency_ms: (B,) float64, from the start of the call until its answer had arrived. In a batch larger than
-            ``max_batch_size`` the later parts wait for the earlier ones, and their waiting counts.
-        engine_ms: time of the call that was spent inside engines.
+            ``max_batch_size`` the later parts wait for the earlier ones, and their waiting counts. Where all stages
+            are one CUDA graph, all rows of a part arrive together.
+        engine_ms: time of the call that was spent inside engines; where all stages are one CUDA graph, inside it.
     """
 
     outputs: Outputs
@@ -93,7 +94,8 @@ class Runtime:
                 for engines in engine_sets:
                     stack.callback(engines.close)
 
-        self._pool = ChainPool(lambda: StageChain(spec, engine_sets, device), free)
+        captured = iter([options.chain_graph])  # of the first chain alone: later ones are made while others run
+        self._pool = ChainPool(lambda: StageChain(spec, engine_sets, device, captured=next(captured, False)), free)
         task = check_task(spec, options.task)
         self._shadow: ShadowDraw | None = None
         if options.shadow_fraction != 0:
@@ -110,7 +112,7 @@ class Runtime:
         *,
         threads: int | None = None,
         device: int = 0,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool | Literal["chain"] = True,
         kernel_folder: str | os.PathLike[str] | None = None,
         check_finite: bool = True,
         stats: bool = True,
@@ -125,7 +127,11 @@ class Runtime:
             bundle: the bundle's folder.
             threads: of each engine on the processor; default: as many as the plan was timed with.
             device: the ordinal of the GPU, for a bundle that was planned for one.
-            cuda_graphs: whether engines on a GPU replay their work as CUDA graphs where they can.
+            cuda_graphs: whether engines on a GPU replay their work as CUDA graphs where they can. ``"chain"``: all
+                stages are one graph besides, which a batch launches once; the GPU itself counts the rows that stay, and
+                the host waits once, for all answers. ``stream``, shadowed batches, and calls beyond the first at the
+                same time run stage by stage. Where it is not possible, the reason is logged as a warning on
+                ``pame.runtime`` and everything does.
             kernel_folder: where TensorRT-RTX keeps the kernels that it compiles for this GPU, so that the next process
                 starts faster; default: nowhere.
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
@@ -142,21 +148,23 @@ class Runtime:
                 ``agreement``. Its name must be the one that the bundle stores.
 
         Raises:
-            UsageError: ``threads`` is not a positive number, there is no such GPU, ``shadow_fraction`` is not within
-                [0, 1], shadowing is asked for without statistics or for an unknown task, or ``task`` is another one
-                than the bundle's.
+            UsageError: ``threads`` is not a positive number, ``cuda_graphs`` is none of its values, there is no such
+                GPU, ``shadow_fraction`` is not within [0, 1], shadowing is asked for without statistics or for an
+                unknown task, or ``task`` is another one than the bundle's.
             MissingArtifactError, CorruptArtifactError, SchemaError: no sound bundle of a known format there.
             StaleArtifactError: its engines were built for another backend version or another machine.
             MissingExtraError: the backend is not installed.
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
+        if cuda_graphs not in (True, False, "chain"):
+            raise UsageError(f"cuda_graphs={cuda_graphs!r}: expected True, False or 'chain'")
         options = RuntimeOptions(
             check_finite=check_finite, stats=stats, drift=drift, shadow_fraction=shadow_fraction,
-            shadow_seed=shadow_seed, task=task,
+            shadow_seed=shadow_seed, task=task, chain_graph=cuda_graphs == "chain",
         )  # fmt: skip
         folder = None if kernel_folder is None else Path(kernel_folder)
-        where = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
+        where = DeviceOptions(index=device, cuda_graphs=bool(cuda_graphs), kernel_folder=folder)
         opened = open_bundle(Path(bundle), threads=threads, device=where)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.close)
@@ -168,6 +176,11 @@ class Runtime:
     def spec(self) -> BundleSpec:
         """The bundle: inputs, outputs, stages, the exit plan, and how the network wants its images."""
         return self._spec
+
+    @property
+    def chain_captured(self) -> bool:
+        """Whether all stages are one CUDA graph, as ``cuda_graphs="chain"`` asks for."""
+        return self._pool.captured
 
     @property
     def stage_count(self) -> int:
@@ -307,6 +320,8 @@ class Runtime:
     ) -> Result:
         count = len(arrays[0])
         state = self._enter(count)
+        if chain.captured and state.shadow is None:
+            return self._answer_captured(chain, arrays, started, on_device=on_device)
         places, left, latency_ms = [0] * count, [0] * count, [0.0] * count
         for leaving in chain.run(arrays, state):
             left_ms, exit_index = (perf_counter() - started) * 1e3, leaving.exit_index
@@ -321,6 +336,21 @@ class Runtime:
             confidence=confidence,
             latency_ms=np.array(latency_ms, np.float64),
             engine_ms=state.engine_s * 1e3,
+        )
+
+    def _answer_captured(
+        self, chain: StageChain, arrays: Sequence[np.ndarray | Buffer], started: float, *, on_device: bool
+    ) -> Result:
+        found = chain.run_captured(arrays, on_device=on_device)
+        latency_ms = (perf_counter() - started) * 1e3
+        if self._stats is not None:
+            self._stats.add(found.exits, found.confidence.tobytes(), ())
+        return Result(
+            outputs=_as_outputs(found.outputs),
+            exit_index=np.array(found.exits, np.int64),
+            confidence=found.confidence,
+            latency_ms=np.full(len(arrays[0]), latency_ms),
+            engine_ms=found.engine_s * 1e3,
         )
 
     def _parts(self, arrays: Sequence[np.ndarray | Buffer]) -> Iterator[tuple[int, Sequence[np.ndarray | Buffer]]]:

@@ -30,13 +30,13 @@ def build_driver(folder: Path) -> Path:
     Raises:
         UsageError: there is no C++ compiler, or it fails.
     """
-    from engines.gpu.kernels import SOURCE
+    from engines.gpu.chain.kernels import CHAIN_SOURCE
 
     compiler = shutil.which("g++") or shutil.which("c++")
     if compiler is None:
         raise UsageError("a rehearsal compiles a fake CUDA driver: install g++")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kernels.inc").write_text(SOURCE)
+    (folder / "kernels.inc").write_text(CHAIN_SOURCE)
     options = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-fvisibility=hidden"]
     command = [compiler, *options, "-Wl,-soname,libcuda.so.1", f"-I{folder}", str(DRIVER)]
     done = subprocess.run(

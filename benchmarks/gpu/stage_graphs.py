@@ -1,4 +1,4 @@
-"""Stage e: CUDA graphs on and off, and whether ONNX Runtime's work can be captured at all.
+"""Stage e: the chain as one CUDA graph, then graphs on and off, and what of ONNX Runtime's work can be captured.
 
 A chain that runs as one graph needs stages that can be captured. TensorRT's can; about ONNX Runtime's CUDA provider
 two rows decide: its own switch (``enable_cuda_graph``), and a capture of ours around one of its runs.
@@ -6,21 +6,20 @@ two rows decide: its own switch (``enable_cuda_graph``), and a capture of ours a
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from artifacts import EngineError
 from benchmarks.gpu.environment import load_cuda_libraries
 from benchmarks.gpu.nets.making import ensure_subject
 from benchmarks.gpu.nets.subjects import EXITS, STAY, Subject, time_in_turns
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.rows.chain import Job, host_answers
+from benchmarks.gpu.rows.one_graph import add_one_graph_rows, time_captured
 from benchmarks.gpu.stages import CUDA_BACKEND, Setting
-from engines import BuildOptions, ensure_engine, open_device, open_engine
 
 BACKENDS = (CUDA_BACKEND, "tensorrt-rtx", "tensorrt")
 
@@ -33,12 +32,15 @@ def measure(record: Record, setting: Setting) -> None:
     subject = record.attempt(f"{name}: get", partial(ensure_subject, name, setting))
     if subject is None:
         return
+    job = Job(record=record, setting=setting, subject=subject, backend=CUDA_BACKEND,
+              max_batch_size=setting.choose(32, 8))  # fmt: skip
+    add_one_graph_rows(job, (job.max_batch_size, setting.choose(8, 2)))
     for backend in BACKENDS:
         job = Job(record=record, setting=setting, subject=subject, backend=backend,
                   max_batch_size=setting.choose(32, 8))  # fmt: skip
         record.attempt(f"{job.name}: graphs on and off", partial(_compare, job), needs_s=setting.choose(6, 1))
     for size in (setting.choose(32, 8), 1):
-        capture = partial(_capture_onnxruntime, subject, setting, size)
+        capture = partial(time_captured, subject, subject.spec.full, setting, CUDA_BACKEND, size)
         record.attempt(f"{name}: a run of {CUDA_BACKEND} captured by us, batch {size}", capture)
     own = partial(_own_graphs_of_onnxruntime, subject, setting.choose(32, 8))
     record.attempt(f"{name}: onnxruntime's own CUDA graph", own)
@@ -75,63 +77,6 @@ def _compare(job: Job) -> dict[str, Any]:
         )
         engine_ms = {name: runtime.run(batch).engine_ms for name, runtime in runtimes.items()}
     return {"ways": times, "engine_ms": engine_ms, "answers_equal": bool(np.array_equal(on, off))}
-
-
-def _capture_onnxruntime(subject: Subject, setting: Setting, size: int) -> dict[str, Any]:
-    """Captures a run on the device's own stream, replays it, and compares answers and times."""
-    from engines.gpu.driver import call, load_driver
-
-    graph, onnx = subject.spec.full, subject.folder / subject.spec.full.file
-    options = BuildOptions(max_batch_size=size)
-    folder = ensure_engine(onnx, graph, setting.scratch / "captured", backend=CUDA_BACKEND, options=options)
-    device: Any = open_device(CUDA_BACKEND)
-    with ExitStack() as stack:
-        stack.callback(device.close)
-        engine = open_engine(folder, graph, threads=1, device=device)
-        stack.callback(engine.close)
-        buffers = {spec.name: device.allocate(spec, size) for spec in (*graph.inputs, *graph.outputs)}
-        for name, array in subject.batch(size).items():
-            device.upload(array, buffers[name])
-        run = engine.bind(buffers)
-        for _ in range(3):
-            run()
-        answer = buffers[graph.answers[0]]
-        wanted = device.download(answer, range(size))
-        stream = device.cuda.stream
-        call("cuStreamBeginCapture", stream, load_driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
-        try:
-            run()
-        except EngineError:
-            _drop_capture(stream)
-            raise
-        captured = call("cuStreamEndCapture", stream)
-        executable = call("cuGraphInstantiate", captured, 0)
-        device.upload(np.zeros_like(wanted), answer)
-
-        def replay(_: object = None) -> None:
-            call("cuGraphLaunch", executable, stream)
-            device.synchronize()
-
-        def plainly(_: object = None) -> None:
-            run()
-            device.synchronize()
-
-        replay()
-        worst = float(np.abs(device.download(answer, range(size)) - wanted).max())
-        if not worst <= 1e-3 * float(np.abs(wanted).max()):
-            raise ArithmeticError(f"the replayed graph answers otherwise, by {worst}: not all was captured")
-        times = time_in_turns(
-            {"plain": plainly, "graph": replay}, {}, rounds=setting.choose(200, 3), budget_s=setting.choose(3, 1)
-        )
-    return {"worst_difference": worst, "ways": times}
-
-
-def _drop_capture(stream: Any) -> None:
-    """Ends a capture in which something went wrong, so that the first error is the one that shows."""
-    from engines.gpu.driver import call
-
-    with suppress(EngineError):
-        call("cuStreamEndCapture", stream)
 
 
 def _own_graphs_of_onnxruntime(subject: Subject, size: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import ctypes
 import logging
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from artifacts import EngineError, UsageError
@@ -66,11 +67,20 @@ class CudaContext:
         self.stream_handle = int(self.stream)
         self.capture_stream = call("cuStreamCreate", flags)
         undo.append(("cuStreamDestroy", self.capture_stream))
-        self.capture_lock = threading.Lock()
-        module = call("cuModuleLoadData", cubin)
-        undo.append(("cuModuleUnload", module))
+        self.capture_lock = threading.RLock()
         self._undo = undo
-        self.kernels = {name: call("cuModuleGetFunction", module, name.encode()) for name in KERNELS}
+        self.kernels: dict[str, Any] = {}
+        self.load_kernels(cubin, KERNELS)
+
+    def load_kernels(self, cubin: bytes, names: Sequence[str]) -> None:
+        """Loads compiled kernels beside those that are loaded already, for ``launch``.
+
+        Raises:
+            EngineError: the driver refuses them.
+        """
+        module = call("cuModuleLoadData", cubin)
+        self._undo.append(("cuModuleUnload", module))
+        self.kernels |= {name: call("cuModuleGetFunction", module, name.encode()) for name in names}
 
     def enter(self) -> None:
         """Makes the primary context current in this thread.

@@ -24,6 +24,7 @@ import numpy as np
 
 from artifacts import EngineError, InputError, TensorSpec, UsageError
 from engines.gpu.arrays import ALIGNMENT, DeviceArray
+from engines.gpu.chain.graph import ChainGraph
 from engines.gpu.context import Allocation, CudaContext
 from engines.gpu.driver import call, call_unless_pending, load_driver
 from engines.gpu.foreign_arrays import check_place, read_stream, view_foreign
@@ -31,7 +32,7 @@ from engines.gpu.launches import NonfiniteLaunch, SplitLaunch, gather
 from engines.gpu.staging import PinnedPool
 from engines.host.host_device import check_append, close_ranks, find_nonfinite
 from engines.options import DeviceOptions
-from engines.protocols import Departure, Device, Mark
+from engines.protocols import CapturedChain, Departure, Device, Mark, StageWork
 
 _DEFAULT = DeviceOptions()
 T = TypeVar("T")
@@ -157,6 +158,11 @@ class CudaDevice:
         self._enter()
         gather(self.cuda, source, rows, [buffer.pointer + offset * buffer.row_bytes for buffer in target])
 
+    def capture_chain(self, stages: Sequence[StageWork], answers: Sequence[GpuBuffer], rows: int) -> CapturedChain:
+        """As ``Device.capture_chain``: one CUDA graph with conditional nodes."""
+        self._enter()
+        return ChainGraph(self.cuda, self, stages, answers, rows)
+
     def download(self, buffer: GpuBuffer, rows: Sequence[int]) -> np.ndarray:
         """As ``download_all`` of one buffer."""
         (taken,) = self.download_all((buffer,), rows)
@@ -228,10 +234,14 @@ class CudaDevice:
 
     def wait_for(self, stream: int) -> None:
         """Makes later work of the device wait for the work that is on another stream now; the host does not wait."""
+        self.order_streams(stream, self.cuda.stream_handle)
+
+    def order_streams(self, first: int, then: int) -> None:
+        """Makes later work of one stream wait for the work that is on another stream now; the host does not wait."""
         self._enter()
-        event = self._take_event()
-        call("cuEventRecord", event, load_driver().CUstream(stream))
-        call("cuStreamWaitEvent", self.cuda.stream, event, 0)
+        event, streams = self._take_event(), load_driver().CUstream
+        call("cuEventRecord", event, streams(first))
+        call("cuStreamWaitEvent", streams(then), event, 0)
         self._events.append(event)
 
     def copy(self, array: GpuBuffer) -> np.ndarray | DeviceArray:

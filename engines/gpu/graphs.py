@@ -17,11 +17,15 @@ from engines.gpu.context import CudaContext, undo_calls
 from engines.gpu.driver import call, load_driver
 
 Enqueue = Callable[[int], None]
-_log = logging.getLogger("pame.engines")
+log = logging.getLogger("pame.engines")
 
 
 class CapturedGraph:
-    """Captured work, ready to be launched any number of times."""
+    """Captured work, ready to be launched any number of times.
+
+    Attributes:
+        template: the driver's graph, to be put into another one.
+    """
 
     def __init__(self, context: CudaContext, enqueue: Enqueue) -> None:
         """Captures the work; it must have run once before.
@@ -47,15 +51,12 @@ class CapturedGraph:
             finally:
                 if not captured:
                     _end_failed_capture(context)
-            graph = call("cuStreamEndCapture", context.capture_stream)
-        try:
-            self._executable = call("cuGraphInstantiate", graph, 0)
-        finally:
-            call("cuGraphDestroy", graph)
-        self._finalizer = weakref.finalize(
-            self, undo_calls, context.primary, [("cuGraphExecDestroy", self._executable)]
-        )
+            self.template = call("cuStreamEndCapture", context.capture_stream)
+        undo: list[tuple[object, ...]] = [("cuGraphDestroy", self.template)]
+        self._finalizer = weakref.finalize(self, undo_calls, context.primary, undo)
         self._finalizer.atexit = False
+        self._executable = call("cuGraphInstantiate", self.template, 0)
+        undo.append(("cuGraphExecDestroy", self._executable))
 
     def launch(self) -> None:
         """Puts the work on the device's stream."""
@@ -91,8 +92,13 @@ def run_and_capture(context: CudaContext, enqueue: Enqueue, *, what: str) -> Cap
     """
     enqueue(context.stream_handle)
     context.synchronize()
+    return capture_or_warn(context, enqueue, what=what)
+
+
+def capture_or_warn(context: CudaContext, enqueue: Enqueue, *, what: str) -> CapturedGraph | None:
+    """Captures some work that has run before; arguments and result as those of ``run_and_capture``."""
     try:
         return CapturedGraph(context, enqueue)
     except EngineError as error:
-        _log.warning("%s runs without a CUDA graph: %s", what, error)
+        log.warning("%s runs without a CUDA graph: %s", what, error)
         return None

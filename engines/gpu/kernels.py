@@ -191,11 +191,12 @@ def slice_count(row_bytes: Sequence[int]) -> int:
 
 
 @functools.cache
-def compile_kernels(architecture: str) -> bytes:
-    """Compiles the kernels to a cubin; needs NVRTC and neither a GPU nor a driver.
+def compile_kernels(architecture: str, source: str = SOURCE) -> bytes:
+    """Compiles kernels to a cubin; needs NVRTC and neither a GPU nor a driver.
 
     Args:
         architecture: e.g. ``sm_90``.
+        source: these kernels, or ``chain.kernels.CHAIN_SOURCE``.
 
     Raises:
         MissingExtraError: cuda-bindings is not installed.
@@ -207,7 +208,7 @@ def compile_kernels(architecture: str) -> bytes:
         raise MissingExtraError("cuda-bindings", "cuda") from error
     options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17"]
     try:
-        _, program = nvrtc.nvrtcCreateProgram(SOURCE.encode(), b"pame.cu", 0, [], [])
+        _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"pame.cu", 0, [], [])
     except RuntimeError as error:
         raise EngineError(f"NVRTC cannot be loaded ({error}). Install it with: pip install 'pame[cuda]'") from error
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)

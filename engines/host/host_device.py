@@ -10,9 +10,9 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from artifacts import InputError, TensorSpec, UsageError
+from artifacts import EngineError, InputError, TensorSpec, UsageError
 from engines.options import DeviceOptions
-from engines.protocols import Buffer, Departure
+from engines.protocols import Buffer, Departure, StageWork
 
 HostBuffer: TypeAlias = Any  # a numpy array; the protocol's ``Buffer`` declares no assignment of items
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register of today's processors
@@ -128,6 +128,15 @@ class HostDevice:
                 place[...] = origin[rows[0] : rows[-1] + 1]
             else:
                 np.take(origin, rows, axis=0, out=place, mode="clip")  # checked; "raise" would use a temporary
+
+    def capture_chain(self, stages: Sequence[StageWork], answers: Sequence[Buffer], rows: int) -> NoReturn:
+        """Refuses: there is nothing to capture on the processor.
+
+        Raises:
+            EngineError: always.
+        """
+        del stages, answers, rows
+        raise EngineError(f"{self.name} has no CUDA graphs; a chain becomes one graph on an NVIDIA GPU only")
 
     def download(self, buffer: HostBuffer, rows: Sequence[int]) -> np.ndarray:
         """Returns a fresh array (len(rows), *row_shape) with the given rows of a buffer, in that order.

@@ -114,6 +114,26 @@ def plan_covers(median_ms: Mapping[int, float], *, largest: int, fixed: bool) ->
     return Covers(largest=largest, cost_ms=cost_ms, all_runs=tuple(covers))
 
 
+def choose_branches(covers: Covers, limit: int) -> tuple[int, ...]:
+    """Chooses numbers of rows whose covers serve all others: a batch runs the cover of the next larger one.
+
+    Args:
+        covers: of a stage.
+        limit: how many at most, at least 2.
+
+    Returns:
+        Ascending, the last is ``covers.largest``. As many as there are different covers, if these are few enough, each
+        with the most rows that it serves; otherwise about evenly spread in the logarithm, so that a batch is padded by
+        about the same share wherever it lies.
+    """
+    largest = covers.largest
+    distinct = [n for n in range(1, largest + 1) if n == largest or covers.all_runs[n] != covers.all_runs[n + 1]]
+    if len(distinct) <= limit:
+        return tuple(distinct)
+    wanted = {math.ceil(largest ** (step / (limit - 1)) - 1e-9) for step in range(limit)}
+    return tuple(sorted({next(n for n in distinct if n >= rows) for rows in wanted}))
+
+
 def _check_times(median_ms: Mapping[int, float], largest: int) -> None:
     if not median_ms:
         raise InputError("cannot plan covers: no batch size was timed; time the engine for at least one")

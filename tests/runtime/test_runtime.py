@@ -130,9 +130,9 @@ def test_an_abandoned_stream_gives_its_buffers_back(fake_net: Any, monkeypatch: 
     from runtime.chain import StageChain
 
     class Counted(StageChain):
-        def __init__(self, *arguments: Any) -> None:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
             made.append(self)
-            super().__init__(*arguments)
+            super().__init__(*arguments, **options)
 
     monkeypatch.setattr("runtime.runtime.StageChain", Counted)
     net = fake_net(thresholds=(0.5,), faults={0: EngineError("boom")})

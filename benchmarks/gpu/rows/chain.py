@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -51,7 +51,12 @@ class Job:
         return self.setting.scratch / "bundles"
 
     def open(
-        self, stack: ExitStack, *, ways: Sequence[str] = WAYS, backend: str = "", cuda_graphs: bool = True
+        self,
+        stack: ExitStack,
+        *,
+        ways: Sequence[str] = WAYS,
+        backend: str = "",
+        cuda_graphs: bool | Literal["chain"] = True,
     ) -> dict[str, Runtime]:
         """Builds and opens the subject's bundles, by way (``subjects.WAYS``); ``stack`` closes them."""
         opened = {}

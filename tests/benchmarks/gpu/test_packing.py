@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,7 @@ from benchmarks.gpu.nets.making import ensure_subject, make_subject
 from benchmarks.gpu.nets.subjects import publish_bundle
 from benchmarks.gpu.prepare import copy_subject, take_bundle
 from benchmarks.gpu.stages import Setting
+from benchmarks.gpu.store_wheels import blank_other_code
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "gpu"
 RECORD = "thing-1.0.dist-info/RECORD"
@@ -36,6 +38,21 @@ def write_wheel(folder: Path) -> Path:
             target.writestr(name, text)
         target.writestr(RECORD, "".join(f"{name},,\n" for name in [*files, RECORD]))
     return wheel
+
+
+def fatbin(*entries: tuple[int, bytes]) -> bytes:
+    """Returns a fat binary with code by architecture, laid out as NVIDIA's tools do."""
+    packed = b"".join(struct.pack("<HHIQ12xI32x", 2, 257, 64, len(code), arch) + code for arch, code in entries)
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(packed)) + packed
+
+
+def test_code_for_other_gpus_becomes_zeros() -> None:
+    both, alone = fatbin((80, b"eighty" * 4), (90, b"ninety" * 4)), fatbin((80, b"only" * 4))
+    chance = struct.pack("<I", 0xBA55ED50) + b"no fat binary at all"
+    library = b"code" + both + chance + alone + b"end"
+    found = blank_other_code(library, 90)
+    assert found == b"code" + fatbin((80, bytes(24)), (90, b"ninety" * 4)) + chance + alone + b"end"
+    assert blank_other_code(library, 75) == library
 
 
 @pytest.fixture

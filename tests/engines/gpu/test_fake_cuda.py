@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.gpu.kernels import SOURCE
+from engines.gpu.chain.kernels import CHAIN_SOURCE
 
 ROOT = Path(__file__).parents[3]
 SUITES = (
@@ -23,6 +23,7 @@ SUITES = (
     "tests/engines/gpu/test_cuda_device.py",
     "tests/engines/gpu/test_cuda_interop.py",
     "tests/engines/trt/test_run.py",
+    "tests/runtime/test_captured_chain.py",
     "tests/runtime/test_cuda_provider.py",
     "tests/runtime/test_on_gpu.py",
 )
@@ -36,7 +37,7 @@ def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("compiles a fake driver: needs g++ on Linux")
     folder = tmp_path_factory.mktemp("fake_cuda")
-    (folder / "kernels.inc").write_text(SOURCE)
+    (folder / "kernels.inc").write_text(CHAIN_SOURCE)
     source = Path(__file__).parent / "fake_cuda" / "driver.cpp"
     options = ["-std=c++17", "-O1", "-U_FORTIFY_SOURCE", "-shared", "-fPIC", "-fvisibility=hidden"]
     command = [compiler, *options, "-Wl,-soname,libcuda.so.1", f"-I{folder}", str(source)]

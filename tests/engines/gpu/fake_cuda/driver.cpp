@@ -19,6 +19,7 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <random>
 #include <string>
@@ -35,6 +36,7 @@ static void wait_for_block();
 #define __launch_bounds__(threads)
 #define __grid_constant__
 #define __syncthreads() wait_for_block()
+static void cudaGraphSetConditional(unsigned long long handle, unsigned value);
 #include "kernels.inc"
 
 #define API extern "C" __attribute__((visibility("default"))) int
@@ -122,7 +124,7 @@ static void run_grid(Dim grid, Dim block, const std::function<void()>& body) {
 
 // ---------------------------------------------------------------- streams, events, graphs
 typedef std::function<void()> Op;
-struct Graph { std::vector<Op> ops; };
+struct Graph { std::vector<Op> ops, initial; };
 struct Stream { std::deque<Op> ops; uint64_t put = 0, done = 0; Graph* capture = nullptr; };
 struct Event { Stream* stream = nullptr; uint64_t seq = 0; double time = 0; bool timing = true; };
 static Stream legacy;
@@ -218,9 +220,81 @@ API cuStreamEndCapture(void* handle, void** graph) {
     stream->capture = nullptr;
     return OK;
 }
+// Graphs that are built node by node. A node runs after those before it, whatever its dependencies say, so these are
+// checked: each must be the newest node. A conditional node has its handle's value at that moment decide.
+static std::map<unsigned long long, unsigned> conditions;
+static std::vector<std::unique_ptr<Graph>> bodies;  // as long as the process: graphs are copied with pointers to them
+static void cudaGraphSetConditional(unsigned long long handle, unsigned value) { conditions.at(handle) = value; }
+
+API cuGraphCreate(void** made, unsigned) { LOCKED; *made = new Graph; return OK; }
+API cuGraphConditionalHandleCreate(unsigned long long* made, void* graph, void*, unsigned initial, unsigned flags) {
+    LOCKED;
+    if (flags != 1) return INVALID_VALUE;
+    static unsigned long long next = 0x1000;
+    unsigned long long handle = *made = next++;
+    conditions[handle] = initial;
+    ((Graph*)graph)->initial.push_back([handle, initial] { conditions[handle] = initial; });
+    return OK;
+}
+API cuGraphGetNodes(void* graph, void** nodes, size_t* count) {
+    LOCKED;
+    size_t there = ((Graph*)graph)->ops.size();
+    if (nodes) for (size_t i = 0; i < std::min(*count, there); i++) nodes[i] = (void*)(i + 1);
+    *count = nodes ? std::min(*count, there) : there;
+    return OK;
+}
+struct Conditional { int type, reserved[3]; unsigned long long handle; int kind; unsigned size; void** bodies; void* context; };
+API cuGraphAddNode_v2(void** made, void* which, const void* const* after, const void*, size_t count, void* parameters) {
+    LOCKED;
+    Graph* graph = (Graph*)which;
+    Conditional* node = (Conditional*)parameters;
+    if (node->type != 13 || node->kind != 2 || count != 1 || after[0] != (void*)graph->ops.size()) return INVALID_VALUE;
+    void** made_bodies = (void**)calloc(node->size, sizeof(void*));
+    std::vector<Graph*> all;
+    for (unsigned i = 0; i < node->size; i++) {
+        bodies.push_back(std::make_unique<Graph>());
+        all.push_back(bodies.back().get());
+        made_bodies[i] = all.back();
+    }
+    node->bodies = made_bodies;
+    unsigned long long handle = node->handle;
+    graph->ops.push_back([all, handle] {
+        unsigned value = conditions.at(handle);
+        if (value < all.size()) for (const Op& op : all[value]->ops) op();
+    });
+    *made = (void*)graph->ops.size();
+    return OK;
+}
+API cuGraphAddChildGraphNode(void** made, void* which, const void* const* after, size_t count, void* child) {
+    LOCKED;
+    Graph* graph = (Graph*)which;
+    if (count != (graph->ops.empty() ? 0 : 1) || (count && after[0] != (void*)graph->ops.size())) return INVALID_VALUE;
+    std::vector<Op> ops = ((Graph*)child)->ops;
+    graph->ops.push_back([ops] { for (const Op& op : ops) op(); });
+    *made = (void*)graph->ops.size();
+    return OK;
+}
+API cuGraphClone(void** made, void* graph) { LOCKED; *made = new Graph(*(Graph*)graph); return OK; }
+API cuGraphGetEdges_v2(void* graph, void** from, void** to, void*, size_t* count) {
+    LOCKED;
+    size_t nodes = ((Graph*)graph)->ops.size(), there = nodes ? nodes - 1 : 0;
+    for (size_t i = 0; from && i < std::min(*count, there); i++) { from[i] = (void*)(i + 1); to[i] = (void*)(i + 2); }
+    *count = there;
+    return OK;
+}
+API cuStreamBeginCaptureToGraph(void* handle, void* graph, const void* const* after, const void*, size_t count, int) {
+    LOCKED;
+    Stream* stream = stream_of(handle);
+    if (stream == &legacy || stream->capture || !graph) return CAPTURE_UNSUPPORTED;
+    if (count != (((Graph*)graph)->ops.empty() ? 0 : 1) || (count && after[0] != (void*)((Graph*)graph)->ops.size())) return INVALID_VALUE;
+    stream->capture = (Graph*)graph;
+    return OK;
+}
 API cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) { LOCKED; *made = new Graph(*(Graph*)graph); return OK; }
+API cuGraphInstantiateWithParams(void** made, void* graph, void*) { return cuGraphInstantiateWithFlags(made, graph, 0); }
 API cuGraphLaunch(void* graph, void* handle) {
     LOCKED;
+    for (const Op& op : ((Graph*)graph)->initial) put(stream_of(handle), op);
     for (const Op& op : ((Graph*)graph)->ops) put(stream_of(handle), op);
     return OK;
 }
@@ -360,10 +434,15 @@ API cuCtxDestroy_v2(void* context) {
     free(context);
     return OK;
 }
-API cuCtxSynchronize() { LOCKED; drain_all(); return OK; }
+API cuCtxSynchronize() {
+    LOCKED;
+    for (Stream* stream : streams) if (stream->capture) return CAPTURE_UNSUPPORTED;
+    drain_all();
+    return OK;
+}
 API cuModuleLoadData(void** module, const void* image) { *module = malloc(1); return memcmp(image, "\x7f" "ELF", 4) ? INVALID_VALUE : OK; }
 API cuModuleUnload(void* module) { free(module); return OK; }
-static const char* names[] = {"split_rows", "gather_rows", "find_nonfinite"};
+static const char* names[] = {"split_rows", "gather_rows", "find_nonfinite", "enter_chain", "leave_rows", "collect_rows"};
 API cuModuleGetFunction(void** function, void*, const char* name) {
     for (const char*& known : names) if (!strcmp(known, name)) { *function = &known; return OK; }
     return NOT_FOUND;
@@ -383,6 +462,19 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     } else if (function == &names[1]) {
         Gather gather = *(Gather*)p[0];
         body = [=] { gather_rows(gather); };
+    } else if (function == &names[3]) {
+        const int *request = *(const int**)p[0], *branch_of = *(const int**)p[3];
+        int *count = *(int**)p[1], *rows = *(int**)p[2];
+        u64 handle_of = *(u64*)p[4];
+        body = [=] { enter_chain(request, count, rows, branch_of, handle_of); };
+    } else if (function == &names[4]) {
+        Leaving stage = *(Leaving*)p[0];
+        Carried carried = *(Carried*)p[1];
+        body = [=] { leave_rows(stage, carried); };
+    } else if (function == &names[5]) {
+        const int *count = *(const int**)p[0], *places = *(const int**)p[1];
+        Collected answers = *(Collected*)p[2];
+        body = [=] { collect_rows(count, places, answers); };
     } else {
         const u8* base = *(const u8**)p[0];
         u64 values = *(u64*)p[1];
