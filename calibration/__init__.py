@@ -23,6 +23,7 @@ from calibration.certify.risk_tests import (
 )
 from calibration.certify.set_metrics import SET_METRICS
 from calibration.data.arrays import ArrayImages
+from calibration.data.batches import BatchReader
 from calibration.data.files import FileImages
 from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
@@ -52,8 +53,8 @@ _HOMES = {
 
 __all__ = [
     # data
-    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "DataSource", "FileImages", "ImageSamples", "Samples", "as_batch",
-    "image_input", "load_run_data", "load_samples", "source_name",
+    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples", "Samples",
+    "as_batch", "image_input", "load_run_data", "load_samples", "source_name",
     # certified tolerances
     "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test", "count_needed",
     "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",

@@ -20,6 +20,7 @@ from artifacts import (
     open_artifact,
     read_manifest,
     save_arrays,
+    work_alone,
 )
 from calibration.certify.risk_tests import check_labels
 from calibration.data.samples import PARTS, ImageSamples, Samples
@@ -75,6 +76,7 @@ def _train_missing(run: RunFolder, samples: Samples, engine: EngineChoice, optio
     return train_missing(run, samples, FrozenConfig(), engine, options=options)
 
 
+@work_alone
 def trace_model(
     run: RunFolder, model: Model, samples: Samples, engine: EngineChoice,
     *, source: str, options: CalibrationOptions = DEFAULT_OPTIONS,

@@ -291,6 +291,7 @@ class Runtime:
         return read_batch(batch, self._spec.inputs, self._device, check_finite=self._check_finite, stream=stream)
 
     def _collector(self) -> StatsCollector:
+        self._pool.check_process()
         if self._stats is None:
             raise UsageError("this runtime keeps no statistics; open it without stats=False")
         return self._stats

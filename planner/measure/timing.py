@@ -37,6 +37,7 @@ from artifacts import (
     open_artifact,
     read_json,
     to_plain,
+    work_alone,
     write_json,
 )
 from artifacts.console import track
@@ -314,6 +315,7 @@ def _matrix(
     )
 
 
+@work_alone
 def ensure_itm(
     run: RunFolder,
     model: Model,
