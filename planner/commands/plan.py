@@ -99,6 +99,7 @@ def plan_from_source(arguments: argparse.Namespace, family: Family | None, words
         parts=arguments.parts,
         command=shlex.join(["python", "-m", "planner", *words]),
         report=say,
+        force=arguments.force,
     )
     try:
         from planner.workflow.from_source import plan_network
