@@ -21,6 +21,7 @@ class CalibrationOptions:
         parts: ``--parts``, a share of one part of the data that becomes another; ``None``: as before, or none.
         command: the command line that made this; ``None``: ``python -m calibration`` with the run and its data.
         report: receives notes for the user.
+        force: go on with a network that is no good on the samples.
         memory_gb: GiB that may be used; ``None``: half of what is free.
         workers: processes that decode samples for training; ``None``: one per allowed processor for image files.
     """
@@ -29,6 +30,7 @@ class CalibrationOptions:
     parts: str | None = None
     command: str | None = None
     report: Callable[[str], None] = _log.info
+    force: bool = False
     memory_gb: float | None = None
     workers: int | None = None
 

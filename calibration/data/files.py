@@ -10,8 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import InputError, Preprocessing, array_digest, file_digest, unknown_name
-from calibration.data.decoding import check_image, decode_image
+from artifacts import (
+    InputError,
+    Preprocessing,
+    array_digest,
+    check_image,
+    decode_image,
+    file_digest,
+    unknown_name,
+)
 from calibration.data.image_input import CHUNK_ROWS, MEASURED_IMAGES, ImageInput, measure_normalisation
 from calibration.data.samples import PARTS, check_parts, in_chunks, labels_missing
 

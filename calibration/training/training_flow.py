@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from artifacts import (
-    GraphError,
     Model,
     Preprocessing,
     RunFolder,
@@ -21,7 +20,7 @@ from calibration.data.samples import ImageSamples, Samples
 from calibration.data.sources import TRAINED_ON
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
-from calibration.tracing.network_check import check_network
+from calibration.tracing.network_check import ask_network
 from calibration.training.candidates import CandidateRules, settle_candidates
 from calibration.training.checkpoints import Checkpoint
 from calibration.training.config import FrozenConfig, JointConfig
@@ -39,6 +38,8 @@ from export import (
     save_weights,
     write_recipe,
 )
+
+ASKED_ROWS = 16
 
 
 @work_alone
@@ -61,18 +62,19 @@ def train_missing(
 
     Raises:
         InputError: the train part has no samples.
-        GraphError: the model has no segments, or no exit head is worth its time.
+        GraphError: no exit head is worth its time.
     """
     model = ensure_model(run, report=options.report)
-    if not model.spec.cuts:
-        raise GraphError(f"{run.model} was exported without segments. Export it again with --segments")
+    if all(cut.name in model.spec.heads for cut in model.spec.cuts[:-1]):
+        return model
     training_indices(samples, config)
+    task = options.task_of(model)
+    whole = model.whole()
+    with SegmentRunner(whole, run.engines, engine, rows=ASKED_ROWS, with_heads=False) as runner:
+        ask_network(whole, runner, samples, task, rows=ASKED_ROWS, options=options)
     rules = CandidateRules(most=config.max_candidates, head_share=config.head_share)
     model = settle_candidates(run, model, engine, rules, report=options.report)
     heads = build_missing_heads(model)
-    if not heads:
-        return model
-    task = options.task_of(model)
     teacher = "" if samples.labelled else " by the answers of the full network, since there are no labels"
     options.report(f"training {len(heads)} exit heads on the frozen backbone{teacher}: {', '.join(heads)}")
     torch.set_num_threads(engine.threads)
@@ -84,9 +86,6 @@ def train_missing(
     rows = fit_rows(model.spec, memory_limit(options.memory_gb))
     what = FrozenTask(task=task, probabilities=model.spec.settings.get("confidence") == "max", config=config)
     with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=False) as runner:
-        if samples.labelled:
-            for warning in check_network(model, runner, samples, task, rows=rows).warnings():
-                options.report(warning)
         maker = FeatureMaker(heads=heads, runner=runner, rows=rows, samples=samples, workers=options.workers)
         history = train_frozen(heads, maker, what, checkpoint, folder=run.training)
     parameters = {"mode": "frozen", **to_plain(config)}
@@ -119,6 +118,11 @@ def retrain_jointly(
         raise UsageError(f"{samples.name}: backbone and exits are trained together on images only; omit --train joint")
     _check_labels(run, samples)
     model = ensure_model(run, report=options.report)
+    if samples.preprocessing.in_graph:
+        raise UsageError(
+            f"{run.model} normalises its images itself (--input uint8), and training works on floats. Export it again "
+            "without --input uint8, train, and export the trained weights with it"
+        )
     task = options.task_of(model)
     parameters = {"mode": "joint", **to_plain(config), **samples.digests()}
     training = digest_of(parameters)

@@ -99,6 +99,7 @@ def plan_from_source(arguments: argparse.Namespace, family: Family | None, words
         parts=arguments.parts,
         command=shlex.join(["python", "-m", "planner", *words]),
         report=say,
+        force=arguments.force,
         memory_gb=arguments.memory_gb,
         workers=arguments.workers,
     )
