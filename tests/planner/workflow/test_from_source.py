@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from artifacts import PameError, RunFolder, UsageError, recorded_command
@@ -67,6 +68,24 @@ def test_one_command_leads_to_a_bundle_and_the_next_reuses_all_of_it(
 
     assert main(["dense.onnx", "--data", "data.npz", "--tolerance", "0.1", *QUICK[:-1], "7"]) == 0
     assert "they were trained with epochs 1, and are kept" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_folder_without_labels_leads_to_a_bundle_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load("data.npz") as data:
+        np.savez("queries.npz", images=data["images"])
+        count = len(data["images"])
+    words = ["dense.onnx", "--data", "queries.npz", "--risk", "agreement", "--tolerance", "0.2", *QUICK]
+    assert main([*words, "--json", "first.json"]) == 0
+    said = capsys.readouterr().err
+    assert "by the answers of the full network, since there are no labels" in said
+    assert (place / "runs/dense/bundle/bundle.json").is_file()
+    with np.load("runs/dense/trace/indices.npz") as parts:
+        train, calibrate = set(parts["train"].tolist()), set(parts["calibrate"].tolist())
+        assert len(train) == round(0.6 * count)
+        assert not train & calibrate, "nothing is calibrated on what exits learned from"
+    assert main(words) == 0
+    assert all("there already" in line for line in steps(capsys.readouterr().err)[1:])
 
 
 @pytest.mark.slow
