@@ -8,7 +8,7 @@ from artifacts import UsageError, unknown_name
 
 AUGMENTATIONS = ("none", "crop", "crop-mirror")
 """How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
-ENOUGH_STEPS = 400
+ENOUGH_STEPS = 300
 EPOCHS = (4, 20)
 """The fewest and the most epochs of frozen training, where their number is not given."""
 
