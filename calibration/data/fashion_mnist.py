@@ -104,7 +104,8 @@ def _read_or_fetch(name: str, cache: Path | None) -> bytes:
         return raw
     raise InputError(
         f"Fashion-MNIST ({name}) could not be had:\n  " + "\n  ".join(refusals)
-        + f"\nInstall Debian's {DEBIAN_PACKAGE}, or put the four .gz files into {cache or _HOME_CACHE}, or use your own images with --data DIR."
+        + f"\nInstall Debian's {DEBIAN_PACKAGE}, or put the four .gz files into {cache or _HOME_CACHE}, "
+        "or use your own images with --data DIR."
     )  # fmt: skip
 
 
