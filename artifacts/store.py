@@ -156,9 +156,17 @@ def open_scratch(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
-            f"cannot write {folder}: {error.strerror or error}. What was there is untouched; "
+            f"cannot write {folder}: {_describe(error)}. What was there is untouched; "
             "free some space or fix the permissions, then run the command again"
         ) from error
+
+
+def _describe(error: OSError) -> str:
+    """Returns the reason of an error; the first one of the list that copying a folder ends with."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        *_, reason = error.args[0][0]
+        return str(reason)
+    return error.strerror or str(error)
 
 
 def _lock_path(folder: Path) -> Path:

@@ -13,37 +13,26 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import CorruptArtifactError, InputError, Preprocessing, array_digest, load_arrays, unknown_name
+from artifacts import CorruptArtifactError, InputError, load_arrays
 from calibration.data.image_input import CHUNK_ROWS, ImageInput, image_input, measure_normalisation
-from calibration.data.samples import PARTS, check_parts, in_chunks, labels_missing
+from calibration.data.samples import in_chunks
 from calibration.data.splits import Splitting, settle_parts, split_by_names
+from calibration.data.stored import StoredImages
 
 _log = logging.getLogger("pame.calibration")
 _NO_WISHES = Splitting()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ArrayImages:
+class ArrayImages(StoredImages):
     """Images in one array, with labels or without; an implementation of ``ImageSamples``.
 
     Attributes:
-        name: for messages and records.
         images: uint8 in the network's size and layout: (N, C, H, W) or (N, H, W, C).
-        labels: (N,) int64, positions in ``classes``; ``None`` where they are not given.
-        classes: class names; none without labels.
-        parts: part -> ascending indices into ``images``, int64; pairwise disjoint.
-        input: how an image becomes the network's input.
-        split_seed: what decided about the parts; ``None`` where the data came with them.
         mapping: the file's mapping that ``images`` reads from; its pages are given back after every read.
     """
 
-    name: str
     images: np.ndarray
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-    parts: Mapping[str, np.ndarray]
-    input: ImageInput
-    split_seed: int | None = None
     mapping: mmap.mmap | None = None
 
     def __post_init__(self) -> None:
@@ -56,69 +45,32 @@ class ArrayImages:
             )
         if self.labelled and len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise InputError(f"{self.name}: labels must lie in 0..{len(self.classes) - 1}")
-        check_parts(self.name, self.parts, count=len(self.images))
+        StoredImages.__post_init__(self)
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the true classes are given."""
-        return self.labels is not None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """The way from an image to a row of the network's input."""
-        return self.input.preprocessing
-
-    def indices_of(self, part: str, /) -> np.ndarray:
-        """Returns the indices of a part."""
-        if part not in self.parts:
-            raise unknown_name("part of the data", part, PARTS)
-        return self.parts[part]
+    def __len__(self) -> int:
+        return len(self.images)
 
     def pixels(self, indices: np.ndarray, /) -> np.ndarray:
         """Returns uint8 images, a copy."""
         rows = np.ascontiguousarray(self.images[indices])
-        self._release()
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
         return rows
 
-    def prepare(self, pixels: np.ndarray, /) -> dict[str, np.ndarray]:
-        """Returns the network's input for such pixels."""
-        return {self.input.name: self.input.prepare(pixels)}
-
-    def inputs(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
-        """Returns the network's input for some images."""
-        return self.prepare(self.pixels(indices))
-
-    def targets(self, indices: np.ndarray, /) -> np.ndarray:
-        """Returns the labels (n,) int64 of some images.
-
-        Raises:
-            UsageError: there are none.
-        """
-        if self.labels is None:
-            raise labels_missing(self.name)
-        found: np.ndarray = self.labels[indices]
-        return found
-
-    def digests(self) -> dict[str, str]:
-        """Returns the digests of the images, the labels (if there are any) and the index set of each part."""
-        parts = {f"indices.{part}": array_digest(self.parts[part]) for part in PARTS}
-        labels = {} if self.labels is None else {"labels": array_digest(self.labels)}
+    def content_digest(self) -> str:
+        """Returns the SHA-256 of dtype, shape and bytes, as ``artifacts.array_digest``."""
         digest = hashlib.sha256(f"{self.images.dtype.str} {self.images.shape} ".encode())
-        for rows in self._chunks(np.arange(len(self.images))):
+        for rows in self._chunks(np.arange(len(self))):
             digest.update(rows.reshape(-1).data)
-        return {"images": digest.hexdigest(), **labels, **parts}
+        return digest.hexdigest()
 
     def with_own_normalisation(self) -> ArrayImages:
-        """Returns the images normalised by the mean and spread of the train part, or of all when that is empty."""
-        train = self.parts["train"] if len(self.parts["train"]) else np.arange(len(self.images))
-        return replace(self, input=self.input.normalised_by(*measure_normalisation(self._chunks(train))))
+        """Returns the images normalised by their own mean and spread."""
+        chunks = self._chunks(self.measured_indices())
+        return replace(self, input=self.input.normalised_by(*measure_normalisation(chunks)))
 
     def _chunks(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         return (self.pixels(chunk) for chunk in in_chunks(indices, CHUNK_ROWS))
-
-    def _release(self) -> None:
-        if self.mapping is not None:
-            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def make_samples(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +23,16 @@ _PAGED_FORMATS = ("GIF", "PNG", "TIFF", "WEBP")  # phones put a second picture b
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", *_DEEP_MODES)
 
 
-def decode_image(path: Path, wanted: Preprocessing) -> np.ndarray:
+def decode_image(source: Path | bytes, wanted: Preprocessing, *, name: str | None = None) -> np.ndarray:
     """Reads an image file as the pixels of one row, before they are normalised.
 
     Pictures that a camera turned by a note in the file (EXIF) are turned upright; greys of 16 bits keep their whole
     range: 65535 becomes 255.
 
     Args:
-        path: of the file.
+        source: the file's path, or its bytes.
         wanted: its size, resize, channel order and layout count.
+        name: of the picture, for messages; ``None``: the path.
 
     Returns:
         uint8 (C, H, W) or (H, W, C).
@@ -38,13 +40,14 @@ def decode_image(path: Path, wanted: Preprocessing) -> np.ndarray:
     Raises:
         InputError: the file is no image, or one of a kind whose range of values is not known.
     """
+    where = _name(source, name)
     if wanted.channel_order == "any":
         raise InputError(
-            f"{path}: the network takes {wanted.channels} channels, which an image file does not have; bring samples "
+            f"{where}: the network takes {wanted.channels} channels, which an image file does not have; bring samples "
             "as an .npz of arrays, or as an object of your own with --data module:object"
         )
     modules = _load_pillow()
-    with _opened(path, modules) as image:
+    with _opened(source, where) as image:
         upright = modules.ImageOps.exif_transpose(image)
         plain = _as_bytes(upright, modules).convert("L" if wanted.channels == 1 else "RGB")
         pixels = np.asarray(resize_image(plain, wanted))
@@ -54,13 +57,17 @@ def decode_image(path: Path, wanted: Preprocessing) -> np.ndarray:
     return pixels if wanted.layout == "NHWC" else pixels.transpose(2, 0, 1)
 
 
-def check_image(path: Path) -> None:
-    """Reads the header of an image file.
+def _name(source: Path | bytes, name: str | None) -> str:
+    return name or (str(source) if isinstance(source, Path) else f"an image of {len(source)} bytes")
+
+
+def check_image(source: Path | bytes, *, name: str | None = None) -> None:
+    """Reads the header of an image file, as ``decode_image`` does.
 
     Raises:
         InputError: the file is no image, or one that cannot be read as it is meant.
     """
-    with _opened(path, _load_pillow()):
+    with _opened(source, _name(source, name)):
         pass
 
 
@@ -79,23 +86,24 @@ def resize_image(image: Image.Image, wanted: Preprocessing) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: Path, modules: Any) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes, where: str) -> Iterator[Image.Image]:
+    modules = _load_pillow()
     try:
-        with modules.Image.open(path) as image:
+        with modules.Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
             if image.mode not in _MODES and not _is_deep(image):
                 raise InputError(
-                    f"{path}: pixels of kind '{image.mode}' have no range of values that is known; convert the file to "
+                    f"{where}: pixels of kind '{image.mode}' have no range of values that is known; convert it to "
                     "8 or 16 bits"
                 )
             if image.format in _PAGED_FORMATS and getattr(image, "n_frames", 1) > 1:
                 raise InputError(
-                    f"{path} holds {image.n_frames} pictures; save the one that is meant in a file of its own"
+                    f"{where} holds {image.n_frames} pictures; save the one that is meant in a file of its own"
                 )
             yield image
     except (modules.UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as an image ({error}); remove or replace it") from error
+        raise InputError(f"{where} cannot be read as an image ({error}); remove or replace it") from error
     except modules.Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large to be read safely ({error}); resize or remove it") from error
+        raise InputError(f"{where} is too large to be read safely ({error}); resize or remove it") from error
 
 
 def _as_bytes(image: Image.Image, modules: Any) -> Image.Image:

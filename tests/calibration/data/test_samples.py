@@ -62,9 +62,9 @@ def test_files_are_decoded_when_they_are_asked_for(tmp_path: Path, monkeypatch: 
     decoded: list[str] = []
     decode = files.decode_image
 
-    def counted(path: Path, wanted: Preprocessing) -> np.ndarray:
-        decoded.append(path.name)
-        return decode(path, wanted)
+    def counted(content: bytes, wanted: Preprocessing, *, name: str) -> np.ndarray:
+        decoded.append(Path(name).name)
+        return decode(content, wanted, name=name)
 
     monkeypatch.setattr(files, "decode_image", counted)
     stated = replace(WANTED, stated=True)
