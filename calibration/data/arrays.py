@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import mmap
+import shutil
 import struct
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +25,8 @@ from calibration.data.stored import StoredImages
 
 _log = logging.getLogger("pame.calibration")
 _NO_WISHES = Splitting()
+LOADED_BYTES = 256 << 20
+_ALIGNED = 64  # bytes, for any dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,7 +95,7 @@ def load_npz(
 ) -> ArrayImages:
     """Loads ``images`` and, where given, ``labels`` and ``split`` from an ``.npz``.
 
-    One that is not compressed (``np.savez``) is mapped and read a batch at a time; a compressed one is loaded whole.
+    It is mapped and read a batch at a time; a large compressed one is unpacked first (``map_arrays``).
 
     Args:
         source: the file; ``images`` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), ``labels`` (N,) integers from 0,
@@ -101,7 +107,7 @@ def load_npz(
     Raises:
         InputError: other arrays, types or shapes.
     """
-    arrays, mapping = map_arrays(source)
+    arrays, mapping = map_arrays(source, report=report)
     if "images" not in arrays:
         raise InputError(f"{source}: expected arrays 'images' and, where known, 'labels', found {sorted(arrays)}")
     unknown = sorted(set(arrays) - {"images", "split"})
@@ -153,26 +159,71 @@ def check_labels(source: Path, labels: np.ndarray, *, count: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], mmap.mmap | None]:
-    """Opens an ``.npz`` without pickle; arrays that are stored uncompressed are views of the file.
+def map_arrays(
+    path: Path, *, report: Callable[[str], None] = _log.info
+) -> tuple[dict[str, np.ndarray], mmap.mmap | None]:
+    """Opens an ``.npz`` without pickle.
+
+    Arrays that are stored uncompressed are views of the file. A compressed file is loaded whole while it has no more
+    than ``LOADED_BYTES``; a larger one is unpacked once into a temporary file without a name, of which the arrays are
+    views and which ends with this process.
+
+    Args:
+        path: the file.
+        report: receives a note where something is unpacked.
 
     Returns:
-        The arrays by name, and the mapping of the file that they are views of; ``None`` where all were loaded.
+        The arrays by name, and the mapping that they are views of; ``None`` where all were loaded.
 
     Raises:
         CorruptArtifactError: the file is not an ``.npz`` or holds pickled objects.
+        InputError: there is no space to unpack it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or path.stat().st_size == 0:
+            if not entries:
+                return {}, None
+            if all(entry.compress_type == zipfile.ZIP_STORED for entry in entries):
+                with path.open("rb") as stream:
+                    mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                starts = [_find_content(mapping, entry.header_offset) for entry in entries]
+            elif sum(entry.file_size for entry in entries) <= LOADED_BYTES:
                 return load_arrays(path), None
-        with path.open("rb") as stream:
-            mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            found = {entry.filename.removesuffix(".npy"): _view(mapping, entry.header_offset) for entry in entries}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+            else:
+                mapping, starts = _unpack(path, archive, report)
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+        found = {name: _view(mapping, start) for name, start in zip(names, starts, strict=True)}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptArtifactError(f"{path} cannot be read as .npz without pickle: {error}") from error
     return found, mapping
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, report: Callable[[str], None]) -> tuple[mmap.mmap, list[int]]:
+    """Returns the mapped contents of an archive's members, and where each begins."""
+    size = sum(entry.file_size for entry in archive.infolist())
+    folder = tempfile.gettempdir()
+    report(
+        f"{path} is compressed: unpacking {size / 1e9:.1f} GB into {folder} (TMPDIR names another place); a file of "
+        "np.savez is read as it is"
+    )
+    starts = []
+    try:
+        with tempfile.TemporaryFile(dir=folder) as target:
+            for entry in archive.infolist():
+                target.seek(-(-target.tell() // _ALIGNED) * _ALIGNED)
+                starts.append(target.tell())
+                with archive.open(entry) as source:
+                    shutil.copyfileobj(source, target, 1 << 20)
+            target.flush()
+            return mmap.mmap(target.fileno(), 0, access=mmap.ACCESS_READ), starts
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"{path} is compressed, and {folder} has no space for its {size / 1e9:.1f} GB ({error.strerror}): name "
+            "another place with TMPDIR, or write the file with np.savez instead of np.savez_compressed"
+        ) from error
 
 
 _HEADER_READERS: Mapping[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype]]] = {
@@ -181,10 +232,15 @@ _HEADER_READERS: Mapping[tuple[int, int], Callable[..., tuple[tuple[int, ...], b
 }
 
 
-def _view(mapping: mmap.mmap, header_offset: int) -> np.ndarray:
-    """Returns the array of an uncompressed member of a zip file: a view of the mapping."""
+def _find_content(mapping: mmap.mmap, header_offset: int) -> int:
+    """Returns where the content of an uncompressed member of a zip file begins."""
     name_length, extra_length = struct.unpack("<HH", mapping[header_offset + 26 : header_offset + 30])
-    mapping.seek(header_offset + 30 + name_length + extra_length)
+    return int(header_offset + 30 + name_length + extra_length)
+
+
+def _view(mapping: mmap.mmap, start: int) -> np.ndarray:
+    """Returns the array of an ``.npy`` file inside the mapping: a view."""
+    mapping.seek(start)
     version = np.lib.format.read_magic(mapping)
     if version not in _HEADER_READERS:
         raise ValueError(f"array format {version} is unknown")
