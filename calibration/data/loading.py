@@ -55,6 +55,8 @@ def load_samples(
         samples = _load_list(source, want, splitting, report)
     elif source.suffix.lower() == ".npz" and source.is_file():
         samples = load_npz(source, want, splitting=splitting, report=report)
+    elif not source.exists():
+        raise InputError(f"--data {source}: there is nothing of that name")
     else:
         raise InputError(
             f"--data {source}: expected a folder with one sub-folder per class, an .npz file with images and labels, "

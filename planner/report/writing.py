@@ -41,7 +41,7 @@ def write_report(output: Path, page: str, pictures: Mapping[str, bytes]) -> list
     paths = {folder / f"{name}.png": content for name, content in pictures.items()}
     try:
         folder.mkdir(exist_ok=True)
-        for path, content in (*paths.items(), (output, page.encode())):
+        for path, content in (*paths.items(), (output, page.encode(errors="backslashreplace"))):
             _replace(path, content)
     except OSError as error:
         raise PameError(
