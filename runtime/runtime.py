@@ -164,7 +164,7 @@ class Runtime:
             shadow_seed=shadow_seed, task=task, chain_graph=cuda_graphs == "chain",
         )  # fmt: skip
         folder = None if kernel_folder is None else Path(kernel_folder)
-        where = DeviceOptions(index=device, cuda_graphs=bool(cuda_graphs), kernel_folder=folder)
+        where = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
         opened = open_bundle(Path(bundle), threads=threads, device=where)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.close)

@@ -67,7 +67,7 @@ class CudaContext:
         self.stream_handle = int(self.stream)
         self.capture_stream = call("cuStreamCreate", flags)
         undo.append(("cuStreamDestroy", self.capture_stream))
-        self.capture_lock = threading.Lock()
+        self.capture_lock = threading.RLock()
         self._undo = undo
         self.kernels: dict[str, Any] = {}
         self.load_kernels(cubin, KERNELS)

@@ -234,10 +234,14 @@ class CudaDevice:
 
     def wait_for(self, stream: int) -> None:
         """Makes later work of the device wait for the work that is on another stream now; the host does not wait."""
+        self.order_streams(stream, self.cuda.stream_handle)
+
+    def order_streams(self, first: int, then: int) -> None:
+        """Makes later work of one stream wait for the work that is on another stream now; the host does not wait."""
         self._enter()
-        event = self._take_event()
-        call("cuEventRecord", event, load_driver().CUstream(stream))
-        call("cuStreamWaitEvent", self.cuda.stream, event, 0)
+        event, streams = self._take_event(), load_driver().CUstream
+        call("cuEventRecord", event, streams(first))
+        call("cuStreamWaitEvent", streams(then), event, 0)
         self._events.append(event)
 
     def copy(self, array: GpuBuffer) -> np.ndarray | DeviceArray:

@@ -2,8 +2,9 @@
 
 A graph fixes shapes, addresses and the block that the engine works in, so it belongs to one binding. Before the capture
 the engine runs once without it, which lets the backend allocate and choose kernels, neither of which may happen
-inside a capture. Capturing takes place on a stream of its own: other threads go on using the device's stream, and
-``THREAD_LOCAL`` mode leaves their calls alone.
+inside a capture. Capturing takes place on a stream of its own: other threads go on using the device's stream.
+``RELAXED`` mode leaves their calls alone, and lets a library ask the driver for what is no part of the work, as cuDNN
+does.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from engines.gpu.context import CudaContext, undo_calls
 from engines.gpu.driver import call, load_driver
 
 Enqueue = Callable[[int], None]
-_log = logging.getLogger("pame.engines")
+log = logging.getLogger("pame.engines")
 
 
 class CapturedGraph:
-    """Captured work, ready to be launched any number of times."""
+    """Captured work, ready to be launched any number of times.
+
+    Attributes:
+        template: the driver's graph, to be put into another one.
+    """
 
     def __init__(self, context: CudaContext, enqueue: Enqueue) -> None:
         """Captures the work; it must have run once before.
@@ -38,7 +43,7 @@ class CapturedGraph:
         with context.capture_lock:
             call(
                 "cuStreamBeginCapture", context.capture_stream,
-                driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+                driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED,
             )  # fmt: skip
             captured = False
             try:
@@ -47,15 +52,12 @@ class CapturedGraph:
             finally:
                 if not captured:
                     _end_failed_capture(context)
-            graph = call("cuStreamEndCapture", context.capture_stream)
-        try:
-            self._executable = call("cuGraphInstantiate", graph, 0)
-        finally:
-            call("cuGraphDestroy", graph)
-        self._finalizer = weakref.finalize(
-            self, undo_calls, context.primary, [("cuGraphExecDestroy", self._executable)]
-        )
+            self.template = call("cuStreamEndCapture", context.capture_stream)
+        undo: list[tuple[object, ...]] = [("cuGraphDestroy", self.template)]
+        self._finalizer = weakref.finalize(self, undo_calls, context.primary, undo)
         self._finalizer.atexit = False
+        self._executable = call("cuGraphInstantiate", self.template, 0)
+        undo.append(("cuGraphExecDestroy", self._executable))
 
     def launch(self) -> None:
         """Puts the work on the device's stream."""
@@ -91,8 +93,13 @@ def run_and_capture(context: CudaContext, enqueue: Enqueue, *, what: str) -> Cap
     """
     enqueue(context.stream_handle)
     context.synchronize()
+    return capture_or_warn(context, enqueue, what=what)
+
+
+def capture_or_warn(context: CudaContext, enqueue: Enqueue, *, what: str) -> CapturedGraph | None:
+    """Captures some work that has run before; arguments and result as those of ``run_and_capture``."""
     try:
         return CapturedGraph(context, enqueue)
     except EngineError as error:
-        _log.warning("%s runs without a CUDA graph: %s", what, error)
+        log.warning("%s runs without a CUDA graph: %s", what, error)
         return None

@@ -60,6 +60,11 @@ def _take_any_batch_size(_: BuildOptions) -> tuple[int, ...]:
     return ()
 
 
+def _take_given_batch_sizes(options: BuildOptions) -> tuple[int, ...]:
+    """Returns them all: cuDNN plans anew for each batch size, so those that occur must be few."""
+    return options.batch_sizes
+
+
 def _vet(artifact: Artifact, key: EngineKey) -> None:
     vet_key(artifact.folder, key, identify_onnxruntime())
 
@@ -118,7 +123,7 @@ ONNXRUNTIME_CUDA_BACKEND = Backend(
     identify=identify_onnxruntime_cuda,
     open=_open_cuda,
     builder=_make_cuda_builder,
-    fixed_batch_sizes=_take_any_batch_size,
+    fixed_batch_sizes=_take_given_batch_sizes,
     vet=_vet_cuda,
     describe=_describe_cuda,
     device=CudaDevice,

@@ -155,9 +155,10 @@ class _ContextRun:
 
     Attributes:
         captured: whether it runs as a CUDA graph.
+        graph: its captured work; ``None`` where it runs without.
     """
 
-    __slots__ = ("__weakref__", "_aligned", "_backend", "_context", "_device", "_graph", "_what", "captured")
+    __slots__ = ("__weakref__", "_aligned", "_backend", "_context", "_device", "_what", "captured", "graph")
 
     def __init__(self, backend: str, context: Any, aligned: AlignedBuffers, device: CudaDevice, *, what: str) -> None:
         self._backend = backend
@@ -165,24 +166,24 @@ class _ContextRun:
         self._aligned: AlignedBuffers | None = aligned
         self._device = device
         self._what = what
-        self._graph: CapturedGraph | None = None
+        self.graph: CapturedGraph | None = None
         if device.options.cuda_graphs and self._can_capture():
-            self._graph = run_and_capture(device.cuda, self._enqueue, what=what)
-        self.captured = self._graph is not None
+            self.graph = run_and_capture(device.cuda, self._enqueue, what=what)
+        self.captured = self.graph is not None
 
     def __call__(self) -> None:
         cuda = self._device.cuda
         cuda.enter()
-        if self._graph is not None:
-            self._graph.launch()
+        if self.graph is not None:
+            self.graph.launch()
         else:
             self._enqueue(cuda.stream_handle)
 
     def release(self) -> None:
         """Frees everything; it must no longer run."""
-        if self._graph is not None:
-            self._graph.free()
-        self._graph = None
+        if self.graph is not None:
+            self.graph.free()
+        self.graph = None
         self._context = None
         self._aligned = None
 

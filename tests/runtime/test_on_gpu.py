@@ -204,7 +204,10 @@ def test_the_host_waits_for_one_count_per_cut_and_for_the_answers(fake_net: Any)
         with record_calls() as seen:
             gpu.run(batch)
     waits = [name for name in seen if name in WAITS]
-    assert waits == ["cuEventSynchronize"] * (2 + 1 + 1)  # two cuts, the end of the last stage, the answers
+    assert set(waits) == {"cuEventSynchronize"}
+    assert (
+        2 + 1 <= len(waits) <= 2 + 1 + 1
+    )  # two cuts, the answers; the end of the last stage where it is still to come
     assert not ALLOCATIONS & set(seen)
     assert seen.count("cuLaunchKernel") == 2 + 1
     assert seen.count("cuMemcpyHtoDAsync") == len(batch)

@@ -121,7 +121,7 @@ def publish_bundle(subject: Subject, backend: str, folder: Path, *, way: str = E
     graphs = (spec.full,) if way == FULL else spec.stages
     reached = tuple(_ABOVE_ALL for _ in spec.thresholds) if way == STAY else spec.thresholds
     thresholds = (None,) if way == FULL else (*reached, None)
-    sizes = tuple(sorted({1, math.ceil(max_batch_size / 4), math.ceil(max_batch_size / 2), max_batch_size}))
+    sizes = tuple(sorted({1, *(math.ceil(max_batch_size * quarters / 4) for quarters in range(1, 5))}))
     wanted = BuildOptions(max_batch_size=max_batch_size, batch_sizes=sizes)
     options = replace(wanted, batch_sizes=fixed_batch_sizes(backend, wanted))
     target = folder / f"{subject.name}-{backend}-{way}"

@@ -13,7 +13,7 @@ from artifacts import EngineError, GraphSpec
 from benchmarks.gpu.nets.subjects import EXITS, FULL, STAY, Subject, time_in_turns
 from benchmarks.gpu.rows.chain import Job, count_calls, host_answers
 from benchmarks.gpu.stages import Setting
-from engines import BuildOptions, ensure_engine, open_device, open_engine
+from engines import BuildOptions, DeviceOptions, ensure_engine, open_device, open_engine
 
 CHAIN: Literal["chain"] = "chain"
 
@@ -21,7 +21,7 @@ CHAIN: Literal["chain"] = "chain"
 def add_one_graph_rows(job: Job, sizes: Sequence[int]) -> None:
     """Adds, per batch size, times of the chain as one graph and stage by stage, and the driver calls of a batch."""
     with ExitStack() as stack:
-        opened = job.record.attempt(f"{job.name}: one graph: open", partial(_open, job, stack))
+        opened = job.record.attempt(f"{job.name}: one graph: open", partial(_open, job, stack), needs_s=5)
         if opened is None:
             return
         for size in sizes:
@@ -83,7 +83,7 @@ def time_captured(subject: Subject, graph: GraphSpec, setting: Setting, backend:
 
     onnx, options = subject.folder / graph.file, BuildOptions(max_batch_size=size)
     folder = ensure_engine(onnx, graph, setting.scratch / "captured", backend=backend, options=options)
-    device: Any = open_device(backend)
+    device: Any = open_device(backend, DeviceOptions(cuda_graphs=False))
     with ExitStack() as stack:
         stack.callback(device.close)
         engine = open_engine(folder, graph, threads=1, device=device)

@@ -10,10 +10,13 @@
     collect_rows                   answers, from wherever they lie, into the order of the batch
 
 The switches are conditional nodes (CUDA Programming Guide, "Conditional Graph Nodes"; SWITCH needs CUDA 12.8). A body
-is what the engines of one branch enqueue, captured from the device's own stream, since some engines know no other. So a
-graph is made when nothing else of its device runs; launching it is safe like every other work on that stream. A body
-may hold kernels, copies, memory sets and child graphs only: an engine that enqueues anything else is refused by the
-driver, with ``EngineError``, and the chain runs stage by stage instead.
+holds the work of one branch: of an engine call that was captured before, that graph as a child; of any other, what it
+enqueues on the device's stream. So a graph is made when nothing else of its device runs; launching it is safe like
+every other work on that stream.
+
+A body may hold kernels, copies, memory sets and child graphs only; the driver refuses any other, with ``EngineError``,
+and the chain runs stage by stage instead. Programmatic dependencies, by which libraries let a kernel start before the
+one before it has ended, become plain ones in a body.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from engines.gpu.arrays import DeviceArray
 from engines.gpu.chain.kernels import CHAIN_KERNELS, CHAIN_SOURCE, Collected, Leaving
 from engines.gpu.context import CudaContext, Parameters, undo_calls
 from engines.gpu.driver import call, load_driver
+from engines.gpu.graphs import CapturedGraph
 from engines.gpu.kernels import BLOCK, MAX_CARRIED, MAX_GATHERED, Carried, compile_kernels, slice_count, split_grid
 from engines.protocols import Branch, Device, StageWork
 
@@ -55,8 +59,7 @@ class ChainGraph:
     ) -> None:
         """Captures; nothing else may run on the device meanwhile.
 
-        Every branch runs once before its capture, over whatever stands in the buffers: that is when a backend allocates
-        and chooses kernels.
+        Every branch runs once, over whatever stands in the buffers.
 
         Args:
             context: where it will be launched.
@@ -83,7 +86,7 @@ class ChainGraph:
         graph = call("cuGraphCreate", 0)
         try:
             self._build(graph, stages, answers, rows)
-            self._executable = call("cuGraphInstantiate", graph, 0)
+            self._executable = _instantiate(graph)
         finally:
             call("cuGraphDestroy", graph)
         self._finalizer = weakref.finalize(
@@ -124,14 +127,13 @@ class ChainGraph:
             node, bodies = _add_switch(context, graph, handles[index], len(stage.branches), node)
             following = int(handles[index + 1]) if index + 1 < len(stages) else 0
             for branch, body in zip(stage.branches, bodies, strict=True):
-                _run(branch)
-                context.synchronize()
-                _capture(context, body, [], partial(self._run_branch, index, stage, branch, following))
+                after = _add_engines(context, body, branch)
+                _capture(context, body, after, partial(self._leave, index, stage, branch.rows, following))
+                _make_edges_plain(body)
         _capture(context, graph, [node], lambda: self._collect(answers, rows))
 
-    def _run_branch(self, index: int, stage: StageWork, branch: Branch, following: int) -> None:
-        """Enqueues a body: the engines, then the kernel that splits its rows."""
-        _run(branch)
+    def _leave(self, index: int, stage: StageWork, rows: int, following: int) -> None:
+        """Enqueues the kernel that splits up to ``rows`` rows behind a stage's engines."""
         leaving = self._state.leaving(index, stage, following)
         full: list[Any] = [buffer for buffer in stage.carried if buffer.nbytes]
         for start in range(0, max(1, len(full)), MAX_CARRIED):
@@ -139,7 +141,7 @@ class ChainGraph:
             for place, buffer in enumerate(group):
                 carried.base[place], carried.row_bytes[place] = buffer.pointer, buffer.row_bytes
             leaving.reports = int(start == 0)
-            grid = split_grid(branch.rows, [buffer.row_bytes for buffer in group])
+            grid = split_grid(rows, [buffer.row_bytes for buffer in group])
             self._context.launch("leave_rows", grid, BLOCK, Parameters(leaving, carried))
 
     def _collect(self, answers: Sequence[DeviceArray], rows: int) -> None:
@@ -191,11 +193,6 @@ class _State:
         )  # fmt: skip
 
 
-def _run(branch: Branch) -> None:
-    for execute in branch.executions:
-        execute()
-
-
 def index_branches(most: Sequence[int], rows: int) -> np.ndarray:
     """Returns, for every number of rows, the branch that runs.
 
@@ -244,6 +241,70 @@ def _capture(context: CudaContext, graph: Any, after: list[Any], enqueue: Callab
             with suppress(EngineError):  # the first error is the one that says why
                 call("cuStreamEndCapture", context.stream)
     call("cuStreamEndCapture", context.stream)
+
+
+def _add_engines(context: CudaContext, body: Any, branch: Branch) -> list[Any]:
+    """Puts a branch's engine calls into a body, one behind the other; returns the last node, if there is any."""
+    after: list[Any] = []
+    for execute in branch.executions:
+        execute()  # that is when a backend allocates and chooses kernels
+        context.synchronize()
+        captured = getattr(execute, "graph", None)
+        if isinstance(captured, CapturedGraph):
+            _refuse_allocations(captured.template)
+            clone = call("cuGraphClone", captured.template)
+            try:
+                _make_edges_plain(clone)
+                after = [call("cuGraphAddChildGraphNode", body, after, len(after), clone)]
+            finally:
+                call("cuGraphDestroy", clone)
+        else:
+            _capture(context, body, after, execute)
+            after = _last_nodes(body)
+    return after
+
+
+def _refuse_allocations(graph: Any) -> None:
+    kinds = {call("cuGraphNodeGetType", node).name for node in _ask_for_all("cuGraphGetNodes", graph, lists=1)[0]}
+    if allocating := sorted(kind for kind in kinds if "MEM_" in kind):
+        raise EngineError(
+            f"an engine's work allocates memory as it runs ({', '.join(allocating)}), which no part of a graph may do"
+        )
+
+
+def _last_nodes(graph: Any) -> list[Any]:
+    """Returns the nodes that no other depends on."""
+    nodes = _ask_for_all("cuGraphGetNodes", graph, lists=1)[0]
+    followed = {int(node) for node in _ask_for_all("cuGraphGetEdges", graph, lists=3)[0]}
+    return [node for node in nodes if int(node) not in followed]
+
+
+def _make_edges_plain(graph: Any) -> None:
+    """Replaces dependencies that are met before a node has ended by such that are not."""
+    sources, targets, data = _ask_for_all("cuGraphGetEdges", graph, lists=3)
+    for source, target, how in zip(sources, targets, data, strict=True):
+        if int(how.type) or how.from_port or how.to_port:
+            call("cuGraphRemoveDependencies", graph, [source], [target], [how], 1)
+            call("cuGraphAddDependencies", graph, [source], [target], None, 1)
+
+
+def _ask_for_all(name: str, graph: Any, *, lists: int) -> list[list[Any]]:
+    """Asks for lists of unknown length, as the driver wants it: first how many, then all of them."""
+    count = call(name, graph, 0)[-1]
+    return [list(found) for found in call(name, graph, count)[:lists]] if count else [[] for _ in range(lists)]
+
+
+def _instantiate(graph: Any) -> Any:
+    """Makes a graph executable; an error says which node the driver does not take, and why, as far as it tells."""
+    parameters = load_driver().CUDA_GRAPH_INSTANTIATE_PARAMS()
+    try:
+        return call("cuGraphInstantiateWithParams", graph, parameters)
+    except EngineError as error:
+        node = ""
+        if int(parameters.hErrNode_out):
+            with suppress(EngineError):
+                node = f", node {call('cuGraphNodeGetType', parameters.hErrNode_out).name}"
+        raise EngineError(f"{error} ({parameters.result_out.name}{node})") from error
 
 
 def _add_switch(context: CudaContext, graph: Any, handle: Any, branches: int, after: Any) -> tuple[Any, list[Any]]:

@@ -265,6 +265,24 @@ API cuGraphAddNode_v2(void** made, void* which, const void* const* after, const 
     *made = (void*)graph->ops.size();
     return OK;
 }
+API cuGraphAddChildGraphNode(void** made, void* which, const void* const* after, size_t count, void* child) {
+    LOCKED;
+    Graph* graph = (Graph*)which;
+    if (count != (graph->ops.empty() ? 0 : 1) || (count && after[0] != (void*)graph->ops.size())) return INVALID_VALUE;
+    std::vector<Op> ops = ((Graph*)child)->ops;
+    graph->ops.push_back([ops] { for (const Op& op : ops) op(); });
+    *made = (void*)graph->ops.size();
+    return OK;
+}
+API cuGraphNodeGetType(void*, int* type) { *type = 0; return OK; }  // a kernel, whatever it is
+API cuGraphClone(void** made, void* graph) { LOCKED; *made = new Graph(*(Graph*)graph); return OK; }
+API cuGraphGetEdges_v2(void* graph, void** from, void** to, void*, size_t* count) {
+    LOCKED;
+    size_t nodes = ((Graph*)graph)->ops.size(), there = nodes ? nodes - 1 : 0;
+    for (size_t i = 0; from && i < std::min(*count, there); i++) { from[i] = (void*)(i + 1); to[i] = (void*)(i + 2); }
+    *count = there;
+    return OK;
+}
 API cuStreamBeginCaptureToGraph(void* handle, void* graph, const void* const* after, const void*, size_t count, int) {
     LOCKED;
     Stream* stream = stream_of(handle);
@@ -274,6 +292,7 @@ API cuStreamBeginCaptureToGraph(void* handle, void* graph, const void* const* af
     return OK;
 }
 API cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) { LOCKED; *made = new Graph(*(Graph*)graph); return OK; }
+API cuGraphInstantiateWithParams(void** made, void* graph, void*) { return cuGraphInstantiateWithFlags(made, graph, 0); }
 API cuGraphLaunch(void* graph, void* handle) {
     LOCKED;
     for (const Op& op : ((Graph*)graph)->initial) put(stream_of(handle), op);
@@ -416,7 +435,12 @@ API cuCtxDestroy_v2(void* context) {
     free(context);
     return OK;
 }
-API cuCtxSynchronize() { LOCKED; drain_all(); return OK; }
+API cuCtxSynchronize() {
+    LOCKED;
+    for (Stream* stream : streams) if (stream->capture) return CAPTURE_UNSUPPORTED;
+    drain_all();
+    return OK;
+}
 API cuModuleLoadData(void** module, const void* image) { *module = malloc(1); return memcmp(image, "\x7f" "ELF", 4) ? INVALID_VALUE : OK; }
 API cuModuleUnload(void* module) { free(module); return OK; }
 static const char* names[] = {"split_rows", "gather_rows", "find_nonfinite", "enter_chain", "leave_rows", "collect_rows"};
