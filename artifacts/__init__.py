@@ -30,6 +30,7 @@ from artifacts.graphs import (
     FINAL_HEAD_GRAPH,
     FINAL_HEAD_LABEL,
     PRECISIONS,
+    SAID_BY,
     Cut,
     GraphSpec,
     Model,
@@ -39,6 +40,15 @@ from artifacts.graphs import (
     open_model,
     write_model_spec,
 )
+from artifacts.images.conventions import (
+    CONVENTIONS,
+    Convention,
+    find_convention,
+    fit_fields,
+    plain_preprocessing,
+)
+from artifacts.images.decoding import IMAGE_SUFFIXES, check_image, decode_image, render_array, render_image
+from artifacts.images.preprocessing import CHANNEL_ORDERS, Preprocessing, name_channels
 from artifacts.plans import (
     EXIT_PLAN_JSON,
     Certificate,
@@ -48,7 +58,6 @@ from artifacts.plans import (
     StreamReference,
 )
 from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, check_plot, clean_axes
-from artifacts.preprocessing import Preprocessing, name_channels
 from artifacts.runs import COMMAND, RunFolder, find_run, recorded_command, work_alone
 from artifacts.store import (
     MANIFEST,
@@ -71,11 +80,14 @@ from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 
 __all__ = [
     # words
-    "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "BundleSpec", "Certificate", "Cut", "EngineKey",
-    "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit", "PredictedLatency",
-    "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace",
+    "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BundleSpec", "Certificate", "Cut",
+    "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit",
+    "PredictedLatency", "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace",
     "check_precision", "name_channels",
     "find_first_true",
+    # images
+    "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Convention", "check_image", "decode_image", "find_convention",
+    "fit_fields", "plain_preprocessing", "render_array", "render_image",
     # tasks
     "TASKS", "Answers", "Classification", "Task", "find_task", "load_task",
     # folders and files

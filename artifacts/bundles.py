@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from artifacts.graphs import GraphSpec, TensorSpec
+from artifacts.images.preprocessing import Preprocessing
 from artifacts.plans import ExitPlan
-from artifacts.preprocessing import Preprocessing
 
 BUNDLE_JSON = "bundle.json"
 

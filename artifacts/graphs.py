@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.codec import read_json, write_json
 from artifacts.errors import SchemaError, UsageError, unknown_name
-from artifacts.preprocessing import Preprocessing, name_channels
+from artifacts.images.preprocessing import Preprocessing, name_channels
 from artifacts.store import Artifact, open_artifact
 
 MODEL_JSON = "model.json"
@@ -19,6 +19,9 @@ FINAL_HEAD_GRAPH = f"{FINAL_HEAD}_head"
 """The name of its graph in a model folder, and of its row in the inference time matrix."""
 FINAL_HEAD_LABEL = f"{FINAL_HEAD} head"
 """Its name in tables, reports and statistics."""
+
+SAID_BY = "preprocessing_said_by"
+"""The setting that names who says how a network wants its images, where that is not the recipe of its weights."""
 
 PRECISIONS = ("fp32", "fp16")  # of the export; it is part of the graph, so of its digest
 

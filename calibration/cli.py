@@ -56,6 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
     parser.add_argument(
+        "--force", action="store_true",
+        help="go on with a network that is at chance on the labels, or clearly better under another preprocessing",
+    )  # fmt: skip
+    parser.add_argument(
         "--against", type=Path, metavar="RUN",
         help="count the decisions that differ from those of another run of this network, of another precision say",
     )  # fmt: skip
@@ -94,7 +98,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
     options = CalibrationOptions(
         task=None if arguments.task is None else load_task(arguments.task), report=say, parts=arguments.parts,
-        command=describe_command(arguments, run),
+        command=describe_command(arguments, run), force=arguments.force,
     )  # fmt: skip
     model = flow.ensure_model(run, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)

@@ -21,12 +21,14 @@ class CalibrationOptions:
         parts: ``--parts``, a share of one part of the data that becomes another; ``None``: as before, or none.
         command: the command line that made this; ``None``: ``python -m calibration`` with the run and its data.
         report: receives notes for the user.
+        force: go on with a network that is no good on the samples.
     """
 
     task: Task | None = None
     parts: str | None = None
     command: str | None = None
     report: Callable[[str], None] = _log.info
+    force: bool = False
 
     def task_of(self, model: Model) -> Task:
         """Returns the task that judges a model's answers.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from artifacts import (
@@ -13,8 +13,8 @@ from artifacts import (
     Model,
     ModelSpec,
     RunFolder,
-    Task,
     Trace,
+    digest_of,
     is_current,
     new_artifact,
     open_artifact,
@@ -28,7 +28,7 @@ from calibration.data.sources import DataSource, load_run_data, recorded_parts, 
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner
 from calibration.tracing.collecting import collect_trace
-from calibration.tracing.network_check import check_network
+from calibration.tracing.network_check import ask_network
 from calibration.training.config import FrozenConfig
 from export import ensure_model
 
@@ -111,7 +111,8 @@ def trace_model(
         count = len(samples.indices_of("calibrate"))
         options.report(f"collecting the trace of {count} samples of {samples.name} into {run.trace}")
         with SegmentRunner(model, run.engines, engine, rows=TRACE_ROWS, with_heads=True) as runner:
-            ask_network(model, runner, samples, task, report=options.report)
+            if not _asked_in_training(run, model, inputs):
+                ask_network(model, runner, samples, task, rows=TRACE_ROWS, options=options)
             trace = collect_trace(model, runner, samples, "calibrate", task, rows=TRACE_ROWS)
         notes = options.notes(run, source=source)
         if isinstance(samples, ImageSamples) and samples.split_seed is not None:
@@ -123,21 +124,13 @@ def trace_model(
     return artifact, Trace.load(artifact.path(TRACE_NPZ))
 
 
-def ask_network(
-    model: Model, runner: SegmentRunner, samples: Samples, task: Task, *, report: Callable[[str], None]
-) -> None:
-    """Warns where the full network is no good on the samples; without labels that cannot be known.
-
-    Args:
-        model: the network.
-        runner: its engines, opened for ``TRACE_ROWS`` rows.
-        samples: the data.
-        task: judges the answers.
-        report: receives the warnings.
-    """
-    if samples.labelled and len(samples.indices_of("calibrate")):
-        for warning in check_network(model, runner, samples, task, rows=TRACE_ROWS).warnings():
-            report(warning)
+def _asked_in_training(run: RunFolder, model: Model, data: Mapping[str, str]) -> bool:
+    """Tells whether the network was asked about the same data, by its digests, before exit heads were trained on it."""
+    if not (run.training / "result" / MANIFEST).is_file():
+        return False
+    result = read_manifest(run.training / "result")
+    same = all(result.inputs.get(name) == digest for name, digest in data.items() if name != "model")
+    return same and model.artifact.manifest.inputs.get("training") == digest_of(result.parameters)
 
 
 def recorded_task(run: RunFolder) -> str | None:

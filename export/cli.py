@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import PRECISIONS, MissingExtraError, UsageError, find_run, to_plain
+from artifacts import CONVENTIONS, PRECISIONS, MissingExtraError, UsageError, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from export.nets.table import FAMILIES, HEADS, NetConfig, find_family
-from export.options import ExportOptions
+from export.options import INPUTS, ExportOptions
 
 if TYPE_CHECKING:
     from export.folder.pipeline import ExportResult
@@ -49,6 +49,15 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--weights", default=_DEFAULTS.weights, metavar="FILE|pretrained|random",
         help="of a family: a .safetensors or .pth file, those that ship with PAME, or none (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preprocess", metavar="NAME|FILE",
+        help=f"how the network wants its images: {', '.join(found.name for found in CONVENTIONS)}, or a JSON file "
+        "(default: as the file, its neighbours or the weights' recipe say; docs/preprocessing.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--input", default=_DEFAULTS.input, metavar="|".join(INPUTS),
+        help="uint8: the network scales and normalises images itself and takes bytes (default: %(default)s)",
     )  # fmt: skip
     if family is not None:
         group = parser.add_argument_group(f"the family {family.name}")
@@ -113,7 +122,8 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
     return ExportOptions(
         source=arguments.source, segments=arguments.segments, weights=arguments.weights, every=arguments.every,
         net=None if family is None else _read_config(arguments, family, shapes.pop("", None)),
-        head=arguments.head, precision=arguments.precision, input_shapes=shapes,
+        head=arguments.head, precision=arguments.precision, input_shapes=shapes, preprocess=arguments.preprocess,
+        input=arguments.input,
     )  # fmt: skip
 
 
@@ -170,7 +180,8 @@ def _show(result: ExportResult) -> dict[str, Any]:
     return {
         "model": spec.name, "family": spec.family, "task": spec.task, "folder": str(model.artifact.folder),
         "digest": model.digest, "reused": result.reused, "cuts": cuts, "settings": dict(spec.settings),
-        "precision": spec.precision, "parity": to_plain(result.parity),
+        "precision": spec.precision, "preprocessing": to_plain(spec.stated_preprocessing()),
+        "parity": to_plain(result.parity),
     }  # fmt: skip
 
 

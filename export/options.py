@@ -15,6 +15,7 @@ from export.nets.table import HEADS, NetConfig
 PRETRAINED = "pretrained"
 RANDOM = "random"
 FILE_SUFFIX = ".onnx"
+INPUTS = ("float", "uint8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,9 @@ class ExportOptions:
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
         head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``pooled``.
         precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.passes``.
+        preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
+            neighbours or a family's recipe say.
+        input: ``float``: images are scaled and normalised before they enter; ``uint8``: the network does that itself.
     """
 
     source: str = "resnet"
@@ -40,6 +44,8 @@ class ExportOptions:
     every: int | None = None
     head: str | None = None
     precision: str = PRECISIONS[0]
+    preprocess: str | None = None
+    input: str = INPUTS[0]
 
     def __post_init__(self) -> None:
         if self.input_shapes and not self.is_file:
@@ -57,6 +63,8 @@ class ExportOptions:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.head is not None and self.head not in HEADS:
             raise unknown_name("head kind", self.head, HEADS)
+        if self.input not in INPUTS:
+            raise unknown_name("input", self.input, INPUTS)
 
     @property
     def is_file(self) -> bool:
@@ -85,6 +93,10 @@ class ExportOptions:
             yield "--head", self.head
         if self.precision != PRECISIONS[0]:
             yield "--precision", self.precision
+        if self.preprocess is not None:
+            yield "--preprocess", _absolute(self.preprocess) if Path(self.preprocess).is_file() else self.preprocess
+        if self.input != INPUTS[0]:
+            yield "--input", self.input
 
 
 def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:

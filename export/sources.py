@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from artifacts import MissingArtifactError, Model, RunFolder, file_digest
@@ -15,6 +16,7 @@ from export.graphs.probing import prove_same, settle_integers
 from export.graphs.reading import weight_files
 from export.nets.table import find_family
 from export.options import ExportOptions
+from export.pixels.statements import gather_statements, settle_preprocessing
 
 _log = logging.getLogger("pame.export")
 
@@ -67,12 +69,18 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
     path = Path(options.source)
     files = {**weight_files(path), "onnx": path}
     inputs = {f"{EXPORT_PREFIX}{name}": file_digest(file) for name, file in sorted(files.items())}
-    provenance = Provenance(inputs=inputs, parameters=graph_parameters(options), command=options.command(run))
+    statements = gather_statements(path, options.preprocess)
+    parameters = graph_parameters(options, statements)
+    provenance = Provenance(inputs=inputs, parameters=parameters, command=options.command(run))
     if is_model_current(run, provenance):
         report(f"{run.model} is up to date")
         return reuse_model(run)
     report(f"exporting {path} into {run.model}")
-    loaded = settle_integers(load_graph(path, input_shapes=options.input_shapes))
+    loaded = load_graph(path, input_shapes=options.input_shapes)
+    settled = settle_preprocessing(statements, loaded.inputs)
+    for note in settled.notes:
+        report(note)
+    loaded = settle_integers(replace(loaded, pixels=settled.preprocessing))
     absolute, relative = prove_same(path, loaded)
     source = SourceParity(label=path.name, absolute=absolute, relative=relative)
-    return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance))
+    return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance, settled))

@@ -10,8 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from artifacts import InputError
-from calibration.data.decoding import check_image, decode_image
+from artifacts import InputError, check_image, decode_image
 from calibration.data.image_input import CHUNK_ROWS, MEASURED_IMAGES, measure_normalisation
 from calibration.data.samples import in_chunks
 from calibration.data.stored import StoredImages

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import InputError
-from calibration.data.decoding import IMAGE_SUFFIXES
+from artifacts import IMAGE_SUFFIXES, InputError
 from calibration.data.samples import PARTS
 from calibration.data.splits import PART_NAMES
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import GraphError, Model, Preprocessing, name_channels
+from artifacts import GraphError, Model, Preprocessing, plain_preprocessing
 
 CHUNK_ROWS = 256
 """Images that are looked at together where all of a part are gone through."""
@@ -34,14 +34,11 @@ class ImageInput:
     @property
     def row_shape(self) -> tuple[int, int, int]:
         """The shape of one image in the network's layout."""
-        found = self.preprocessing
-        if found.layout == "NHWC":
-            return (found.height, found.width, found.channels)
-        return (found.channels, found.height, found.width)
+        return self.preprocessing.row_shape
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """Returns the network's input for uint8 pixels in its size and layout: normalised, in its type."""
-        return self.preprocessing.normalise(pixels).astype(self.dtype, copy=False)
+        return self.preprocessing.prepare(pixels, self.dtype)
 
     def normalised_by(self, mean: float, std: float) -> ImageInput:
         """Returns the input with another normalisation of pixels in [0, 1]."""
@@ -59,19 +56,8 @@ def image_input(row_shape: tuple[int, ...], *, name: str = "images", dtype: str 
     Raises:
         GraphError: that is no shape of an image.
     """
-    if len(row_shape) != 3:
-        raise GraphError(
-            f"input '{name}' {dtype} {row_shape} is not an image (C, H, W) or (H, W, C): bring samples as an object "
-            "of your own with --data module:object"
-        )
-    last = row_shape[0] not in (1, 3) and row_shape[2] in (1, 3)
-    height, width, channels = row_shape if last else (row_shape[1], row_shape[2], row_shape[0])
-    order, count = name_channels(channels)
-    preprocessing = Preprocessing(
-        height=height, width=width, channel_order=order, channel_count=count, layout="NHWC" if last else "NCHW",
-        scale=1.0 if dtype == "uint8" else 1 / 255,
-    )  # fmt: skip
-    return ImageInput(name=name, dtype=dtype, preprocessing=preprocessing, stated=dtype == "uint8")
+    preprocessing = plain_preprocessing(row_shape, name=name, dtype=dtype)
+    return ImageInput(name=name, dtype=dtype, preprocessing=preprocessing, stated=np.dtype(dtype).kind in "iu")
 
 
 def image_input_of(model: Model) -> ImageInput:

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import InputError
-from calibration.data.decoding import IMAGE_SUFFIXES
+from artifacts import IMAGE_SUFFIXES, InputError
 from calibration.data.files import FileImages
 from calibration.data.folders import CLASSES_TXT, describe_counts, natural_key, read_classes
 from calibration.data.image_input import ImageInput

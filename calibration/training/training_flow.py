@@ -19,7 +19,7 @@ from artifacts import (
 from calibration.data.samples import ImageSamples, Samples
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner
-from calibration.tracing.network_check import check_network
+from calibration.tracing.network_check import ask_network
 from calibration.training.checkpoints import Checkpoint
 from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
@@ -63,8 +63,7 @@ def train_missing(
         report=options.report,
     )  # fmt: skip
     with SegmentRunner(model, run.engines, engine, rows=config.batch_size, with_heads=False) as runner:
-        for warning in check_network(model, runner, samples, task, rows=config.batch_size).warnings():
-            options.report(warning)
+        ask_network(model, runner, samples, task, rows=config.batch_size, options=options)
         history = train_frozen(heads, runner, samples, task, config, checkpoint)
     parameters = {"mode": "frozen", **to_plain(config)}
     trained = add_heads(
@@ -95,6 +94,11 @@ def retrain_jointly(
         raise UsageError(f"{samples.name}: backbone and exits are trained together on images only; omit --train joint")
     _check_trainable(run, samples, "the network and its exits")
     model = ensure_model(run, report=options.report)
+    if samples.preprocessing.in_graph:
+        raise UsageError(
+            f"{run.model} normalises its images itself (--input uint8), and training works on floats. Export it again "
+            "without --input uint8, train, and export the trained weights with it"
+        )
     task = options.task_of(model)
     parameters = {"mode": "joint", **to_plain(config), **samples.digests()}
     training = digest_of(parameters)

@@ -94,13 +94,14 @@ def check_parity(
     if spec.final_head is None:
         return (), 0.0
     allowed = TOLERANCES[spec.precision] if limit is None else limit
+    pixels = spec.stated_preprocessing()
     found = []
     sensitivity = 0.0
     with ExitStack() as stack:
         full = stack.enter_context(GraphRunner(folder / spec.full.file))
         parts = [stack.enter_context(GraphRunner(folder / part.file)) for part in (*spec.segments, spec.final_head)]
         for rows in batches:
-            inputs = sample_rows(spec.full.inputs, rows, seed=seed, highest=highest)
+            inputs = sample_rows(spec.full.inputs, rows, seed=seed, highest=highest, pixels=pixels)
             reference = full.run(inputs)
             tensors = dict(inputs)
             for part in parts:

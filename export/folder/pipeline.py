@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import Model, RunFolder, TensorSpec, find_task, read_json
+from artifacts import SAID_BY, Model, RunFolder, TensorSpec, find_task, read_json
 from export.cuts.parity import PARITY_JSON, ParityReport
 from export.cuts.splitting import CutGraph, CutReport, cut_graph
 from export.cuts.thinning import thin_cuts
@@ -15,6 +15,7 @@ from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_mo
 from export.graphs.confidence import add_confidence, ends_linear, find_recipe, find_terms, is_yes_or_no, widen_yes_or_no
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import probe_tensors, sample_answers
+from export.pixels.taking_bytes import take_bytes
 from export.precision.passes import apply_precision
 
 
@@ -63,6 +64,11 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
     Raises:
         GraphError: the graph cannot be had in the precision, has no cuts, or its parts do not make the whole.
     """
+    if recipe.takes_bytes:
+        loaded = take_bytes(loaded, recipe.preprocessing)
+        recipe = replace(recipe, preprocessing=loaded.pixels)
+    else:
+        loaded = replace(loaded, pixels=recipe.preprocessing)
     loaded, precision_loss = apply_precision(loaded, recipe.precision, half=recipe.cuts or ())
     decided = _add_confidences(loaded, recipe)
     if recipe.segments:
@@ -75,7 +81,12 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
         name=run.name,
         recipe=replace(
             recipe,
-            settings={**recipe.settings, "confidence": how, "data_input": cut.report.data_input},
+            settings={
+                **recipe.settings,
+                "confidence": how,
+                "data_input": cut.report.data_input,
+                **({SAID_BY: recipe.said_by} if recipe.said_by else {}),
+            },
             task=recipe.task if decided.confidence is not None else "none",
         ),
         loaded=decided.loaded,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts import PRECISIONS, Preprocessing, to_plain
 from export.nets.table import HEADS
-from export.options import ExportOptions
+from export.options import INPUTS, ExportOptions
+from export.pixels.statements import Settled, Statement, record_statements
 
 EXPORT_PREFIX = "export."
 """How the names of a manifest's inputs begin that the export itself had; trained heads have others."""
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
 CONFIDENCE = "confidence"
 """The name of the confidence among a graph's outputs; that of an exit is ``<cut>/confidence``."""
+_NOTHING_SAID = Settled()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,8 @@ class ExportRecipe:
         task: what the answers mean; it decides how the confidence is computed.
         terms: of the answers, ``logits`` or ``probabilities``; ``None``: found out from their values.
         preprocessing: how the network wants its images; ``None``: not known, or they are not images.
+        said_by: who says so, for the record; empty: nobody, or the recipe of the weights.
+        takes_bytes: the preprocessing's numbers shall become part of the graph, which then takes uint8.
         segments: cut the network; otherwise ``full.onnx`` alone.
         cuts: the tensors that must be its cuts, in order; ``None``: those that are found.
         every: of cuts that are found, every ``every``-th is used.
@@ -75,6 +79,8 @@ class ExportRecipe:
     task: str = "classification"
     terms: str | None = None
     preprocessing: Preprocessing | None = None
+    said_by: str = ""
+    takes_bytes: bool = False
     segments: bool = True
     cuts: tuple[str, ...] | None = None
     every: int = 1
@@ -84,18 +90,19 @@ class ExportRecipe:
     extra_files: Callable[[Path], None] | None = None
 
 
-def graph_parameters(options: ExportOptions) -> dict[str, Any]:
+def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = ()) -> dict[str, Any]:
     """Returns what, besides the graph, decides the model folder of an imported graph."""
     return {
         "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
-        **precision_record(options.precision),
+        **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
     }  # fmt: skip
 
 
 def graph_recipe(
-    options: ExportOptions, answers: tuple[str, ...], source: SourceParity, provenance: Provenance
-) -> ExportRecipe:
+    options: ExportOptions, answers: tuple[str, ...], source: SourceParity, provenance: Provenance,
+    settled: Settled = _NOTHING_SAID,
+) -> ExportRecipe:  # fmt: skip
     """Returns how an imported graph becomes a model folder."""
     every = options.every or 1
     return ExportRecipe(
@@ -103,11 +110,19 @@ def graph_recipe(
         settings={"every": every, "head": options.head or HEADS[0], "source": source.label},
         answers=answers,
         provenance=provenance,
+        preprocessing=settled.preprocessing,
+        said_by=settled.origin,
+        takes_bytes=options.input != INPUTS[0],
         segments=options.segments,
         every=every,
         precision=options.precision,
         source=source,
     )
+
+
+def input_record(kind: str) -> dict[str, str]:
+    """Returns what settings and parameters say of an input that takes bytes; nothing of the usual one, as below."""
+    return {} if kind == INPUTS[0] else {"input": kind}
 
 
 def precision_record(precision: str) -> dict[str, str]:

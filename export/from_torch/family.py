@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from artifacts import PRECISIONS, Preprocessing, RunFolder, UsageError, file_digest, open_artifact
+from artifacts import PRECISIONS, Preprocessing, RunFolder, TensorSpec, UsageError, file_digest, open_artifact
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
-from export.folder.recipe import EXPORT_PREFIX, FORMAT, ExportRecipe, Provenance, precision_record
+from export.folder.recipe import EXPORT_PREFIX, FORMAT, ExportRecipe, Provenance, input_record, precision_record
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
@@ -23,7 +23,8 @@ from export.nets.family import Family
 from export.nets.multi_exit import MultiExitNet, backbone_cuts, load_weights, read_weights, save_weights
 from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.nets.table import HEADS, NetConfig, find_family
-from export.options import PRETRAINED, RANDOM, ExportOptions
+from export.options import INPUTS, PRETRAINED, RANDOM, ExportOptions
+from export.pixels.statements import Statement, read_statement, record_statements, settle_preprocessing
 
 INPUT = "input"
 ANSWER = "logits"
@@ -40,6 +41,8 @@ class NetSettings:
         weights: where the weights came from, for the record.
         preprocessing: how the weights want their images; ``None``: not known.
         precision: of the graphs; the net itself, and its weights, stay in float32.
+        input: ``float``, or ``uint8`` where the graphs scale and normalise images themselves; the net itself does not.
+        said: what the user said about the images; ``None``: nothing.
     """
 
     family: Family
@@ -49,12 +52,14 @@ class NetSettings:
     weights: str
     preprocessing: Preprocessing | None = None
     precision: str = PRECISIONS[0]
+    input: str = INPUTS[0]
+    said: Statement | None = None
 
     def record(self) -> dict[str, str | int | float | bool]:
         """Returns the settings of ``model.json``."""
         return {
             **self.family.record(self.config), "every": self.every, "head": self.head, "weights": self.weights,
-            **precision_record(self.precision),
+            **precision_record(self.precision), **input_record(self.input),
         }  # fmt: skip
 
     def parameters(self, *, segments: bool) -> dict[str, Any]:
@@ -64,6 +69,7 @@ class NetSettings:
             "format": FORMAT, "family": self.family.name, "segments": segments, **self.record(),
             "confidence": "softmax", "data_input": INPUT,
             **({} if pixels is None else {"mean": _one_or_all(pixels.mean), "std": _one_or_all(pixels.std)}),
+            **record_statements([] if self.said is None else [self.said]),
         }  # fmt: skip
 
 
@@ -79,7 +85,7 @@ def read_net_settings(
     return NetSettings(
         family=family, config=family.read(settings), every=settings["every"], head=settings["head"],
         weights=settings["weights"], preprocessing=preprocessing,
-        precision=settings.get("precision", PRECISIONS[0]),
+        precision=settings.get("precision", PRECISIONS[0]), input=settings.get("input", INPUTS[0]),
     )  # fmt: skip
 
 
@@ -89,14 +95,19 @@ def export_family(
     """Exports a net of a family, or reuses what is there; errors as ``export_model``."""
     config = options.net or family.config()
     source, recipe = _find_weights(family, config, options.weights)
+    said = None if options.preprocess is None else read_statement(options.preprocess)
+    image = TensorSpec(name=INPUT, dtype="float32", row_shape=tuple(config.input_shape))
+    settled = settle_preprocessing([] if said is None else [said], [image])
     settings = NetSettings(
         family=family,
         config=config,
         every=options.every or (recipe.every if recipe else 1),
         head=options.head or (recipe.head if recipe else HEADS[0]),
         weights=source.name if options.weights not in (PRETRAINED, RANDOM) and source else options.weights,
-        preprocessing=recipe.preprocessing if recipe else None,
+        preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision,
+        input=options.input,
+        said=said,
     )
     provenance = Provenance(
         inputs={f"{EXPORT_PREFIX}weights": file_digest(source)} if source else {},
@@ -106,6 +117,9 @@ def export_family(
     if is_model_current(run, provenance):
         report(f"{run.model} is up to date")
         return reuse_model(run)
+    own = settings.preprocessing
+    for note in settled.notes if said or own is None else [f"images, as the weights' recipe says: {own.describe()}"]:
+        report(note)
     report(f"exporting {family.title(config)} ({settings.weights} weights) into {run.model}")
     net, trained = build_net(settings, source)
     return publish_family(run, net, settings, trained=trained, segments=options.segments, provenance=provenance)
@@ -206,6 +220,8 @@ def publish_family(
         task=settings.family.task,
         terms=LOGITS,
         preprocessing=settings.preprocessing,
+        said_by="" if settings.said is None else settings.said.origin,
+        takes_bytes=settings.input != INPUTS[0],
         segments=segments,
         cuts=cuts if segments else None,
         heads=heads,

@@ -17,6 +17,7 @@ from export.graphs.files import graph_digest
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.options import ExportOptions
+from export.pixels.statements import read_statement, settle_preprocessing
 
 
 def export_torch(
@@ -35,7 +36,8 @@ def export_torch(
         module: the network; exported in evaluation mode and left in the mode it was in.
         example_inputs: one tensor per input, at least 2 rows each.
         input_names, output_names: names in the graph; ``None`` leaves them to torch.
-        options: ``segments``, ``every``, ``head`` and ``precision`` count; ``None``: the defaults.
+        options: ``segments``, ``every``, ``head``, ``precision``, ``preprocess`` and ``input`` count; ``None``: the
+            defaults.
 
     Raises:
         GraphError: torch cannot export it, or it has no cuts.
@@ -49,10 +51,12 @@ def export_torch(
     finally:
         module.train(was_training)
     inputs = {f"{EXPORT_PREFIX}onnx": graph_digest(loaded.model)}
-    provenance = Provenance(inputs=inputs, parameters=graph_parameters(options))
+    statements = () if options.preprocess is None else (read_statement(options.preprocess),)
+    settled = settle_preprocessing(statements, loaded.inputs)
+    provenance = Provenance(inputs=inputs, parameters=graph_parameters(options, statements))
     if is_model_current(run, provenance):
         return reuse_model(run)
-    return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance))
+    return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance, settled))
 
 
 def compare_with_torch(loaded: LoadedGraph, module: nn.Module) -> SourceParity:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from artifacts import GraphError, TensorSpec, UsageError, unknown_name
+from artifacts import GraphError, Preprocessing, TensorSpec, UsageError, unknown_name
 from export.graphs.batch_axis import free_batch
 from export.graphs.files import BATCH
 from export.graphs.normalising import normalise_model
@@ -30,6 +30,7 @@ class LoadedGraph:
         precision: what the file computes in, or what an export pass made of it.
         rounding: the coarsest number format in it, a key of ``export.graphs.probing.TOLERANCES``.
         highest: the largest integer that is drawn for integer inputs where it is run on random rows.
+        pixels: how its only input is made of images, where that is known: then random images are drawn.
     """
 
     model: ir.Model
@@ -40,6 +41,7 @@ class LoadedGraph:
     precision: str = "fp32"
     rounding: str = "fp32"
     highest: int = 1
+    pixels: Preprocessing | None = None
 
 
 def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:

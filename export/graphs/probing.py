@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from artifacts import EngineError, GraphError, TensorSpec
+from artifacts import EngineError, GraphError, Preprocessing, TensorSpec
 from engines import GraphRunner
 from export.graphs.files import PROTO_LIMIT, save_graph, weight_bytes
 from export.graphs.loading import LoadedGraph
@@ -60,8 +60,13 @@ class Probe:
     reasons: Mapping[str, str]
 
 
-def sample_rows(specs: Iterable[TensorSpec], count: int, *, seed: int = 0, highest: int = 1) -> dict[str, np.ndarray]:
+def sample_rows(
+    specs: Iterable[TensorSpec], count: int, *, seed: int = 0, highest: int = 1, pixels: Preprocessing | None = None
+) -> dict[str, np.ndarray]:
     """Draws random inputs: name -> (count, ...).
+
+    Where ``pixels`` says how the only input is made of images, random images are drawn and prepared: the first nearly
+    black, the second usual, the third bright, others of any brightness and contrast.
 
     Floats are normal; each row has a mean and a spread of its own, so that networks that average over positions still
     tell the rows apart. Booleans are 0 or 1, integers 0 to ``highest``: 1 is a valid token, position, segment and mask
@@ -70,6 +75,9 @@ def sample_rows(specs: Iterable[TensorSpec], count: int, *, seed: int = 0, highe
     random = np.random.default_rng(seed)
     rows = {}
     for spec in specs:
+        if pixels is not None:
+            rows[spec.name] = pixels.prepare(_draw_images(random, (count, *spec.row_shape)), spec.dtype)
+            continue
         shape, dtype = (count, *spec.row_shape), np.dtype(spec.dtype)
         if dtype.kind in "biu":
             top = 1 if dtype.kind == "b" else min(highest, int(np.iinfo(dtype).max))
@@ -81,6 +89,16 @@ def sample_rows(specs: Iterable[TensorSpec], count: int, *, seed: int = 0, highe
             noise = random.standard_normal(shape, dtype=np.float32) * random.uniform(0.5, 1.5, own)
             rows[spec.name] = (noise + random.normal(0, 0.5, own)).astype(dtype)
     return rows
+
+
+def _draw_images(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draws uint8 noise (count, ...); each image has a brightness and a contrast of its own."""
+    bright = random.uniform(20, 230, shape[0])
+    contrast = random.uniform(10, 70, shape[0])
+    bright[:_PROBED], contrast[:_PROBED] = (0.5, 120, 215)[: shape[0]], (0.5, 45, 60)[: shape[0]]
+    along = (-1, *([1] * (len(shape) - 1)))
+    noise = random.standard_normal(shape, dtype=np.float32) * contrast.reshape(along) + bright.reshape(along)
+    return np.clip(np.round(noise), 0, _BYTE).astype(np.uint8)
 
 
 def relative_error(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
@@ -109,8 +127,10 @@ def settle_integers(loaded: LoadedGraph) -> LoadedGraph:
     """Returns the graph with the range of integers on which its rows turn out to be independent.
 
     Integers of 8 bits are tried as bytes first, others as 0 and 1. A network that reads bytes as int32 may react so
-    little to 0 and 1 that rounding looks like rows that mix.
+    little to 0 and 1 that rounding looks like rows that mix. Where the input is known to be an image, its range is.
     """
+    if loaded.pixels is not None:
+        return loaded
     kinds = [np.dtype(spec.dtype) for spec in loaded.inputs if np.dtype(spec.dtype).kind in "iu"]
     if not kinds:
         return loaded
@@ -126,7 +146,7 @@ def settle_integers(loaded: LoadedGraph) -> LoadedGraph:
 
 def draw_rows(loaded: LoadedGraph, count: int, *, seed: int = 0) -> dict[str, np.ndarray]:
     """Draws random inputs for a graph, as ``sample_rows``."""
-    return sample_rows(loaded.inputs, count, seed=seed, highest=loaded.highest)
+    return sample_rows(loaded.inputs, count, seed=seed, highest=loaded.highest, pixels=loaded.pixels)
 
 
 def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -> Probe:

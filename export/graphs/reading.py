@@ -42,6 +42,15 @@ def weight_files(path: Path) -> dict[str, Path]:
     return found
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the notes in an ONNX file, which converters and training frameworks write.
+
+    Raises:
+        UsageError, InputError: as ``read_model``.
+    """
+    return dict(_read_lazily(path).metadata_props)
+
+
 def _read_lazily(path: Path) -> ir.Model:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file")

@@ -26,6 +26,7 @@ from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, as_batch
 from calibration.data.sources import load_run_data, source_name
+from calibration.options import CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice
 from calibration.tracing_flow import ensure_trace
 from calibration.training.config import FrozenConfig, JointConfig
@@ -37,6 +38,7 @@ SHAPE = (1, 8, 8)
 WANTED = image_input(SHAPE, name="input")
 NET = ResNetConfig(depth=20, classes=2, input_shape=SHAPE)
 ENGINE = EngineChoice(backend="onnxruntime", threads=1)
+FORCED = CalibrationOptions(force=True)  # the networks here have random weights
 
 
 def write_bars(path: Path, count: int = 320) -> Path:
@@ -71,20 +73,22 @@ def test_frozen_heads_learn_and_the_network_stays_as_it_is(place: Path) -> None:
     data = load_samples(place / "bars.npz", WANTED)
     before = file_digest(run.model / "full.onnx")
     config = FrozenConfig(epochs=6, batch_size=32, crop_padding=0, learning_rate=0.01)
-    model = train_missing(run, data, config, ENGINE)
+    model = train_missing(run, data, config, ENGINE, options=FORCED)
     assert [cut.name for cut in model.spec.candidates] == ["layer2.0", "layer3.1"]
     assert file_digest(run.model / "full.onnx") == before
     history = json.loads((run.training / "result" / "history.json").read_text())
     assert history[-1]["accuracy"]["layer2.0"] > 0.9
     digest = model.digest
-    assert train_missing(run, data, config, ENGINE).digest == digest, "trained heads are not trained again"
+    assert train_missing(run, data, config, ENGINE, options=FORCED).digest == digest, (
+        "trained heads are not trained again"
+    )
 
 
 def test_the_trace_is_what_the_graphs_say_one_by_one(place: Path) -> None:
     run = RunFolder(root=place / "run")
     data = load_samples(place / "bars.npz", WANTED)
-    model = train_missing(run, data, FrozenConfig(epochs=1, batch_size=32), ENGINE)
-    artifact, trace = ensure_trace(run, ENGINE, data=place / "bars.npz")
+    model = train_missing(run, data, FrozenConfig(epochs=1, batch_size=32), ENGINE, options=FORCED)
+    artifact, trace = ensure_trace(run, ENGINE, data=place / "bars.npz", options=FORCED)
     indices, labels = data.indices_of("calibrate"), data.labels[data.indices_of("calibrate")]
     images = as_batch(data.inputs(indices))
     tensors = {model.spec.full.inputs[0].name: images}
@@ -127,7 +131,7 @@ def test_joint_training_replaces_the_network_and_ships_weights(place: Path) -> N
 
 
 def test_the_command_makes_and_reuses_and_remembers_the_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--run", str(place / "run"), "--threads", "1", "--json", str(place / "out.json")]
+    words = ["--run", str(place / "run"), "--threads", "1", "--force", "--json", str(place / "out.json")]
     flags = ["--data", str(place / "bars.npz"), "--epochs", "1", "--train-batch-size", "32"]
     assert main([*words, *flags]) == 0
     first = json.loads((place / "out.json").read_text())
@@ -160,13 +164,13 @@ def test_data_that_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFi
 def test_a_damaged_trace_is_collected_again(place: Path) -> None:
     run = RunFolder(root=place / "run")
     data = place / "bars.npz"
-    train_missing(run, load_samples(data, WANTED), FrozenConfig(epochs=1, batch_size=32), ENGINE)
-    _, first = ensure_trace(run, ENGINE, data=data)
+    train_missing(run, load_samples(data, WANTED), FrozenConfig(epochs=1, batch_size=32), ENGINE, options=FORCED)
+    _, first = ensure_trace(run, ENGINE, data=data, options=FORCED)
     assert run.remedy("calibration") == f"python -m calibration --run {run.root} --data {data}"
     (run.trace / "trace.npz").write_bytes(b"damaged")
     with pytest.raises(CorruptArtifactError):
         Trace.load(run.trace / "trace.npz")
-    _, second = ensure_trace(run, ENGINE)
+    _, second = ensure_trace(run, ENGINE, options=FORCED)
     assert np.array_equal(first.confidence, second.confidence)
 
 
@@ -174,8 +178,8 @@ def test_a_model_without_segments_has_no_exits_to_train(tmp_path: Path) -> None:
     run = RunFolder(root=tmp_path / "run")
     ensure_model(run, ExportOptions(segments=False, net=NET, weights="random"))
     with pytest.raises(UsageError, match="name your data"):
-        ensure_trace(run, ENGINE)
-    _, trace = ensure_trace(run, ENGINE, data=write_bars(tmp_path / "bars.npz"))
+        ensure_trace(run, ENGINE, options=FORCED)
+    _, trace = ensure_trace(run, ENGINE, data=write_bars(tmp_path / "bars.npz"), options=FORCED)
     assert trace.exits == ()
 
 
@@ -202,7 +206,7 @@ def test_nothing_is_trained_without_labels(place: Path, capsys: pytest.CaptureFi
 
 def test_queries_without_labels_are_traced_by_their_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(root=place / "run")
-    words = ["--run", str(run.root), "--threads", "1", "--json", str(place / "out.json")]
+    words = ["--run", str(run.root), "--threads", "1", "--force", "--json", str(place / "out.json")]
     bars = ["--data", str(place / "bars.npz"), "--epochs", "1", "--train-batch-size", "32"]
     assert main([*words, *bars]) == 0
     labelled = load_run_data(run)
@@ -241,12 +245,14 @@ def test_queries_without_labels_are_traced_by_their_agreement(place: Path, capsy
 
 def test_the_trace_of_a_risk_that_needs_labels_is_refused_before_any_work(place: Path) -> None:
     run, queries = RunFolder(root=place / "run"), write_queries(place)
-    train_missing(run, load_samples(place / "bars.npz", WANTED), FrozenConfig(epochs=1, batch_size=32), ENGINE)
+    train_missing(
+        run, load_samples(place / "bars.npz", WANTED), FrozenConfig(epochs=1, batch_size=32), ENGINE, options=FORCED
+    )
     for risk in ("metric", "f1"):
         with pytest.raises(UsageError, match=f"--risk {risk}: queries.npz has no labels.*--risk agreement"):
-            ensure_trace(run, ENGINE, data=queries, risk=risk)
+            ensure_trace(run, ENGINE, data=queries, risk=risk, options=FORCED)
     assert not run.trace.exists()
-    assert not ensure_trace(run, ENGINE, data=queries, risk="agreement")[1].labelled
+    assert not ensure_trace(run, ENGINE, data=queries, risk="agreement", options=FORCED)[1].labelled
 
 
 def test_the_demo_data_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

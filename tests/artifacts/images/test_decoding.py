@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from artifacts import InputError, Preprocessing
-from calibration.data.decoding import check_image, decode_image, resize_image
+from artifacts import InputError, Preprocessing, check_image, decode_image
+from artifacts.images.decoding import resize_image
 
 GREY = Preprocessing(height=6, width=5, channel_order="L")
 COLOUR = Preprocessing(height=6, width=5)
