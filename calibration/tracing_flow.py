@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from artifacts import (
     MANIFEST,
     TRACE_NPZ,
     Artifact,
+    InputError,
     MissingExtraError,
     Model,
     ModelSpec,
@@ -101,6 +104,9 @@ def trace_model(
         parameters["labelled"] = False
     if (parts := options.parts or recorded_parts(run, source)) is not None:
         parameters["parts"] = parts
+    traced, available = _draw_traced(run, samples, source, options.trace_samples), samples.indices_of("calibrate")
+    if len(traced) < len(available):
+        parameters["samples"] = len(traced)
     task_name = recorded_task(run) if options.task is None else options.task.name
     if task_name is not None and task_name != model.spec.task:
         parameters["task"] = task_name
@@ -108,18 +114,18 @@ def trace_model(
         if options.task is None:
             parameters.pop("task", None)
         task = options.task_of(model)
-        count = len(samples.indices_of("calibrate"))
-        options.report(f"collecting the trace of {count} samples of {samples.name} into {run.trace}")
+        options.report(f"collecting the trace of {len(traced)} samples of {samples.name} into {run.trace}")
         with SegmentRunner(model, run.engines, engine, rows=TRACE_ROWS, with_heads=True) as runner:
             if not _asked_in_training(run, model, inputs):
                 ask_network(model, runner, samples, task, rows=TRACE_ROWS, options=options)
-            trace = collect_trace(model, runner, samples, "calibrate", task, rows=TRACE_ROWS)
+            trace = collect_trace(model, runner, samples, traced, task, rows=TRACE_ROWS)
         notes = options.notes(run, source=source)
         if isinstance(samples, ImageSamples) and samples.split_seed is not None:
             notes["split_seed"] = str(samples.split_seed)
         with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:
             trace.save(staging / TRACE_NPZ)
-            save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS})
+            drawn = {} if len(traced) == len(available) else {"traced": traced}
+            save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS} | drawn)
     artifact = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
     return artifact, Trace.load(artifact.path(TRACE_NPZ))
 
@@ -131,6 +137,22 @@ def _asked_in_training(run: RunFolder, model: Model, data: Mapping[str, str]) ->
     result = read_manifest(run.training / "result")
     same = all(result.inputs.get(name) == digest for name, digest in data.items() if name != "model")
     return same and model.artifact.manifest.inputs.get("training") == digest_of(result.parameters)
+
+
+def _draw_traced(run: RunFolder, samples: Samples, source: str, count: int | None) -> np.ndarray:
+    """Returns the samples of the calibrate part to trace: all, or as many as are asked for, or were for these data."""
+    available = samples.indices_of("calibrate")
+    if len(available) == 0:
+        raise InputError(
+            f"{samples.name} has no samples in its calibrate part; give it some: more data, a folder 'calibrate', or a "
+            "'split' that names it"
+        )
+    if count is None and (run.trace / MANIFEST).is_file():
+        recorded = read_manifest(run.trace).parameters
+        count = recorded.get("samples") if recorded.get("data_source") == source else None
+    if count is None or count >= len(available):
+        return available
+    return np.sort(np.random.default_rng(0).permutation(available)[:count])
 
 
 def recorded_task(run: RunFolder) -> str | None:
