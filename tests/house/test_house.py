@@ -126,7 +126,7 @@ def test_what_is_shipped() -> None:
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
-        "onnxruntime", "onnxruntime-cuda", "images", "export", "train", "report", "cuda", "pycuda", "tensorrt",
+        "onnxruntime", "onnxruntime-cuda", "images", "export", "train", "report", "tables", "cuda", "pycuda", "tensorrt",
         "tensorrt-rtx", "all", "dev",
     }  # fmt: skip
     assert set(project["project"]["optional-dependencies"]) == extras
