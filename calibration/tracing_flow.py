@@ -98,22 +98,12 @@ def trace_model(
         UsageError: the trace must be collected, the model names a task that is not built in, and none was given.
         InputError: the calibrate part has no samples.
     """
-    inputs = {"model": model.digest, **samples.digests()}
-    parameters: dict[str, Any] = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
-    if not samples.labelled:
-        parameters["labelled"] = False
-    if (parts := options.parts or recorded_parts(run, source)) is not None:
-        parameters["parts"] = parts
-    traced, available = _draw_traced(run, samples, source, options.trace_samples), samples.indices_of("calibrate")
-    if len(traced) < len(available):
-        parameters["samples"] = len(traced)
-    task_name = recorded_task(run) if options.task is None else options.task.name
-    if task_name is not None and task_name != model.spec.task:
-        parameters["task"] = task_name
+    inputs, parameters = _trace_origin(run, model, samples, engine, source=source, options=options)
     if not is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters):
         if options.task is None:
             parameters.pop("task", None)
         task = options.task_of(model)
+        traced = _draw_traced(samples, parameters.get("samples"))
         options.report(f"collecting the trace of {len(traced)} samples of {samples.name} into {run.trace}")
         with SegmentRunner(model, run.engines, engine, rows=TRACE_ROWS, with_heads=True) as runner:
             if not _asked_in_training(run, model, inputs):
@@ -124,10 +114,37 @@ def trace_model(
             notes["split_seed"] = str(samples.split_seed)
         with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:
             trace.save(staging / TRACE_NPZ)
-            drawn = {} if len(traced) == len(available) else {"traced": traced}
+            drawn = {"traced": traced} if "samples" in parameters else {}
             save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS} | drawn)
     artifact = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
     return artifact, Trace.load(artifact.path(TRACE_NPZ))
+
+
+def is_trace_current(
+    run: RunFolder, model: Model, samples: Samples, engine: EngineChoice,
+    *, source: str, options: CalibrationOptions = DEFAULT_OPTIONS,
+) -> bool:  # fmt: skip
+    """Tells whether ``trace_model`` would reuse the trace that is there; arguments as there."""
+    inputs, parameters = _trace_origin(run, model, samples, engine, source=source, options=options)
+    return is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters)
+
+
+def _trace_origin(
+    run: RunFolder, model: Model, samples: Samples, engine: EngineChoice, *, source: str, options: CalibrationOptions
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the inputs and parameters of a trace, as in its manifest."""
+    parameters: dict[str, Any] = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
+    if not samples.labelled:
+        parameters["labelled"] = False
+    if (parts := options.parts or recorded_parts(run, source)) is not None:
+        parameters["parts"] = parts
+    count = options.trace_samples or _recorded_samples(run, source)
+    if count is not None and count < len(samples.indices_of("calibrate")):
+        parameters["samples"] = count
+    task_name = recorded_task(run) if options.task is None else options.task.name
+    if task_name is not None and task_name != model.spec.task:
+        parameters["task"] = task_name
+    return {"model": model.digest, **samples.digests()}, parameters
 
 
 def _asked_in_training(run: RunFolder, model: Model, data: Mapping[str, str]) -> bool:
@@ -139,20 +156,24 @@ def _asked_in_training(run: RunFolder, model: Model, data: Mapping[str, str]) ->
     return same and model.artifact.manifest.inputs.get("training") == digest_of(result.parameters)
 
 
-def _draw_traced(run: RunFolder, samples: Samples, source: str, count: int | None) -> np.ndarray:
-    """Returns the samples of the calibrate part to trace: all, or as many as are asked for, or were for these data."""
+def _draw_traced(samples: Samples, count: int | None) -> np.ndarray:
+    """Returns the samples of the calibrate part to trace: all, or ``count`` of them, drawn at random."""
     available = samples.indices_of("calibrate")
     if len(available) == 0:
         raise InputError(
             f"{samples.name} has no samples in its calibrate part; give it some: more data, a folder 'calibrate', or a "
             "'split' that names it"
         )
-    if count is None and (run.trace / MANIFEST).is_file():
-        recorded = read_manifest(run.trace).parameters
-        count = recorded.get("samples") if recorded.get("data_source") == source else None
-    if count is None or count >= len(available):
-        return available
-    return np.sort(np.random.default_rng(0).permutation(available)[:count])
+    return available if count is None else np.sort(np.random.default_rng(0).permutation(available)[:count])
+
+
+def _recorded_samples(run: RunFolder, source: str) -> int | None:
+    """Returns how many samples the run's trace was restricted to, if it was made from the same source."""
+    if not (run.trace / MANIFEST).is_file():
+        return None
+    parameters = read_manifest(run.trace).parameters
+    count = parameters.get("samples") if parameters.get("data_source") == source else None
+    return count if isinstance(count, int) else None
 
 
 def recorded_task(run: RunFolder) -> str | None:

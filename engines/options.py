@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from artifacts import EngineKey, UsageError
 from engines.build_progress import UNWATCHED, BuildWatch
@@ -20,13 +20,12 @@ class DeviceOptions:
 
     Attributes:
         index: the ordinal of the GPU, in the order of ``CUDA_VISIBLE_DEVICES``; 0 on the processor.
-        cuda_graphs: whether engines on a GPU replay their work as CUDA graphs where they can; ``"chain"``: as graphs
-            that can become part of another one.
+        cuda_graphs: whether engines on a GPU replay their work as CUDA graphs where they can.
         kernel_folder: where TensorRT-RTX stores the kernels that it compiles for this GPU; ``None``: nowhere.
     """
 
     index: int = 0
-    cuda_graphs: bool | Literal["chain"] = True
+    cuda_graphs: bool = True
     kernel_folder: Path | None = None
 
 

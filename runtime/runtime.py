@@ -131,7 +131,8 @@ class Runtime:
                 stages are one graph besides, which a batch launches once; the GPU itself counts the rows that stay, and
                 the host waits once, for all answers. ``stream``, shadowed batches, and calls beyond the first at the
                 same time run stage by stage. Where it is not possible, the reason is logged as a warning on
-                ``pame.runtime`` and everything does.
+                ``pame.runtime`` and everything does. ONNX Runtime needs ``CUBLAS_WORKSPACE_CONFIG=:0:0`` in the
+                environment that the process starts with.
             kernel_folder: where TensorRT-RTX keeps the kernels that it compiles for this GPU, so that the next process
                 starts faster; default: nowhere.
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
@@ -164,7 +165,7 @@ class Runtime:
             shadow_seed=shadow_seed, task=task, chain_graph=cuda_graphs == "chain",
         )  # fmt: skip
         folder = None if kernel_folder is None else Path(kernel_folder)
-        where = DeviceOptions(index=device, cuda_graphs=cuda_graphs, kernel_folder=folder)
+        where = DeviceOptions(index=device, cuda_graphs=bool(cuda_graphs), kernel_folder=folder)
         opened = open_bundle(Path(bundle), threads=threads, device=where)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.close)

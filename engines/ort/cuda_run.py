@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from engines.gpu.buffer_checks import check_device_buffers
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.driver import call
 from engines.gpu.graphs import CapturedGraph, capture_or_warn, log
-from engines.ort.cuda_session import GRAPH_FILE, open_cuda_session, without_cublas_workspace
+from engines.ort.cuda_session import GRAPH_FILE, open_cuda_session
 from engines.ort.run import check_session_interface
 from engines.ort.session import bind_addresses, load_onnxruntime, ort_errors, translate_error
 from engines.protocols import Buffer, Execution
@@ -53,15 +52,9 @@ def open_ort_cuda_engine(folder: Path, key: EngineKey, graph: GraphSpec, *, devi
     cuda.enter()
     what = f"open {graph.name} at {folder}"
     stream = int(cuda.capture_stream) if device.options.cuda_graphs else cuda.stream_handle
-    with _as_captured(device):
-        session = open_cuda_session(str(folder / GRAPH_FILE), index=cuda.index, stream=stream, what=what)
+    session = open_cuda_session(str(folder / GRAPH_FILE), index=cuda.index, stream=stream, what=what)
     check_session_interface(session, graph, folder)
     return OrtCudaEngine(key=key, graph=graph, session=session, device=device)
-
-
-def _as_captured(device: CudaDevice) -> AbstractContextManager[None]:
-    """Returns the environment in which a device's sessions make their cuBLAS handles, one per thread."""
-    return without_cublas_workspace() if device.options.cuda_graphs == "chain" else nullcontext()
 
 
 class OrtCudaEngine:
@@ -172,7 +165,7 @@ class _CudaRun:
         not whole, the reason is logged and the binding runs without.
         """
         device, cuda = self._device, self._device.cuda
-        with cuda.capture_lock, _as_captured(device):
+        with cuda.capture_lock:
             device.synchronize()
             self._run_beside()
             wanted = [device.download(output, range(len(output))) for output in self._outputs]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from artifacts import EngineError, MissingExtraError
@@ -20,24 +17,6 @@ PROVIDER_OPTIONS = {
     "use_tf32": "0",  # float32 means float32; for speed, export in fp16
 }
 GRAPH_FILE = "graph.onnx"
-_CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-
-
-@contextmanager
-def without_cublas_workspace() -> Iterator[None]:
-    """Lets cuBLAS handles that are made within do without memory of their own.
-
-    While work is captured, cuBLAS takes its workspace by nodes that allocate and free it ("CUDA Graphs" in its
-    documentation), and a graph with such nodes can become no part of another one. It reads the variable when a handle
-    is made; a value that the user has set stays.
-    """
-    given = os.environ.get(_CUBLAS_WORKSPACE)
-    os.environ[_CUBLAS_WORKSPACE] = given or ":0:0"
-    try:
-        yield
-    finally:
-        if given is None:
-            del os.environ[_CUBLAS_WORKSPACE]
 
 
 def identify_onnxruntime_cuda(index: int = 0) -> BackendIdentity:
