@@ -10,8 +10,10 @@ from pathlib import Path
 
 from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
 from calibration.data.arrays import ArrayImages
+from calibration.data.class_names import follow_network
 from calibration.data.fashion_mnist import load_fashion_mnist
 from calibration.data.files import FileImages
+from calibration.data.folders import CLASSES_TXT
 from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
@@ -101,7 +103,7 @@ def _open_images(
     samples = (
         _load_fashion_mnist(model, want)
         if source == FASHION_MNIST
-        else load_samples(Path(source), want, class_count=class_count(model), splitting=splitting, report=report)
+        else _load_named(Path(source), want, model, splitting, report)
     )
     if not want.stated:
         own = samples.preprocessing
@@ -110,6 +112,18 @@ def _open_images(
             f"{samples.name} are by its own mean {own.mean[0]:g} and spread {own.std[0]:g}"
         )
     return samples
+
+
+def _load_named(
+    source: Path, want: ImageInput, model: Model, splitting: Splitting, report: Callable[[str], None]
+) -> ArrayImages | FileImages:
+    """Loads images with their classes in the order of ``classes.txt``, else in that of the network's own names."""
+    listed = (source if source.is_dir() else source.parent) / CLASSES_TXT
+    known = model.spec.classes if len(model.spec.classes) == class_count(model) else ()
+    names = () if listed.is_file() else known
+    count = None if names else class_count(model)  # with names nothing need be guessed from how many there are
+    samples = load_samples(source, want, class_count=count, splitting=splitting, report=report)
+    return follow_network(samples, names, remedy=f"{listed}, one name a line", report=report)
 
 
 def _load_fashion_mnist(model: Model, want: ImageInput) -> ArrayImages:

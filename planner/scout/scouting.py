@@ -76,6 +76,13 @@ class Scouted:
     savings: tuple[Saving, ...]
     verdict: str
 
+    @property
+    def at_chance(self) -> bool:
+        """Is the full network no better than the most frequent class alone, as far as so many samples can tell?"""
+        if self.full_metric is None or self.chance is None:
+            return False
+        return self.full_metric <= self.chance + 2 * float(np.sqrt(self.chance * (1 - self.chance) / self.samples))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reading:

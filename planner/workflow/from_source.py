@@ -90,6 +90,7 @@ def plan_network(
         data=data,
     )
     check_same_source(job.run, export)
+    _say_changes(job)
     try:
         return job.plan()
     except BaseException:
@@ -113,6 +114,16 @@ def check_same_source(run: RunFolder, export: ExportOptions) -> None:
         raise UsageError(
             f"{run.root} holds the network {there}, not {wanted}. Name a run of its own with --name NAME or --run DIR, "
             f"or remove {run.root}"
+        )
+
+
+def _say_changes(job: _Job) -> None:
+    """Says it where the run's network was exported with other flags than those of now."""
+    recorded, wanted = recorded_command(job.run.model), job.export.command(job.run)
+    if recorded is not None and shlex.split(recorded) != shlex.split(wanted):
+        job.report(
+            f"note: {job.run.model} was made by: {recorded}. It is made anew with the flags of now, and its exit heads "
+            "with it"
         )
 
 
