@@ -27,6 +27,8 @@ DATA_HELP = (
 )
 DataSource = str | Path | Samples
 """What ``--data`` names: a folder, a file, ``module:object`` or ``fashion-mnist``; or samples themselves."""
+TRAINED_ON = "data_source"
+"""The note of a training's result that says which data the exit heads were trained on."""
 _log = logging.getLogger("pame.calibration")
 
 
@@ -63,11 +65,13 @@ def load_run_data(
         inputs = ", ".join(f"'{spec.name}' {spec.dtype} {spec.row_shape}" for spec in model.spec.full.inputs)
         raise UsageError(
             f"{model.spec.name} takes {inputs}: name your data with --data DIR "
-            "(one sub-folder per class, or an .npz with images and labels; where the exit heads are trained, queries "
-            "without labels will do: a folder of images, or an .npz with images alone)"
+            "(one sub-folder per class, or an .npz with images and labels; queries without labels: a folder of images, "
+            "or an .npz with images alone)"
         )
     parts = parts or recorded_parts(run, source)
-    splitting = Splitting() if parts is None else Splitting(share=PartShare.parse(parts))
+    splitting = Splitting(
+        share=None if parts is None else PartShare.parse(parts), train_queries=_trains_on(run, model, source)
+    )  # fmt: skip
     if is_reference(source):
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
@@ -80,6 +84,14 @@ def load_run_data(
             f"{samples.name} has {len(samples.classes)} classes; {model.spec.name} tells {classes} classes apart"
         )
     return samples
+
+
+def _trains_on(run: RunFolder, model: Model, source: str) -> bool:
+    """Tells whether data without labels needs a train part: exit heads are missing, or were trained on this data."""
+    if any(cut.name not in model.spec.heads for cut in model.spec.cuts[:-1]):
+        return True
+    result = run.training / "result"
+    return (result / MANIFEST).is_file() and read_manifest(result).environment.get(TRAINED_ON) == source
 
 
 def _takes_fashion_mnist(model: Model) -> bool:

@@ -232,7 +232,7 @@ def _read_samples(
         for start in track(range(0, len(drawn), _ROWS), description="probing", total=-(-len(drawn) // _ROWS)):
             chunk = drawn[start : start + _ROWS]
             count = runner.run(samples.inputs(chunk))
-            found = runner.features(count)
+            found = runner.features(count, features)
             for name, pooled in features.items():
                 pooled.append(pool_features(found[name]))
             answers.append(runner.answers(count)[-1][0][0])

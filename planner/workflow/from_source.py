@@ -149,6 +149,11 @@ class _Job:
         return load_run_data(self.run, self.data, parts=self.options.parts, report=self.report)
 
     @cached_property
+    def source(self) -> str:
+        """What is recorded, so that later commands find the data by themselves."""
+        return source_name(self.samples, self.data, self.run)
+
+    @cached_property
     def model(self) -> Model:
         return export_model(self.run, self.export, report=self.report).model
 
@@ -203,7 +208,9 @@ class _Job:
             "through the network takes",
             lambda pace: pace.passing_s(count),
         )
-        return train_missing(self.run, self.samples, self.training, self.engine, options=self.options)
+        return train_missing(
+            self.run, self.samples, self.training, self.engine, source=self.source, options=self.options
+        )
 
     def _check_training(self, *, joint: bool) -> None:
         """Says it where the heads that are there were trained in another way than is asked for now."""
@@ -220,7 +227,7 @@ class _Job:
 
     def trace(self, model: Model) -> tuple[Artifact, Trace]:
         """Returns the trace of the calibrate part."""
-        source, count = source_name(self.samples, self.data, self.run), len(self.samples.indices_of("calibrate"))
+        source, count = self.source, len(self.samples.indices_of("calibrate"))
         if is_trace_current(self.run, model, self.samples, self.engine, source=source, options=self.options):
             self.say(3, f"the trace of {count} samples: it is there already")
         else:

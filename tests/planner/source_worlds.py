@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 SHAPE, CLASSES, SAMPLES = (1, 8, 8), 3, 360
-QUICK = ("--threads", "1", "--rounds", "3", "--contenders", "1", "--batch-size", "4", "--epochs", "1")
+QUICK = ("--threads", "1", "--rounds", "3", "--contenders", "1", "--batch-size", "4", "--head-share", "1",
+         "--epochs", "1")  # fmt: skip
 
 
 def write_dense_file(folder: Path, name: str = "dense.onnx") -> Path:

@@ -104,7 +104,7 @@ def test_another_network_does_not_take_the_run_of_the_first(place: Path, capsys:
     write_dense_file(place / "other")
     config = PlanConfig(batch_size=2, timing=TimingConfig(batch_sizes=(1, 2), rounds=1, warm_up=0))
     quiet = CalibrationOptions(report=lambda _: None)
-    training = FrozenConfig(epochs=1, batch_size=32)
+    training = FrozenConfig(epochs=1, batch_size=32, head_share=1)
     result = plan_network("dense.onnx", data="data.npz", config=config, training=training, options=quiet)
     assert result.bundle == Path("runs/dense/bundle")
     with pytest.raises(
