@@ -7,6 +7,8 @@ from artifacts.environment import (
     cpu_features_digest,
     cpu_name,
     environment_fingerprint,
+    free_memory,
+    memory_limit,
     package_version,
 )
 from artifacts.errors import (
@@ -98,7 +100,8 @@ __all__ = [
     "recorded_command", "replace_file", "save_arrays", "work_alone",
     "to_plain", "write_json", "write_model_spec",
     # environment
-    "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",
+    "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "free_memory",
+    "memory_limit", "package_version",
     # pictures
     "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes", "save_plot",
     # errors

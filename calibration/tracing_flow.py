@@ -19,6 +19,7 @@ from artifacts import (
     Trace,
     digest_of,
     is_current,
+    memory_limit,
     new_artifact,
     open_artifact,
     read_manifest,
@@ -29,13 +30,11 @@ from calibration.certify.risk_tests import check_labels
 from calibration.data.samples import PARTS, ImageSamples, Samples
 from calibration.data.sources import DataSource, load_run_data, recorded_parts, source_name
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
-from calibration.tracing.all_exits import EngineChoice, SegmentRunner
+from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
 from calibration.tracing.collecting import collect_trace
 from calibration.tracing.network_check import ask_network
 from calibration.training.config import FrozenConfig
 from export import ensure_model
-
-TRACE_ROWS = 64
 
 
 def ensure_trace(
@@ -52,16 +51,17 @@ def ensure_trace(
         options: task, command line and messages.
 
     Raises:
-        UsageError: the risk needs labels, or exit heads are to be trained, and the data has none.
+        UsageError: the risk needs labels, and the data has none.
         MissingExtraError: exit heads are to be trained, and torch is not installed.
     """
     model = ensure_model(run, report=options.report)
     samples = load_run_data(run, data, parts=options.parts, report=options.report)
     if risk is not None:
         check_labels(risk, labelled=samples.labelled, where=samples.name)
+    source = source_name(samples, data, run)
     if missing_heads(model.spec):
-        model = _train_missing(run, samples, engine, options)
-    return trace_model(run, model, samples, engine, source=source_name(samples, data, run), options=options)
+        model = _train_missing(run, samples, engine, source, options)
+    return trace_model(run, model, samples, engine, source=source, options=options)
 
 
 def missing_heads(spec: ModelSpec) -> tuple[str, ...]:
@@ -69,14 +69,16 @@ def missing_heads(spec: ModelSpec) -> tuple[str, ...]:
     return tuple(cut.name for cut in spec.cuts[:-1] if cut.name not in spec.heads)
 
 
-def _train_missing(run: RunFolder, samples: Samples, engine: EngineChoice, options: CalibrationOptions) -> Model:
+def _train_missing(
+    run: RunFolder, samples: Samples, engine: EngineChoice, source: str, options: CalibrationOptions
+) -> Model:  # fmt: skip
     """Trains with the default configuration; torch is loaded here and nowhere else on the way to a trace."""
     try:
         from calibration.training.training_flow import train_missing
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         raise MissingExtraError(package, "train") from error
-    return train_missing(run, samples, FrozenConfig(), engine, options=options)
+    return train_missing(run, samples, FrozenConfig(), engine, source=source, options=options)
 
 
 @work_alone
@@ -105,10 +107,11 @@ def trace_model(
         task = options.task_of(model)
         traced = _draw_traced(samples, parameters.get("samples"))
         options.report(f"collecting the trace of {len(traced)} samples of {samples.name} into {run.trace}")
-        with SegmentRunner(model, run.engines, engine, rows=TRACE_ROWS, with_heads=True) as runner:
+        rows = fit_rows(model.spec, memory_limit(options.memory_gb))
+        with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=True) as runner:
             if not _asked_in_training(run, model, inputs):
-                ask_network(model, runner, samples, task, rows=TRACE_ROWS, options=options)
-            trace = collect_trace(model, runner, samples, traced, task, rows=TRACE_ROWS)
+                ask_network(model, runner, samples, task, rows=rows, options=options)
+            trace = collect_trace(model, runner, samples, traced, task, rows=rows)
         notes = options.notes(run, source=source)
         if isinstance(samples, ImageSamples) and samples.split_seed is not None:
             notes["split_seed"] = str(samples.split_seed)

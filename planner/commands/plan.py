@@ -101,6 +101,8 @@ def plan_from_source(arguments: argparse.Namespace, family: Family | None, words
         command=shlex.join(["python", "-m", "planner", *words]),
         report=say,
         force=arguments.force,
+        memory_gb=arguments.memory_gb,
+        workers=arguments.workers,
     )
     try:
         from planner.workflow.from_source import plan_network
