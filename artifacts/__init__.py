@@ -24,6 +24,7 @@ from artifacts.errors import (
     UsageError,
     unknown_name,
 )
+from artifacts.files.locks import hold_lock
 from artifacts.graphs import (
     FINAL_HEAD,
     FINAL_HEAD_GRAPH,
@@ -57,7 +58,7 @@ from artifacts.plans import (
     StreamReference,
 )
 from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, check_plot, clean_axes
-from artifacts.runs import COMMAND, RunFolder, find_run, recorded_command
+from artifacts.runs import COMMAND, RunFolder, find_run, recorded_command, work_alone
 from artifacts.store import (
     MANIFEST,
     Artifact,
@@ -69,8 +70,8 @@ from artifacts.store import (
     load_arrays,
     new_artifact,
     open_artifact,
+    open_scratch,
     read_manifest,
-    recover_artifact,
     save_arrays,
 )
 from artifacts.tasks import TASKS, Answers, Classification, Task, find_task, load_task
@@ -92,8 +93,8 @@ __all__ = [
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "TRACE_NPZ", "Artifact", "Manifest", "RunFolder",
     "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",
-    "new_artifact", "open_artifact", "open_model", "read_json", "read_manifest", "recorded_command", "recover_artifact",
-    "save_arrays",
+    "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json", "read_manifest",
+    "recorded_command", "save_arrays", "work_alone",
     "to_plain", "write_json", "write_model_spec",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "package_version",

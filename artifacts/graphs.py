@@ -104,6 +104,8 @@ class ModelSpec:
         settings: the family's own parameters (depth, classes ...), for the record.
         preprocessing: how the network wants its images; ``None`` where that is not recorded or the input is not an
             image.
+        classes: names of the classes that it tells apart, in the order of its answers; none where they are not
+            recorded.
     """
 
     name: str
@@ -116,6 +118,7 @@ class ModelSpec:
     heads: Mapping[str, GraphSpec] = field(default_factory=dict)
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
 
     @property
     def precision(self) -> str:

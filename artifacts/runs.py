@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import shlex
+from collections.abc import Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from artifacts.errors import ArtifactError, UsageError
+from artifacts.files.locks import hold_lock
 from artifacts.store import MANIFEST, read_manifest
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 RUNS = Path("runs")
 COMMAND = "command"
@@ -79,6 +89,33 @@ class RunFolder:
     def engines(self) -> Path:
         """The cache of compiled engines, one artifact per key."""
         return self.root / "engines"
+
+
+_held: ContextVar[frozenset[Path]] = ContextVar("runs in which this thread works alone", default=frozenset())
+_log = logging.getLogger("pame.artifacts")
+
+
+def work_alone(step: Callable[Concatenate[RunFolder, P], R]) -> Callable[Concatenate[RunFolder, P], R]:
+    """Makes a step wait while another process, container or thread is in such a step of the same run.
+
+    A step looks at what there is when its turn has come, so that the second of two equal ones finds the work done. It
+    may contain others of the same run.
+    """
+
+    @functools.wraps(step)
+    def alone(run: RunFolder, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        root = run.root.resolve()
+        if root in _held.get() or not root.is_dir():
+            return step(run, *args, **kwargs)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hold_lock(root / ".lock", what=str(run.root)))
+            except OSError as error:  # then nothing can be written either, and what is there may do
+                _log.info("%s cannot be locked: %s", run.root, error)
+            stack.callback(_held.reset, _held.set(_held.get() | {root}))
+            return step(run, *args, **kwargs)
+
+    return alone
 
 
 def recorded_command(folder: Path) -> str | None:

@@ -1,8 +1,9 @@
 """The artifact store: folders with manifests, published whole or not at all.
 
 A writer fills a hidden sibling folder, every file is hashed and synced, the manifest goes in last, and one
-rename puts the folder in place. A killed process leaves a hidden sibling behind, which readers ignore
-and the next writer removes. A reader checks every byte against the manifest before it uses any, and the manifest
+rename puts the folder in place. It holds a lock until then, so that there is one writer at a time; a second one waits.
+A killed process leaves a hidden sibling behind, which nobody's lock covers: readers ignore it and the next writer
+removes it. A reader checks every byte against the manifest before it uses any, and the manifest
 against the SHA-256 of its own canonical form. That shows damage; it is no signature. Links are refused.
 """
 
@@ -26,6 +27,7 @@ import numpy as np
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
 from artifacts.environment import environment_fingerprint
 from artifacts.errors import ArtifactError, CorruptArtifactError, MissingArtifactError, SchemaError
+from artifacts.files.locks import hold_lock
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 2  # 1: release 0.1.0, whose manifests do not cover themselves
@@ -123,21 +125,44 @@ def new_artifact(
     Raises:
         ArtifactError: the folder cannot be written (disk full, no permission); nothing is left behind.
     """
-    staging = folder.parent / f".{folder.name}.new-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        recover_artifact(folder)
-        staging.mkdir()
+    with open_scratch(folder) as staging:
         yield staging
         _seal(staging, kind=kind, inputs=dict(inputs or {}), parameters=dict(parameters or {}), notes=dict(notes or {}))
         _swap_in(staging, folder)
+
+
+@contextlib.contextmanager
+def open_scratch(folder: Path) -> Iterator[Path]:
+    """Opens a hidden folder beside ``folder``, which is removed when the block ends, or after a kill by the next one.
+
+    Meanwhile nobody else opens one for the same ``folder``: others wait.
+
+    Args:
+        folder: what it is for; need not exist.
+
+    Raises:
+        ArtifactError: it cannot be written (disk full, no permission); nothing is left behind.
+    """
+    staging = folder.parent / f".{folder.name}.new-{secrets.token_hex(4)}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(_lock_path(folder), what=str(folder)) as alone:
+            if alone:
+                _clear_leftovers(folder)
+            try:
+                staging.mkdir()
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {folder}: {error.strerror or error}. What was there is untouched; "
             "free some space or fix the permissions, then run the command again"
         ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
 
 
 def _seal(
@@ -165,7 +190,7 @@ def _seal(
 
 
 def _swap_in(staging: Path, folder: Path) -> None:
-    old = folder.parent / f".{folder.name}.old-{os.getpid()}-{secrets.token_hex(4)}"
+    old = folder.parent / f".{folder.name}.old-{secrets.token_hex(4)}"
     if folder.exists():
         folder.rename(old)
     staging.rename(folder)
@@ -181,16 +206,27 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def recover_artifact(folder: Path) -> None:
-    """Cleans up beside ``folder`` after a process that was killed in the middle of a write."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(new|old)-(\d+)-[0-9a-f]+")
-    if not folder.parent.is_dir():
+def _recover(folder: Path) -> None:
+    """Cleans up beside ``folder`` after a process that was killed in the middle of a write, if nobody writes now."""
+    if not _leftovers(folder):
         return
-    for sibling in sorted(folder.parent.iterdir()):
-        match = pattern.fullmatch(sibling.name)
-        if match is None or Path(f"/proc/{match[2]}").exists():
-            continue
-        if match[1] == "old" and not folder.exists():
+    with contextlib.suppress(OSError), hold_lock(_lock_path(folder), wait=False) as alone:  # read-only: as it is
+        if alone:
+            _clear_leftovers(folder)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    """Returns what is beside ``folder`` of a write that is under way, or was interrupted."""
+    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(new|old)-(\d+-)?[0-9a-f]+")  # up to 0.2 with a process id
+    if not folder.parent.is_dir():
+        return []
+    return sorted(sibling for sibling in folder.parent.iterdir() if pattern.fullmatch(sibling.name))
+
+
+def _clear_leftovers(folder: Path) -> None:
+    """Removes what was interrupted; the caller holds the lock."""
+    for sibling in _leftovers(folder):
+        if sibling.name.startswith(f".{folder.name}.old-") and not folder.exists():
             _log.warning("restoring %s, which an interrupted write had moved aside", folder)
             sibling.rename(folder)
         else:
@@ -210,7 +246,7 @@ def open_artifact(folder: Path, *, kind: str, remedy: str) -> Artifact:
         SchemaError: it is of another kind or from a newer PAME.
         CorruptArtifactError: a file is missing, extra, truncated, altered, or lies outside the folder.
     """
-    recover_artifact(folder)
+    _recover(folder)
     if not (folder / MANIFEST).is_file():
         raise MissingArtifactError(f"there is no {kind} at {folder}. Make it with: {remedy}")
     manifest = read_manifest(folder, remedy=remedy)

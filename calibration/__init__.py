@@ -23,22 +23,29 @@ from calibration.certify.risk_tests import (
 )
 from calibration.certify.set_metrics import SET_METRICS
 from calibration.data.arrays import ArrayImages
+from calibration.data.batches import BatchReader
 from calibration.data.files import FileImages
 from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, Batch, ImageSamples, Samples, as_batch
-from calibration.data.sources import DATA_HELP, DataSource, load_run_data
+from calibration.data.sources import DATA_HELP, DataSource, load_run_data, source_name
 from calibration.options import CalibrationOptions
 from calibration.training.config import FrozenConfig, JointConfig
 
 if TYPE_CHECKING:
-    from calibration.tracing.all_exits import EngineChoice
-    from calibration.tracing_flow import ensure_trace, trace_model
+    from calibration.cli import add_calibration_flags, read_training
+    from calibration.tracing.all_exits import EngineChoice, SegmentRunner
+    from calibration.tracing_flow import ensure_trace, is_trace_current, missing_heads, trace_model
     from calibration.training.training_flow import retrain_jointly, train_missing
 
 _HOMES = {
     "EngineChoice": "tracing.all_exits",
+    "SegmentRunner": "tracing.all_exits",
+    "add_calibration_flags": "cli",
     "ensure_trace": "tracing_flow",
+    "is_trace_current": "tracing_flow",
+    "missing_heads": "tracing_flow",
+    "read_training": "cli",
     "retrain_jointly": "training.training_flow",
     "trace_model": "tracing_flow",
     "train_missing": "training.training_flow",
@@ -46,14 +53,16 @@ _HOMES = {
 
 __all__ = [
     # data
-    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "DataSource", "FileImages", "ImageSamples", "Samples", "as_batch",
-    "image_input", "load_run_data", "load_samples",
+    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples", "Samples",
+    "as_batch", "image_input", "load_run_data", "load_samples", "source_name",
     # certified tolerances
     "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test", "count_needed",
     "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",
     # training and traces
-    "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "ensure_trace", "retrain_jointly",
-    "trace_model", "train_missing",
+    "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ensure_trace",
+    "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",
+    # flags of the command line, for commands that calibrate among other things
+    "add_calibration_flags", "read_training",
 ]  # fmt: skip
 
 

@@ -45,6 +45,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", help="the run in runs/, e.g. resnet (default: the only one)")
     add_common_arguments(parser)
+    parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
+    parser.add_argument(
+        "--against", type=Path, metavar="RUN",
+        help="count the decisions that differ from those of another run of this network, of another precision say",
+    )  # fmt: skip
+    add_calibration_flags(parser)
+    return parser
+
+
+def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say what is calibrated and trained with, and how."""
     parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
         "--parts", metavar="PART=SOURCE:SHARE",
@@ -53,15 +65,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
     )
-    parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
     parser.add_argument(
         "--force", action="store_true",
         help="go on with a network that is at chance on the labels, or clearly better under another preprocessing",
-    )  # fmt: skip
-    parser.add_argument(
-        "--against", type=Path, metavar="RUN",
-        help="count the decisions that differ from those of another run of this network, of another precision say",
     )  # fmt: skip
     group = parser.add_argument_group("training")
     group.add_argument(
@@ -71,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     group.add_argument("--epochs", type=int, help="passes over the train part")
     group.add_argument("--backbone-epochs", type=int, help="with joint: how many of them train the backbone alone")
-    group.add_argument("--train-batch-size", type=int, dest="batch_size", help="samples per training step")
+    group.add_argument("--train-batch-size", type=int, help="samples per training step")
     group.add_argument("--learning-rate", type=float, help="peak of the schedule")
     group.add_argument(
         "--augment", choices=AUGMENTATIONS,
@@ -79,7 +85,6 @@ def make_parser() -> argparse.ArgumentParser:
         f"classes that a mirror does not change (default: {FrozenConfig().augment})",
     )  # fmt: skip
     group.add_argument("--seed", type=int, help="decides order, augmentation and initialisation")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains, traces, prints the table of exits and returns the result for ``--json``."""
-    config = _config(arguments)
+    config = read_training(arguments)
     flow = _load("calibration.tracing_flow")
     run = find_run(arguments.run, name=arguments.name)
     engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
@@ -208,10 +213,16 @@ def _load(module: str) -> Any:
         raise MissingExtraError(package, "train") from error
 
 
-def _config(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
+def read_training(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
+    """Turns the flags of training into a validated config.
+
+    Raises:
+        UsageError: a value cannot be, or does not fit the way to train.
+    """
     kind = JointConfig if arguments.train == "joint" else FrozenConfig
     if arguments.backbone_epochs is not None and kind is FrozenConfig:
         raise UsageError("--backbone-epochs goes with --train joint")
     fields = {field.name for field in dataclasses.fields(kind)}
-    given = {name: value for name, value in vars(arguments).items() if name in fields and value is not None}
+    values = {**vars(arguments), "batch_size": arguments.train_batch_size}
+    given = {name: value for name, value in values.items() if name in fields and value is not None}
     return kind(**given)

@@ -20,6 +20,7 @@ from artifacts import (
     open_artifact,
     read_manifest,
     save_arrays,
+    work_alone,
 )
 from calibration.certify.risk_tests import check_labels
 from calibration.data.samples import PARTS, ImageSamples, Samples
@@ -75,6 +76,7 @@ def _train_missing(run: RunFolder, samples: Samples, engine: EngineChoice, optio
     return train_missing(run, samples, FrozenConfig(), engine, options=options)
 
 
+@work_alone
 def trace_model(
     run: RunFolder, model: Model, samples: Samples, engine: EngineChoice,
     *, source: str, options: CalibrationOptions = DEFAULT_OPTIONS,
@@ -93,15 +95,7 @@ def trace_model(
         UsageError: the trace must be collected, the model names a task that is not built in, and none was given.
         InputError: the calibrate part has no samples.
     """
-    inputs = {"model": model.digest, **samples.digests()}
-    parameters: dict[str, Any] = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
-    if not samples.labelled:
-        parameters["labelled"] = False
-    if (parts := options.parts or recorded_parts(run, source)) is not None:
-        parameters["parts"] = parts
-    task_name = recorded_task(run) if options.task is None else options.task.name
-    if task_name is not None and task_name != model.spec.task:
-        parameters["task"] = task_name
+    inputs, parameters = _trace_origin(run, model, samples, engine, source=source, options=options)
     if not is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters):
         if options.task is None:
             parameters.pop("task", None)
@@ -120,6 +114,30 @@ def trace_model(
             save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS})
     artifact = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
     return artifact, Trace.load(artifact.path(TRACE_NPZ))
+
+
+def is_trace_current(
+    run: RunFolder, model: Model, samples: Samples, engine: EngineChoice,
+    *, source: str, options: CalibrationOptions = DEFAULT_OPTIONS,
+) -> bool:  # fmt: skip
+    """Tells whether ``trace_model`` would reuse the trace that is there; arguments as there."""
+    inputs, parameters = _trace_origin(run, model, samples, engine, source=source, options=options)
+    return is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters)
+
+
+def _trace_origin(
+    run: RunFolder, model: Model, samples: Samples, engine: EngineChoice, *, source: str, options: CalibrationOptions
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the inputs and parameters of a trace, as in its manifest."""
+    parameters: dict[str, Any] = {"backend": engine.backend, "data_source": source, "part": "calibrate"}
+    if not samples.labelled:
+        parameters["labelled"] = False
+    if (parts := options.parts or recorded_parts(run, source)) is not None:
+        parameters["parts"] = parts
+    task_name = recorded_task(run) if options.task is None else options.task.name
+    if task_name is not None and task_name != model.spec.task:
+        parameters["task"] = task_name
+    return {"model": model.digest, **samples.digests()}, parameters
 
 
 def _asked_in_training(run: RunFolder, model: Model, data: Mapping[str, str]) -> bool:

@@ -63,17 +63,18 @@ def main(bundle: Path, port: int) -> None:
     """Serves the run's test images in an endless loop and its metrics on a port."""
     from prometheus_client import REGISTRY, start_http_server
 
-    from calibration import as_batch, load_run_data
+    from calibration import BatchReader, as_batch, load_run_data
 
     samples = load_run_data(RunFolder(root=bundle.parent))
-    queries = as_batch(samples.inputs(samples.indices_of("test")))
+    rows = samples.indices_of("test")
+    queries = BatchReader(samples, [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)])
     with Runtime.load(bundle, shadow_fraction=0.02) as runtime:
         REGISTRY.register(RuntimeMetrics(runtime))
         start_http_server(port)
         print(f"metrics at http://localhost:{port}/metrics; stop with Ctrl-C")
         while True:
-            for start in range(0, len(queries), BATCH):
-                runtime.run(queries[start : start + BATCH])
+            for inputs in queries:
+                runtime.run(as_batch(inputs))
 
 
 if __name__ == "__main__":

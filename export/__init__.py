@@ -12,6 +12,7 @@ from artifacts import MissingExtraError
 from export.options import ExportOptions
 
 if TYPE_CHECKING:
+    from export.cli import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
     from export.cuts.parity import ParityReport, check_parity
     from export.cuts.separators import CutPlace, find_places
     from export.cuts.splitting import CutReport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from export.from_torch.publishing import make_recipe, publish_net, rebuild_net
     from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
+    from export.nets.family import Family
     from export.nets.heads import HEAD_KINDS, build_head
     from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.nets.resnet import ResNet, ResNetConfig
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from export.sources import ensure_model, export_model
 
 _HOMES = {
+    "cli": ("SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options"),
     "cuts.parity": ("ParityReport", "check_parity"),
     "cuts.separators": ("CutPlace", "find_places"),
     "cuts.splitting": ("CutReport",),
@@ -39,6 +42,7 @@ _HOMES = {
     "from_torch.publishing": ("make_recipe", "publish_net", "rebuild_net"),
     "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
+    "nets.family": ("Family",),
     "nets.heads": ("HEAD_KINDS", "build_head"),
     "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
@@ -54,8 +58,10 @@ __all__ = [
     # cutting, proving, merging
     "CutPlace", "CutReport", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
     # torch families
-    "HEAD_KINDS", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "attach_heads", "build_head", "load_weights",
-    "make_recipe", "pretrained_folder", "read_weights", "save_weights", "write_recipe",
+    "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "attach_heads", "build_head",
+    "load_weights", "make_recipe", "pretrained_folder", "read_weights", "save_weights", "write_recipe",
+    # flags of the command line, for commands that export among other things
+    "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip
 
 _EXTRAS = {"torch": "train", "safetensors": "train", "onnxscript": "train"}

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from artifacts import CONVENTIONS, PRECISIONS, MissingExtraError, UsageError, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from export.nets.table import FAMILIES, HEADS, NetConfig, find_family
-from export.options import INPUTS, ExportOptions
+from export.options import INPUTS, ExportOptions, is_import
 
 if TYPE_CHECKING:
     from export.folder.pipeline import ExportResult
     from export.nets.family import Family
 
+SOURCE_HELP = (
+    "a family's name; any ONNX file; torch:package.module:factory, what makes a torch module; hf:DIR, an image "
+    "classifier as Hugging Face saves it"
+)
 _DEFAULTS = ExportOptions()
 _OF_IMAGES = "input_shape"  # the option of a family that the flag --input-shape gives
 
@@ -29,9 +33,15 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
         description="Export a network, find where it can be cut, and write its segments, final head and exit heads.",
         epilog=f"Families: {', '.join(FAMILIES)}; for the options of one: python -m export FAMILY --help",
     )
-    parser.add_argument("source", metavar="FAMILY|FILE.onnx", help="a family's name, or any ONNX file")
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     add_common_arguments(parser)
     parser.add_argument("--segments", action="store_true", help="also cut the network; without: full.onnx alone")
+    add_network_flags(parser, family)
+    return parser
+
+
+def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = None) -> None:
+    """Adds the flags that say how a network becomes the model of a run, those of a family among them."""
     parser.add_argument("--name", help="name of the run in runs/ (default: the family's, or the file's)")
     parser.add_argument("--every", type=int, metavar="K", help="keep every K-th cut as an exit candidate")
     parser.add_argument(
@@ -40,15 +50,17 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--input-shape", action="append", default=[], metavar="[NAME:]C,H,W",
-        help="shape of one row; with NAME: for inputs whose shape an ONNX file leaves open",
+        help="shape of one row; NAME: names one of several inputs, or one whose shape an ONNX file leaves open",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", default=_DEFAULTS.precision, metavar="|".join(PRECISIONS),
-        help="what the network computes in; its inputs, answers and confidences stay float32 (default: %(default)s)",
+        "--precision", metavar="|".join(PRECISIONS),
+        help="what the network computes in; its inputs, answers and confidences stay float32 "
+        f"(default: {_DEFAULTS.precision})",
     )  # fmt: skip
     parser.add_argument(
         "--weights", default=_DEFAULTS.weights, metavar="FILE|pretrained|random",
-        help="of a family: a .safetensors or .pth file, those that ship with PAME, or none (default: %(default)s)",
+        help="of a family or a torch module: a .safetensors, .pth or .pt file; pretrained: those that ship with PAME, "
+        "or that the factory loads; random: of a family, none (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--preprocess", metavar="NAME|FILE",
@@ -66,7 +78,6 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
                 f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default,
                 help=f"{field.metadata['help']} (default: %(default)s)",
             )  # fmt: skip
-    return parser
 
 
 def _own_options(family: Family) -> list[dataclasses.Field[Any]]:
@@ -78,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     given = sys.argv[1:] if argv is None else list(argv)
     try:
-        family = _find_wanted(given)
+        family = find_wanted_family(given, make_parser)
     except MissingExtraError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -86,24 +97,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda parsed: _export(parsed, family), arguments)
 
 
-def _find_wanted(argv: Sequence[str]) -> Family | None:
+def find_wanted_family(
+    argv: Sequence[str], parser_for: Callable[[Family | None], argparse.ArgumentParser]
+) -> Family | None:
     """Returns the family that is the source on a command line; its options decide how the line is read."""
     for name in FAMILIES:
         if name in argv:
             family = find_family(name)
-            if make_parser(family).parse_known_args(argv)[0].source == name:
+            if parser_for(family).parse_known_args(argv)[0].source == name:
                 return family
     return None
 
 
 def _export(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any]:
     options = read_options(arguments, family)
-    if family is None and not options.is_file:
-        find_family(options.source)  # which says that there is no such family
-    name = arguments.name or (Path(options.source).stem if options.is_file else options.source)
-    if not name or Path(name).name != name or name.startswith("."):
-        raise UsageError(f"--name {name}: expected a plain name, which becomes a folder in runs/")
-    run = find_run(arguments.run, name=name)
+    run = find_run(arguments.run, name=read_name(arguments, options))
     try:
         from export.sources import export_model
 
@@ -112,19 +120,42 @@ def _export(arguments: argparse.Namespace, family: Family | None) -> dict[str, A
         package = (error.name or "").partition(".")[0]
         if package in {"artifacts", "engines", "export"}:
             raise
-        raise MissingExtraError(package, "export" if options.is_file else "train") from error
+        raise MissingExtraError(package, options.extra) from error
     return _show(result)
 
 
 def read_options(arguments: argparse.Namespace, family: Family | None) -> ExportOptions:
-    """Turns parsed arguments into options; two forms of ``--input-shape`` share one flag."""
+    """Turns parsed arguments into options; two forms of ``--input-shape`` share one flag.
+
+    Raises:
+        UsageError: there is no such family, or a flag does not fit the source.
+    """
+    if family is None and not is_import(arguments.source):
+        if Path(arguments.source).exists():
+            raise UsageError(
+                f"{arguments.source} is not a network as it can be read: expected a file that ends in .onnx; "
+                "hf:DIR for a folder of Hugging Face; torch:package.module:factory with --weights FILE for weights"
+            )
+        find_family(arguments.source)  # which says that there is no such family
     shapes = dict(_read_shape(text) for text in arguments.input_shape)
     return ExportOptions(
         source=arguments.source, segments=arguments.segments, weights=arguments.weights, every=arguments.every,
         net=None if family is None else _read_config(arguments, family, shapes.pop("", None)),
-        head=arguments.head, precision=arguments.precision, input_shapes=shapes, preprocess=arguments.preprocess,
-        input=arguments.input,
+        head=arguments.head, precision=arguments.precision or _DEFAULTS.precision, input_shapes=shapes,
+        preprocess=arguments.preprocess, input=arguments.input,
     )  # fmt: skip
+
+
+def read_name(arguments: argparse.Namespace, options: ExportOptions) -> str:
+    """Returns the name of the run that an export goes into.
+
+    Raises:
+        UsageError: ``--name`` is no name of a folder.
+    """
+    name = arguments.name or options.run_name
+    if not name or Path(name).name != name or name.startswith("."):
+        raise UsageError(f"--name {name}: expected a plain name, which becomes a folder in runs/")
+    return str(name)
 
 
 def _read_config(

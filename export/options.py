@@ -16,6 +16,13 @@ PRETRAINED = "pretrained"
 RANDOM = "random"
 FILE_SUFFIX = ".onnx"
 INPUTS = ("float", "uint8")
+TORCH_PREFIX = "torch:"
+HUGGING_FACE_PREFIX = "hf:"
+
+
+def is_import(source: str) -> bool:
+    """Tells whether a source is a network of the user's own rather than the name of a family."""
+    return source.lower().endswith(FILE_SUFFIX) or source.startswith((TORCH_PREFIX, HUGGING_FACE_PREFIX))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +30,15 @@ class ExportOptions:
     """The options of an export.
 
     Attributes:
-        source: a family's name, or the path of an ``.onnx`` file.
+        source: a family's name; the path of an ``.onnx`` file; ``torch:package.module:factory``, what makes a torch
+            module; or ``hf:DIR``, a folder with an image classifier of Hugging Face.
         segments: also cut the network; otherwise ``full.onnx`` alone.
         net: a family's own options, e.g. ``ResNetConfig(depth=20)``; ``None``: its defaults.
-        weights: ``pretrained``, ``random`` or the path of a ``.safetensors`` or ``.pth`` file; families only.
-        input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open.
+        weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file; ``pretrained``: of a family those that are
+            shipped, of a torch module what its factory gives it; ``random``, of a family. Files of ONNX and folders of
+            Hugging Face have their own.
+        input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open, and for the inputs of
+            a torch module in their order. The empty name stands for the only input.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
         head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``pooled``.
         precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.passes``.
@@ -48,9 +59,15 @@ class ExportOptions:
     input: str = INPUTS[0]
 
     def __post_init__(self) -> None:
-        if self.input_shapes and not self.is_file:
+        if self.input_shapes and not is_import(self.source):
             raise UsageError(
                 f"--input-shape NAME:... is for ONNX files; for the family '{self.source}' say --input-shape 1,28,28"
+            )
+        if self.weights != PRETRAINED and (self.is_file or self.is_hugging_face):
+            raise UsageError(f"--weights {self.weights}: {self.source} has its own weights; leave the flag out")
+        if self.weights == RANDOM and self.is_torch:
+            raise UsageError(
+                f"--weights random: {self.source} has the weights that its factory gives it; leave the flag out"
             )
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every {self.every}: expected a number from 1")
@@ -68,12 +85,43 @@ class ExportOptions:
 
     @property
     def is_file(self) -> bool:
-        """Is the source an ONNX file rather than a family?"""
-        return self.source.lower().endswith(FILE_SUFFIX)
+        """Is the source an ONNX file?"""
+        return self.source.lower().endswith(FILE_SUFFIX) and not self.is_torch and not self.is_hugging_face
+
+    @property
+    def is_torch(self) -> bool:
+        """Is the source what makes a torch module?"""
+        return self.source.startswith(TORCH_PREFIX)
+
+    @property
+    def is_hugging_face(self) -> bool:
+        """Is the source a folder of Hugging Face?"""
+        return self.source.startswith(HUGGING_FACE_PREFIX)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of Hugging Face that the source names."""
+        return Path(self.source.removeprefix(HUGGING_FACE_PREFIX))
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run where none is given: of a family, a file without its ending, a factory or a folder."""
+        if self.is_file:
+            return Path(self.source).stem
+        if self.is_hugging_face:
+            return self.folder.resolve().name
+        return self.source.rpartition(":")[2].rpartition(".")[2]
+
+    @property
+    def extra(self) -> str:
+        """The optional packages that the export needs, as an extra of the package."""
+        return "export" if self.is_file else "hf" if self.is_hugging_face else "train"
 
     def command(self, run: RunFolder) -> str:
         """Returns the command line of this export into a run; files are given by their absolute paths."""
         source = _absolute(self.source) if self.is_file else self.source
+        if self.is_hugging_face:
+            source = f"{HUGGING_FACE_PREFIX}{_absolute(str(self.folder))}"
         flags = [token for name, value in self._flags() for token in (name, value)]
         segments = ["--segments"] if self.segments else []
         return shlex.join(["python", "-m", "export", source, *segments, *flags, "--run", str(run.root)])

@@ -1,4 +1,4 @@
-"""Sources of an export: a family or an ONNX file becomes the model folder of a run, made once and reused."""
+"""Sources of an export: a family, file, torch module or folder becomes the model of a run, made once and reused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ensure_model(
 
 
 def export_model(run: RunFolder, options: ExportOptions, *, report: Callable[[str], None] = _log.info) -> ExportResult:
-    """Exports a family or an ONNX file into ``run.model``, or reuses what is there if it was made from the same.
+    """Exports a network into ``run.model``, or reuses what is there if it was made from the same.
 
     Args:
         run: the run's folder.
@@ -59,6 +59,14 @@ def export_model(run: RunFolder, options: ExportOptions, *, report: Callable[[st
     """
     if options.is_file:
         return _export_file(run, options, report)
+    if options.is_torch:
+        from export.from_torch.factories import export_factory
+
+        return export_factory(run, options, report=report)
+    if options.is_hugging_face:
+        from export.from_torch.hugging_face import export_hugging_face
+
+        return export_hugging_face(run, options, report=report)
     family = find_family(options.source)
     from export.from_torch.family import export_family
 

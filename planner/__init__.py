@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from planner.commit.stages import MergedStage, TimedStages, assemble_bundle, merge_stages
     from planner.load_file import read_load
     from planner.measure.timing import EngineSettings, TimedGraph, ensure_itm, time_graphs
+    from planner.workflow.from_source import plan_network
     from planner.workflow.inputs import PlanningInputs
     from planner.workflow.planning import ensure_plan
     from planner.workflow.record import ConsideredPlan, PlanningResult
@@ -51,6 +52,7 @@ _HOMES = {
     "commit.contenders": ("Commitment", "Contender"),
     "commit.stages": ("MergedStage", "TimedStages", "assemble_bundle", "merge_stages"),
     "measure.timing": ("EngineSettings", "TimedGraph", "ensure_itm", "time_graphs"),
+    "workflow.from_source": ("plan_network",),
     "workflow.inputs": ("PlanningInputs",),
     "load_file": ("read_load",),
     "workflow.planning": ("ensure_plan",),
@@ -81,7 +83,7 @@ __all__ = [
     # engines: timing, bundles, measuring the best plans, all of it
     "Commitment", "ConsideredPlan", "Contender", "EngineSettings", "MergedStage", "PlanningCase", "PlanningInputs",
     "PlanningResult", "TimedGraph", "TimedStages", "assemble_bundle", "commit_plan", "ensure_itm", "ensure_plan",
-    "merge_stages", "time_graphs",
+    "merge_stages", "plan_network", "time_graphs",
 ]  # fmt: skip
 
 

@@ -43,11 +43,7 @@ class ChainPool:
         Raises:
             UsageError: the pool is closed, or belongs to the process that this one was forked from.
         """
-        if os.getpid() != self._process:  # asked before the lock, which another thread may have held at the fork
-            raise UsageError(
-                f"this runtime was opened in process {self._process}, and engines do not survive a fork: their threads "
-                "stay behind. Call Runtime.load in every worker, after the fork (gunicorn: post_fork, without preload)"
-            )
+        self.check_process()
         with self._lock:
             if self._closed:
                 self.check_open()
@@ -61,7 +57,9 @@ class ChainPool:
             raise
 
     def give_back(self, chain: StageChain | None) -> None:
-        """Takes a chain back; ``None`` stands for one that could not be made."""
+        """Takes a chain back; ``None`` stands for one that could not be made. A forked process keeps what it copied."""
+        if os.getpid() != self._process:
+            return
         with self._lock:
             self._out -= 1
             if chain is not None and not self._closed:
@@ -69,6 +67,17 @@ class ChainPool:
             last = self._closed and self._out == 0
         if last:
             self._free()
+
+    def check_process(self) -> None:
+        """Raises ``UsageError`` in a process that was forked from the one that opened the pool.
+
+        It is asked before any lock, which another thread may have held when the process was forked.
+        """
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"this runtime was opened in process {self._process}, and engines do not survive a fork: their threads "
+                "stay behind. Call Runtime.load in every worker, after the fork (gunicorn: post_fork, without preload)"
+            )
 
     def check_open(self) -> None:
         """Raises ``UsageError`` when the pool is closed."""

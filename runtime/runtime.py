@@ -131,7 +131,8 @@ class Runtime:
                 stages are one graph besides, which a batch launches once; the GPU itself counts the rows that stay, and
                 the host waits once, for all answers. ``stream``, shadowed batches, and calls beyond the first at the
                 same time run stage by stage. Where it is not possible, the reason is logged as a warning on
-                ``pame.runtime`` and everything does.
+                ``pame.runtime`` and everything does. ONNX Runtime needs ``CUBLAS_WORKSPACE_CONFIG=:0:0`` in the
+                environment that the process starts with.
             kernel_folder: where TensorRT-RTX keeps the kernels that it compiles for this GPU, so that the next process
                 starts faster; default: nowhere.
             check_finite: refuse rows with NaN or infinity in ``run`` and ``stream``.
@@ -291,6 +292,7 @@ class Runtime:
         return read_batch(batch, self._spec.inputs, self._device, check_finite=self._check_finite, stream=stream)
 
     def _collector(self) -> StatsCollector:
+        self._pool.check_process()
         if self._stats is None:
             raise UsageError("this runtime keeps no statistics; open it without stats=False")
         return self._stats

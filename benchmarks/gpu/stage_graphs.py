@@ -6,6 +6,7 @@ two rows decide: its own switch (``enable_cuda_graph``), and a capture of ours a
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ BACKENDS = (CUDA_BACKEND, "tensorrt-rtx", "tensorrt")
 
 def measure(record: Record, setting: Setting) -> None:
     """Measures the demo on every backend, then tries to capture what ONNX Runtime enqueues."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":0:0")  # read when cuBLAS is loaded, below
     record.attempt("CUDA libraries", load_cuda_libraries)
     record.attempt("driver and cuda-core", _describe_graphs)
     name = setting.demos[0][0]

@@ -15,7 +15,6 @@ from benchmarks.gpu.record import Record
 from benchmarks.gpu.rows.chain import Job, time_ways
 from benchmarks.gpu.rows.in_torch import add_torch_rows
 from benchmarks.gpu.rows.launches import add_launch_rows
-from benchmarks.gpu.rows.one_graph import add_one_graph_rows
 from benchmarks.gpu.rows.times import show_matrix, show_tails, survivor_sizes, time_subject
 from benchmarks.gpu.stages import CUDA_BACKEND, Setting
 
@@ -67,4 +66,3 @@ def _time_end_to_end(job: Job, sizes: tuple[int, ...]) -> None:
         )
         if opened is not None:
             time_ways(job, opened, sizes, budget_s=job.setting.choose(2, 1))
-    add_one_graph_rows(job, sizes[:2])

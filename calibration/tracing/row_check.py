@@ -36,8 +36,8 @@ def check_rows(model: Model, runner: SegmentRunner, samples: Samples, indices: n
     watched, before, behind = (indices[part * share : (part + 1) * share] for part in range(3))
     first = _answer(runner, samples, np.concatenate([watched, behind]))
     second = _answer(runner, samples, np.concatenate([before, watched]))
-    for place, (one, other) in enumerate(zip(first, second, strict=True)):
-        here, there = one[:share].astype(np.float64), other[share:].astype(np.float64)
+    for place, (mine, other) in enumerate(zip(first, second, strict=True)):
+        here, there = mine[:share].astype(np.float64), other[share:].astype(np.float64)
         scale = float(np.abs(here).max(initial=0))
         error = float(np.abs(here - there).max(initial=0)) / scale if scale > 0 else 0.0
         if not error <= _ALLOWED:

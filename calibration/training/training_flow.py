@@ -13,6 +13,7 @@ from artifacts import (
     digest_of,
     new_artifact,
     to_plain,
+    work_alone,
     write_json,
 )
 from calibration.data.samples import ImageSamples, Samples
@@ -35,6 +36,7 @@ from export import (
 )
 
 
+@work_alone
 def train_missing(
     run: RunFolder, samples: Samples, config: FrozenConfig, engine: EngineChoice,
     *, options: CalibrationOptions = DEFAULT_OPTIONS,
@@ -75,6 +77,7 @@ def train_missing(
     return trained
 
 
+@work_alone
 def retrain_jointly(
     run: RunFolder, samples: Samples, config: JointConfig, engine: EngineChoice,
     *, options: CalibrationOptions = DEFAULT_OPTIONS,

@@ -9,7 +9,7 @@ allocates, or waits for the whole GPU:
     (engine) ...
     download_all   one kernel for all answers, into a page-locked block; waits for it
 
-The kernels, and the argument why they are correct, are in ``engines/gpu/kernels.py``. *Not yet run on a GPU*: the
+The kernels, and the argument why they are correct, are in ``engines/gpu/kernels.py``. Without a GPU the
 tests run this module and the source of its kernels on a fake driver, see ``tests/engines/gpu/fake_cuda``.
 """
 

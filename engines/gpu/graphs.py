@@ -2,8 +2,9 @@
 
 A graph fixes shapes, addresses and the block that the engine works in, so it belongs to one binding. Before the capture
 the engine runs once without it, which lets the backend allocate and choose kernels, neither of which may happen
-inside a capture. Capturing takes place on a stream of its own: other threads go on using the device's stream, and
-``THREAD_LOCAL`` mode leaves their calls alone.
+inside a capture. Capturing takes place on a stream of its own: other threads go on using the device's stream.
+``RELAXED`` mode leaves their calls alone, and lets a library ask the driver for what is no part of the work, as cuDNN
+does.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class CapturedGraph:
         with context.capture_lock:
             call(
                 "cuStreamBeginCapture", context.capture_stream,
-                driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+                driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED,
             )  # fmt: skip
             captured = False
             try:

@@ -7,6 +7,7 @@ from typing import Any
 from artifacts import EngineError, MissingExtraError
 from engines.gpu.detection import find_gpu
 from engines.identity.keys import BackendIdentity
+from engines.ort.forks import outlive_forks
 from engines.ort.session import load_onnxruntime, ort_errors, session_options, translate_error
 
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"
@@ -56,7 +57,8 @@ def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) 
     if stream is not None:
         chosen["user_compute_stream"] = str(stream)
     try:
-        session = ort.InferenceSession(model, options, providers=[(PROVIDER, chosen), "CPUExecutionProvider"])
+        providers = [(PROVIDER, chosen), "CPUExecutionProvider"]
+        session = outlive_forks(ort.InferenceSession(model, options, providers=providers))
     except ort_errors() as error:
         raise translate_error(error, what) from error
     if PROVIDER not in session.get_providers():  # onnxruntime only prints the reason, and goes on

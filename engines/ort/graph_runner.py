@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from artifacts import EngineError, unknown_name
+from engines.ort.forks import check_process
 from engines.ort.session import open_session, ort_errors, session_options, translate_error
 
 
@@ -28,6 +30,7 @@ class GraphRunner:
     def __init__(self, onnx: Path | bytes, *, threads: int | None = None) -> None:
         self._name = str(onnx) if isinstance(onnx, Path) else f"a graph of {len(onnx)} bytes"
         model = str(onnx) if isinstance(onnx, Path) else onnx
+        self._process = os.getpid()
         self._session: Any = open_session(model, session_options(threads), what=f"load {self._name}")
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
@@ -49,6 +52,7 @@ class GraphRunner:
         """
         if self._session is None:
             raise EngineError(f"{self._name}: the runner is closed; open it again")
+        check_process(self._process, self._name)
         requested = list(self.output_names if outputs is None else outputs)
         for name in requested:
             if name not in self.output_names:

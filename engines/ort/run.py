@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.host.buffer_checks import check_host_buffers
 from engines.identity.keys import rebuild_command
 from engines.ort.files import graph_file
+from engines.ort.forks import check_process
 from engines.ort.session import DTYPES, bind_addresses, open_unchanged, ort_errors, translate_error
 from engines.protocols import Buffer, Execution
 
@@ -71,6 +73,7 @@ class OrtEngine:
         self._key = key
         self._graph = graph
         self._sessions = dict(sessions)
+        self._process = os.getpid()
         self._bound: weakref.WeakSet[_HostRun] = weakref.WeakSet()
 
     @property
@@ -85,6 +88,7 @@ class OrtEngine:
         """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``."""
         if not self._sessions:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
+        check_process(self._process, self._graph.name)
         arrays, rows = check_host_buffers(self._graph, self._key, buffers)
         session = self._sessions[rows if self._key.batch_sizes else None]
         bound = _HostRun(session, self._graph, arrays)
@@ -100,10 +104,11 @@ class OrtEngine:
 class _HostRun:
     """A session with its inputs and outputs bound to the addresses of arrays, which it keeps alive."""
 
-    __slots__ = ("__weakref__", "_arrays", "_binding", "_name", "_session")
+    __slots__ = ("__weakref__", "_arrays", "_binding", "_name", "_process", "_session")
 
     def __init__(self, session: Any, graph: GraphSpec, arrays: dict[str, np.ndarray]) -> None:
         self._name = graph.name
+        self._process = os.getpid()
         self._arrays = arrays
         self._session = session
         self._binding = bind_addresses(session, graph, arrays, device="cpu", index=0)
@@ -112,6 +117,7 @@ class _HostRun:
         session = self._session
         if session is None:
             raise EngineError(f"{self._name}: the engine is closed; open it again")
+        check_process(self._process, self._name)
         try:
             session.run_with_iobinding(self._binding)
         except ort_errors() as error:

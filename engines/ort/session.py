@@ -15,6 +15,7 @@ from engines.gpu.arrays import DeviceArray
 from engines.identity.keys import BackendIdentity
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.options import BuildOptions, check_batch_sizes
+from engines.ort.forks import import_for_forks, outlive_forks
 
 ONNXRUNTIME = "onnxruntime"
 PROVIDERS = ["CPUExecutionProvider"]
@@ -38,10 +39,9 @@ _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 def load_onnxruntime() -> Any:
     """Imports onnxruntime; ``MissingExtraError`` names the extra where it is missing."""
     try:
-        import onnxruntime
+        return import_for_forks(ONNXRUNTIME)
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "onnxruntime") from error
-    return onnxruntime
 
 
 @functools.cache
@@ -178,6 +178,6 @@ def open_session(model: str | bytes, options: Any, *, what: str) -> Any:
     """
     ort = load_onnxruntime()
     try:
-        return ort.InferenceSession(model, options, providers=PROVIDERS)
+        return outlive_forks(ort.InferenceSession(model, options, providers=PROVIDERS))
     except ort_errors() as error:
         raise translate_error(error, what) from error

@@ -8,15 +8,14 @@ into a parser of NVIDIA's that trusts them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from artifacts import digest_of
+from artifacts import digest_of, hold_lock
 
 _DIGEST_BYTES = 32
 _log = logging.getLogger("pame.engines")
@@ -62,7 +61,7 @@ def update_blob(path: Path, merge: Callable[[bytes | None], bytes]) -> bool:
     staging = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path):
+        with hold_lock(path.with_name(f".{path.name}.lock"), what=str(path)):
             content = merge(read_blob(path))
             staging.write_bytes(hashlib.sha256(content).digest() + content)
             staging.replace(path)
@@ -73,10 +72,3 @@ def update_blob(path: Path, merge: Callable[[bytes | None], bytes]) -> bool:
         with contextlib.suppress(OSError):
             staging.unlink()
     return True
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.with_name(f".{path.name}.lock").open("wb") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

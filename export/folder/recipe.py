@@ -63,6 +63,7 @@ class ExportRecipe:
         preprocessing: how the network wants its images; ``None``: not known, or they are not images.
         said_by: who says so, for the record; empty: nobody, or the recipe of the weights.
         takes_bytes: the preprocessing's numbers shall become part of the graph, which then takes uint8.
+        classes: names of the classes in the order of the answers; none where they are not known.
         segments: cut the network; otherwise ``full.onnx`` alone.
         cuts: the tensors that must be its cuts, in order; ``None``: those that are found.
         every: of cuts that are found, every ``every``-th is used.
@@ -81,6 +82,7 @@ class ExportRecipe:
     preprocessing: Preprocessing | None = None
     said_by: str = ""
     takes_bytes: bool = False
+    classes: tuple[str, ...] = ()
     segments: bool = True
     cuts: tuple[str, ...] | None = None
     every: int = 1

@@ -125,6 +125,7 @@ def _write_graphs(staging: Path, blueprint: Blueprint) -> ModelSpec:
         full=save_part(staging, extract_part(loaded, whole), "full.onnx"),
         settings={**recipe.settings, **precision_record(loaded.precision)},
         preprocessing=recipe.preprocessing,
+        classes=recipe.classes,
     )
     if not blueprint.cuts:
         return spec

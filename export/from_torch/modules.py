@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +20,9 @@ from export.graphs.files import graph_digest
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.options import ExportOptions
-from export.pixels.statements import read_statement, settle_preprocessing
+from export.pixels.statements import Statement, find_neighbours, read_statement, settle_preprocessing
+
+_log = logging.getLogger("pame.export")
 
 
 def export_torch(
@@ -42,21 +47,83 @@ def export_torch(
     Raises:
         GraphError: torch cannot export it, or it has no cuts.
     """
-    options = options or ExportOptions()
+    network = TorchNetwork(
+        module=module, examples=example_inputs, input_names=input_names, output_names=output_names
+    )  # fmt: skip
+    return publish_network(run, network, options or ExportOptions())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TorchNetwork:
+    """A torch module and what is needed to export it.
+
+    Attributes:
+        module: the network.
+        examples: one tensor per input, at least 2 rows each.
+        input_names, output_names: names in the graph; ``None`` leaves them to torch.
+        classes: names of the classes that it tells apart, in the order of its answers; none where they are not known.
+        files: name -> digest of all that it was made of; ``None``: its graph tells whether it is the same.
+        command: the command line that exports it again; ``None``: there is none.
+        folder: where files may say how it wants its images; ``None``: nowhere.
+    """
+
+    module: nn.Module
+    examples: tuple[Tensor, ...]
+    input_names: Sequence[str] | None = None
+    output_names: Sequence[str] | None = None
+    classes: tuple[str, ...] = ()
+    files: Mapping[str, str] | None = None
+    command: str | None = None
+    folder: Path | None = None
+
+
+def publish_network(
+    run: RunFolder, network: TorchNetwork, options: ExportOptions, *, report: Callable[[str], None] = _log.info
+) -> ExportResult:
+    """Exports a torch network into the model folder of a run, or reuses what is there; errors as ``export_torch``."""
+    module, files = network.module, network.files
+    statements = _gather_statements(network, options)
+    if files is not None and is_model_current(run, _describe_origin(network, files, options, statements)):
+        report(f"{run.model} is up to date")
+        return reuse_model(run)
+    report(f"exporting {type(module).__name__} through torch")
     was_training = module.training
     module.eval()
     try:
-        loaded = export_module(module, example_inputs, input_names=input_names, output_names=output_names)
+        loaded = export_module(
+            module, network.examples, input_names=network.input_names, output_names=network.output_names
+        )
         source = compare_with_torch(loaded, module)
     finally:
         module.train(was_training)
-    inputs = {f"{EXPORT_PREFIX}onnx": graph_digest(loaded.model)}
-    statements = () if options.preprocess is None else (read_statement(options.preprocess),)
-    settled = settle_preprocessing(statements, loaded.inputs)
-    provenance = Provenance(inputs=inputs, parameters=graph_parameters(options, statements))
+    provenance = _describe_origin(network, files or {"onnx": graph_digest(loaded.model)}, options, statements)
     if is_model_current(run, provenance):
+        report(f"{run.model} is up to date")
         return reuse_model(run)
-    return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance, settled))
+    settled = settle_preprocessing(statements, loaded.inputs)
+    for note in settled.notes:
+        report(note)
+    recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
+    return publish_model(run, loaded, replace(recipe, classes=network.classes))
+
+
+def _gather_statements(network: TorchNetwork, options: ExportOptions) -> tuple[Statement, ...]:
+    if options.preprocess is not None:
+        return (read_statement(options.preprocess),)
+    return () if network.folder is None else find_neighbours((network.folder,))
+
+
+def _describe_origin(
+    network: TorchNetwork, files: Mapping[str, str], options: ExportOptions, statements: Sequence[Statement]
+) -> Provenance:
+    parameters = graph_parameters(options, statements)
+    if network.classes:
+        parameters["classes"] = list(network.classes)
+    return Provenance(
+        inputs={f"{EXPORT_PREFIX}{name}": digest for name, digest in files.items()},
+        parameters=parameters,
+        command=network.command,
+    )
 
 
 def compare_with_torch(loaded: LoadedGraph, module: nn.Module) -> SourceParity:

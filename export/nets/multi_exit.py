@@ -62,6 +62,7 @@ def attach_heads(
 
 
 _HEAD = "exits."
+_WRAPPERS = ("state_dict", "model_state_dict", "model")  # the keys under which trainers keep the weights
 _SHOWN_REASON = 400
 
 
@@ -99,9 +100,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return dict(load_file(path))
         if path.suffix in {".pth", ".pt"}:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state) if isinstance(state, dict) else state
+            if isinstance(state, dict):
+                state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
             if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-                raise InputError(f"{path} holds no state dict; save one with torch.save(net.state_dict(), ...)")
+                keys = f" but {', '.join(map(str, list(state)[:8]))}" if isinstance(state, dict) else ""
+                raise InputError(f"{path} holds no state dict{keys}; save one with torch.save(net.state_dict(), ...)")
             return state
     except UnpicklingError as error:
         raise InputError(f"{path} cannot be read as weights without running code from it: {error}") from error

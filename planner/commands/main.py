@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from planner.commands import import_trace, plan, report, validate
+from planner.commands import import_trace, plan, report, scout, validate
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
+    "scout": scout.main,
     "report": report.main,
     "validate": validate.main,
     "import-trace": import_trace.main,

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from artifacts import FINAL_HEAD_LABEL, PRECISIONS, ExitPlan, find_run, to_plain
+from artifacts import (
+    FINAL_HEAD_LABEL,
+    ExitPlan,
+    MissingExtraError,
+    RunFolder,
+    UsageError,
+    find_run,
+    load_task,
+    to_plain,
+)
 from artifacts.console import add_common_arguments, print_table, run_command, say
-from calibration import DATA_HELP
+from calibration import CalibrationOptions, add_calibration_flags, read_training
+from export import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
 from planner.certify.evidence import metric_word
 from planner.commands.sweep import read_tolerances, sweep
 from planner.flags import add_flags, planner_command, read_config
@@ -17,19 +28,27 @@ from planner.foreign.planning import plan_imported
 from planner.workflow.inputs import is_imported
 from planner.workflow.record import ConsideredPlan, PlanningResult
 
+if TYPE_CHECKING:
+    from export import Family
+
 _SHOWN_PLANS = 6
 
 
-def make_parser(*, epilog: str = "") -> argparse.ArgumentParser:
-    """Returns the command line; its flags are those of ``planner.flags``, with the defaults of ``planner.config``."""
+def make_parser(family: Family | None = None, *, epilog: str = "") -> argparse.ArgumentParser:
+    """Returns the command line.
+
+    Its flags are those of ``planner.flags``, with the defaults of ``planner.config``; and, for a source, those of
+    ``python -m export`` and ``python -m calibration``, with the options of a family.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m planner",
-        description="Find the exits and thresholds that save the most time within a tolerance, and build the bundle.",
+        description="Find the exits and thresholds that save the most time within a tolerance, and build the bundle. "
+        "With SOURCE: from a network and its data to the bundle, in one command.",
         epilog=epilog,
     )
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help=f"{SOURCE_HELP} (default: the run's own network)")
     add_common_arguments(parser)
-    parser.add_argument("--precision", metavar="|".join(PRECISIONS), help="refuse a network of another precision")
-    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
+    _add_source_flags(parser, family)
     parser.add_argument(
         "--sweep",
         type=read_tolerances,
@@ -42,10 +61,69 @@ def make_parser(*, epilog: str = "") -> argparse.ArgumentParser:
     return parser
 
 
+def _add_source_flags(parser: argparse.ArgumentParser, family: Family | None = None) -> None:
+    """Adds the flags of export and calibration, under the commands that own them."""
+    parser.set_defaults(segments=True)  # which is a flag of python -m export alone
+    add_network_flags(parser, family)
+    add_calibration_flags(parser)
+
+
 def main(argv: Sequence[str], *, epilog: str = "") -> int:
     """Runs the command; returns its exit code."""
-    arguments = make_parser(epilog=epilog).parse_args(argv)
-    return run_command(plan if arguments.sweep is None else sweep, arguments)
+    words = list(argv)
+
+    def body(_: argparse.Namespace) -> dict[str, Any]:
+        if arguments.source is not None:
+            return plan_from_source(arguments, family, words)
+        _check_no_source_flags(arguments)
+        return plan(arguments) if arguments.sweep is None else sweep(arguments)
+
+    try:
+        family = find_wanted_family(words, make_parser)
+    except MissingExtraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    arguments = make_parser(family, epilog=epilog).parse_args(words)
+    return run_command(body, arguments)
+
+
+def plan_from_source(arguments: argparse.Namespace, family: Family | None, words: Sequence[str]) -> dict[str, Any]:
+    """Does all that leads from a source to a bundle, prints the tables and returns the result for ``--json``."""
+    if arguments.sweep is not None:
+        raise UsageError(f"--sweep looks at a run that is there; leave {arguments.source} out and name it with --run")
+    config, training = read_config(arguments), read_training(arguments)
+    export = read_options(arguments, family)
+    run = find_run(arguments.run, name=read_name(arguments, export))
+    options = CalibrationOptions(
+        task=None if arguments.task is None else load_task(arguments.task),
+        parts=arguments.parts,
+        command=shlex.join(["python", "-m", "planner", *words]),
+        report=say,
+        force=arguments.force,
+    )
+    try:
+        from planner.workflow.from_source import plan_network
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or "").partition(".")[0], export.extra) from error
+    result = plan_network(
+        export, data=arguments.data, run=run.root, config=config, training=training, options=options
+    )  # fmt: skip
+    found = show_result(result, run, to_stderr=arguments.json == "-")
+    say(f"measure it on held-out data: python -m runtime.bench --run {shlex.quote(str(run.root))}")
+    return found
+
+
+def _check_no_source_flags(arguments: argparse.Namespace) -> None:
+    """Refuses flags that mean something with a source only."""
+    parser = argparse.ArgumentParser(add_help=False)
+    _add_source_flags(parser)
+    without = {"data", "precision"}
+    for name, default in vars(parser.parse_args([])).items():
+        if name not in without and getattr(arguments, name) != default:
+            raise UsageError(
+                f"--{name.replace('_', '-')} goes with a network to start from: python -m planner SOURCE --data DATA; "
+                "or with python -m export or python -m calibration"
+            )
 
 
 def plan(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -59,7 +137,12 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
         from planner.workflow.planning import ensure_plan  # not above: it loads onnx
 
         result = ensure_plan(run, config, say, data=arguments.data, precision=arguments.precision, command=command)
-    print_result(result, to_stderr=arguments.json == "-")
+    return show_result(result, run, to_stderr=arguments.json == "-")
+
+
+def show_result(result: PlanningResult, run: RunFolder, *, to_stderr: bool) -> dict[str, Any]:
+    """Prints the tables of a planning and returns its result for ``--json``."""
+    print_result(result, to_stderr=to_stderr)
     return {
         "run": str(run.root),
         "bundle": None if result.bundle is None else str(result.bundle),

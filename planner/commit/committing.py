@@ -8,9 +8,6 @@ prediction of the winner goes into its exit plan, and the measurements of all of
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import (
-    ArtifactError,
     Certificate,
     ExitPlan,
     InferenceTimeMatrix,
@@ -28,9 +24,9 @@ from artifacts import (
     RunFolder,
     Trace,
     UsageError,
-    recover_artifact,
+    open_scratch,
 )
-from calibration import Samples, as_batch
+from calibration import BatchReader, Samples
 from planner.commit.contenders import Commitment, Contender, pick_contenders, rank_contenders, warn_of_staying
 from planner.commit.engine_sizes import Sizes, choose_sizes
 from planner.commit.exit_plan import PlanOrigin, make_exit_plan
@@ -92,7 +88,7 @@ def commit_plan(
     """
     config = case.config
     plans = pick_contenders(result, config.measure.contenders, config.objective)
-    with _scratch_folder(case.run.root) as scratch:
+    with open_scratch(case.run.root / "contenders") as scratch:
         report(f"merging and timing the stages of {len(plans)} plans")
         stages = _time_stages(case, plans, scratch / "stages", clock)
         priced = _price_fitting(case, plans, stages, report)
@@ -113,23 +109,6 @@ def commit_plan(
         if (warning := warn_of_staying(ranked[0], config.tail.stay_allowance)) is not None:
             report(warning)
         yield Commitment(contenders=ranked, rounds=rounds, itm=stages.itm)
-
-
-@contextmanager
-def _scratch_folder(root: Path) -> Iterator[Path]:
-    """A hidden folder with the name of an unfinished artifact, so that what a killed process leaves is cleared."""
-    folder = root / f".contenders.new-{os.getpid()}-{secrets.token_hex(4)}"
-    recover_artifact(root / "contenders")
-    try:
-        folder.mkdir()
-        yield folder
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot assemble plans in {folder}: {error.strerror or error}. Free some space or fix the permissions, "
-            "then run the command again"
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _time_stages(case: PlanningCase, plans: Sequence[Exits], folder: Path, clock: Clock) -> TimedStages:
@@ -205,7 +184,7 @@ def _measure(
 ) -> tuple[np.ndarray, int]:
     config = case.config.measure
     drawn = draw_batches(samples.indices_of("calibrate"), load=case.load, count=config.queries)
-    batches = [as_batch(samples.inputs(indices)) for indices in drawn]
+    batches = BatchReader(samples, drawn)
     without_exits = [priced.exits for priced in plans].index(NO_EXITS)
     with ExitStack() as opened:
         serves = [open_serve(bundle, opened) for bundle in bundles]

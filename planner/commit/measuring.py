@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from artifacts import BundleSpec
 from artifacts.console import track
-from calibration import Batch
+from calibration import BatchReader, as_batch
 from planner.config import MeasureConfig
 from planner.measure.timing import Clock
 from planner.predict.percentiles import TAIL_QUANTILE
 from planner.predict.traffic import Load
 
-Serve = Callable[[Batch], np.ndarray]  # answers a batch, returns the latency of each query: (B,) milliseconds
+Inputs = Mapping[str, np.ndarray]
+Serve = Callable[[Inputs], np.ndarray]  # answers a batch, returns the latency of each query: (B,) milliseconds
 _STAY_BATCHES = 4  # per round; such a batch takes as long as the whole network
 
 
@@ -32,7 +34,7 @@ def open_serve(bundle: Path, opened: ExitStack) -> tuple[Serve, Serve]:
 
     def serve(spec: BundleSpec) -> Serve:
         runtime = opened.enter_context(Runtime(spec, found.engine_sets, found.device, RuntimeOptions(drift=None)))
-        return lambda batch: runtime.run(batch).latency_ms
+        return lambda inputs: runtime.run(as_batch(inputs)).latency_ms
 
     return serve(found.spec), serve(without_leaving(found.spec))
 
@@ -54,14 +56,14 @@ def draw_batches(queries: np.ndarray, *, load: Load, count: int, seed: int = 0) 
 
 
 def measure_plans(
-    serves: Sequence[tuple[Serve, Serve]], batches: Sequence[Batch], config: MeasureConfig,
+    serves: Sequence[tuple[Serve, Serve]], batches: BatchReader | Sequence[Inputs], config: MeasureConfig,
     *, without_exits: int, clock: Clock,
 ) -> tuple[np.ndarray, int]:  # fmt: skip
     """Runs the same batches through all plans in turns.
 
     Args:
         serves: per plan what ``open_serve`` returned.
-        batches: to answer.
+        batches: to answer; gone through once a round, one in memory at a time.
         config: rounds and budget.
         without_exits: the place of the plan without exits.
         clock: seconds, for the budget.
@@ -85,7 +87,7 @@ def measure_plans(
         latencies = [[serve(batch) for serve, _ in serves] for batch in batches]
         sizes = [len(by_plan[0]) for by_plan in latencies]
         rounds.append(np.concatenate(latencies, axis=1))
-        for batch in batches[:_STAY_BATCHES]:
+        for batch in islice(batches, _STAY_BATCHES):
             hard = np.array([stay(batch).max() for _, stay in serves])
             stays.append(hard / hard[without_exits])
     starts = np.cumsum([0, *sizes[:-1]])

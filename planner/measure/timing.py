@@ -17,6 +17,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from artifacts import (
     open_artifact,
     read_json,
     to_plain,
+    work_alone,
     write_json,
 )
 from artifacts.console import track
@@ -313,6 +315,7 @@ def _matrix(
     )
 
 
+@work_alone
 def ensure_itm(
     run: RunFolder,
     model: Model,
@@ -332,23 +335,34 @@ def ensure_itm(
         report: receives lines on the progress.
         clock: seconds.
     """
-    inputs, timing, settings = {"model": model.digest}, config.timing, EngineSettings.of(config)
-    options = BuildOptions(max_batch_size=timing.batch_sizes[-1], profiles=settings.profiles)
-    key = builder(settings.backend, options).key(model.path(model.spec.full))
-    parameters = {
-        "backend": settings.backend,
-        "engine_options": dict(key.options),
-        "threads": settings.threads,
-        "timing": to_plain(timing),
-        "environment": environment_fingerprint(),
-    }
+    inputs, parameters = _itm_origin(model, config)
     if not is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters):
         graphs = model_graphs(model)
-        report(f"timing {len(graphs)} engines of {model.spec.name} at {len(timing.batch_sizes)} batch sizes")
-        itm = time_graphs(graphs, model.spec, run.engines, timing, settings, clock=clock)
+        report(f"timing {len(graphs)} engines of {model.spec.name} at {len(config.timing.batch_sizes)} batch sizes")
+        itm = time_graphs(graphs, model.spec, run.engines, config.timing, EngineSettings.of(config), clock=clock)
         report(f"timed in {itm.environment['timing_rounds']} rounds")
         notes = {COMMAND: command or planner_command(run.root, config)}
         with new_artifact(run.itm, kind="itm", inputs=inputs, parameters=parameters, notes=notes) as staging:
             write_json(staging / ITM_JSON, itm)
     artifact = open_artifact(run.itm, kind="itm", remedy=run.remedy("planner"))
     return artifact, read_json(artifact.path(ITM_JSON), InferenceTimeMatrix)
+
+
+def is_itm_current(run: RunFolder, model: Model, config: PlanConfig) -> bool:
+    """Tells whether ``ensure_itm`` would reuse the matrix that is there."""
+    inputs, parameters = _itm_origin(model, config)
+    return is_current(run.itm, kind="itm", inputs=inputs, parameters=parameters)
+
+
+def _itm_origin(model: Model, config: PlanConfig) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the inputs and parameters of a matrix, as in its manifest."""
+    timing, settings = config.timing, EngineSettings.of(config)
+    options = BuildOptions(max_batch_size=timing.batch_sizes[-1], profiles=settings.profiles)
+    key = builder(settings.backend, options).key(model.path(model.spec.full))
+    return {"model": model.digest}, {
+        "backend": settings.backend,
+        "engine_options": dict(key.options),
+        "threads": settings.threads,
+        "timing": to_plain(timing),
+        "environment": environment_fingerprint(),
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts import Artifact, Model, RunFolder, is_current, to_plain
+from artifacts import Artifact, Model, RunFolder, is_current, to_plain, work_alone
 from calibration import DataSource, load_run_data
 from planner.certify.evidence import risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
@@ -16,7 +16,7 @@ from planner.commit.stages import publish_bundle
 from planner.config import PlanConfig
 from planner.flags import planner_command
 from planner.search.greedy import draw_candidate_patterns
-from planner.workflow.inputs import ensure_inputs
+from planner.workflow.inputs import PlanningInputs, ensure_inputs
 from planner.workflow.record import (
     PlanningResult,
     PlanRecord,
@@ -29,6 +29,7 @@ from planner.workflow.record import (
 from planner.workflow.searching import make_problem, search_plans
 
 
+@work_alone
 def ensure_plan(
     run: RunFolder,
     config: PlanConfig,
@@ -55,11 +56,25 @@ def ensure_plan(
     """
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     inputs = ensure_inputs(run, config, data=data, precision=precision, command=command, report=report)
+    return plan_inputs(inputs, config, report, data=data, command=command)
+
+
+def plan_inputs(
+    inputs: PlanningInputs,
+    config: PlanConfig,
+    report: Callable[[str], None],
+    *,
+    data: DataSource | None = None,
+    command: str | None = None,
+) -> PlanningResult:
+    """Plans with the inputs of a run of ours and publishes ``plan/`` and ``bundle/``; arguments as ``ensure_plan``."""
+    run = inputs.run
+    command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     model = inputs.require_model()
     check_limits(config, inputs.itm)
-    parameters = {"config": to_plain(config)}
+    parameters = _plan_parameters(config)
     origin = BundleOrigin.of(model, inputs.trace_artifact)
-    found = _reuse(run, inputs.digests, parameters, origin)
+    found = find_plan(inputs, config)
     if found is not None:
         report(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
@@ -105,12 +120,17 @@ class BundleOrigin:
         return {"data": dict(self.data)}
 
 
-def _reuse(
-    run: RunFolder, inputs: Mapping[str, str], parameters: Mapping[str, Any], origin: BundleOrigin
-) -> PlanningResult | None:
-    if not is_current(run.plan, kind="plan", inputs=inputs, parameters=parameters):
+def find_plan(inputs: PlanningInputs, config: PlanConfig) -> PlanningResult | None:
+    """Returns the plan of a run of ours if it was made from these inputs, and its bundle from it."""
+    run, origin = inputs.run, BundleOrigin.of(inputs.require_model(), inputs.trace_artifact)
+    if not is_current(run.plan, kind="plan", inputs=inputs.digests, parameters=_plan_parameters(config)):
         return None
     plan = open_plan(run)
     if not is_current(run.bundle, kind="bundle", inputs=origin.inputs(plan), parameters=origin.parameters()):
         return None
     return read_result(plan, reused=True, bundle=run.bundle)
+
+
+def _plan_parameters(config: PlanConfig) -> dict[str, Any]:
+    """Returns what, besides the inputs, decides a plan."""
+    return {"config": to_plain(config)}

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from artifacts import UsageError
-from calibration import Samples
+from calibration import BatchReader, Samples
 
 
 class Queries:
-    """Batches of test samples, which are read when they are asked for.
+    """Batches of test samples, which are read when they are asked for; few of them stay in memory.
 
     Attributes:
         rows: (N,) the samples, in the order in which they form batches.
@@ -38,6 +38,7 @@ class Queries:
         self.rows = np.random.default_rng(seed).permutation(test)[:count]
         self.batch_size = batch_size
         self._samples = samples
+        self._batches = BatchReader(samples, [self._batch_rows(batch) for batch in range(self.batch_count)])
 
     def __len__(self) -> int:
         """The number of queries."""
@@ -49,7 +50,7 @@ class Queries:
 
     def inputs(self, batch: int) -> Mapping[str, np.ndarray]:
         """Returns the inputs of a batch by name, (B, ...) each."""
-        return self._samples.inputs(self._batch_rows(batch))
+        return self._batches[batch]
 
     def targets(self, batch: int) -> np.ndarray | None:
         """Returns the true answers to a batch, (B, ...); ``None`` without labels."""

@@ -17,7 +17,8 @@ FOLDERS = (*ROOMS, "benchmarks", "docs", "examples", "tests")
 TOUR = "docs/tour.md"
 HELP = (
     ("calibration",), ("engines",), ("engines", "build"), ("export",), ("export", "resnet"), ("planner",),
-    ("planner", "validate"), ("planner", "report"), ("planner", "import-trace"), ("runtime.bench",),
+    ("planner", "scout"), ("planner", "validate"), ("planner", "report"), ("planner", "import-trace"),
+    ("runtime.bench",),
 )  # fmt: skip
 FOREIGN_FLAGS = {
     "--index-url",

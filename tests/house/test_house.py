@@ -16,6 +16,7 @@ COMMANDS = ("calibration", "engines", "export", "planner", "runtime.bench")
 OPTIONAL = (
     "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors", "rich", "matplotlib", "PIL",
     "tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings", "cuda", "pycuda", "cupy", "polygraphy",
+    "transformers",
 )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_help_works_without_any_optional_package(command: str) -> None:
     assert "--json" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["validate", "import-trace"])
+@pytest.mark.parametrize("command", ["scout", "validate", "import-trace"])
 def test_help_of_further_planner_commands_works_without_any_optional_package(command: str) -> None:
     done = run_bare(f"""
         import runpy
@@ -127,7 +128,7 @@ def test_what_is_shipped() -> None:
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
         "onnxruntime", "onnxruntime-cuda", "images", "export", "train", "report", "cuda", "pycuda", "tensorrt",
-        "tensorrt-rtx", "all", "dev",
+        "tensorrt-rtx", "hf", "all", "dev",
     }  # fmt: skip
     assert set(project["project"]["optional-dependencies"]) == extras
 

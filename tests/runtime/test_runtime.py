@@ -226,6 +226,8 @@ def test_a_forked_process_is_told_to_open_its_own_runtime(fake_net: Any, monkeyp
     monkeypatch.setattr("runtime.pool.os.getpid", lambda: process + 1)
     with pytest.raises(UsageError, match=f"opened in process {process}.*after the fork"):
         runtime.run(net.batch(random_confidence(3, 2, 0)))
+    with pytest.raises(UsageError, match="after the fork"):
+        runtime.stats()
     runtime.close()
     monkeypatch.undo()
     assert len(runtime.run(net.batch(random_confidence(3, 2, 0))).exit_index) == 3, (

@@ -121,7 +121,8 @@ def publish_bundle(subject: Subject, backend: str, folder: Path, *, way: str = E
     graphs = (spec.full,) if way == FULL else spec.stages
     reached = tuple(_ABOVE_ALL for _ in spec.thresholds) if way == STAY else spec.thresholds
     thresholds = (None,) if way == FULL else (*reached, None)
-    sizes = tuple(sorted({1, *(math.ceil(max_batch_size * quarters / 4) for quarters in range(1, 5))}))
+    quarters = {math.ceil(max_batch_size * count / 4) for count in range(1, 5)}
+    sizes = tuple(sorted({1, min(8, max_batch_size), *quarters}))
     wanted = BuildOptions(max_batch_size=max_batch_size, batch_sizes=sizes)
     options = replace(wanted, batch_sizes=fixed_batch_sizes(backend, wanted))
     target = folder / f"{subject.name}-{backend}-{way}"

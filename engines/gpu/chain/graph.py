@@ -251,6 +251,7 @@ def _add_engines(context: CudaContext, body: Any, branch: Branch) -> list[Any]:
         context.synchronize()
         captured = getattr(execute, "graph", None)
         if isinstance(captured, CapturedGraph):
+            _refuse_allocations(captured.template)
             clone = call("cuGraphClone", captured.template)
             try:
                 _make_edges_plain(clone)
@@ -261,6 +262,19 @@ def _add_engines(context: CudaContext, body: Any, branch: Branch) -> list[Any]:
             _capture(context, body, after, execute)
             after = _last_nodes(body)
     return after
+
+
+def _refuse_allocations(graph: Any) -> None:
+    """Refuses work that allocates memory, as cuBLAS does for its workspace while it is captured.
+
+    cuBLAS reads once per process whether it may; changing its environment later has no effect (seen with CUDA 13.0).
+    """
+    kinds = {call("cuGraphNodeGetType", node).name for node in _ask_for_all("cuGraphGetNodes", graph, lists=1)[0]}
+    if allocating := sorted(kind for kind in kinds if "MEM_" in kind):
+        raise EngineError(
+            f"an engine's work allocates memory as it runs ({', '.join(allocating)}), which no part of a graph may do. "
+            "cuBLAS does it for its workspace; start the process with CUBLAS_WORKSPACE_CONFIG=:0:0 in its environment"
+        )
 
 
 def _last_nodes(graph: Any) -> list[Any]:

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifacts import to_plain
+from calibration import add_calibration_flags
+from export import add_network_flags
 from planner import Load, MeasureConfig, PlanConfig, TimingConfig
 from planner.commands.plan import make_parser
 from planner.config import batch_sizes_up_to
@@ -69,8 +71,13 @@ def test_every_flag_sets_its_field_and_every_option_of_the_parser_is_known() -> 
     for flag in FLAGS:
         read_field(PlanConfig(), flag.field)
     options = {word for action in make_parser()._actions for word in action.option_strings}
-    others = {"-h", "--help", "--run", "--json", "-v", "--verbose", "--data", "--precision", "--sweep"}
-    assert options - others == {flag.name for flag in FLAGS}
+    own = {"-h", "--help", "--run", "--json", "-v", "--verbose", "--sweep"}
+    passed_on = argparse.ArgumentParser(add_help=False)
+    add_network_flags(passed_on)
+    add_calibration_flags(passed_on)
+    theirs = {word for action in passed_on._actions for word in action.option_strings}
+    assert options - own - theirs == {flag.name for flag in FLAGS}
+    assert not theirs & {flag.name for flag in FLAGS}
 
 
 def test_a_load_is_written_as_its_file(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""A network in a file and its data in another, as a user has them, for tests of commands that begin there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+SHAPE, CLASSES, SAMPLES = (1, 8, 8), 3, 360
+QUICK = ("--threads", "1", "--rounds", "3", "--contenders", "1", "--batch-size", "4", "--epochs", "1")
+
+
+def write_dense_file(folder: Path, name: str = "dense.onnx") -> Path:
+    """Writes three dense layers of random weights and a final one."""
+    from tests.export.export_graphs import GraphBuilder
+
+    graph = GraphBuilder()
+    value = graph.add("Flatten", graph.input("x", *SHAPE))
+    for width, following in ((64, 24), (24, 24), (24, 24)):
+        value = graph.add("Relu", graph.add("MatMul", value, graph.weight(width, following)))
+    return graph.save(folder / name, graph.add("MatMul", value, graph.weight(24, CLASSES), output="logits"))
+
+
+def write_right_data(network: Path, target: Path, *, labelled: bool = True) -> Path:
+    """Writes images and, as labels, what the network answers to them once they are normalised by their own numbers."""
+    from engines import GraphRunner
+
+    random = np.random.default_rng(0)
+    bright = random.integers(20, 235, (SAMPLES, 1, 8, 1))
+    images = np.clip(bright + random.normal(0, 20, (SAMPLES, *SHAPE)), 0, 255).astype(np.uint8)
+    rows = (images / 255 - images.mean() / 255) / (images.std() / 255)
+    with GraphRunner(network) as runner:
+        answers = runner.run({"x": rows.astype(np.float32)})["logits"]
+    np.savez(target, images=images, **({"labels": answers.argmax(1)} if labelled else {}))
+    return target
