@@ -15,9 +15,9 @@ from export.nets.table import HEADS, NetConfig
 PRETRAINED = "pretrained"
 RANDOM = "random"
 FILE_SUFFIX = ".onnx"
-INPUTS = ("float", "uint8")
 TORCH_PREFIX = "torch:"
 HUGGING_FACE_PREFIX = "hf:"
+INPUTS = ("float", "uint8")
 
 
 def is_import(source: str) -> bool:

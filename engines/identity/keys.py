@@ -6,7 +6,16 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts import BUNDLE_JSON, Artifact, EngineKey, StaleArtifactError, digest_of, open_artifact, read_json
+from artifacts import (
+    BUNDLE_JSON,
+    Artifact,
+    EngineError,
+    EngineKey,
+    StaleArtifactError,
+    digest_of,
+    open_artifact,
+    read_json,
+)
 from engines.identity.onnx_facts import OnnxFacts
 
 ENGINE_JSON = "engine.json"
@@ -21,10 +30,12 @@ class BackendIdentity:
     Attributes:
         version: the exact version.
         device: the processor and its instruction sets, or the GPU and its driver.
+        obstacle: why none of its engines runs on this machine, and what to do; empty where they may.
     """
 
     version: str
     device: str
+    obstacle: str = ""
 
 
 def key_digest(key: EngineKey) -> str:
@@ -67,8 +78,11 @@ def vet_key(folder: Path, key: EngineKey, identity: BackendIdentity, *, onnx: On
         onnx: the graph that it should have been built from; ``None`` skips that check.
 
     Raises:
+        EngineError: no engine of this backend runs here.
         StaleArtifactError: something differs; the message names it, both values, and the command that rebuilds.
     """
+    if identity.obstacle:
+        raise EngineError(identity.obstacle)
     expected = dataclasses.replace(key, backend_version=identity.version, device=identity.device)
     if onnx is not None:
         expected = dataclasses.replace(expected, onnx_digest=onnx.digest, precision=onnx.precision)

@@ -98,8 +98,13 @@ def identify_tensorrt(flavour: str, index: int = 0) -> BackendIdentity:
     """
     version, gpu = str(load_tensorrt(flavour).__version__), find_gpu(index)
     if flavour == TENSORRT_RTX:
-        device = PORTABLE_DEVICE if gpu is None or is_portable_target(gpu) else gpu.description
-        return BackendIdentity(version=version, device=device)
+        if gpu is None or is_portable_target(gpu):
+            return BackendIdentity(version=version, device=PORTABLE_DEVICE)
+        obstacle = (
+            f"TensorRT-RTX {version} does not run on {gpu.description}, only on {PORTABLE_DEVICE}. "
+            "Plan for this GPU with --engine tensorrt or onnxruntime-cuda"
+        )
+        return BackendIdentity(version=version, device=gpu.description, obstacle=obstacle)
     return BackendIdentity(version=version, device=NO_GPU if gpu is None else gpu.description)
 
 

@@ -61,9 +61,9 @@ class ExportRecipe:
         task: what the answers mean; it decides how the confidence is computed.
         terms: of the answers, ``logits`` or ``probabilities``; ``None``: found out from their values.
         preprocessing: how the network wants its images; ``None``: not known, or they are not images.
+        classes: names of the classes in the order of the answers; none where they are not known.
         said_by: who says so, for the record; empty: nobody, or the recipe of the weights.
         takes_bytes: the preprocessing's numbers shall become part of the graph, which then takes uint8.
-        classes: names of the classes in the order of the answers; none where they are not known.
         segments: cut the network; otherwise ``full.onnx`` alone.
         cuts: the tensors that must be its cuts, in order; ``None``: those that are found.
         every: of cuts that are found, every ``every``-th is used.
@@ -80,9 +80,9 @@ class ExportRecipe:
     task: str = "classification"
     terms: str | None = None
     preprocessing: Preprocessing | None = None
+    classes: tuple[str, ...] = ()
     said_by: str = ""
     takes_bytes: bool = False
-    classes: tuple[str, ...] = ()
     segments: bool = True
     cuts: tuple[str, ...] | None = None
     every: int = 1

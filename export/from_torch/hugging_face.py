@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from artifacts import InputError, MissingExtraError, RunFolder, UsageError, file
 from export.folder.pipeline import ExportResult
 from export.from_torch.modules import TorchNetwork, publish_network
 from export.options import ExportOptions
+from export.pixels.neighbours import HUGGING_FACE, read_object
 
 _CONFIG = "config.json"
-_PREPROCESSOR = "preprocessor_config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 _KIND = "ForImageClassification"
@@ -46,9 +45,9 @@ def export_hugging_face(run: RunFolder, options: ExportOptions, *, report: Calla
         input_names=[_INPUT],
         output_names=["logits"],
         classes=_read_classes(config),
+        neighbours=(folder,),
         files={**_digest_files(folder), "transformers": package_version("transformers") or ""},
         command=options.command(run),
-        folder=folder,
     )
     return publish_network(run, network, options, report=report)
 
@@ -60,7 +59,7 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             f"hf:{folder}: there is no such folder, and nothing is fetched. Fetch it first: "
             f"hf download {folder} --local-dir DIR, and say hf:DIR"
         )
-    config = _read_json(folder / _CONFIG)
+    config = read_object(folder / _CONFIG)
     kinds = config.get("architectures") or []
     if not any(str(kind).endswith(_KIND) for kind in kinds):
         raise InputError(
@@ -80,16 +79,6 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return found
-
-
 def _read_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the names of the classes in the order of the answers; none where nobody named them."""
     names = config.get("id2label") or {}
@@ -106,14 +95,14 @@ def read_input_shape(folder: Path, config: Mapping[str, Any]) -> tuple[int, int,
     Raises:
         UsageError: the folder does not say it.
     """
-    stated = _read_json(folder / _PREPROCESSOR) if (folder / _PREPROCESSOR).is_file() else {}
+    stated = read_object(folder / HUGGING_FACE) if (folder / HUGGING_FACE).is_file() else {}
     sizes = [stated.get("crop_size")] if stated.get("do_center_crop") else []
     for size in (*sizes, stated.get("size"), config.get("image_size")):
         found = _read_size(size)
         if found is not None:
             return (int(config.get("num_channels", 3)), *found)
     raise UsageError(
-        f"neither {folder / _PREPROCESSOR} nor {_CONFIG} says how large an image is; say it: --input-shape 3,224,224"
+        f"neither {folder / HUGGING_FACE} nor {_CONFIG} says how large an image is; say it: --input-shape 3,224,224"
     )
 
 

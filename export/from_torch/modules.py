@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from export.graphs.files import graph_digest
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCE, open_graph, relative_error, sample_rows
 from export.options import ExportOptions
-from export.pixels.statements import Statement, find_neighbours, read_statement, settle_preprocessing
+from export.pixels.statements import find_neighbours, read_statement, settle_preprocessing
 
 _log = logging.getLogger("pame.export")
 
@@ -62,9 +63,9 @@ class TorchNetwork:
         examples: one tensor per input, at least 2 rows each.
         input_names, output_names: names in the graph; ``None`` leaves them to torch.
         classes: names of the classes that it tells apart, in the order of its answers; none where they are not known.
+        neighbours: folders whose files may say how it wants its images.
         files: name -> digest of all that it was made of; ``None``: its graph tells whether it is the same.
         command: the command line that exports it again; ``None``: there is none.
-        folder: where files may say how it wants its images; ``None``: nowhere.
     """
 
     module: nn.Module
@@ -72,9 +73,9 @@ class TorchNetwork:
     input_names: Sequence[str] | None = None
     output_names: Sequence[str] | None = None
     classes: tuple[str, ...] = ()
+    neighbours: tuple[Path, ...] = ()
     files: Mapping[str, str] | None = None
     command: str | None = None
-    folder: Path | None = None
 
 
 def publish_network(
@@ -82,8 +83,13 @@ def publish_network(
 ) -> ExportResult:
     """Exports a torch network into the model folder of a run, or reuses what is there; errors as ``export_torch``."""
     module, files = network.module, network.files
-    statements = _gather_statements(network, options)
-    if files is not None and is_model_current(run, _describe_origin(network, files, options, statements)):
+    statements = find_neighbours(network.neighbours)
+    if options.preprocess is not None:
+        statements = (read_statement(options.preprocess),)
+    parameters = graph_parameters(options, statements)
+    if network.classes:
+        parameters["classes"] = list(network.classes)
+    if files is not None and is_model_current(run, _describe_origin(network, files, parameters)):
         report(f"{run.model} is up to date")
         return reuse_model(run)
     report(f"exporting {type(module).__name__} through torch")
@@ -96,34 +102,23 @@ def publish_network(
         source = compare_with_torch(loaded, module)
     finally:
         module.train(was_training)
-    provenance = _describe_origin(network, files or {"onnx": graph_digest(loaded.model)}, options, statements)
+    provenance = _describe_origin(network, files or {"onnx": graph_digest(loaded.model)}, parameters)
     if is_model_current(run, provenance):
         report(f"{run.model} is up to date")
         return reuse_model(run)
     settled = settle_preprocessing(statements, loaded.inputs)
     for note in settled.notes:
         report(note)
+    loaded = replace(loaded, pixels=settled.preprocessing)
     recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
     return publish_model(run, loaded, replace(recipe, classes=network.classes))
 
 
-def _gather_statements(network: TorchNetwork, options: ExportOptions) -> tuple[Statement, ...]:
-    if options.preprocess is not None:
-        return (read_statement(options.preprocess),)
-    return () if network.folder is None else find_neighbours((network.folder,))
-
-
 def _describe_origin(
-    network: TorchNetwork, files: Mapping[str, str], options: ExportOptions, statements: Sequence[Statement]
-) -> Provenance:
-    parameters = graph_parameters(options, statements)
-    if network.classes:
-        parameters["classes"] = list(network.classes)
-    return Provenance(
-        inputs={f"{EXPORT_PREFIX}{name}": digest for name, digest in files.items()},
-        parameters=parameters,
-        command=network.command,
-    )
+    network: TorchNetwork, files: Mapping[str, str], parameters: Mapping[str, Any]
+) -> Provenance:  # fmt: skip
+    inputs = {f"{EXPORT_PREFIX}{name}": digest for name, digest in files.items()}
+    return Provenance(inputs=inputs, parameters=parameters, command=network.command)
 
 
 def compare_with_torch(loaded: LoadedGraph, module: nn.Module) -> SourceParity:

@@ -168,7 +168,7 @@ class _Job:
             )
         else:
             self.say(5, "the plan: it is there already")
-        return plan_inputs(inputs, self.config, self.report, data=self.samples, command=self.options.command)
+        return plan_inputs(self.run, inputs, self.config, self.report, data=self.samples, command=self.options.command)
 
     def _open_data(self) -> Samples:
         _ = self.model  # which the data is read for

@@ -56,10 +56,12 @@ def ensure_plan(
     """
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     inputs = ensure_inputs(run, config, data=data, precision=precision, command=command, report=report)
-    return plan_inputs(inputs, config, report, data=data, command=command)
+    return plan_inputs(run, inputs, config, report, data=data, command=command)
 
 
+@work_alone
 def plan_inputs(
+    run: RunFolder,
     inputs: PlanningInputs,
     config: PlanConfig,
     report: Callable[[str], None],
@@ -68,7 +70,6 @@ def plan_inputs(
     command: str | None = None,
 ) -> PlanningResult:
     """Plans with the inputs of a run of ours and publishes ``plan/`` and ``bundle/``; arguments as ``ensure_plan``."""
-    run = inputs.run
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     model = inputs.require_model()
     check_limits(config, inputs.itm)

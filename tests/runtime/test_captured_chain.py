@@ -21,7 +21,8 @@ pytest.importorskip("cuda.bindings.driver", reason="drives a GPU: pip install 'p
 
 from engines.gpu.chain.graph import index_branches
 from engines.gpu.cuda_device import CudaDevice
-from engines.gpu.driver import call
+from engines.gpu.driver import call, load_driver
+from engines.gpu.graphs import run_and_capture
 from tests.engines.gpu.driver_calls import record_calls
 
 WAITS = {"cuEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize"}
@@ -30,9 +31,11 @@ WAITS = {"cuEventSynchronize", "cuStreamSynchronize", "cuCtxSynchronize"}
 class CopyEngine:
     """A stage of ``FakeNet`` whose confidence and answer stand in its input; each run is copies of a few bytes."""
 
-    def __init__(self, fake: FakeEngine, device: CudaDevice, stage: int, *, refuses: bool = False) -> None:
+    def __init__(
+        self, fake: FakeEngine, device: CudaDevice, stage: int, *, refuses: bool = False, graphs: bool = False
+    ) -> None:
         self.key, self.graph, self.close = fake.key, fake.graph, fake.close
-        self._device, self._stage, self._refuses = device, stage, refuses
+        self._device, self._stage, self._refuses, self._graphs = device, stage, refuses, graphs
         self.runs = 0
 
     def bind(self, buffers: Mapping[str, DeviceArray]) -> Callable[[], None]:
@@ -47,19 +50,34 @@ class CopyEngine:
                     for row in range(len(main))
                 ]
 
+        def enqueue(stream: int) -> None:
+            for target, source, size in copies:
+                call("cuMemcpyDtoDAsync", target, source, size, load_driver().CUstream(stream))
+
         def execute() -> None:
             self.runs += 1
             if self._refuses and self.runs > 1:  # the first is the run before the capture
                 raise EngineError("the engine allocates, which cannot be captured")
-            for target, source, size in copies:
-                call("cuMemcpyDtoDAsync", target, source, size, self._device.cuda.stream)
+            enqueue(self._device.cuda.stream_handle)
 
-        return execute
+        return CapturedRun(self._device, enqueue) if self._graphs else execute
+
+
+class CapturedRun:
+    """A run that was captured when it was bound, as those of real engines are."""
+
+    def __init__(self, device: CudaDevice, enqueue: Callable[[int], None]) -> None:
+        self.graph = run_and_capture(device.cuda, enqueue, what="copies")
+        assert self.graph is not None
+
+    def __call__(self) -> None:
+        assert self.graph is not None
+        self.graph.launch()
 
 
 @pytest.fixture
 def open_copies(fake_net: Any) -> Callable[..., Runtime]:
-    def open_net(net: Any, *, captured: bool, refuses: bool = False, **options: Any) -> Runtime:
+    def open_net(net: Any, *, captured: bool, refuses: bool = False, graphs: bool = False, **options: Any) -> Runtime:
         device, sets = CudaDevice(), []
         for stage in range(net.depth):
             chosen = net.engines[stage] if net.engines else None
@@ -67,9 +85,11 @@ def open_copies(fake_net: Any) -> Callable[..., Runtime]:
             fixed = bool(chosen and chosen.fixed)
             fake = FakeEngine(net.graph(stage), max_batch_size=max(times), batch_sizes=tuple(times) if fixed else ())
             covers = plan_covers(times, largest=net.max_batch_size, fixed=fixed)
-            sets.append(EngineSet(CopyEngine(fake, device, stage, refuses=refuses), covers))
+            sets.append(EngineSet(CopyEngine(fake, device, stage, refuses=refuses, graphs=graphs), covers))
         chosen_options = RuntimeOptions(check_finite=net.check_finite, chain_graph=captured, **options)
-        return Runtime(net.spec(), sets, device, chosen_options)
+        runtime = Runtime(net.spec(), sets, device, chosen_options)
+        assert runtime.chain_captured == (captured and not refuses)
+        return runtime
 
     return open_net
 
@@ -85,12 +105,13 @@ def agree(found: Any, wanted: Any) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("thresholds", [(0.5,), (0.7, 0.4, 0.2), (2.0, 0.5), (-1.0,), ()])
 def test_every_row_is_answered_as_stage_by_stage(
-    fake_net: Any, open_copies: Callable[..., Runtime], thresholds: tuple[float, ...]
+    fake_net: Any, open_copies: Callable[..., Runtime], thresholds: tuple[float, ...], graphs: bool
 ) -> None:
     net = fake_net(thresholds=thresholds, masked=False)
-    with open_copies(net, captured=True) as one, open_copies(net, captured=False) as many:
+    with open_copies(net, captured=True, graphs=graphs) as one, open_copies(net, captured=False) as many:
         for count in (1, 2, 7, 8, 19):
             (x,) = net.batch(confidences(count, net.depth, count))
             found = one.run((x,))
@@ -102,14 +123,17 @@ def test_every_row_is_answered_as_stage_by_stage(
 
 
 @pytest.mark.gpu
-def test_padded_and_split_covers(fake_net: Any, stage_engines: Any, open_copies: Callable[..., Runtime]) -> None:
+@pytest.mark.parametrize("graphs", [False, True])
+def test_padded_and_split_covers(
+    fake_net: Any, stage_engines: Any, open_copies: Callable[..., Runtime], graphs: bool
+) -> None:
     engines = [
         stage_engines(median_ms={8: 1.0}, fixed=True),
         stage_engines(median_ms={2: 0.1, 5: 0.5}, fixed=True),
         stage_engines(median_ms={1: 0.1, 8: 1.0}),
     ]
     net = fake_net(thresholds=(0.6, 0.3), engines=engines, masked=False)
-    with open_copies(net, captured=True) as one, open_copies(net, captured=False) as many:
+    with open_copies(net, captured=True, graphs=graphs) as one, open_copies(net, captured=False) as many:
         for seed in range(6):
             for count in (8, 5):
                 batch = net.batch(confidences(count, 3, seed))

@@ -302,9 +302,10 @@ def test_the_rebuild_command_depends_on_the_engines_folder(tmp_path: Path) -> No
 
 def test_the_public_api_is_pinned() -> None:
     assert sorted(engines.__all__) == [
-        "BACKENDS", "Buffer", "BuildOptions", "BuildWatch", "CachedEngine", "Covers", "DEFAULT_BACKEND", "Departure",
-        "Device", "DeviceArray", "DeviceOptions", "Engine", "EngineBuilder", "EngineSet", "Execution", "FakeEngine",
-        "GraphRunner", "HostDevice", "PROFILE_WAYS", "Run", "as_gpuarray", "build_engine", "builder", "ensure_engine",
-        "fixed_batch_sizes", "is_device_array", "list_engines", "open_device", "open_engine", "plan_covers",
-        "read_onnx_facts", "run_graph", "wrap_allocation",
+        "BACKENDS", "Branch", "Buffer", "BuildOptions", "BuildWatch", "CachedEngine", "CapturedChain", "Covers",
+        "DEFAULT_BACKEND", "Departure", "Device", "DeviceArray", "DeviceOptions", "Engine", "EngineBuilder",
+        "EngineSet", "Execution", "FakeEngine", "GraphRunner", "HostDevice", "PROFILE_WAYS", "Run", "StageWork",
+        "as_gpuarray", "build_engine", "builder", "choose_branches", "ensure_engine", "fixed_batch_sizes",
+        "is_device_array", "list_engines", "open_device", "open_engine", "plan_covers", "read_onnx_facts", "run_graph",
+        "wrap_allocation",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import InputError
-from engines import Run, plan_covers
+from engines import Run, choose_branches, plan_covers
 from engines.sets.covers import MARGIN
 
 TIMES = st.dictionaries(st.integers(1, 7), st.floats(0.01, 10), min_size=1, max_size=4)
@@ -142,3 +142,21 @@ def test_large_batches_are_planned_quickly() -> None:
     covers = plan_covers({size: 0.2 + 0.1 * size for size in (1, 64, 512)}, largest=1024, fixed=False)
     assert np.all(np.diff(covers.cost_ms) > 0)
     assert len(covers.runs(1024)) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(median_ms=TIMES, largest=st.integers(1, 80), fixed=st.booleans(), limit=st.integers(2, 16))
+def test_branches_are_few_and_serve_every_number_of_rows(
+    median_ms: dict[int, float], largest: int, fixed: bool, limit: int
+) -> None:
+    covers = plan_covers(median_ms, largest=largest, fixed=fixed)
+    branches = choose_branches(covers, limit)
+    assert list(branches) == sorted(set(branches))
+    assert branches[-1] == largest
+    assert len(branches) <= limit
+    for rows in range(1, largest + 1):
+        branch = next(most for most in branches if most >= rows)
+        assert covers.padded_rows(branch) >= rows
+    distinct = {covers.all_runs[rows] for rows in range(1, largest + 1)}
+    if len(distinct) <= limit:
+        assert {covers.all_runs[most] for most in branches} == distinct

@@ -159,9 +159,7 @@ def test_a_gpu_that_rtx_does_not_target_is_refused_with_its_name(
     folder: Path, graph: GraphSpec, opened: list[Path], put_gpu: Callable[..., None]
 ) -> None:
     put_gpu(H100)
-    with pytest.raises(
-        StaleArtifactError, match=re.escape(f"device is '{PORTABLE_DEVICE}', here '{H100.description}'")
-    ):
+    with pytest.raises(EngineError, match=re.escape(f"does not run on {H100.description}, only on {PORTABLE_DEVICE}")):
         open_engine(folder, graph, threads=1)
     assert opened == []
     assert "H100" in str(list_engines(folder.parent)[0].problem)

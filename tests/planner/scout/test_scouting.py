@@ -66,7 +66,7 @@ def test_without_labels_agreement_is_what_is_kept(place: Path, capsys: pytest.Ca
     assert (place / "kept/model/model.json").is_file()
     assert main(["scout", "--run", "kept", "--data", "data.npz", *QUICK]) == 0
     assert "100 samples" not in capsys.readouterr().out
-    assert sorted(path.name for path in (place / "kept").iterdir()) == ["engines", "model"]
+    assert {path.name for path in (place / "kept").iterdir()} <= {"engines", "model", ".lock"}
 
 
 @pytest.mark.parametrize(
