@@ -38,6 +38,7 @@ from calibration.data.samples import ImageSamples, Samples, in_chunks
 from calibration.options import CalibrationOptions
 from calibration.tracing.all_exits import SegmentRunner
 from calibration.tracing.metrics import MetricSum
+from calibration.tracing.row_check import check_rows
 
 ASKED_SAMPLES = 256
 _GLANCED = 64  # samples on which every other way is looked at; the best are asked about all
@@ -124,7 +125,9 @@ def ask_network(
 
     Raises:
         InputError: it is at chance, or clearly better under another preprocessing.
+        GraphError: the answer to a sample depends on its neighbours in the batch.
     """
+    check_rows(model, runner, samples, _draw(samples), rows=rows)
     prepared = _describe_preparation(model, samples)
     if not samples.labelled:
         options.report(f"no labels, so whether the network is any good is not known{prepared and f'; {prepared}'}")
@@ -138,7 +141,7 @@ def ask_network(
     )
     if not (problems := found.problems()):
         return
-    message = f"{'; '.join(problems)}. {_advise(model, samples, found)}"
+    message = f"{'; '.join(problems)}. {_advise(model, samples, found, options)}"
     if not options.force:
         again = options.notes(RunFolder(root=model.artifact.folder.parent))[COMMAND]
         raise InputError(f"{message} To go on all the same: {again} --force")
@@ -154,14 +157,19 @@ def _describe_preparation(model: Model, samples: Samples) -> str:
     return f"images {words}: {samples.preprocessing.describe()}"
 
 
-def _advise(model: Model, samples: Samples, found: NetworkCheck) -> str:
+def _advise(model: Model, samples: Samples, found: NetworkCheck, options: CalibrationOptions) -> str:
     """Returns the sentence that says what to do."""
     if found.better is not None:
-        command = shlex.split(recorded_command(model.artifact.folder) or "python -m export path/to/model.onnx")
+        whole = options.command if (options.command or "").startswith("python -m planner ") else None
+        command = shlex.split(
+            whole or recorded_command(model.artifact.folder) or "python -m export path/to/model.onnx"
+        )  # fmt: skip
         if "--preprocess" in command:
             at = command.index("--preprocess")
             del command[at : at + 2]
-        return f"Export it again: {shlex.join([*command, '--preprocess', found.better.flag])}."
+        return (
+            f"{'Say so' if whole else 'Export it again'}: {shlex.join([*command, '--preprocess', found.better.flag])}."
+        )
     prepared = " and at how images are prepared (--preprocess when exporting)" * isinstance(samples, ImageSamples)
     return f"Look at the labels, at the order of the classes (classes.txt){prepared}."
 
