@@ -1,17 +1,24 @@
-"""The environment fingerprint: the processor, system and packages that timings and engines depend on."""
+"""The environment: processors and memory that may be used, and the fingerprint that timings and engines depend on."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import platform
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+from artifacts.errors import UsageError
 
 PACKAGES = (
     "pame", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx",
 )  # fmt: skip
+GIB = 1 << 30
+FREE_SHARE = 0.5
+_ASSUMED = 4 * GIB  # where the system does not say
 
 
 @functools.cache
@@ -60,6 +67,76 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     except (OSError, ValueError, ZeroDivisionError):
         return None
     return allowed if allowed > 0 else None
+
+
+def memory_limit(gigabytes: float | None = None) -> int:
+    """Returns the bytes that a command may use.
+
+    Args:
+        gigabytes: what was asked for with ``--memory-gb``, in GiB; ``None``: half of what is free.
+
+    Raises:
+        UsageError: not a positive number.
+    """
+    if gigabytes is None:
+        return int(FREE_SHARE * free_memory())
+    if not 0 < gigabytes < math.inf:
+        raise UsageError(f"--memory-gb {gigabytes:g}: expected a number above 0")
+    return int(gigabytes * GIB)
+
+
+def free_memory(*, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns the bytes that can be taken without swapping, and without hitting the limit of a control group.
+
+    Control groups count files in the page cache as used; what of them can be dropped at once is free.
+
+    Args:
+        proc: where Linux tells about memory and this process's groups.
+        groups: where control groups (version 2 or 1) are mounted.
+    """
+    left = [*_machine_left(proc), *_groups_left(proc, groups)]
+    return max(0, min(left)) if left else _ASSUMED
+
+
+def _machine_left(proc: Path) -> Iterator[int]:
+    for line in _read(proc / "meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            yield int(line.split()[1]) * 1024
+
+
+def _groups_left(proc: Path, groups: Path) -> Iterator[int]:
+    """Yields what each control group around this process leaves, the innermost first; inside a container the mount's
+    root is the container's own group, whatever path the host calls it by."""
+    for line in _read(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, limit, usage, cached = groups, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit = groups / "memory", "memory.limit_in_bytes"
+            usage, cached = "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        for place in (folder, *folder.parents):
+            if place != root and root not in place.parents:
+                break
+            allowed, used = _read(place / limit).strip(), _read(place / usage).strip()
+            if allowed.isdigit() and used.isdigit():
+                yield int(allowed) - int(used) + _stat(place / "memory.stat", cached)
+
+
+def _stat(path: Path, name: str) -> int:
+    for line in _read(path).splitlines():
+        if line.startswith(f"{name} "):
+            return int(line.split()[1])
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def package_version(name: str) -> str | None:

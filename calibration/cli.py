@@ -66,6 +66,10 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
     )
     parser.add_argument(
+        "--trace-samples", type=int, metavar="N",
+        help="trace N samples of the calibrate part, drawn at random (default: as before, or all)",
+    )  # fmt: skip
+    parser.add_argument(
         "--force", action="store_true",
         help="go on with a network that is at chance on the labels, or clearly better under another preprocessing",
     )  # fmt: skip
@@ -82,7 +86,32 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--augment", choices=AUGMENTATIONS,
         help="how images are varied: crop shifts them by a few pixels; crop-mirror also mirrors half of them, for "
-        f"classes that a mirror does not change (default: {FrozenConfig().augment})",
+        f"classes that a mirror does not change (default: {JointConfig().augment}; with frozen "
+        f"{FrozenConfig().augment}, so that the backbone runs once)",
+    )  # fmt: skip
+    group.add_argument("--samples", type=int, metavar="N", help="train on N samples, drawn at random (default: all)")
+    group.add_argument(
+        "--max-candidates", type=int, metavar="N",
+        help="with frozen: how many exits an imported network gets at most, spread over its measured time "
+        f"(default: {FrozenConfig().max_candidates})",
+    )  # fmt: skip
+    group.add_argument(
+        "--head-share", type=float, metavar="SHARE",
+        help="with frozen: the most that an exit head may take of the time behind it "
+        f"(default: {FrozenConfig().head_share:g})",
+    )  # fmt: skip
+    group.add_argument(
+        "--distillation", type=float, metavar="SHARE",
+        help="share of the full network's answers in what an exit learns, the rest are the labels "
+        f"(default: {FrozenConfig().distillation:g}; 1 without labels)",
+    )  # fmt: skip
+    group.add_argument(
+        "--memory-gb", type=float, metavar="GIB",
+        help="memory for training and tracing (default: half of what is free, control groups respected)",
+    )  # fmt: skip
+    group.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes that decode images for training (default: one per allowed processor; 0: none besides this one)",
     )  # fmt: skip
     group.add_argument("--seed", type=int, help="decides order, augmentation and initialisation")
 
@@ -103,17 +132,20 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
     options = CalibrationOptions(
         task=None if arguments.task is None else load_task(arguments.task), report=say, parts=arguments.parts,
-        command=describe_command(arguments, run), force=arguments.force,
+        trace_samples=arguments.trace_samples, command=describe_command(arguments, run), force=arguments.force,
+        memory_gb=arguments.memory_gb, workers=arguments.workers,
     )  # fmt: skip
     model = flow.ensure_model(run, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)
+    source = source_name(samples, arguments.data, run)
     if isinstance(config, JointConfig):
         model = _load("calibration.training.training_flow").retrain_jointly(
             run, samples, config, engine, options=options
         )
     elif flow.missing_heads(model.spec):
-        model = _load("calibration.training.training_flow").train_missing(run, samples, config, engine, options=options)
-    source = source_name(samples, arguments.data, run)
+        model = _load("calibration.training.training_flow").train_missing(
+            run, samples, config, engine, source=source, options=options
+        )
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
     exits, metric_name = describe_exits(trace, options, model)
     title = f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
@@ -222,6 +254,9 @@ def read_training(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
     kind = JointConfig if arguments.train == "joint" else FrozenConfig
     if arguments.backbone_epochs is not None and kind is FrozenConfig:
         raise UsageError("--backbone-epochs goes with --train joint")
+    for name in ("max_candidates", "head_share"):
+        if getattr(arguments, name) is not None and kind is JointConfig:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --train frozen")
     fields = {field.name for field in dataclasses.fields(kind)}
     values = {**vars(arguments), "batch_size": arguments.train_batch_size}
     given = {name: value for name, value in values.items() if name in fields and value is not None}

@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     from export.cuts.separators import CutPlace, find_places
     from export.cuts.splitting import CutReport
     from export.cuts.stages import merge_stage
+    from export.cuts.thinning import spread_evenly
+    from export.folder.keeping import keep_cuts
     from export.folder.pipeline import ExportResult
-    from export.from_torch.heads import add_heads, build_missing_heads
+    from export.from_torch.heads import HEAD_SIZES, add_heads, build_head_ladders, build_missing_heads, write_heads
     from export.from_torch.modules import export_torch
     from export.from_torch.publishing import make_recipe, publish_net, rebuild_net
     from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
     from export.nets.family import Family
-    from export.nets.heads import HEAD_KINDS, build_head
+    from export.nets.heads import HEAD_KINDS, answer_reduced, build_head, reduce_features
     from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
@@ -37,13 +39,15 @@ _HOMES = {
     "cuts.splitting": ("CutReport",),
     "cuts.stages": ("merge_stage",),
     "folder.pipeline": ("ExportResult",),
-    "from_torch.heads": ("add_heads", "build_missing_heads"),
+    "folder.keeping": ("keep_cuts",),
+    "from_torch.heads": ("HEAD_SIZES", "add_heads", "build_head_ladders", "build_missing_heads", "write_heads"),
+    "cuts.thinning": ("spread_evenly",),
     "from_torch.modules": ("export_torch",),
     "from_torch.publishing": ("make_recipe", "publish_net", "rebuild_net"),
     "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
     "nets.family": ("Family",),
-    "nets.heads": ("HEAD_KINDS", "build_head"),
+    "nets.heads": ("HEAD_KINDS", "answer_reduced", "build_head", "reduce_features"),
     "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
@@ -53,13 +57,15 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     # the model folder
-    "ExportOptions", "ExportResult", "add_heads", "build_missing_heads", "ensure_model", "export_model", "export_torch",
-    "publish_net", "rebuild_net",
+    "ExportOptions", "ExportResult", "HEAD_SIZES", "add_heads", "build_head_ladders", "build_missing_heads",
+    "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "rebuild_net", "write_heads",
     # cutting, proving, merging
     "CutPlace", "CutReport", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
+    "spread_evenly",
     # torch families
-    "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "attach_heads", "build_head",
-    "load_weights", "make_recipe", "pretrained_folder", "read_weights", "save_weights", "write_recipe",
+    "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
+    "build_head", "load_weights", "make_recipe", "pretrained_folder", "read_weights", "reduce_features", "save_weights",
+    "write_recipe",
     # flags of the command line, for commands that export among other things
     "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip

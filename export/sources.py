@@ -11,9 +11,10 @@ from artifacts import MissingArtifactError, Model, RunFolder, file_digest
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import EXPORT_PREFIX, Provenance, SourceParity, graph_parameters, graph_recipe
 from export.folder.writing import is_model_current, open_run_model
+from export.graphs.class_names import find_class_names
 from export.graphs.loading import load_graph
 from export.graphs.probing import prove_same, settle_integers
-from export.graphs.reading import weight_files
+from export.graphs.reading import read_metadata, weight_files
 from export.nets.table import find_family
 from export.options import ExportOptions
 from export.pixels.statements import gather_statements, settle_preprocessing
@@ -91,4 +92,5 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
     loaded = settle_integers(replace(loaded, pixels=settled.preprocessing))
     absolute, relative = prove_same(path, loaded)
     source = SourceParity(label=path.name, absolute=absolute, relative=relative)
-    return publish_model(run, loaded, graph_recipe(options, loaded.outputs, source, provenance, settled))
+    recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
+    return publish_model(run, loaded, replace(recipe, classes=find_class_names(read_metadata(path))))

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
 from calibration.data.arrays import ArrayImages
-from calibration.data.fashion_mnist import load_fashion_mnist
+from calibration.data.class_names import follow_network
+from calibration.data.fashion_mnist import find_cache, load_fashion_mnist
 from calibration.data.files import FileImages
+from calibration.data.folders import CLASSES_TXT
 from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
 from calibration.data.splits import PartShare, Splitting
 
-CACHE = Path("~/.cache/pame/fashion-mnist")
 FASHION_MNIST = "fashion-mnist"
 DATA_HELP = (
     "your data: class folders, an .npz or a .csv of images; queries without labels: a folder or an .npz of images "
@@ -25,6 +26,8 @@ DATA_HELP = (
 )
 DataSource = str | Path | Samples
 """What ``--data`` names: a folder, a file, ``module:object`` or ``fashion-mnist``; or samples themselves."""
+TRAINED_ON = "data_source"
+"""The note of a training's result that says which data the exit heads were trained on."""
 _log = logging.getLogger("pame.calibration")
 
 
@@ -61,11 +64,13 @@ def load_run_data(
         inputs = ", ".join(f"'{spec.name}' {spec.dtype} {spec.row_shape}" for spec in model.spec.full.inputs)
         raise UsageError(
             f"{model.spec.name} takes {inputs}: name your data with --data DIR "
-            "(one sub-folder per class, or an .npz with images and labels; where the exit heads are trained, queries "
-            "without labels will do: a folder of images, or an .npz with images alone)"
+            "(one sub-folder per class, or an .npz with images and labels; queries without labels: a folder of images, "
+            "or an .npz with images alone)"
         )
     parts = parts or recorded_parts(run, source)
-    splitting = Splitting() if parts is None else Splitting(share=PartShare.parse(parts))
+    splitting = Splitting(
+        share=None if parts is None else PartShare.parse(parts), train_queries=_trains_on(run, model, source)
+    )  # fmt: skip
     if is_reference(source):
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
@@ -78,6 +83,14 @@ def load_run_data(
             f"{samples.name} has {len(samples.classes)} classes; {model.spec.name} tells {classes} classes apart"
         )
     return samples
+
+
+def _trains_on(run: RunFolder, model: Model, source: str) -> bool:
+    """Tells whether data without labels needs a train part: exit heads are missing, or were trained on this data."""
+    if any(cut.name not in model.spec.heads for cut in model.spec.cuts[:-1]):
+        return True
+    result = run.training / "result"
+    return (result / MANIFEST).is_file() and read_manifest(result).environment.get(TRAINED_ON) == source
 
 
 def _takes_fashion_mnist(model: Model) -> bool:
@@ -101,7 +114,7 @@ def _open_images(
     samples = (
         _load_fashion_mnist(model, want)
         if source == FASHION_MNIST
-        else load_samples(Path(source), want, class_count=class_count(model), splitting=splitting, report=report)
+        else _load_named(Path(source), want, model, splitting, report)
     )
     if not want.stated:
         own = samples.preprocessing
@@ -112,8 +125,20 @@ def _open_images(
     return samples
 
 
+def _load_named(
+    source: Path, want: ImageInput, model: Model, splitting: Splitting, report: Callable[[str], None]
+) -> ArrayImages | FileImages:
+    """Loads images with their classes in the order of ``classes.txt``, else in that of the network's own names."""
+    listed = (source if source.is_dir() else source.parent) / CLASSES_TXT
+    known = model.spec.classes if len(model.spec.classes) == class_count(model) else ()
+    names = () if listed.is_file() else known
+    count = None if names else class_count(model)  # with names nothing need be guessed from how many there are
+    samples = load_samples(source, want, class_count=count, splitting=splitting, report=report)
+    return follow_network(samples, names, remedy=f"{listed}, one name a line", report=report)
+
+
 def _load_fashion_mnist(model: Model, want: ImageInput) -> ArrayImages:
-    found = load_fashion_mnist(CACHE.expanduser())
+    found = load_fashion_mnist(find_cache())
     if found.input.row_shape != want.row_shape:
         raise InputError(f"{found.name} has images {found.input.row_shape}; {model.spec.name} takes {want.row_shape}")
     preprocessing = want.preprocessing if want.stated else found.preprocessing

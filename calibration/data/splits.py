@@ -112,10 +112,12 @@ class Splitting:
         seed: decides every draw.
         share: what becomes another part; ``None``: nothing, or half of what is held out where calibrate or test is
             missing.
+        train_queries: samples without labels have a train part too, from which exits learn the network's own answers.
     """
 
     seed: int = 0
     share: PartShare | None = None
+    train_queries: bool = False
 
 
 def settle_parts(
@@ -135,7 +137,7 @@ def settle_parts(
     Raises:
         InputError: the part to take a share of has no samples.
     """
-    parts = split_randomly(labels, count=count, seed=splitting.seed) if named is None else dict(named)
+    parts = split_randomly(labels, count=count, splitting=splitting) if named is None else dict(named)
     share = splitting.share
     missing = [part for part in ("calibrate", "test") if len(parts[part]) == 0]
     if share is None and named is not None and len(missing) == 1 and len(parts["train"]):
@@ -157,8 +159,10 @@ def settle_parts(
     return parts, splitting.seed
 
 
-def split_randomly(labels: np.ndarray | None, *, count: int, seed: int) -> dict[str, np.ndarray]:
-    """Splits samples that come without parts: 60 / 20 / 20 of every class; without labels 80 calibrate, 20 test."""
-    if labels is None:
-        return split_indices(np.zeros(count, np.int64), QUERY_SHARES, seed=seed)
-    return split_indices(labels, SHARES, seed=seed)
+def split_randomly(labels: np.ndarray | None, *, count: int, splitting: Splitting) -> dict[str, np.ndarray]:
+    """Splits samples that come without parts: 60 / 20 / 20 of every class; without labels 80 calibrate and 20 test,
+    or 60 / 20 / 20 where exits are to learn from them."""
+    if labels is not None:
+        return split_indices(labels, SHARES, seed=splitting.seed)
+    shares = SHARES if splitting.train_queries else QUERY_SHARES
+    return split_indices(np.zeros(count, np.int64), shares, seed=splitting.seed)

@@ -6,7 +6,8 @@ trace that planning reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Self
 
 import numpy as np
 
-from artifacts import GraphSpec, Model
+from artifacts import GraphSpec, Model, ModelSpec, TensorSpec
 from engines import Buffer, BuildOptions, DeviceOptions, Execution, ensure_engine, open_device, open_engine
 
 
@@ -30,6 +31,33 @@ class EngineChoice:
 
     backend: str
     threads: int
+
+
+MOST_ROWS = 64
+_MEMORY_SHARE = 0.5
+_ENOUGH = 512 << 20  # bytes: larger batches of large images are not faster
+_INSIDE = 6  # a segment's own tensors and workspace, in units of the larger of what it reads and writes
+
+
+def fit_rows(spec: ModelSpec, memory: int) -> int:
+    """Returns how many rows a ``SegmentRunner`` should take at once, from 1 to ``MOST_ROWS``.
+
+    Its engines each keep the memory that they needed once, for what they read and write and for what is in between.
+    That is estimated from above, and may take half of the memory that there is, or ``_ENOUGH`` where there is plenty.
+
+    Args:
+        spec: the network.
+        memory: bytes that may be used.
+    """
+    graphs = (*spec.segments, spec.final_head) if spec.final_head is not None else (spec.full,)
+    row = sum(_row_bytes(tensor) for tensor in (*spec.full.inputs, *(t for graph in graphs for t in graph.outputs)))
+    inside = sum(max(map(_row_bytes, (*graph.inputs, *graph.outputs))) for graph in graphs)
+    budget = min(_ENOUGH, _MEMORY_SHARE * memory)
+    return int(max(1, min(MOST_ROWS, budget // max(1, row + _INSIDE * inside))))
+
+
+def _row_bytes(tensor: TensorSpec) -> int:
+    return math.prod(tensor.row_shape) * np.dtype(tensor.dtype).itemsize
 
 
 class SegmentRunner:
@@ -83,11 +111,12 @@ class SegmentRunner:
             execute()
         return count
 
-    def features(self, count: int) -> dict[str, np.ndarray]:
-        """Returns copies of the cuts' main tensors after ``run``: cut name -> (count, ...); float16 as float32,
-        since exit heads are trained in that.
+    def features(self, count: int, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns copies of the main tensors of some cuts, or of all, after ``run``: cut name -> (count, ...); float16
+        as float32, since exit heads are trained in that.
         """
-        copies = {cut.name: self._read(cut.main.name, count) for cut in self._spec.cuts}
+        wanted = [cut for cut in self._spec.cuts if names is None or cut.name in names]
+        copies = {cut.name: self._read(cut.main.name, count) for cut in wanted}
         return {name: copy.astype(np.float32) if copy.dtype == np.float16 else copy for name, copy in copies.items()}
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:

@@ -141,7 +141,7 @@ def ask_network(
     )
     if not (problems := found.problems()):
         return
-    message = f"{'; '.join(problems)}. {_advise(model, samples, found)}"
+    message = f"{'; '.join(problems)}. {_advise(model, samples, found, options)}"
     if not options.force:
         again = options.notes(RunFolder(root=model.artifact.folder.parent))[COMMAND]
         raise InputError(f"{message} To go on all the same: {again} --force")
@@ -157,14 +157,19 @@ def _describe_preparation(model: Model, samples: Samples) -> str:
     return f"images {words}: {samples.preprocessing.describe()}"
 
 
-def _advise(model: Model, samples: Samples, found: NetworkCheck) -> str:
+def _advise(model: Model, samples: Samples, found: NetworkCheck, options: CalibrationOptions) -> str:
     """Returns the sentence that says what to do."""
     if found.better is not None:
-        command = shlex.split(recorded_command(model.artifact.folder) or "python -m export path/to/model.onnx")
+        whole = options.command if (options.command or "").startswith("python -m planner ") else None
+        command = shlex.split(
+            whole or recorded_command(model.artifact.folder) or "python -m export path/to/model.onnx"
+        )  # fmt: skip
         if "--preprocess" in command:
             at = command.index("--preprocess")
             del command[at : at + 2]
-        return f"Export it again: {shlex.join([*command, '--preprocess', found.better.flag])}."
+        return (
+            f"{'Say so' if whole else 'Export it again'}: {shlex.join([*command, '--preprocess', found.better.flag])}."
+        )
     prepared = " and at how images are prepared (--preprocess when exporting)" * isinstance(samples, ImageSamples)
     return f"Look at the labels, at the order of the classes (classes.txt){prepared}."
 

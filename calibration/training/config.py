@@ -8,6 +8,9 @@ from artifacts import UsageError, unknown_name
 
 AUGMENTATIONS = ("none", "crop", "crop-mirror")
 """How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
+ENOUGH_STEPS = 400
+EPOCHS = (4, 20)
+"""The fewest and the most epochs of frozen training, where their number is not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,28 +18,52 @@ class FrozenConfig:
     """How to train exit heads on a frozen backbone.
 
     Attributes:
-        epochs: passes over the train part.
-        batch_size: samples per step.
+        epochs: passes over the train part; ``None``: as many as make ``ENOUGH_STEPS`` steps, within ``EPOCHS``.
+        batch_size: samples per step; fewer where the train part is small.
         learning_rate: peak of AdamW's cosine schedule.
         weight_decay: of AdamW.
-        augment: how images are varied, one of ``AUGMENTATIONS``.
+        distillation: share of the divergence from the full network's answer in the loss; the rest is the task's loss.
+            Without labels it is all of it.
+        temperature: softens both answers in the divergence.
+        augment: how images are varied, one of ``AUGMENTATIONS``; anything but ``none`` makes the backbone run over all
+            samples in every epoch.
         crop_padding: pixels of zero padding for random crops.
+        samples: how many of the train part are used; ``None``: all.
+        max_candidates: how many exits an imported network gets at most.
+        head_share: of the time behind a cut, what its exit head may take.
         seed: decides initialisation, order and augmentation.
     """
 
-    epochs: int = 4
+    epochs: int | None = None
     batch_size: int = 128
     learning_rate: float = 2e-3
     weight_decay: float = 1e-2
-    augment: str = AUGMENTATIONS[1]
+    distillation: float = 0.5
+    temperature: float = 2.0
+    augment: str = AUGMENTATIONS[0]
     crop_padding: int = 2
+    samples: int | None = None
+    max_candidates: int = 12
+    head_share: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
+        if self.epochs is not None and self.epochs < 1:
             raise UsageError(f"--epochs {self.epochs}: expected at least 1")
+        if self.max_candidates < 1:
+            raise UsageError(f"--max-candidates {self.max_candidates}: expected at least 1")
+        if not 0 < self.head_share <= 1:
+            raise UsageError(f"--head-share {self.head_share:g}: expected a share above 0 and up to 1")
+        if not 0 <= self.distillation <= 1:
+            raise UsageError(f"--distillation {self.distillation:g}: expected a share from 0 to 1")
+        check_samples(self.samples)
         check_batch_size(self.batch_size)
         check_augmentation(self.augment)
+
+    def count_epochs(self, steps: int) -> int:
+        """Returns how many epochs of so many steps are trained."""
+        fewest, most = EPOCHS
+        return self.epochs or max(fewest, min(most, -(-ENOUGH_STEPS // steps)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +82,7 @@ class JointConfig:
         temperature: softens both answers in the divergence.
         augment: how images are varied, one of ``AUGMENTATIONS``.
         crop_padding: pixels of zero padding for random crops.
+        samples: how many of the train part are used; ``None``: all.
         seed: decides the order and the augmentation.
     """
 
@@ -69,9 +97,11 @@ class JointConfig:
     temperature: float = 3.0
     augment: str = AUGMENTATIONS[1]
     crop_padding: int = 2
+    samples: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_samples(self.samples)
         if not 0 <= self.backbone_epochs < self.epochs:
             raise UsageError(
                 f"--epochs {self.epochs} with --backbone-epochs {self.backbone_epochs}: "
@@ -85,6 +115,12 @@ def check_batch_size(batch_size: int) -> None:
     """Raises ``UsageError`` for a batch that batch normalisation cannot do with."""
     if batch_size < 2:
         raise UsageError(f"--train-batch-size {batch_size}: batch normalisation needs at least 2")
+
+
+def check_samples(samples: int | None) -> None:
+    """Raises ``UsageError`` for a number of training samples that cannot be."""
+    if samples is not None and samples < 1:
+        raise UsageError(f"--samples {samples}: expected at least 1")
 
 
 def check_augmentation(augment: str) -> None:

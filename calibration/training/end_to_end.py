@@ -16,20 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from artifacts import FINAL_HEAD, Task
+from artifacts import FINAL_HEAD, Task, UsageError
 from artifacts.console import track
 from calibration.data.samples import Samples
 from calibration.tracing.metrics import MetricSum
 from calibration.training.checkpoints import Checkpoint, EpochResult, History, record_epoch
 from calibration.training.config import JointConfig
 from calibration.training.losses import Loss, find_loss
-from calibration.training.minibatches import count_batches, epoch_batches
+from calibration.training.minibatches import Chunk, Epoch, draw_epoch
 from export import MultiExitNet
 
 
 def train_joint(
-    net: MultiExitNet, samples: Samples, task: Task, config: JointConfig, checkpoint: Checkpoint
-) -> History:
+    net: MultiExitNet, samples: Samples, task: Task, config: JointConfig, checkpoint: Checkpoint,
+    *, workers: int | None = None,
+) -> History:  # fmt: skip
     """Trains ``net`` in place.
 
     Args:
@@ -38,6 +39,7 @@ def train_joint(
         task: its loss teaches, its metric measures.
         config: how.
         checkpoint: takes the state after every epoch; a matching one is continued.
+        workers: processes that decode, as for ``load_chunks``.
 
     Returns:
         Per epoch its number, phase, mean loss, seconds and the metric of every exit on the calibrate part.
@@ -49,7 +51,8 @@ def train_joint(
     history = checkpoint.resume(net, optimiser)
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
-        loss = _train_epoch(net, samples, find_loss(task), config, optimiser, epoch)
+        drawn = draw_epoch(samples, config, epoch, workers=workers)
+        loss = _train_epoch(net, drawn, find_loss(task), config, optimiser)
         metric = measure_exits(net, samples, task, "calibrate")
         phase = "joint" if epoch >= config.backbone_epochs else "backbone"
         result = EpochResult(phase=phase, loss=loss, seconds=time.monotonic() - started, metric=metric)
@@ -59,18 +62,18 @@ def train_joint(
 
 
 def _train_epoch(
-    net: MultiExitNet, samples: Samples, loss_of: Loss, config: JointConfig, optimiser: torch.optim.SGD, epoch: int
-) -> float:
+    net: MultiExitNet, epoch: Epoch, loss_of: Loss, config: JointConfig, optimiser: torch.optim.SGD
+) -> float:  # fmt: skip
     net.train()
-    steps = count_batches(samples, config.batch_size)
-    batches = epoch_batches(samples, config, epoch)
     total = 0.0
-    for step, (inputs, targets) in enumerate(track(batches, description=f"epoch {epoch + 1}", total=steps)):
+    batches = track(epoch.batches, description=f"epoch {epoch.number + 1}", total=epoch.steps)
+    for step, chunk in enumerate(batches):
         for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * _one_cycle((epoch + (step + 0.5) / steps) / config.epochs)
-        x = _tensor(inputs)
-        y = torch.from_numpy(targets)
-        if epoch >= config.backbone_epochs:
+            progress = (epoch.number + (step + 0.5) / epoch.steps) / config.epochs
+            group["lr"] = config.learning_rate * _one_cycle(progress)
+        x = _tensor(chunk.inputs)
+        y = _targets(chunk)
+        if epoch.number >= config.backbone_epochs:
             loss = _joint_loss(net, x, y, loss_of, config)
         else:
             loss = loss_of.of_targets(net.backbone(x), y)
@@ -78,13 +81,19 @@ def _train_epoch(
         loss.backward()
         optimiser.step()
         total += float(loss.detach())
-    return total / steps
+    return total / epoch.steps
 
 
 def _tensor(inputs: Mapping[str, np.ndarray]) -> Tensor:
     (array,) = inputs.values()
     tensor = torch.from_numpy(array)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def _targets(chunk: Chunk) -> Tensor:
+    if chunk.targets is None:
+        raise UsageError("backbone and exits are trained together with labels only")
+    return torch.from_numpy(chunk.targets)
 
 
 def _one_cycle(progress: float) -> float:

@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from artifacts import Task, unknown_name
 
+_LEAST = 1e-7  # of a probability
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
@@ -17,7 +19,7 @@ class Loss:
 
     Attributes:
         of_targets: (answers (B, ...), targets (B, ...)) -> a scalar.
-        of_teacher: (answers, the final head's answers, temperature) -> a scalar; both answers softened.
+        of_teacher: (logits, the final head's logits, temperature) -> a scalar; both answers softened.
     """
 
     of_targets: Callable[[Tensor, Tensor], Tensor]
@@ -29,6 +31,11 @@ def _divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     wanted = functional.softmax(teacher / temperature, dim=1)
     found = functional.log_softmax(logits / temperature, dim=1)
     return functional.kl_div(found, wanted, reduction="batchmean") * temperature**2
+
+
+def to_logits(answers: Tensor, *, probabilities: bool) -> Tensor:
+    """Returns the logits of a network's answers, up to a constant where these are probabilities."""
+    return answers.clamp_min(_LEAST).log() if probabilities else answers
 
 
 LOSSES: Mapping[str, Loss] = {

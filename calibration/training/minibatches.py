@@ -1,57 +1,207 @@
-"""Mini-batches of samples for training, drawn (and images augmented) from a seed and an epoch alone."""
+"""Mini-batches of samples for training, drawn (and images augmented) from a seed and an epoch alone.
+
+Samples are decoded by worker processes, ahead of the training. A batch holds the same whatever their number: what is
+random in it depends on the seed, the epoch and its own number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
-from artifacts import UsageError
-from calibration.data.samples import ImageSamples, Samples
+from artifacts import InputError, PameError, UsageError, allowed_processors
+from calibration.data.files import FileImages
+from calibration.data.samples import ImageSamples, Samples, in_chunks
 from calibration.training.config import FrozenConfig, JointConfig
 
+_AHEAD = 2  # chunks that each worker holds ready
 
-def epoch_batches(
-    samples: Samples, config: FrozenConfig | JointConfig, epoch: int
-) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray]]:
-    """Yields the train part once in random order: (the network's inputs, targets), a batch at a time.
 
-    Images are augmented before they are normalised; other samples come as they are. The last, smaller batch is left
-    out. The same (seed, epoch) gives the same batches, so that a training which is continued sees what it would have
-    seen.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chunk:
+    """Some samples, ready for the network.
+
+    Attributes:
+        inputs: input name -> (n, ...).
+        targets: (n, ...); ``None`` where the samples have no labels.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    targets: np.ndarray | None
+
+
+def training_indices(samples: Samples, config: FrozenConfig | JointConfig) -> np.ndarray:
+    """Returns the ascending indices of the train part; with ``config.samples`` as many of them, drawn at random.
+
+    Raises:
+        InputError: there are none.
+    """
+    available = samples.indices_of("train")
+    if len(available) == 0:
+        raise InputError(
+            f"{samples.name} has no samples in its train part; name some with --parts, e.g. train=calibrate:0.5"
+        )
+    if config.samples is None or config.samples >= len(available):
+        return available
+    drawn = np.random.default_rng(config.seed).permutation(available)[: config.samples]
+    return np.sort(drawn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Epoch:
+    """One pass over the train part.
+
+    Attributes:
+        number: from 0.
+        steps: how many batches there are.
+        batches: in random order; the last, smaller one is left out.
+    """
+
+    number: int
+    steps: int
+    batches: Iterator[Chunk]
+
+
+def draw_epoch(
+    samples: Samples, config: FrozenConfig | JointConfig, number: int, *, workers: int | None = None
+) -> Epoch:  # fmt: skip
+    """Returns an epoch over the train part.
+
+    Images are augmented before they are normalised; other samples come as they are. The same (seed, number) gives the
+    same batches, so that a training which is continued sees what it would have seen.
 
     Args:
         samples: what is trained on.
         config: batch size, augmentation and seed.
-        epoch: number of the epoch, from 0.
-    """
-    random = np.random.default_rng([config.seed, epoch])
-    order = random.permutation(samples.indices_of("train"))
-    for start in range(0, len(order) - config.batch_size + 1, config.batch_size):
-        chunk = order[start : start + config.batch_size]
-        if isinstance(samples, ImageSamples):
-            pixels = samples.pixels(chunk)
-            if config.augment != "none":
-                last, mirror = samples.preprocessing.layout == "NHWC", config.augment == "crop-mirror"
-                pixels = augment(pixels, config.crop_padding, random, mirror=mirror, channels_last=last)
-            yield samples.prepare(pixels), samples.targets(chunk)
-        else:
-            yield samples.inputs(chunk), samples.targets(chunk)
-
-
-def count_batches(samples: Samples, batch_size: int) -> int:
-    """Returns how many batches an epoch has.
+        number: of the epoch, from 0.
+        workers: as for ``load_chunks``.
 
     Raises:
         UsageError: there are fewer samples to train on than one batch takes.
     """
-    available = len(samples.indices_of("train"))
-    if available < batch_size:
+    order = np.random.default_rng([config.seed, number]).permutation(training_indices(samples, config))
+    if len(order) < config.batch_size:
         raise UsageError(
-            f"{samples.name} has {available} samples to train on, fewer than one batch of {batch_size}; "
+            f"{samples.name} has {len(order)} samples to train on, fewer than one batch of {config.batch_size}; "
             "lower --train-batch-size"
         )
-    return available // batch_size
+    chunks = list(in_chunks(order[: len(order) - len(order) % config.batch_size], config.batch_size))
+    batches = load_chunks(samples, chunks, workers=workers, augmentation=Augmentation.of(config, number))
+    return Epoch(number=number, steps=len(chunks), batches=batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How the images of one epoch are varied.
+
+    Attributes:
+        way: one of ``AUGMENTATIONS``.
+        padding: pixels.
+        seed: what is drawn for the n-th chunk depends on this and n.
+    """
+
+    way: str
+    padding: int
+    seed: tuple[int, int]
+
+    @classmethod
+    def of(cls, config: FrozenConfig | JointConfig, epoch: int) -> Augmentation:
+        """Returns the augmentation of an epoch."""
+        return cls(way=config.augment, padding=config.crop_padding, seed=(config.seed, epoch))
+
+
+def load_chunks(
+    samples: Samples, chunks: Sequence[np.ndarray], *, workers: int | None = None,
+    augmentation: Augmentation | None = None,
+) -> Iterator[Chunk]:  # fmt: skip
+    """Yields samples chunk by chunk, in order, loaded by worker processes.
+
+    Args:
+        samples: what is loaded.
+        chunks: indices.
+        workers: processes; 0: this one. ``None``: one per allowed processor for image files, which have to be decoded,
+            and none for samples that are arrays or a user's own, which may not survive a fork.
+        augmentation: of images; ``None``: as they are.
+
+    Raises:
+        PameError: a sample cannot be read; with its name.
+    """
+    if workers is None:
+        workers = allowed_processors() if isinstance(samples, FileImages) else 0
+    workers = min(workers, len(chunks))
+    reading = _Reading(samples, chunks, augmentation)
+    if workers == 0:
+        for number in range(len(chunks)):
+            yield _prepare(samples, *reading.read(number))
+        return
+    forked = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    loader = DataLoader(
+        reading, batch_size=None, num_workers=workers, collate_fn=_as_it_is, prefetch_factor=_AHEAD,
+        multiprocessing_context=forked,
+    )  # fmt: skip
+    try:
+        for found in loader:
+            if isinstance(found, str):
+                raise InputError(found)
+            yield _prepare(samples, *found)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a worker process that decodes {samples.name} ended ({error}): where memory is short, use fewer of them "
+            "with --workers, or 0"
+        ) from error
+
+
+Read = tuple[np.ndarray | Mapping[str, np.ndarray], np.ndarray | None]
+
+
+class _Reading(Dataset[Read | str]):
+    """Chunks of samples by number: pixels of images (augmented), inputs of anything else, and targets."""
+
+    def __init__(self, samples: Samples, chunks: Sequence[np.ndarray], augmentation: Augmentation | None) -> None:
+        self._samples, self._chunks, self._augmentation = samples, chunks, augmentation
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __getitem__(self, number: int) -> Read | str:
+        """Returns a chunk, in a worker; what is wrong with a sample as text, since errors do not travel well."""
+        try:
+            return self.read(number)
+        except PameError as error:
+            return str(error)
+
+    def read(self, number: int) -> Read:
+        """Returns a chunk."""
+        samples, chunk, how = self._samples, self._chunks[number], self._augmentation
+        targets = samples.targets(chunk) if samples.labelled else None
+        if not isinstance(samples, ImageSamples):
+            return samples.inputs(chunk), targets
+        pixels = samples.pixels(chunk)
+        if how is not None and how.way != "none":
+            random = np.random.default_rng([*how.seed, number])
+            last = samples.preprocessing.layout == "NHWC"
+            pixels = augment(pixels, how.padding, random, mirror=how.way == "crop-mirror", channels_last=last)
+        return pixels, targets
+
+
+def _as_it_is(read: Any) -> Any:
+    """Keeps arrays arrays: tensors would travel through shared memory, of which containers have little."""
+    return read
+
+
+def _prepare(samples: Samples, read: np.ndarray | Mapping[str, np.ndarray], targets: np.ndarray | None) -> Chunk:
+    if isinstance(read, np.ndarray):
+        if not isinstance(samples, ImageSamples):
+            raise TypeError("pixels of samples that are no images")
+        return Chunk(inputs=samples.prepare(read), targets=targets)
+    return Chunk(inputs=read, targets=targets)
 
 
 def augment(

@@ -5,25 +5,29 @@ from __future__ import annotations
 import torch
 
 from artifacts import (
-    GraphError,
     Model,
     Preprocessing,
     RunFolder,
     UsageError,
     digest_of,
+    memory_limit,
     new_artifact,
     to_plain,
     work_alone,
     write_json,
 )
 from calibration.data.samples import ImageSamples, Samples
+from calibration.data.sources import TRAINED_ON
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
-from calibration.tracing.all_exits import EngineChoice, SegmentRunner
+from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
 from calibration.tracing.network_check import ask_network
+from calibration.training.candidates import CandidateRules, settle_candidates
 from calibration.training.checkpoints import Checkpoint
 from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
-from calibration.training.frozen import train_frozen
+from calibration.training.features import FeatureMaker
+from calibration.training.frozen import FrozenTask, train_frozen
+from calibration.training.minibatches import training_indices
 from export import (
     add_heads,
     build_missing_heads,
@@ -35,43 +39,64 @@ from export import (
     write_recipe,
 )
 
+ASKED_ROWS = 16
+
 
 @work_alone
 def train_missing(
     run: RunFolder, samples: Samples, config: FrozenConfig, engine: EngineChoice,
-    *, options: CalibrationOptions = DEFAULT_OPTIONS,
+    *, source: str | None = None, options: CalibrationOptions = DEFAULT_OPTIONS,
 ) -> Model:  # fmt: skip
     """Trains exit heads on the frozen backbone wherever a candidate has none.
 
+    Of an imported network the candidates are chosen first (``calibration.training.candidates``). Without labels the
+    heads learn from the full network's answers.
+
+    Args:
+        run: the run's folder.
+        samples: the train part is trained on.
+        config: how.
+        engine: backend and threads.
+        source: where the samples come from, recorded so that their train part is never calibrated on.
+        options: task, memory, workers, command line and messages.
+
     Raises:
-        UsageError: some have none, and the data has no labels.
-        GraphError: the model has no segments.
+        InputError: the train part has no samples.
+        GraphError: no exit head is worth its time.
     """
     model = ensure_model(run, report=options.report)
-    heads = build_missing_heads(model)
-    if not heads:
+    if all(cut.name in model.spec.heads for cut in model.spec.cuts[:-1]):
         return model
-    if not model.spec.cuts:
-        raise GraphError(f"{run.model} was exported without segments. Export it again with --segments")
-    _check_trainable(run, samples, f"the exit heads at {', '.join(heads)}")
+    training_indices(samples, config)
     task = options.task_of(model)
-    options.report(f"training {len(heads)} exit heads on the frozen backbone: {', '.join(heads)}")
+    whole = model.whole()
+    with SegmentRunner(whole, run.engines, engine, rows=ASKED_ROWS, with_heads=False) as runner:
+        ask_network(whole, runner, samples, task, rows=ASKED_ROWS, options=options)
+    rules = CandidateRules(most=config.max_candidates, head_share=config.head_share)
+    model = settle_candidates(run, model, engine, rules, report=options.report)
+    heads = build_missing_heads(model)
+    teacher = "" if samples.labelled else " by the answers of the full network, since there are no labels"
+    options.report(f"training {len(heads)} exit heads on the frozen backbone{teacher}: {', '.join(heads)}")
     torch.set_num_threads(engine.threads)
     inputs = {"model": model.digest, **samples.digests()}
     checkpoint = Checkpoint(
         folder=run.training / "checkpoint", inputs=inputs, parameters=to_plain(config), notes=options.notes(run),
         report=options.report,
     )  # fmt: skip
-    with SegmentRunner(model, run.engines, engine, rows=config.batch_size, with_heads=False) as runner:
-        ask_network(model, runner, samples, task, rows=config.batch_size, options=options)
-        history = train_frozen(heads, runner, samples, task, config, checkpoint)
+    rows = fit_rows(model.spec, memory_limit(options.memory_gb))
+    what = FrozenTask(task=task, probabilities=model.spec.settings.get("confidence") == "max", config=config)
+    with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=False) as runner:
+        ask_network(model, runner, samples, task, rows=rows, options=options)
+        maker = FeatureMaker(heads=heads, runner=runner, rows=rows, samples=samples, workers=options.workers)
+        history = train_frozen(heads, maker, what, checkpoint, folder=run.training)
     parameters = {"mode": "frozen", **to_plain(config)}
     trained = add_heads(
         model, heads, inputs={**inputs, "training": digest_of(parameters)}, preprocessing=_preprocessing(samples),
         report=options.report,
     )  # fmt: skip
+    notes = {**options.notes(run), **({} if source is None else {TRAINED_ON: source})}
     with new_artifact(
-        run.training / "result", kind="training", inputs=inputs, parameters=parameters, notes=options.notes(run)
+        run.training / "result", kind="training", inputs=inputs, parameters=parameters, notes=notes
     ) as staging:
         write_json(staging / "history.json", history)
     return trained
@@ -92,7 +117,7 @@ def retrain_jointly(
     """
     if not isinstance(samples, ImageSamples):
         raise UsageError(f"{samples.name}: backbone and exits are trained together on images only; omit --train joint")
-    _check_trainable(run, samples, "the network and its exits")
+    _check_labels(run, samples)
     model = ensure_model(run, report=options.report)
     if samples.preprocessing.in_graph:
         raise UsageError(
@@ -115,7 +140,7 @@ def retrain_jointly(
         folder=run.training / "checkpoint", inputs=inputs, parameters=to_plain(config), notes=options.notes(run),
         report=options.report,
     )  # fmt: skip
-    history = train_joint(net, samples, task, config, checkpoint)
+    history = train_joint(net, samples, task, config, checkpoint, workers=options.workers)
     metric = measure_exits(net, samples, task, "test")
     measured = ", ".join(f"{name} {value:.4f}" for name, value in metric.items())
     options.report(f"{task.metric_name} on the test part: {measured}")
@@ -129,13 +154,13 @@ def retrain_jointly(
     return publish_net(model, net, inputs={**inputs, "training": training}, preprocessing=samples.preprocessing)
 
 
-def _check_trainable(run: RunFolder, samples: Samples, what: str) -> None:
-    """Refuses to train with a log of queries."""
+def _check_labels(run: RunFolder, samples: Samples) -> None:
+    """Refuses to train a whole network without labels."""
     if not samples.labelled:
         raise UsageError(
-            f"{samples.name} has no labels, and {what} in {run.model} are to be trained. Train with labelled data "
-            f"first: python -m calibration --run {run.root} --data LABELLED; queries without labels calibrate what is "
-            "trained"
+            f"{samples.name} has no labels, and the network and its exits in {run.model} are to be trained together. "
+            f"Train with labelled data: python -m calibration --run {run.root} --train joint --data LABELLED; exit "
+            "heads alone learn from the network's own answers: omit --train joint"
         )
 
 

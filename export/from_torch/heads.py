@@ -30,11 +30,12 @@ from export.cuts.splitting import PartOutline, extract_part
 from export.folder.recipe import CONFIDENCE
 from export.folder.writing import command_note, head_file, head_name, open_run_model, run_of, save_part
 from export.from_torch.graphs import export_module
+from export.from_torch.head_graphs import write_head
 from export.from_torch.publishing import rebuild_net
 from export.graphs.confidence import LOGITS, PROBABILITIES, add_confidence, find_recipe
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
-from export.nets.heads import AnsweringHead, ChannelsFirst, build_head
+from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder
 from export.nets.multi_exit import head_state
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.precision.passes import apply_precision
@@ -42,27 +43,51 @@ from export.precision.passes import apply_precision
 _log = logging.getLogger("pame.export")
 
 
+HEAD_SIZES = "head_sizes"
+"""The setting of ``model.json`` that says how large the head at each candidate is: rungs of ``build_ladder``."""
+
+
 def build_missing_heads(model: Model) -> dict[str, nn.Module]:
     """Builds untrained heads for the cuts that should have one and do not: all but the last cut.
+
+    Where the model says how large they are to be, they are so; otherwise they are as large as their kind.
 
     Raises:
         GraphError: the network's answer is not a choice among classes, or there is no head for features of that shape.
     """
     spec = model.spec
-    missing = [cut for cut in spec.cuts[:-1] if cut.name not in spec.heads]
-    if not missing:
+    sizes = str(spec.settings.get(HEAD_SIZES, "")).split(",")
+    rungs = dict(zip((cut.name for cut in spec.cuts[:-1]), sizes, strict=False))
+    ladders = build_head_ladders(model, [cut.name for cut in spec.cuts[:-1] if cut.name not in spec.heads])
+    return {name: ladder[int(rungs.get(name) or 0)] for name, ladder in ladders.items()}
+
+
+def build_head_ladders(model: Model, names: Sequence[str]) -> dict[str, tuple[nn.Module, ...]]:
+    """Builds the untrained heads that some cuts may get, each cheaper than the one before it.
+
+    The nets of a family have heads of one size.
+
+    Args:
+        model: the model folder.
+        names: of cuts, none of them the last.
+
+    Raises: as ``build_missing_heads``.
+    """
+    spec = model.spec
+    if not names:
         return {}
     if spec.family != "onnx":
         net = rebuild_net(model)
         heads = dict(zip(net.cut_names, net.heads, strict=True))
-        return {cut.name: heads[cut.name] for cut in missing}
+        return {name: (heads[name],) for name in names}
     answer = _answer(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return {cut.name: _build_imported_head(model, cut, classes=answer.row_shape[0]) for cut in missing}
+        cuts = [spec.cuts[spec.cut_index(name)] for name in names]
+        return {cut.name: _build_imported_ladder(model, cut, classes=answer.row_shape[0]) for cut in cuts}
 
 
-def _build_imported_head(model: Model, cut: Cut, *, classes: int) -> nn.Module:
+def _build_imported_ladder(model: Model, cut: Cut, *, classes: int) -> tuple[nn.Module, ...]:
     spec = model.spec
     index = spec.cut_index(cut.name)
     kind = str(spec.settings["head"])
@@ -70,8 +95,8 @@ def _build_imported_head(model: Model, cut: Cut, *, classes: int) -> nn.Module:
     here, *later = [
         _channels_first(other) if is_last else other for other, is_last in zip(spec.cuts[index:], last, strict=True)
     ]
-    head = build_head(here, later, classes=classes, kind=kind)
-    return nn.Sequential(ChannelsFirst(), head) if last[0] else head
+    ladder = build_ladder(here, later, classes=classes, kind=kind)
+    return tuple(nn.Sequential(ChannelsFirst(), head) for head in ladder) if last[0] else ladder
 
 
 def _channels_first(cut: Cut) -> Cut:
@@ -160,6 +185,20 @@ def _add_head_weights(path: Path, heads: Mapping[str, nn.Module]) -> None:
     save_file(state, path)
 
 
+def write_heads(model: Model, heads: Mapping[str, nn.Module], folder: Path) -> dict[str, GraphSpec]:
+    """Writes the graphs of heads, trained or not, into a folder: what is timed before it is trained.
+
+    Returns:
+        Cut name -> the graph; its file is relative to the folder.
+    """
+    spec = model.spec
+    cuts = {name: spec.cuts[spec.cut_index(name)] for name in heads}
+    return {
+        name: save_part(folder, part, head_file(spec.cut_index(name), cuts[name]))
+        for name, part in _export_heads(model, cuts, heads).items()
+    }
+
+
 class _Heads(nn.Module):
     """Several heads side by side: one feature tensor and one answer per head."""
 
@@ -174,25 +213,40 @@ class _Heads(nn.Module):
 def _export_heads(
     model: Model, cuts: Mapping[str, Cut], heads: Mapping[str, nn.Module]
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
-    answer = _answer(model)
-    terms = PROBABILITIES if model.spec.settings.get("confidence") == "max" else LOGITS
-    still = [AnsweringHead(copy.deepcopy(head), probabilities=terms == PROBABILITIES) for head in heads.values()]
-    module = _Heads(still).eval()
-    examples = tuple(_example(cut) for cut in cuts.values())
-    _check_answers(module, cuts, examples, answer)
+    """Returns the graph of every head and its spec: our own are written at once, others go through torch together."""
+    answer, terms = _answer(model), _terms(model)
+    still = {name: AnsweringHead(copy.deepcopy(head), probabilities=terms == PROBABILITIES).eval()
+             for name, head in heads.items()}  # fmt: skip
+    _check_answers(still, cuts, answer)
     outputs = {name: TensorSpec(name=f"{name}/{answer.name}", dtype="float32", row_shape=answer.row_shape)
                for name in cuts}  # fmt: skip
-    loaded = export_module(
-        module, examples, input_names=[cut.main.name for cut in cuts.values()],
-        output_names=[output.name for output in outputs.values()],
-    )  # fmt: skip
+    parts, others = {}, []
+    for name, cut in cuts.items():
+        written = write_head(still[name], cut, outputs[name])
+        if written is None:
+            others.append(name)
+        else:
+            parts.update(_finish_heads(model, written, {name: cut}, outputs))
+    if others:
+        exported = export_module(
+            _Heads([still[name] for name in others]).eval(), tuple(_example(cuts[name]) for name in others),
+            input_names=[cuts[name].main.name for name in others], output_names=[outputs[name].name for name in others],
+        )  # fmt: skip
+        parts.update(_finish_heads(model, exported, {name: cuts[name] for name in others}, outputs))
+    return {name: parts[name] for name in cuts}
+
+
+def _finish_heads(
+    model: Model, loaded: LoadedGraph, cuts: Mapping[str, Cut], outputs: Mapping[str, TensorSpec]
+) -> dict[str, tuple[ir.Model, GraphSpec]]:
+    """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
     half = [cut.main.name for cut in cuts.values() if cut.main.dtype == "float16"]
     loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
     recipe = find_recipe(find_task(model.spec.task).confidence)
     parts = {}
     for name, cut in cuts.items():
         loaded, confidence = add_confidence(
-            loaded, outputs[name], recipe=recipe, terms=terms, name=f"{name}/{CONFIDENCE}"
+            loaded, outputs[name], recipe=recipe, terms=_terms(model), name=f"{name}/{CONFIDENCE}"
         )  # fmt: skip
         decision = TensorSpec(name=confidence, dtype="float32", row_shape=())
         outline = PartOutline(
@@ -203,18 +257,24 @@ def _export_heads(
     return parts
 
 
+def _terms(model: Model) -> str:
+    """Returns what the network answers with, and so its exit heads: logits or probabilities."""
+    return PROBABILITIES if model.spec.settings.get("confidence") == "max" else LOGITS
+
+
 def _example(cut: Cut) -> Tensor:
     """Returns two rows of a cut's main tensor; a network in half precision is converted after the export."""
     dtype = "float32" if cut.main.dtype == "float16" else cut.main.dtype
     return torch.zeros(2, *cut.main.row_shape, dtype=getattr(torch, dtype))
 
 
-def _check_answers(module: _Heads, cuts: Mapping[str, Cut], examples: tuple[Tensor, ...], answer: TensorSpec) -> None:
+def _check_answers(heads: Mapping[str, nn.Module], cuts: Mapping[str, Cut], answer: TensorSpec) -> None:
     with torch.no_grad():
-        for name, found in zip(cuts, module(*examples), strict=True):
-            if tuple(found.shape) != (2, *answer.row_shape):
+        for name, head in heads.items():
+            found = tuple(head(_example(cuts[name])).shape)
+            if found != (2, *answer.row_shape):
                 raise GraphError(
-                    f"the exit head of '{name}' answers {tuple(found.shape[1:])} per row, the network itself "
+                    f"the exit head of '{name}' answers {found[1:]} per row, the network itself "
                     f"{answer.row_shape}; both must have the same classes"
                 )
 

@@ -12,6 +12,9 @@ For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22), a
 
 Feature vectors (F,) get a linear layer, token features (S, F) a tanh pooler over the first token and a linear layer
 (BERT's own head). The confidence is added to the exported graph (``export.graphs.confidence``).
+
+A head begins with what has no parameters (pooling, the choice of a token). Frozen training keeps what comes out of
+that, which is small, and never the features themselves: ``reduce_features`` and ``answer_reduced`` are the two halves.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from artifacts import Cut, GraphError, unknown_name
 from export.nets.table import HEADS
 
 HEAD_KINDS = HEADS
+_NARROW = 64  # channels
 
 
 class HeadBottleneck(nn.Module):
@@ -67,11 +71,20 @@ class MapHead(nn.Module):
             channels = width
         self.fc = nn.Linear(channels, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.pool > 1:
-            x = nn.functional.avg_pool2d(x, self.pool)
-        answer: Tensor = self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.bottlenecks(x), 1), 1))
+    def reduce(self, x: Tensor) -> Tensor:
+        """Pools features as far as that needs no parameters."""
+        if len(self.bottlenecks) == 0:
+            return nn.functional.adaptive_avg_pool2d(x, 1)
+        return nn.functional.avg_pool2d(x, self.pool) if self.pool > 1 else x
+
+    def answer(self, reduced: Tensor) -> Tensor:
+        """Returns the logits for what ``reduce`` returned."""
+        pooled = nn.functional.adaptive_avg_pool2d(self.bottlenecks(reduced), 1)
+        answer: Tensor = self.fc(torch.flatten(pooled, 1))
         return answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(self.reduce(x))
 
 
 class ChannelsFirst(nn.Module):
@@ -89,9 +102,17 @@ class TokenHead(nn.Module):
         self.pooler = nn.Linear(features, features)
         self.fc = nn.Linear(features, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.fc(torch.tanh(self.pooler(x[:, 0])))
+    def reduce(self, x: Tensor) -> Tensor:
+        """Takes the first token."""
+        return x[:, 0]
+
+    def answer(self, reduced: Tensor) -> Tensor:
+        """Returns the logits for what ``reduce`` returned."""
+        answer: Tensor = self.fc(torch.tanh(self.pooler(reduced)))
         return answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(self.reduce(x))
 
 
 class AnsweringHead(nn.Module):
@@ -108,6 +129,50 @@ class AnsweringHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(x.float()).float()
         return torch.softmax(logits, dim=-1) if self.probabilities else logits
+
+
+def reduce_features(head: nn.Module, x: Tensor) -> Tensor:
+    """Returns what is left of features (B, ...) behind the beginning of a head that has no parameters.
+
+    Heads of another make have no such beginning; the features are returned as they are.
+    """
+    if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
+        return reduce_features(head[1], head[0](x))
+    return head.reduce(x) if isinstance(head, MapHead | TokenHead) else x
+
+
+def answer_reduced(head: nn.Module, reduced: Tensor) -> Tensor:
+    """Returns a head's logits for what ``reduce_features`` returned."""
+    if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
+        return answer_reduced(head[1], reduced)
+    answer: Tensor = head.answer(reduced) if isinstance(head, MapHead | TokenHead) else head(reduced)
+    return answer
+
+
+def build_ladder(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> tuple[nn.Module, ...]:
+    """Builds untrained exit heads for a cut, each cheaper than the one before it.
+
+    The first is that of ``build_head``. For feature maps follow a single bottleneck behind the pooling to the
+    backbone's last resolution, the same at half the width, a narrow one at half that resolution, and a linear layer
+    over global averages. Features of other shapes have one head only.
+
+    Args and errors: as ``build_head``.
+    """
+    richest = build_head(cut, later, classes=classes, kind=kind)
+    shape = cut.main.row_shape
+    if len(shape) != 3:
+        return (richest,)
+    maps = [other.main.row_shape for other in (cut, *later) if len(other.main.row_shape) == 3]
+    channels, widest = shape[0], max(other[0] for other in maps)
+    last = min((min(other[1:]) for other in maps if min(other[1:]) > 1), default=1)
+    pool, coarse = (max(1, min(shape[1:]) // max(1, size)) for size in (last, last // 2))
+    return (
+        richest,
+        MapHead(channels, [(min(2 * channels, widest), 2)], classes, pool=pool),
+        MapHead(channels, [(channels, 2)], classes, pool=pool),
+        MapHead(channels, [(min(channels, _NARROW), 1)], classes, pool=coarse),
+        MapHead(channels, [], classes),
+    )
 
 
 def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn.Module:
@@ -138,7 +203,9 @@ def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn
     channels = shape[0]
     if kind == "simple":
         return MapHead(channels, [(channels, 1)], classes)
-    maps = [other.main.row_shape for other in later if len(other.main.row_shape) == 3]
+    maps = [
+        other.main.row_shape for other in later if len(other.main.row_shape) == 3 and min(other.main.row_shape[1:]) > 1
+    ]
     widest = max([channels, *(other[0] for other in maps)])
     if kind == "pooled":
         pool = max(1, min(shape[1] // maps[-1][1], shape[2] // maps[-1][2])) if maps else 1

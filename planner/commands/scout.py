@@ -123,6 +123,11 @@ def print_scouted(found: Scouted, *, source: str, seconds: float) -> None:
     full = f"{found.full_ms:.3f} ms"
     if found.full_metric is not None:
         full += f", right on {found.full_metric:.1%} (the most frequent class alone: {found.chance:.1%})"
+    if found.at_chance:
+        say(
+            "warning: the network is right no more often than the most frequent class alone would be. Look at the "
+            "labels, at the order of the classes, and at how the images are prepared (--preprocess)"
+        )
     print_table(
         f"{found.model}: linear probes on {found.samples} samples of {found.data}, judged on held-out halves; full "
         f"network in batches of {found.batch_size} on {found.engine} with {found.threads} threads: {full}",

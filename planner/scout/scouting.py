@@ -76,6 +76,13 @@ class Scouted:
     savings: tuple[Saving, ...]
     verdict: str
 
+    @property
+    def at_chance(self) -> bool:
+        """Is the full network no better than the most frequent class alone, as far as so many samples can tell?"""
+        if self.full_metric is None or self.chance is None:
+            return False
+        return self.full_metric <= self.chance + 2 * float(np.sqrt(self.chance * (1 - self.chance) / self.samples))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reading:
@@ -225,7 +232,7 @@ def _read_samples(
         for start in track(range(0, len(drawn), _ROWS), description="probing", total=-(-len(drawn) // _ROWS)):
             chunk = drawn[start : start + _ROWS]
             count = runner.run(samples.inputs(chunk))
-            found = runner.features(count)
+            found = runner.features(count, features)
             for name, pooled in features.items():
                 pooled.append(pool_features(found[name]))
             answers.append(runner.answers(count)[-1][0][0])

@@ -90,6 +90,7 @@ def plan_network(
         data=data,
     )
     check_same_source(job.run, export)
+    _say_changes(job)
     try:
         return job.plan()
     except BaseException:
@@ -116,6 +117,16 @@ def check_same_source(run: RunFolder, export: ExportOptions) -> None:
         )
 
 
+def _say_changes(job: _Job) -> None:
+    """Says it where the run's network was exported with other flags than those of now."""
+    recorded, wanted = recorded_command(job.run.model), job.export.command(job.run)
+    if recorded is not None and shlex.split(recorded) != shlex.split(wanted):
+        job.report(
+            f"note: {job.run.model} was made by: {recorded}. It is made anew with the flags of now, and its exit heads "
+            "with it"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)  # no slots: the pace is measured once, when it is asked for
 class _Job:
     export: ExportOptions
@@ -136,6 +147,11 @@ class _Job:
     @cached_property
     def samples(self) -> Samples:
         return load_run_data(self.run, self.data, parts=self.options.parts, report=self.report)
+
+    @cached_property
+    def source(self) -> str:
+        """What is recorded, so that later commands find the data by themselves."""
+        return source_name(self.samples, self.data, self.run)
 
     @cached_property
     def model(self) -> Model:
@@ -192,7 +208,9 @@ class _Job:
             "through the network takes",
             lambda pace: pace.passing_s(count),
         )
-        return train_missing(self.run, self.samples, self.training, self.engine, options=self.options)
+        return train_missing(
+            self.run, self.samples, self.training, self.engine, source=self.source, options=self.options
+        )
 
     def _check_training(self, *, joint: bool) -> None:
         """Says it where the heads that are there were trained in another way than is asked for now."""
@@ -209,7 +227,7 @@ class _Job:
 
     def trace(self, model: Model) -> tuple[Artifact, Trace]:
         """Returns the trace of the calibrate part."""
-        source, count = source_name(self.samples, self.data, self.run), len(self.samples.indices_of("calibrate"))
+        source, count = self.source, len(self.samples.indices_of("calibrate"))
         if is_trace_current(self.run, model, self.samples, self.engine, source=source, options=self.options):
             self.say(3, f"the trace of {count} samples: it is there already")
         else:

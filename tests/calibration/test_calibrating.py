@@ -190,18 +190,36 @@ def write_queries(place: Path) -> Path:
     return place / "queries.npz"
 
 
-@pytest.mark.parametrize("way", ["frozen", "joint"])
-def test_nothing_is_trained_without_labels(place: Path, capsys: pytest.CaptureFixture[str], way: str) -> None:
+def test_a_whole_network_is_not_trained_without_labels(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(root=place / "run")
     before = file_digest(run.model / "manifest.json")
-    assert main(["--run", str(run.root), "--data", str(write_queries(place)), "--train", way]) == 2
+    assert main(["--run", str(run.root), "--data", str(write_queries(place)), "--train", "joint"]) == 2
     said = capsys.readouterr().err
     assert "queries.npz has no labels" in said
-    assert f"python -m calibration --run {run.root} --data LABELLED" in said
-    assert ("layer2.0, layer3.1" in said) is (way == "frozen")
+    assert "omit --train joint" in said
     assert file_digest(run.model / "manifest.json") == before
     assert not run.trace.exists()
     assert not run.training.exists()
+
+
+def test_exits_learn_from_the_answers_of_the_network_and_are_never_calibrated_on_the_same_queries(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, queries = RunFolder(root=place / "run"), write_queries(place)
+    words = ["--run", str(run.root), "--threads", "1", "--json", str(place / "out.json")]
+    flags = ["--epochs", "1", "--train-batch-size", "32", "--memory-gb", "1", "--workers", "0"]
+    assert main([*words, *flags, "--data", str(queries)]) == 0
+    assert "by the answers of the full network" in capsys.readouterr().err
+    found = json.loads((place / "out.json").read_text())
+    assert (found["labelled"], found["samples"]) == (False, 64), "a fifth; three fifths are trained on"
+    later = load_run_data(run)
+    assert [len(later.indices_of(part)) for part in PARTS] == [192, 64, 64]
+    kept = load_arrays(run.trace / "indices.npz")
+    assert all(np.array_equal(later.indices_of(part), kept[part]) for part in PARTS)
+    with np.load(queries) as arrays:
+        np.savez(place / "others.npz", images=arrays["images"][:100])
+    assert main([*words, "--data", str(place / "others.npz")]) == 0
+    assert json.loads((place / "out.json").read_text())["samples"] == 80, "nothing is trained on another log"
 
 
 def test_queries_without_labels_are_traced_by_their_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

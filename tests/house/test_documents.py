@@ -27,6 +27,7 @@ FOREIGN_FLAGS = {
     "--output",
     "--rounds",
     "--candidates",
+    "--count",
 }  # pip's and benchmarks'
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)

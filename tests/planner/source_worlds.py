@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 SHAPE, CLASSES, SAMPLES = (1, 8, 8), 3, 360
-QUICK = ("--threads", "1", "--rounds", "3", "--contenders", "1", "--batch-size", "4", "--epochs", "1")
+QUICK = ("--threads", "1", "--rounds", "3", "--contenders", "1", "--batch-size", "4", "--head-share", "1",
+         "--epochs", "1")  # fmt: skip
 
 
 def write_dense_file(folder: Path, name: str = "dense.onnx") -> Path:
@@ -23,13 +24,18 @@ def write_dense_file(folder: Path, name: str = "dense.onnx") -> Path:
 
 def write_right_data(network: Path, target: Path, *, labelled: bool = True) -> Path:
     """Writes images and, as labels, what the network answers to them once they are normalised by their own numbers."""
+    images = np.random.default_rng(0).integers(0, 256, (SAMPLES, *SHAPE)).astype(np.uint8)
+    if not labelled:
+        np.savez(target, images=images)
+        return target
+    return write_labels(network, images, target, scale=1 / images.std(), shift=images.mean() / images.std())
+
+
+def write_labels(network: Path, images: np.ndarray, target: Path, *, scale: float, shift: float = 0.0) -> Path:
+    """Writes images and, as labels, what the network answers to ``images * scale - shift``."""
     from engines import GraphRunner
 
-    random = np.random.default_rng(0)
-    bright = random.integers(20, 235, (SAMPLES, 1, 8, 1))
-    images = np.clip(bright + random.normal(0, 20, (SAMPLES, *SHAPE)), 0, 255).astype(np.uint8)
-    rows = (images / 255 - images.mean() / 255) / (images.std() / 255)
     with GraphRunner(network) as runner:
-        answers = runner.run({"x": rows.astype(np.float32)})["logits"]
-    np.savez(target, images=images, **({"labels": answers.argmax(1)} if labelled else {}))
+        answers = runner.run({"x": (images * scale - shift).astype(np.float32)})["logits"]
+    np.savez(target, images=images, labels=answers.argmax(1))
     return target

@@ -17,8 +17,8 @@ from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, as_batch
 from calibration.data.splits import Splitting, split_indices
-from calibration.training.config import FrozenConfig
-from calibration.training.minibatches import augment, count_batches, epoch_batches
+from calibration.training.config import JointConfig
+from calibration.training.minibatches import augment, draw_epoch
 
 SHAPE = (1, 6, 5)
 WANTED = image_input(SHAPE)
@@ -194,8 +194,11 @@ def test_a_folder_of_images_alone_has_no_labels(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a folder"):
+    with pytest.raises(InputError, match="nowhere: there is nothing of that name"):
         load_samples(tmp_path / "nowhere", WANTED)
+    (tmp_path / "some.txt").touch()
+    with pytest.raises(InputError, match="expected a folder"):
+        load_samples(tmp_path / "some.txt", WANTED)
     with pytest.raises(InputError, match="holds no images"):
         load_samples(tmp_path, WANTED)
     write_images(tmp_path / "train" / "cat", 1)
@@ -213,12 +216,13 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
 def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
     data = small()
 
+    config = JointConfig(batch_size=8, crop_padding=1)
+
     def take(epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        batches = epoch_batches(data, FrozenConfig(batch_size=8, crop_padding=1), epoch)
-        return [(inputs["images"], labels) for inputs, labels in batches]
+        return [(chunk.inputs["images"], chunk.targets) for chunk in draw_epoch(data, config, epoch).batches]
 
     first, again, other = take(), take(), take(epoch=1)
-    assert len(first) == count_batches(data, 8) == 2
+    assert len(first) == draw_epoch(data, config, 0).steps == 2
     for batch, same in zip(first, again, strict=True):
         assert np.array_equal(batch[0], same[0])
         assert np.array_equal(batch[1], same[1])
@@ -226,7 +230,7 @@ def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
     seen = np.concatenate([labels for _, labels in first])
     assert len(seen) == 16
     with pytest.raises(UsageError, match="lower --train-batch-size"):
-        count_batches(data, 21)
+        draw_epoch(data, JointConfig(batch_size=21), 0)
 
 
 def test_augmentation_shifts_and_mirrors_and_does_nothing_else() -> None:

@@ -52,6 +52,7 @@ def test_a_file_is_scouted_without_a_run(place: Path, capsys: pytest.CaptureFixt
     assert all(0 <= saving["at_least"] <= saving["at_most"] <= 1 for saving in found["savings"])
     assert not any(saving["certifiable"] for saving in found["savings"][:2])
     assert found["verdict"] in ("yes", "perhaps", "no")
+    assert "warning" not in err
     for word in ("tolerance", "at least", "at most", "too few samples to certify", "verdict: "):
         assert word in err
 
@@ -67,6 +68,13 @@ def test_without_labels_agreement_is_what_is_kept(place: Path, capsys: pytest.Ca
     assert main(["scout", "--run", "kept", "--data", "data.npz", *QUICK]) == 0
     assert "100 samples" not in capsys.readouterr().out
     assert {path.name for path in (place / "kept").iterdir()} <= {"engines", "model", ".lock"}
+
+
+def test_a_network_at_chance_is_said_to_be(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(place / "data.npz") as data:
+        np.savez(place / "wrong.npz", images=data["images"], labels=np.roll(data["labels"], 1))
+    assert main(["scout", "dense.onnx", "--data", "wrong.npz", *QUICK]) == 0
+    assert "right no more often than the most frequent class alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

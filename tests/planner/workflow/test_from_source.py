@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from artifacts import PameError, RunFolder, UsageError, recorded_command
@@ -14,7 +16,7 @@ from calibration import CalibrationOptions, FrozenConfig
 from planner import PlanConfig, TimingConfig, plan_network
 from planner.commands.main import main
 from planner.workflow.pace import Pace, about
-from tests.planner.source_worlds import QUICK, write_dense_file, write_right_data
+from tests.planner.source_worlds import QUICK, write_dense_file, write_labels, write_right_data
 
 for _name in ("torch", "onnx", "onnx_ir", "onnxruntime"):
     pytest.importorskip(_name, reason="exports and trains a network: pip install 'pame[train]'")
@@ -102,7 +104,7 @@ def test_another_network_does_not_take_the_run_of_the_first(place: Path, capsys:
     write_dense_file(place / "other")
     config = PlanConfig(batch_size=2, timing=TimingConfig(batch_sizes=(1, 2), rounds=1, warm_up=0))
     quiet = CalibrationOptions(report=lambda _: None)
-    training = FrozenConfig(epochs=1, batch_size=32)
+    training = FrozenConfig(epochs=1, batch_size=32, head_share=1)
     result = plan_network("dense.onnx", data="data.npz", config=config, training=training, options=quiet)
     assert result.bundle == Path("runs/dense/bundle")
     with pytest.raises(
@@ -112,6 +114,20 @@ def test_another_network_does_not_take_the_run_of_the_first(place: Path, capsys:
     assert main(["other/dense.onnx", "--data", "data.npz", "--name", "second", *QUICK]) == 0
     assert (place / "runs/second/bundle/bundle.json").is_file()
     capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_another_preprocessing_is_advised_for_the_same_command(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["dense.onnx", "--data", "data.npz", "--preprocess", "raw", *QUICK]
+    with np.load(place / "data.npz") as data:
+        write_labels(place / "dense.onnx", data["images"], place / "data.npz", scale=1 / 127.5, shift=1)
+    assert main(words) == 1
+    said = capsys.readouterr().err
+    (advised,) = re.findall(r"Say so: python -m planner (.*?)\. To go on", said)
+    assert shlex.split(advised)[:-2] == ["dense.onnx", "--data", "data.npz", *QUICK]
+    assert f"python -m planner {' '.join(words)} --force" in said
+    assert main(shlex.split(advised)) == 0
+    assert "is made anew with the flags of now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
