@@ -86,7 +86,6 @@ def train_missing(
     rows = fit_rows(model.spec, memory_limit(options.memory_gb))
     what = FrozenTask(task=task, probabilities=model.spec.settings.get("confidence") == "max", config=config)
     with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=False) as runner:
-        ask_network(model, runner, samples, task, rows=rows, options=options)
         maker = FeatureMaker(heads=heads, runner=runner, rows=rows, samples=samples, workers=options.workers)
         history = train_frozen(heads, maker, what, checkpoint, folder=run.training)
     parameters = {"mode": "frozen", **to_plain(config)}
