@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from artifacts import GraphError, Model, read_json, recorded_command
 from export.cuts.parity import PARITY_JSON, ParityReport
@@ -30,7 +31,7 @@ def keep_cuts(model: Model, names: Sequence[str], *, settings: Mapping[str, str 
     spec, manifest = model.spec, model.artifact.manifest
     if spec.heads:
         raise GraphError(f"{model.artifact.folder} has exit heads, and the cuts under them cannot change any more")
-    loaded = settle_integers(load_graph(model.path(spec.full)))
+    loaded = replace(settle_integers(load_graph(model.path(spec.full))), pixels=spec.preprocessing)
     cut = cut_graph(loaded, answers=spec.full.answers, wanted=names)
     parity = read_json(model.artifact.path(PARITY_JSON), ParityReport)
     recipe = ExportRecipe(
@@ -44,6 +45,7 @@ def keep_cuts(model: Model, names: Sequence[str], *, settings: Mapping[str, str 
         ),
         task=spec.task,
         preprocessing=spec.preprocessing,
+        classes=spec.classes,
         source=SourceParity(
             label=parity.source, absolute=parity.source_absolute, relative=parity.source_relative
         ),

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from artifacts import GraphError, UsageError
+from artifacts import (
+    COMMAND,
+    GraphError,
+    Preprocessing,
+    UsageError,
+    new_artifact,
+    open_model,
+    recorded_command,
+    write_model_spec,
+)
 from calibration.training import candidates
 from calibration.training.candidates import CandidateRules, settle_candidates
 from calibration.training.config import FrozenConfig
 from engines import run_graph
-from export import ExportOptions, build_missing_heads, ensure_model
+from export import ExportOptions, build_missing_heads, ensure_model, keep_cuts
 from tests.calibration.training.chain_worlds import ENGINE, export_chain
 
 TEN_MS = dict.fromkeys((*(f"segment_{index:02d}" for index in range(20)), "final_head"), 10.0)
@@ -51,6 +62,29 @@ def test_candidates_are_spread_over_time_and_the_network_stays_what_it_is(
     assert again.digest == found.digest, "chosen once"
     same = ensure_model(run, ExportOptions(source=str(tmp_path / "chain.onnx")))
     assert same.digest == found.digest, "exporting the same file does not undo the choice"
+
+
+def test_everything_else_that_the_model_says_stays(tmp_path: Path) -> None:
+    run, model = export_chain(tmp_path, layers=5)
+    stated = Preprocessing(height=8, width=8, channel_order="L", mean=(0.25,), std=(0.5,))
+    told = dataclasses.replace(model.spec, preprocessing=stated, classes=("upright", "lying"))
+    manifest = model.artifact.manifest
+    with new_artifact(
+        run.model, kind="model", inputs=manifest.inputs, parameters=manifest.parameters, notes={COMMAND: "export it"}
+    ) as staging:
+        for graph in (told.full, *told.segments, told.final_head):
+            (staging / graph.file).parent.mkdir(exist_ok=True)
+            shutil.copy(model.path(graph), staging / graph.file)
+        shutil.copy(model.path(told.full).parent / "parity.json", staging)
+        write_model_spec(staging, told)
+    found = keep_cuts(open_model(run.model, remedy=""), ["layer2", told.cuts[-1].name], settings={"head_sizes": "1"})
+    parts = {"cuts", "segments", "final_head", "full", "settings"}
+    for field in dataclasses.fields(told):
+        if field.name not in parts:
+            assert getattr(found.spec, field.name) == getattr(told, field.name), field.name
+    assert found.spec.full == told.full
+    assert found.spec.settings == {**told.settings, "head_sizes": "1"}
+    assert recorded_command(run.model) == "export it"
 
 
 def test_a_head_that_is_dear_gives_way_to_a_smaller_one_or_to_none(

@@ -72,6 +72,24 @@ def test_one_command_leads_to_a_bundle_and_the_next_reuses_all_of_it(
 
 
 @pytest.mark.slow
+def test_a_folder_without_labels_leads_to_a_bundle_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load("data.npz") as data:
+        np.savez("queries.npz", images=data["images"])
+        count = len(data["images"])
+    words = ["dense.onnx", "--data", "queries.npz", "--risk", "agreement", "--tolerance", "0.2", *QUICK]
+    assert main([*words, "--json", "first.json"]) == 0
+    said = capsys.readouterr().err
+    assert "by the answers of the full network, since there are no labels" in said
+    assert (place / "runs/dense/bundle/bundle.json").is_file()
+    with np.load("runs/dense/trace/indices.npz") as parts:
+        train, calibrate = set(parts["train"].tolist()), set(parts["calibrate"].tolist())
+        assert len(train) == round(0.6 * count)
+        assert not train & calibrate, "nothing is calibrated on what exits learned from"
+    assert main(words) == 0
+    assert all("there already" in line for line in steps(capsys.readouterr().err)[1:])
+
+
+@pytest.mark.slow
 def test_what_was_done_before_a_failure_is_kept(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
