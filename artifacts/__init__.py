@@ -27,6 +27,7 @@ from artifacts.errors import (
     unknown_name,
 )
 from artifacts.files.locks import hold_lock
+from artifacts.files.replacing import replace_file
 from artifacts.graphs import (
     FINAL_HEAD,
     FINAL_HEAD_GRAPH,
@@ -59,7 +60,7 @@ from artifacts.plans import (
     PredictedLatency,
     StreamReference,
 )
-from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, check_plot, clean_axes
+from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, check_plot, clean_axes, save_plot
 from artifacts.runs import COMMAND, RunFolder, find_run, recorded_command, work_alone
 from artifacts.store import (
     MANIFEST,
@@ -96,13 +97,13 @@ __all__ = [
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "TRACE_NPZ", "Artifact", "Manifest", "RunFolder",
     "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",
     "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json", "read_manifest",
-    "recorded_command", "save_arrays", "work_alone",
+    "recorded_command", "replace_file", "save_arrays", "work_alone",
     "to_plain", "write_json", "write_model_spec",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "free_memory",
     "memory_limit", "package_version",
     # pictures
-    "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes",
+    "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes", "save_plot",
     # errors
     "ArtifactError", "CorruptArtifactError", "EngineError", "GraphError", "InputError", "MissingArtifactError",
     "MissingExtraError", "NoPlanError", "PameError", "SchemaError", "StaleArtifactError", "UsageError", "unknown_name",

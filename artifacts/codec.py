@@ -34,10 +34,13 @@ def to_plain(value: Any) -> Any:
 
 
 def canonical_json(value: Any) -> bytes:
-    """Returns the canonical JSON of ``value``: equal values give equal bytes."""
+    """Returns the canonical JSON of ``value``: equal values give equal bytes.
+
+    Bytes of file names that are no UTF-8, which Python keeps as lone surrogates, are written as JSON's escapes.
+    """
     return json.dumps(
         to_plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    ).encode(errors="backslashreplace")
 
 
 def from_plain(kind: type[T], value: Any, where: str = "$") -> T:

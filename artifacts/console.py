@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 from artifacts.codec import canonical_json
 from artifacts.errors import PameError
+from artifacts.files.replacing import replace_file
 
 T = TypeVar("T")
 
@@ -40,15 +43,37 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
     try:
         with alone:  # stdout is for the one object
             result = command(arguments)
+            sys.stdout.flush()
         if arguments.json is not None:
             write_result(arguments.json, result)
     except PameError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a full disk, a reader that went away: what nobody nearer could say more about
+        print(f"error: {_describe(error)}", file=sys.stderr)
+        _discard_stdout()
+        return 1
     except KeyboardInterrupt:
         print("interrupted; nothing half-written was left behind", file=sys.stderr)
         return 130
     return 0
+
+
+def _describe(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    if isinstance(error, BrokenPipeError):
+        return "whoever read the output has closed it"
+    if error.errno == errno.ENOSPC:
+        return f"no space left on the disk{where}; free some, then run the command again"
+    return f"{error.strerror or error}{where}"
+
+
+def _discard_stdout() -> None:
+    """Lets what is still buffered go nowhere, so that the end of the process does not fail over it."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def write_result(target: str, result: Any) -> None:
@@ -59,7 +84,7 @@ def write_result(target: str, result: Any) -> None:
         sys.stdout.flush()
     else:
         try:
-            Path(target).write_bytes(text)
+            replace_file(Path(target), text)
         except OSError as error:
             raise PameError(f"cannot write --json {target}: {error.strerror or error}") from error
 

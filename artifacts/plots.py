@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import MissingExtraError, UsageError
+from artifacts.errors import MissingExtraError, PameError, UsageError
+from artifacts.files.replacing import replace_file
 
 FULL_COLOUR, EARLY_COLOUR = "#8a94a6", "#0b6e99"
 INK, FAINT = "#1f2933", "#d9dee5"
@@ -26,6 +28,20 @@ def check_plot(path: Path) -> None:
         raise UsageError(f"--plot {path}: the plot is a PNG; name it {path.with_suffix('.png').name}")
     if not path.parent.is_dir():
         raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
+
+
+def save_plot(figure: Any, path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all.
+
+    Raises:
+        PameError: the file cannot be written.
+    """
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    try:
+        replace_file(path, drawn.getvalue())
+    except OSError as error:
+        raise PameError(f"cannot write --plot {path}: {error.strerror or error}") from error
 
 
 def clean_axes(axes: Any) -> None:

@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -156,9 +157,17 @@ def open_scratch(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
-            f"cannot write {folder}: {error.strerror or error}. What was there is untouched; "
+            f"cannot write {folder}: {_describe(error)}. What was there is untouched; "
             "free some space or fix the permissions, then run the command again"
         ) from error
+
+
+def _describe(error: OSError) -> str:
+    """Returns the reason of an error; the first one of the list that copying a folder ends with."""
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        *_, reason = error.args[0][0]
+        return str(reason)
+    return error.strerror or str(error)
 
 
 def _lock_path(folder: Path) -> Path:
@@ -339,5 +348,5 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptArtifactError(f"{path} cannot be read as .npz without pickle: {error}") from error

@@ -66,6 +66,10 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
     )
     parser.add_argument(
+        "--trace-samples", type=int, metavar="N",
+        help="trace N samples of the calibrate part, drawn at random (default: as before, or all)",
+    )  # fmt: skip
+    parser.add_argument(
         "--force", action="store_true",
         help="go on with a network that is at chance on the labels, or clearly better under another preprocessing",
     )  # fmt: skip
@@ -128,8 +132,8 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
     options = CalibrationOptions(
         task=None if arguments.task is None else load_task(arguments.task), report=say, parts=arguments.parts,
-        command=describe_command(arguments, run), force=arguments.force, memory_gb=arguments.memory_gb,
-        workers=arguments.workers,
+        trace_samples=arguments.trace_samples, command=describe_command(arguments, run), force=arguments.force,
+        memory_gb=arguments.memory_gb, workers=arguments.workers,
     )  # fmt: skip
     model = flow.ensure_model(run, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)

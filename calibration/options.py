@@ -19,6 +19,7 @@ class CalibrationOptions:
     Attributes:
         task: of one's own; ``None``: the one that the model names.
         parts: ``--parts``, a share of one part of the data that becomes another; ``None``: as before, or none.
+        trace_samples: how many samples of the calibrate part are traced; ``None``: as before, or all.
         command: the command line that made this; ``None``: ``python -m calibration`` with the run and its data.
         report: receives notes for the user.
         force: go on with a network that is no good on the samples.
@@ -28,6 +29,7 @@ class CalibrationOptions:
 
     task: Task | None = None
     parts: str | None = None
+    trace_samples: int | None = None
     command: str | None = None
     report: Callable[[str], None] = _log.info
     force: bool = False
@@ -38,6 +40,8 @@ class CalibrationOptions:
         memory_limit(self.memory_gb)
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"--workers {self.workers}: expected 0 (this process decodes) or more")
+        if self.trace_samples is not None and self.trace_samples < 1:
+            raise UsageError(f"--trace-samples {self.trace_samples}: expected a number from 1")
 
     def task_of(self, model: Model) -> Task:
         """Returns the task that judges a model's answers.

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from artifacts import (
     MANIFEST,
     TRACE_NPZ,
     Artifact,
+    InputError,
     MissingExtraError,
     Model,
     ModelSpec,
@@ -102,19 +105,20 @@ def trace_model(
         if options.task is None:
             parameters.pop("task", None)
         task = options.task_of(model)
-        count = len(samples.indices_of("calibrate"))
-        options.report(f"collecting the trace of {count} samples of {samples.name} into {run.trace}")
+        traced = _draw_traced(samples, parameters.get("samples"))
+        options.report(f"collecting the trace of {len(traced)} samples of {samples.name} into {run.trace}")
         rows = fit_rows(model.spec, memory_limit(options.memory_gb))
         with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=True) as runner:
             if not _asked_in_training(run, model, inputs):
                 ask_network(model, runner, samples, task, rows=rows, options=options)
-            trace = collect_trace(model, runner, samples, "calibrate", task, rows=rows)
+            trace = collect_trace(model, runner, samples, traced, task, rows=rows)
         notes = options.notes(run, source=source)
         if isinstance(samples, ImageSamples) and samples.split_seed is not None:
             notes["split_seed"] = str(samples.split_seed)
         with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:
             trace.save(staging / TRACE_NPZ)
-            save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS})
+            drawn = {"traced": traced} if "samples" in parameters else {}
+            save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS} | drawn)
     artifact = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
     return artifact, Trace.load(artifact.path(TRACE_NPZ))
 
@@ -137,6 +141,9 @@ def _trace_origin(
         parameters["labelled"] = False
     if (parts := options.parts or recorded_parts(run, source)) is not None:
         parameters["parts"] = parts
+    count = options.trace_samples or _recorded_samples(run, source)
+    if count is not None and count < len(samples.indices_of("calibrate")):
+        parameters["samples"] = count
     task_name = recorded_task(run) if options.task is None else options.task.name
     if task_name is not None and task_name != model.spec.task:
         parameters["task"] = task_name
@@ -150,6 +157,26 @@ def _asked_in_training(run: RunFolder, model: Model, data: Mapping[str, str]) ->
     result = read_manifest(run.training / "result")
     same = all(result.inputs.get(name) == digest for name, digest in data.items() if name != "model")
     return same and model.artifact.manifest.inputs.get("training") == digest_of(result.parameters)
+
+
+def _draw_traced(samples: Samples, count: int | None) -> np.ndarray:
+    """Returns the samples of the calibrate part to trace: all, or ``count`` of them, drawn at random."""
+    available = samples.indices_of("calibrate")
+    if len(available) == 0:
+        raise InputError(
+            f"{samples.name} has no samples in its calibrate part; give it some: more data, a folder 'calibrate', or a "
+            "'split' that names it"
+        )
+    return available if count is None else np.sort(np.random.default_rng(0).permutation(available)[:count])
+
+
+def _recorded_samples(run: RunFolder, source: str) -> int | None:
+    """Returns how many samples the run's trace was restricted to, if it was made from the same source."""
+    if not (run.trace / MANIFEST).is_file():
+        return None
+    parameters = read_manifest(run.trace).parameters
+    count = parameters.get("samples") if parameters.get("data_source") == source else None
+    return count if isinstance(count, int) else None
 
 
 def recorded_task(run: RunFolder) -> str | None:

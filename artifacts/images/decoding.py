@@ -44,7 +44,7 @@ def decode_image(source: Path | bytes, wanted: Preprocessing, *, name: str | Non
     Raises:
         InputError: the file is no image, or one of a kind whose range of values is not known.
     """
-    where = name or (str(source) if isinstance(source, Path) else f"an image of {len(source)} bytes")
+    where = _name(source, name)
     _check_pictures(wanted, where)
     with _opened(source, where) as image:
         return _render(image, wanted)
@@ -94,13 +94,17 @@ def render_array(pixels: np.ndarray, wanted: Preprocessing, *, name: str, order:
     return _render(image, wanted, resized=there)
 
 
-def check_image(path: Path) -> None:
-    """Reads the header of an image file.
+def _name(source: Path | bytes, name: str | None) -> str:
+    return name or (str(source) if isinstance(source, Path) else f"an image of {len(source)} bytes")
+
+
+def check_image(source: Path | bytes, *, name: str | None = None) -> None:
+    """Reads the header of an image file; arguments as for ``decode_image``.
 
     Raises:
         InputError: the file is no image, or one that cannot be read as it is meant.
     """
-    with _opened(path, str(path)):
+    with _opened(source, _name(source, name)):
         pass
 
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from benchmarks.gpu.environment import load_cuda_libraries
 from benchmarks.gpu.nets.making import ensure_subject
-from benchmarks.gpu.nets.subjects import EXITS, STAY, Subject, time_in_turns
+from benchmarks.gpu.nets.subjects import EXITS, STAY, SUBJECT_JSON, Subject, open_subject, time_in_turns
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.rows.chain import Job, host_answers
 from benchmarks.gpu.rows.one_graph import add_one_graph_rows, time_captured
 from benchmarks.gpu.stages import CUDA_BACKEND, Setting
 
+NETWORKS = ("resnet50", "bert")  # where stage d has made them
 BACKENDS = (CUDA_BACKEND, "tensorrt-rtx", "tensorrt")
 
 
@@ -44,6 +45,11 @@ def measure(record: Record, setting: Setting) -> None:
     for size in (setting.choose(32, 8), 1):
         capture = partial(time_captured, subject, subject.spec.full, setting, CUDA_BACKEND, size)
         record.attempt(f"{name}: a run of {CUDA_BACKEND} captured by us, batch {size}", capture)
+    for large in NETWORKS:
+        if (setting.scratch / large / SUBJECT_JSON).is_file():
+            made = open_subject(setting.scratch / large)
+            job = Job(record=record, setting=setting, subject=made, backend=CUDA_BACKEND, max_batch_size=32)
+            add_one_graph_rows(job, (32,))
     own = partial(_own_graphs_of_onnxruntime, subject, setting.choose(32, 8))
     record.attempt(f"{name}: onnxruntime's own CUDA graph", own)
 

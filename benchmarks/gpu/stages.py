@@ -31,12 +31,12 @@ class Stage:
 
 
 STAGES = (
-    Stage(letter="a", module="stage_tests", title="the GPU tests", bound_s=75),
-    Stage(letter="b", module="stage_chain", title="the demo's chain on ONNX Runtime's CUDA provider", bound_s=70),
+    Stage(letter="a", module="stage_tests", title="the GPU tests", bound_s=50),
+    Stage(letter="b", module="stage_chain", title="the demo's chain on ONNX Runtime's CUDA provider", bound_s=50),
     Stage(letter="c", module="stage_rtx", title="TensorRT-RTX: refused or measured", bound_s=70),
-    Stage(letter="d", module="stage_networks", title="ResNet-50 and BERT beside torch", bound_s=170),
-    Stage(letter="e", module="stage_graphs", title="CUDA graphs on and off", bound_s=55),
-    Stage(letter="f", module="stage_endurance", title="memory, threads, torch in the same context", bound_s=60),
+    Stage(letter="d", module="stage_networks", title="ResNet-50 and BERT beside torch", bound_s=190),
+    Stage(letter="e", module="stage_graphs", title="CUDA graphs on and off", bound_s=110),
+    Stage(letter="f", module="stage_endurance", title="memory, threads, torch in the same context", bound_s=40),
 )
 
 

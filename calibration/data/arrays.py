@@ -2,48 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import mmap
+import shutil
 import struct
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from artifacts import CorruptArtifactError, InputError, Preprocessing, array_digest, load_arrays, unknown_name
+from artifacts import CorruptArtifactError, InputError, load_arrays
 from calibration.data.image_input import CHUNK_ROWS, ImageInput, image_input, measure_normalisation
-from calibration.data.samples import PARTS, check_parts, in_chunks, labels_missing
+from calibration.data.samples import in_chunks
 from calibration.data.splits import Splitting, settle_parts, split_by_names
+from calibration.data.stored import StoredImages
 
 _log = logging.getLogger("pame.calibration")
 _NO_WISHES = Splitting()
+LOADED_BYTES = 256 << 20
+_ALIGNED = 64  # bytes, for any dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ArrayImages:
+class ArrayImages(StoredImages):
     """Images in one array, with labels or without; an implementation of ``ImageSamples``.
 
     Attributes:
-        name: for messages and records.
         images: uint8 in the network's size and layout: (N, C, H, W) or (N, H, W, C).
-        labels: (N,) int64, positions in ``classes``; ``None`` where they are not given.
-        classes: class names; none without labels.
-        parts: part -> ascending indices into ``images``, int64; pairwise disjoint.
-        input: how an image becomes the network's input.
-        split_seed: what decided about the parts; ``None`` where the data came with them.
         mapping: the file's mapping that ``images`` reads from; its pages are given back after every read.
     """
 
-    name: str
     images: np.ndarray
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
-    parts: Mapping[str, np.ndarray]
-    input: ImageInput
-    split_seed: int | None = None
     mapping: mmap.mmap | None = None
 
     def __post_init__(self) -> None:
@@ -56,69 +51,32 @@ class ArrayImages:
             )
         if self.labelled and len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise InputError(f"{self.name}: labels must lie in 0..{len(self.classes) - 1}")
-        check_parts(self.name, self.parts, count=len(self.images))
+        StoredImages.__post_init__(self)
 
-    @property
-    def labelled(self) -> bool:
-        """Whether the true classes are given."""
-        return self.labels is not None
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """The way from an image to a row of the network's input."""
-        return self.input.preprocessing
-
-    def indices_of(self, part: str, /) -> np.ndarray:
-        """Returns the indices of a part."""
-        if part not in self.parts:
-            raise unknown_name("part of the data", part, PARTS)
-        return self.parts[part]
+    def __len__(self) -> int:
+        return len(self.images)
 
     def pixels(self, indices: np.ndarray, /) -> np.ndarray:
         """Returns uint8 images, a copy."""
         rows = np.ascontiguousarray(self.images[indices])
-        self._release()
+        if self.mapping is not None:
+            self.mapping.madvise(mmap.MADV_DONTNEED)
         return rows
 
-    def prepare(self, pixels: np.ndarray, /) -> dict[str, np.ndarray]:
-        """Returns the network's input for such pixels."""
-        return {self.input.name: self.input.prepare(pixels)}
-
-    def inputs(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
-        """Returns the network's input for some images."""
-        return self.prepare(self.pixels(indices))
-
-    def targets(self, indices: np.ndarray, /) -> np.ndarray:
-        """Returns the labels (n,) int64 of some images.
-
-        Raises:
-            UsageError: there are none.
-        """
-        if self.labels is None:
-            raise labels_missing(self.name)
-        found: np.ndarray = self.labels[indices]
-        return found
-
-    def digests(self) -> dict[str, str]:
-        """Returns the digests of the images, the labels (if there are any) and the index set of each part."""
-        parts = {f"indices.{part}": array_digest(self.parts[part]) for part in PARTS}
-        labels = {} if self.labels is None else {"labels": array_digest(self.labels)}
+    def content_digest(self) -> str:
+        """Returns the SHA-256 of dtype, shape and bytes, as ``artifacts.array_digest``."""
         digest = hashlib.sha256(f"{self.images.dtype.str} {self.images.shape} ".encode())
-        for rows in self._chunks(np.arange(len(self.images))):
+        for rows in self._chunks(np.arange(len(self))):
             digest.update(rows.reshape(-1).data)
-        return {"images": digest.hexdigest(), **labels, **parts}
+        return digest.hexdigest()
 
     def with_own_normalisation(self) -> ArrayImages:
-        """Returns the images normalised by the mean and spread of the train part, or of all when that is empty."""
-        train = self.parts["train"] if len(self.parts["train"]) else np.arange(len(self.images))
-        return replace(self, input=self.input.normalised_by(*measure_normalisation(self._chunks(train))))
+        """Returns the images normalised by their own mean and spread."""
+        chunks = self._chunks(self.measured_indices())
+        return replace(self, input=self.input.normalised_by(*measure_normalisation(chunks)))
 
     def _chunks(self, indices: np.ndarray) -> Iterator[np.ndarray]:
         return (self.pixels(chunk) for chunk in in_chunks(indices, CHUNK_ROWS))
-
-    def _release(self) -> None:
-        if self.mapping is not None:
-            self.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def make_samples(
@@ -137,7 +95,7 @@ def load_npz(
 ) -> ArrayImages:
     """Loads ``images`` and, where given, ``labels`` and ``split`` from an ``.npz``.
 
-    One that is not compressed (``np.savez``) is mapped and read a batch at a time; a compressed one is loaded whole.
+    It is mapped and read a batch at a time; a large compressed one is unpacked first (``map_arrays``).
 
     Args:
         source: the file; ``images`` uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), ``labels`` (N,) integers from 0,
@@ -149,7 +107,7 @@ def load_npz(
     Raises:
         InputError: other arrays, types or shapes.
     """
-    arrays, mapping = map_arrays(source)
+    arrays, mapping = map_arrays(source, report=report)
     if "images" not in arrays:
         raise InputError(f"{source}: expected arrays 'images' and, where known, 'labels', found {sorted(arrays)}")
     unknown = sorted(set(arrays) - {"images", "split"})
@@ -201,26 +159,71 @@ def check_labels(source: Path, labels: np.ndarray, *, count: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], mmap.mmap | None]:
-    """Opens an ``.npz`` without pickle; arrays that are stored uncompressed are views of the file.
+def map_arrays(
+    path: Path, *, report: Callable[[str], None] = _log.info
+) -> tuple[dict[str, np.ndarray], mmap.mmap | None]:
+    """Opens an ``.npz`` without pickle.
+
+    Arrays that are stored uncompressed are views of the file. A compressed file is loaded whole while it has no more
+    than ``LOADED_BYTES``; a larger one is unpacked once into a temporary file without a name, of which the arrays are
+    views and which ends with this process.
+
+    Args:
+        path: the file.
+        report: receives a note where something is unpacked.
 
     Returns:
-        The arrays by name, and the mapping of the file that they are views of; ``None`` where all were loaded.
+        The arrays by name, and the mapping that they are views of; ``None`` where all were loaded.
 
     Raises:
         CorruptArtifactError: the file is not an ``.npz`` or holds pickled objects.
+        InputError: there is no space to unpack it.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or path.stat().st_size == 0:
+            if not entries:
+                return {}, None
+            if all(entry.compress_type == zipfile.ZIP_STORED for entry in entries):
+                with path.open("rb") as stream:
+                    mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                starts = [_find_content(mapping, entry.header_offset) for entry in entries]
+            elif sum(entry.file_size for entry in entries) <= LOADED_BYTES:
                 return load_arrays(path), None
-        with path.open("rb") as stream:
-            mapping = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            found = {entry.filename.removesuffix(".npy"): _view(mapping, entry.header_offset) for entry in entries}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+            else:
+                mapping, starts = _unpack(path, archive, report)
+        names = [entry.filename.removesuffix(".npy") for entry in entries]
+        found = {name: _view(mapping, start) for name, start in zip(names, starts, strict=True)}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptArtifactError(f"{path} cannot be read as .npz without pickle: {error}") from error
     return found, mapping
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, report: Callable[[str], None]) -> tuple[mmap.mmap, list[int]]:
+    """Returns the mapped contents of an archive's members, and where each begins."""
+    size = sum(entry.file_size for entry in archive.infolist())
+    folder = tempfile.gettempdir()
+    report(
+        f"{path} is compressed: unpacking {size / 1e9:.1f} GB into {folder} (TMPDIR names another place); a file of "
+        "np.savez is read as it is"
+    )
+    starts = []
+    try:
+        with tempfile.TemporaryFile(dir=folder) as target:
+            for entry in archive.infolist():
+                target.seek(-(-target.tell() // _ALIGNED) * _ALIGNED)
+                starts.append(target.tell())
+                with archive.open(entry) as source:
+                    shutil.copyfileobj(source, target, 1 << 20)
+            target.flush()
+            return mmap.mmap(target.fileno(), 0, access=mmap.ACCESS_READ), starts
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"{path} is compressed, and {folder} has no space for its {size / 1e9:.1f} GB ({error.strerror}): name "
+            "another place with TMPDIR, or write the file with np.savez instead of np.savez_compressed"
+        ) from error
 
 
 _HEADER_READERS: Mapping[tuple[int, int], Callable[..., tuple[tuple[int, ...], bool, np.dtype]]] = {
@@ -229,10 +232,15 @@ _HEADER_READERS: Mapping[tuple[int, int], Callable[..., tuple[tuple[int, ...], b
 }
 
 
-def _view(mapping: mmap.mmap, header_offset: int) -> np.ndarray:
-    """Returns the array of an uncompressed member of a zip file: a view of the mapping."""
+def _find_content(mapping: mmap.mmap, header_offset: int) -> int:
+    """Returns where the content of an uncompressed member of a zip file begins."""
     name_length, extra_length = struct.unpack("<HH", mapping[header_offset + 26 : header_offset + 30])
-    mapping.seek(header_offset + 30 + name_length + extra_length)
+    return int(header_offset + 30 + name_length + extra_length)
+
+
+def _view(mapping: mmap.mmap, start: int) -> np.ndarray:
+    """Returns the array of an ``.npy`` file inside the mapping: a view."""
+    mapping.seek(start)
     version = np.lib.format.read_magic(mapping)
     if version not in _HEADER_READERS:
         raise ValueError(f"array format {version} is unknown")

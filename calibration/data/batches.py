@@ -8,7 +8,7 @@ import numpy as np
 
 from calibration.data.samples import Samples
 
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 32 << 20
 
 
 class BatchReader:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
-import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -41,12 +41,25 @@ MIRRORS = (
 )
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("usr/share/datasets/fashion-mnist")
+_HOME_CACHE = "~/.cache/pame/fashion-mnist"
 _SPLIT_SEED = 20221122
 _log = logging.getLogger("pame.calibration")
 
 
-def load_fashion_mnist(cache: Path) -> ArrayImages:
+def find_cache() -> Path | None:
+    """Returns the folder in which the files are kept; ``None`` for a user without a home."""
+    try:
+        return Path(_HOME_CACHE).expanduser()
+    except RuntimeError:  # neither HOME nor an entry in the table of users, as in many containers
+        _log.warning("there is no home folder to keep Fashion-MNIST in: every command fetches it anew")
+        return None
+
+
+def load_fashion_mnist(cache: Path | None) -> ArrayImages:
     """Returns Fashion-MNIST, fetching it into ``cache`` first where it is not there.
+
+    Args:
+        cache: the folder; ``None``, or one that cannot be written: what is fetched is not kept.
 
     Raises:
         InputError: no source answered, or what came back has another digest.
@@ -66,11 +79,11 @@ def _labels(raw: bytes) -> np.ndarray:
     return np.frombuffer(raw, np.uint8, offset=8).astype(np.int64)
 
 
-def _read_or_fetch(name: str, cache: Path) -> bytes:
-    cached = cache / f"{name}.gz"
+def _read_or_fetch(name: str, cache: Path | None) -> bytes:
     refusals = []
+    kept = None if cache is None else cache / f"{name}.gz"
     sources: tuple[tuple[str, Callable[[], bytes]], ...] = (
-        (str(cached), cached.read_bytes),
+        *(() if kept is None else ((str(kept), kept.read_bytes),)),
         (f"/{DEBIAN_FOLDER}", (Path("/") / DEBIAN_FOLDER / f"{name}.gz").read_bytes),
         *((mirror, lambda mirror=mirror: _download(f"{mirror}/{name}.gz")) for mirror in MIRRORS),
         (f"apt-get download {DEBIAN_PACKAGE}", lambda: _download_debian(name, cache)),
@@ -85,22 +98,31 @@ def _read_or_fetch(name: str, cache: Path) -> bytes:
         if hashlib.sha256(raw).hexdigest() != DIGESTS[name]:
             refusals.append(f"{source}: the content differs from the known SHA-256")
             continue
-        if source != str(cached):
+        if source != str(kept):
             _log.info("%s.gz taken from %s", name, source)
-            _keep(cached, packed)
+            _keep(kept, packed)
         return raw
     raise InputError(
         f"Fashion-MNIST ({name}) could not be had:\n  " + "\n  ".join(refusals)
-        + f"\nInstall Debian's {DEBIAN_PACKAGE}, or put the four .gz files into {cache}, "
+        + f"\nInstall Debian's {DEBIAN_PACKAGE}, or put the four .gz files into {cache or _HOME_CACHE}, "
         "or use your own images with --data DIR."
     )  # fmt: skip
 
 
-def _keep(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
+def _keep(path: Path | None, content: bytes) -> None:
+    """Keeps a file where that is possible; without it the next command fetches it anew."""
+    if path is None:
+        return
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("cannot keep %s: %s", path, error.strerror or error)
 
 
 def _download(url: str) -> bytes:
@@ -109,7 +131,7 @@ def _download(url: str) -> bytes:
     return content
 
 
-def _download_debian(name: str, cache: Path) -> bytes:
+def _download_debian(name: str, cache: Path | None) -> bytes:
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise FileNotFoundError(f"{tool} is not installed")
@@ -120,5 +142,5 @@ def _download_debian(name: str, cache: Path) -> bytes:
         subprocess.run(["dpkg-deb", "-x", str(package), "content"], **run)  # type: ignore[call-overload]
         found = Path(folder) / "content" / DEBIAN_FOLDER
         for other in DIGESTS:  # one package holds all four: keep the others too
-            _keep(cache / f"{other}.gz", (found / f"{other}.gz").read_bytes())
+            _keep(None if cache is None else cache / f"{other}.gz", (found / f"{other}.gz").read_bytes())
         return (found / f"{name}.gz").read_bytes()

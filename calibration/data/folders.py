@@ -80,6 +80,9 @@ def find_images(source: Path, *, class_count: int | None) -> FoundImages:
     counts = [len(listed[key]) for key in order]
     if left_out:
         notes.append(f"{source}{_describe_left_out(left_out)}")
+    for part in () if "" in roots else roots:
+        lacking = [name for name in classes if name in with_images and not listed.get((part, name))]
+        notes += [f"{source}: the {part} part has no images of class {', '.join(lacking[:_SHOWN])}"] if lacking else []
     labels = None
     if classes:
         labels = np.repeat(np.array([classes.index(name) for _, name in order], np.int64), counts)
@@ -123,30 +126,55 @@ def _list_classes(
         listed.setdefault((part, name), []).extend(_list_images(source, os.path.join(root, name), left_out))  # noqa: PTH118
 
 
-def _list_images(source: Path, folder: str, left_out: Counter[str]) -> list[str]:
-    """Returns the paths of all images below a folder, relative to the source."""
+def _list_images(
+    source: Path, folder: str, left_out: Counter[str], above: frozenset[tuple[int, int]] = frozenset()
+) -> list[str]:
+    """Returns the paths of all images below a folder, relative to the source.
+
+    Args:
+        source: the folder that was named.
+        folder: relative to it.
+        left_out: takes what is no image.
+        above: the identities of the folders that it lies in; a link back to one of them would count images twice.
+    """
+    above = above | {_identify(source), _identify((source / folder).parent)}
+    here = _identify(source / folder)
+    if here in above:
+        left_out[f"the link {folder}, which leads back to a folder that it lies in"] += 1
+        return []
     folders, images = _scan(source / folder, left_out)
     paths = [os.path.join(folder, name) for name in images]  # noqa: PTH118 - a Path each would fill the memory
     for name in folders:
-        paths += _list_images(source, os.path.join(folder, name), left_out)  # noqa: PTH118
+        paths += _list_images(source, os.path.join(folder, name), left_out, above | {here})  # noqa: PTH118
     return paths
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}") from error
+    return status.st_dev, status.st_ino
 
 
 def _scan(folder: Path, left_out: Counter[str]) -> tuple[list[str], list[str]]:
     """Returns the names of the sub-folders and of the image files of a folder, and counts what is neither."""
     folders, images = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-            if _CLUTTER.fullmatch(entry.name):
-                if entry.is_dir() or suffix in IMAGE_SUFFIXES:
-                    left_out[entry.name] += 1
-            elif entry.is_dir():
-                folders.append(entry.name)
-            elif suffix in IMAGE_SUFFIXES:
-                images.append(entry.name)
-            elif entry.name != CLASSES_TXT:
-                left_out[f"{suffix or entry.name} files"] += 1
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+                if _CLUTTER.fullmatch(entry.name):
+                    if entry.is_dir() or suffix in IMAGE_SUFFIXES:
+                        left_out[entry.name] += 1
+                elif entry.is_dir():
+                    folders.append(entry.name)
+                elif suffix in IMAGE_SUFFIXES:
+                    images.append(entry.name)
+                elif entry.name != CLASSES_TXT:
+                    left_out[f"{suffix or entry.name} files"] += 1
+    except OSError as error:
+        raise InputError(f"{folder} cannot be listed: {error.strerror or error}") from error
     return sorted(folders), sorted(images)
 
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from artifacts import InputError
 from calibration.data.arrays import ArrayImages, load_npz
-from calibration.data.files import FileImages
+from calibration.data.files import FileImages, FolderFiles
 from calibration.data.folders import CLASSES_TXT, describe_counts, find_images, natural_key, read_classes
 from calibration.data.image_input import ImageInput
 from calibration.data.samples import PARTS
 from calibration.data.splits import Splitting, settle_parts, split_by_names
+from calibration.data.tables import find_tables, load_tables
 
 _log = logging.getLogger("pame.calibration")
 _NO_WISHES = Splitting()
@@ -28,9 +29,9 @@ def load_samples(
 ) -> ArrayImages | FileImages:  # fmt: skip
     """Loads one's own images, with labels or without, for a network.
 
-    Class folders (``calibration.data.folders``), a ``.csv`` with the columns ``path`` and, where given, ``label`` and
-    ``part``, or an ``.npz`` with ``images`` and, where given, ``labels`` and ``split``. Image files are decoded,
-    resized and normalised when they are asked for.
+    Class folders (``calibration.data.folders``), Parquet or Arrow files (``calibration.data.tables``), a ``.csv`` with
+    the columns ``path`` and, where given, ``label`` and ``part``, or an ``.npz`` with ``images`` and, where given,
+    ``labels`` and ``split``. Image files are decoded, resized and normalised when they are asked for.
 
     Data without parts is split at random, each class 60 / 20 / 20; without labels nothing can be trained, and 80
     calibrate and 20 test. Of data with only one part besides that for training, half calibrates and half tests.
@@ -46,12 +47,16 @@ def load_samples(
         InputError: nothing there, or not in one of these forms.
     """
     samples: ArrayImages | FileImages
-    if source.is_dir():
+    if tables := find_tables(source):
+        samples = load_tables(source, tables, want, class_count=class_count, splitting=splitting, report=report)
+    elif source.is_dir():
         samples = _load_folder(source, want, class_count, splitting, report)
     elif source.suffix.lower() == ".csv" and source.is_file():
         samples = _load_list(source, want, splitting, report)
     elif source.suffix.lower() == ".npz" and source.is_file():
         samples = load_npz(source, want, splitting=splitting, report=report)
+    elif not source.exists():
+        raise InputError(f"--data {source}: there is nothing of that name")
     else:
         raise InputError(
             f"--data {source}: expected a folder with one sub-folder per class, an .npz file with images and labels, "
@@ -72,8 +77,8 @@ def _load_folder(
         source.name, named, found.labels, count=len(found.paths), splitting=splitting, report=report
     )
     return FileImages(
-        name=source.name, root=source, paths=found.paths, labels=found.labels, classes=found.classes, parts=parts,
-        input=want, split_seed=seed,
+        name=source.name, files=FolderFiles(root=source, paths=found.paths), labels=found.labels,
+        classes=found.classes, parts=parts, input=want, split_seed=seed,
     )  # fmt: skip
 
 
@@ -87,8 +92,8 @@ def _load_list(source: Path, want: ImageInput, splitting: Splitting, report: Cal
     parts, seed = settle_parts(source.name, named, labels, count=count, splitting=splitting, report=report)
     paths = np.array([os.fsencode(path) for path in columns["path"]], np.bytes_)
     return FileImages(
-        name=source.name, root=source.parent, paths=paths, labels=labels, classes=classes, parts=parts, input=want,
-        split_seed=seed,
+        name=source.name, files=FolderFiles(root=source.parent, paths=paths), labels=labels, classes=classes,
+        parts=parts, input=want, split_seed=seed,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
 from calibration.data.arrays import ArrayImages
 from calibration.data.class_names import follow_network
-from calibration.data.fashion_mnist import load_fashion_mnist
+from calibration.data.fashion_mnist import find_cache, load_fashion_mnist
 from calibration.data.files import FileImages
 from calibration.data.folders import CLASSES_TXT
 from calibration.data.image_input import ImageInput, image_input_of
@@ -19,7 +19,6 @@ from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
 from calibration.data.splits import PartShare, Splitting
 
-CACHE = Path("~/.cache/pame/fashion-mnist")
 FASHION_MNIST = "fashion-mnist"
 DATA_HELP = (
     "your data: class folders, an .npz or a .csv of images; queries without labels: a folder or an .npz of images "
@@ -139,7 +138,7 @@ def _load_named(
 
 
 def _load_fashion_mnist(model: Model, want: ImageInput) -> ArrayImages:
-    found = load_fashion_mnist(CACHE.expanduser())
+    found = load_fashion_mnist(find_cache())
     if found.input.row_shape != want.row_shape:
         raise InputError(f"{found.name} has images {found.input.row_shape}; {model.spec.name} takes {want.row_shape}")
     preprocessing = want.preprocessing if want.stated else found.preprocessing

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from artifacts import Answers, InputError, Model, Task, Trace
+from artifacts import Answers, Model, Task, Trace
 from artifacts.console import track
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
@@ -24,32 +24,25 @@ class _Chunks:
     labels: list[np.ndarray] = field(default_factory=list)
 
 
-def collect_trace(model: Model, runner: SegmentRunner, samples: Samples, part: str, task: Task, *, rows: int) -> Trace:
-    """Runs a part of the samples through all exits; no row leaves.
+def collect_trace(
+    model: Model, runner: SegmentRunner, samples: Samples, indices: np.ndarray, task: Task, *, rows: int
+) -> Trace:
+    """Runs some of the samples through all exits; no row leaves.
 
     Args:
         model: its exit candidates become the trace's exits.
         runner: its engines with the exit heads, opened for ``rows`` rows.
         samples: read ``rows`` at a time; without labels the trace's metric is its agreement.
-        part: ``calibrate`` or ``test``.
+        indices: which samples, at least one.
         task: judges the answers.
         rows: batch size of the runs.
 
     Returns:
-        The trace, samples in the order of the part's indices.
-
-    Raises:
-        InputError: the part has no samples.
+        The trace, samples in the order of the indices.
     """
-    indices = samples.indices_of(part)
-    if len(indices) == 0:
-        raise InputError(
-            f"{samples.name} has no samples in its {part} part; give it some: more data, a folder '{part}', or a "
-            f"'split' that names it"
-        )
     found = _Chunks()
     chunks = in_chunks(indices, rows)
-    for chunk in track(chunks, description=f"tracing the {part} part", total=-(-len(indices) // rows)):
+    for chunk in track(chunks, description="tracing samples", total=-(-len(indices) // rows)):
         answered = runner.answers(runner.run(samples.inputs(chunk)))
         targets = samples.targets(chunk) if samples.labelled else None
         _judge(found, task, [answers for answers, _ in answered], targets)

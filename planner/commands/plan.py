@@ -97,6 +97,7 @@ def plan_from_source(arguments: argparse.Namespace, family: Family | None, words
     options = CalibrationOptions(
         task=None if arguments.task is None else load_task(arguments.task),
         parts=arguments.parts,
+        trace_samples=arguments.trace_samples,
         command=shlex.join(["python", "-m", "planner", *words]),
         report=say,
         force=arguments.force,

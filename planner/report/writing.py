@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from artifacts import MissingArtifactError, PameError, RunFolder, UsageError
+from artifacts import MissingArtifactError, PameError, RunFolder, UsageError, replace_file
 
 
 def check_output(output: Path, run: RunFolder, *, given: bool) -> Path:
@@ -41,19 +39,10 @@ def write_report(output: Path, page: str, pictures: Mapping[str, bytes]) -> list
     paths = {folder / f"{name}.png": content for name, content in pictures.items()}
     try:
         folder.mkdir(exist_ok=True)
-        for path, content in (*paths.items(), (output, page.encode())):
-            _replace(path, content)
+        for path, content in (*paths.items(), (output, page.encode(errors="backslashreplace"))):
+            replace_file(path, content)
     except OSError as error:
         raise PameError(
             f"cannot write {output}: {error.strerror or error}. Name another place with --output"
         ) from error
     return list(paths)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    staging = path.with_name(f".{path.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        staging.write_bytes(content)
-        staging.replace(path)
-    finally:
-        staging.unlink(missing_ok=True)

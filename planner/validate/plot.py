@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import EARLY_COLOUR, FAINT, INK, PameError
+from artifacts import EARLY_COLOUR, FAINT, INK, save_plot
 
 BAD = "#c2410c"
 
@@ -34,10 +34,7 @@ def draw_validation(result: Mapping[str, Any], path: Path) -> None:
         fontweight="bold",
         color=INK,
     )
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise PameError(f"cannot write --plot {path}: {error.strerror or error}") from error
+    save_plot(figure, path)
 
 
 def _draw_losses(axes: Any, result: Mapping[str, Any]) -> None:

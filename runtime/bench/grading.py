@@ -69,9 +69,10 @@ class Grader:
         if targets is not None:
             for found, answers in ((self._full, full), (self._early, early)):
                 found.append((task.quality(answers, targets), task.counts(answers, targets)))
-        self._agreement.append(task.agreement(early, full))
+        agreement = task.agreement(early, full)
+        self._agreement.append(agreement)
         by_exit = [task.agreement(answers, full) for answers in exits]
-        self._exit_agreement.append(np.array(by_exit, np.float32).reshape(len(exits), -1))
+        self._exit_agreement.append(np.array(by_exit, np.float32).reshape(len(exits), len(agreement)))
 
     def finish(self) -> Graded:
         """Returns the grades of all batches; at least one has been added."""

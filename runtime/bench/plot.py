@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts import EARLY_COLOUR, FAINT, FINAL_HEAD, FINAL_HEAD_LABEL, FULL_COLOUR, INK, PameError, clean_axes
+from artifacts import EARLY_COLOUR, FAINT, FINAL_HEAD, FINAL_HEAD_LABEL, FULL_COLOUR, INK, clean_axes, save_plot
 
 
 def draw_result(result: Mapping[str, Any], path: Path) -> None:
@@ -24,10 +24,7 @@ def draw_result(result: Mapping[str, Any], path: Path) -> None:
     draw_latencies(latencies, result)
     _draw_exits(exits, result)
     figure.suptitle(_title(result), x=0.012, ha="left", fontsize=11.5, fontweight="bold", color=INK)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise PameError(f"cannot write --plot {path}: {error.strerror or error}") from error
+    save_plot(figure, path)
 
 
 def _title(result: Mapping[str, Any]) -> str:

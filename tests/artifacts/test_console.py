@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import subprocess
@@ -82,3 +83,41 @@ def test_a_terminal_that_cannot_show_a_name_shows_its_code() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\u2192 \\xfc\n"), done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--json", "-"]])
+def test_output_that_nobody_takes_is_named_without_a_stack(words: list[str]) -> None:
+    code = "from artifacts.console import run_command, add_common_arguments; import argparse, sys; "
+    code += "parser = argparse.ArgumentParser(); add_common_arguments(parser); "
+    code += "sys.exit(run_command(lambda _: print('a table') or 1, parser.parse_args(sys.argv[1:])))"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([sys.executable, "-c", code, *words], stdout=full, stderr=-1, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: no space left on the disk")
+    assert "Traceback" not in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code, *words], stdout=writer, stderr=-1, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "has closed it" in done.stderr
+
+
+def test_a_full_disk_leaves_the_result_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "x.json"
+    (tmp_path / "link.json").symlink_to(target)
+    assert run_command(lambda _: {"x": 1}, arguments("--json", str(tmp_path / "link.json"))) == 0
+    write = Path.write_bytes
+
+    def fill(path: Path, content: bytes) -> int:
+        write(path, content[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    assert run_command(lambda _: {"x": 2}, arguments("--json", str(target))) == 1
+    assert f"cannot write --json {target}: No space left" in capsys.readouterr().err
+    assert json.loads(target.read_text()) == {"x": 1}
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "link.json"}

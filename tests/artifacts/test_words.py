@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,13 @@ def test_a_bundle_of_every_release_is_read() -> None:
 def test_another_form_is_refused_by_its_path(plain: object, message: str) -> None:
     with pytest.raises(SchemaError, match=message):
         from_plain(TensorSpec, plain)
+
+
+def test_a_file_name_of_other_bytes_than_utf8_survives(tmp_path: Path) -> None:
+    name = os.fsdecode(b"gut\xfc/" + "größe".encode())
+    write_json(tmp_path / "x.json", {"data": name})
+    assert read_json(tmp_path / "x.json", dict) == {"data": name}
+    (tmp_path / "x.json").read_bytes().decode("utf-8")
 
 
 def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:

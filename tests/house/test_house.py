@@ -127,8 +127,8 @@ def test_what_is_shipped() -> None:
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
-        "onnxruntime", "onnxruntime-cuda", "images", "export", "train", "report", "cuda", "pycuda", "tensorrt",
-        "tensorrt-rtx", "hf", "all", "dev",
+        "onnxruntime", "onnxruntime-cuda", "images", "tables", "export", "train", "report", "cuda", "pycuda",
+        "tensorrt", "tensorrt-rtx", "hf", "all", "dev",
     }  # fmt: skip
     assert set(project["project"]["optional-dependencies"]) == extras
 

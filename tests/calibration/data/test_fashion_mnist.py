@@ -70,3 +70,21 @@ def test_a_damaged_cache_is_mended(sources: Path, monkeypatch: pytest.MonkeyPatc
 def test_no_source_answers(sources: Path) -> None:
     with pytest.raises(InputError, match=r"(?s)could not be had.*no answer.*--data DIR"):
         fashion_mnist._read_or_fetch(NAME, sources / "cache")
+
+
+@pytest.mark.parametrize("cache", [None, Path("/dev/null/cache")], ids=["no home", "a home that cannot be written"])
+def test_what_cannot_be_kept_is_taken_all_the_same(
+    sources: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cache: Path | None
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "_download", lambda _: packed(NAME))
+    assert fashion_mnist._read_or_fetch(NAME, cache) == CONTENT[NAME]
+    assert ("cannot keep" in caplog.text) == (cache is not None)
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", fail)
+    assert fashion_mnist.find_cache() is None
+    assert "no home folder" in caplog.text

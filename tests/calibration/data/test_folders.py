@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +188,63 @@ def test_a_list_of_files(tmp_path: Path) -> None:
         (tmp_path / "bad.csv").write_text(text)
         with pytest.raises(InputError, match=message):
             load(tmp_path / "bad.csv")
+
+
+def write_classes(root: Path, sizes: dict[str, int]) -> None:
+    for name, count in sizes.items():
+        write(root / name, count)
+
+
+def test_links_that_lead_back_are_left_out(tmp_path: Path) -> None:
+    write_classes(tmp_path / "x", {"c0": 6, "c1": 6})
+    (tmp_path / "x" / "c0" / "all").symlink_to(tmp_path / "x")
+    (tmp_path / "x" / "c1" / "self").symlink_to(tmp_path / "x" / "c1")
+    samples, notes = load(tmp_path / "x")
+    assert counts(samples) == {"c0": 6, "c1": 6}
+    assert "the link c0/all, which leads back" in notes
+    assert "the link c1/self" in notes
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "x", {"c0": 6, "c1": 6})
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if Path(folder).name == "c1":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"c1 cannot be listed: Permission denied"):
+        load(tmp_path / "x")
+
+
+def test_a_class_that_a_part_lacks_is_said(tmp_path: Path) -> None:
+    write_classes(tmp_path / "x" / "train", {"c0": 6})
+    write_classes(tmp_path / "x" / "val", {"c0": 6, "c1": 6})
+    write_classes(tmp_path / "x" / "test", {"c0": 6, "c1": 6})
+    _, notes = load(tmp_path / "x")
+    assert "the train part has no images of class c1" in notes
+    assert "the test part" not in notes
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "jpg"), ("PNG", "png")])
+def test_a_file_that_is_cut_off_is_named_before_any_work(tmp_path: Path, kind: str, suffix: str) -> None:
+    write_classes(tmp_path / "x", {"c0": 3, "c1": 3})
+    whole, path = tmp_path / f"whole.{suffix}", tmp_path / "x" / "c1" / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(whole, kind)
+    path.write_bytes(whole.read_bytes()[:-2000])
+
+    def read() -> None:
+        load_samples(tmp_path / "x", replace(WANTED, stated=True)).digests()
+
+    with pytest.raises(InputError, match=rf"cut\.{suffix} cannot be read as an image.*remove or replace it"):
+        read()
+    path.write_bytes(whole.read_bytes() + b"\0\0")  # padding does no harm
+    read()
+    path.write_bytes(whole.read_bytes() + b"a note")
+    read()
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=rf"cut\.{suffix} cannot be read as an image"):
+        read()

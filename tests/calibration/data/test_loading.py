@@ -194,8 +194,11 @@ def test_a_folder_of_images_alone_has_no_labels(tmp_path: Path) -> None:
 
 
 def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a folder"):
+    with pytest.raises(InputError, match="nowhere: there is nothing of that name"):
         load_samples(tmp_path / "nowhere", WANTED)
+    (tmp_path / "some.txt").touch()
+    with pytest.raises(InputError, match="expected a folder"):
+        load_samples(tmp_path / "some.txt", WANTED)
     with pytest.raises(InputError, match="holds no images"):
         load_samples(tmp_path, WANTED)
     write_images(tmp_path / "train" / "cat", 1)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from artifacts import GraphError, InputError, Preprocessing, RunFolder, array_digest
-from calibration.data import files
+from artifacts import CorruptArtifactError, GraphError, InputError, Preprocessing, RunFolder, array_digest
+from calibration.data import arrays, files
 from calibration.data.arrays import ArrayImages, load_npz
 from calibration.data.files import FileImages
 from calibration.data.image_input import image_input, measure_normalisation
@@ -62,9 +66,9 @@ def test_files_are_decoded_when_they_are_asked_for(tmp_path: Path, monkeypatch: 
     decoded: list[str] = []
     decode = files.decode_image
 
-    def counted(path: Path, wanted: Preprocessing) -> np.ndarray:
-        decoded.append(path.name)
-        return decode(path, wanted)
+    def counted(content: bytes, wanted: Preprocessing, *, name: str) -> np.ndarray:
+        decoded.append(Path(name).name)
+        return decode(content, wanted, name=name)
 
     monkeypatch.setattr(files, "decode_image", counted)
     stated = replace(WANTED, stated=True)
@@ -207,3 +211,38 @@ for part in PARTS:
         samples.inputs(chunk)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+
+
+def test_a_large_compressed_npz_is_unpacked_once_and_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (300, 6, 5)).astype(np.uint8)
+    np.savez_compressed(tmp_path / "x.npz", images=images, labels=np.arange(300) % 3, split=np.array(["test"] * 300))
+    monkeypatch.setattr(arrays, "LOADED_BYTES", 1000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    said: list[str] = []
+    samples = load_npz(tmp_path / "x.npz", WANTED, report=said.append)
+    assert samples.mapping is not None
+    np.testing.assert_array_equal(samples.pixels(np.array([299, 3]))[:, 0], images[[299, 3]])
+    assert samples.targets(np.array([299, 3])).tolist() == [2, 0]
+    assert "TMPDIR" in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(InputError, match=r"x\.npz is compressed, and .* has no space.*np\.savez instead"):
+        load_npz(tmp_path / "x.npz", WANTED)
+
+
+@pytest.mark.parametrize("loaded", [0, 1 << 20])
+def test_a_damaged_compressed_npz_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: int) -> None:
+    images = np.random.default_rng(0).integers(0, 99, (300, 6, 5)).astype(np.uint8)
+    np.savez_compressed(tmp_path / "x.npz", images=images)
+    monkeypatch.setattr(arrays, "LOADED_BYTES", loaded)
+    whole = (tmp_path / "x.npz").read_bytes()
+    for position in range(60, 3000, 150):
+        raw = bytearray(whole)
+        raw[position] ^= 255
+        (tmp_path / "x.npz").write_bytes(raw)
+        with pytest.raises(CorruptArtifactError, match="cannot be read as .npz"):
+            load_npz(tmp_path / "x.npz", WANTED)

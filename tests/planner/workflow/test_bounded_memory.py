@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts import RunFolder
+from artifacts import TRACE_NPZ, RunFolder, Trace, load_arrays, open_artifact
 from calibration import ArrayImages, BatchReader
+from calibration.cli import main as calibrate
 from runtime.bench.command import main as bench
 from tests.planner.dense_worlds import plan
 
@@ -52,12 +53,31 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Alive:
 
 
 def test_planning_and_the_benchmark_hold_a_few_batches(run: RunFolder, tmp_path: Path, alive: Alive) -> None:
-    with np.load(run.root / "data.npz") as few:
-        images, labels = np.resize(few["images"], (IMAGES, 8, 8)), np.resize(few["labels"], IMAGES)
-    np.savez(run.root / "data.npz", images=images, labels=labels)
+    few = np.load(run.root / "data.npz")
+    rows = np.arange(IMAGES) % len(few["images"])
+    np.savez(run.root / "data.npz", images=few["images"][rows], labels=few["labels"][rows])
     code, _ = plan(run, tmp_path, "--tolerance", "0.9")
     assert code == 0
     assert alive.read > 800 + 512
     assert bench(["--run", str(run.root), "--rounds", "2"]) == 0
     assert alive.read > 800 + 512 + 2 * 700
     assert alive.most < ALIVE
+
+
+def test_a_trace_of_some_samples_is_remembered(run: RunFolder, tmp_path: Path) -> None:
+    data = str(run.root / "data.npz")
+    words = ["--run", str(run.root), "--data", data, "--threads", "1", "--force"]
+    assert calibrate([*words, "--trace-samples", "20"]) == 0
+    artifact = open_artifact(run.trace, kind="trace", remedy="")
+    kept, drawn = load_arrays(artifact.path("indices.npz")), Trace.load(artifact.path(TRACE_NPZ))
+    assert drawn.sample_count == 20
+    assert len(kept["traced"]) == 20
+    assert set(kept["traced"]) < set(kept["calibrate"])
+    assert plan(run, tmp_path, "--tolerance", "0.9")[0] == 0
+    assert open_artifact(run.trace, kind="trace", remedy="").digest == artifact.digest
+    assert calibrate([*words, "--trace-samples", "100000"]) == 0
+    whole = Trace.load(run.trace / TRACE_NPZ)
+    assert whole.sample_count == len(kept["calibrate"])
+    places = np.searchsorted(kept["calibrate"], kept["traced"])
+    np.testing.assert_allclose(whole.confidence[:, places], drawn.confidence, atol=1e-6)
+    assert calibrate([*words, "--trace-samples", "0"]) == 2

@@ -13,7 +13,7 @@ from engines import FakeEngine, HostDevice
 from runtime import OpenBundle
 from runtime.bench.contenders import Contenders, ExitAnswers
 from runtime.bench.figures import describe_exits
-from runtime.bench.grading import Grades
+from runtime.bench.grading import Grader, Grades
 from runtime.bench.queries import Queries
 from tests.runtime.task_worlds import CloseAnswers
 
@@ -122,3 +122,11 @@ def test_grades_are_means_where_the_task_has_no_counts() -> None:
     grades = Grades(task=CloseAnswers(), quality=np.array([1, 0, 0.5, 0.5], np.float32))
     assert grades.metric() == 0.5
     assert grades.metric(np.array([True, False, True, False])) == 0.75
+
+
+def test_a_bundle_without_exits_is_graded() -> None:
+    grader, answers = Grader(CloseAnswers()), (np.full((3, 1), 0.5, np.float32),)
+    grader.add(answers, answers, [], None)
+    graded = grader.finish()
+    assert graded.exit_agreement.shape == (0, 3)
+    assert graded.agreement.tolist() == [1, 1, 1]
