@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifacts.codec import read_json, write_json
@@ -172,6 +172,10 @@ class Model:
 
     def path(self, graph: GraphSpec) -> Path:
         return self.artifact.path(graph.file)
+
+    def whole(self) -> Model:
+        """Returns the same network as if it had no cuts."""
+        return replace(self, spec=replace(self.spec, cuts=(), segments=(), final_head=None, heads={}))
 
 
 def open_model(folder: Path, *, remedy: str) -> Model:

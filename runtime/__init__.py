@@ -11,11 +11,14 @@ from runtime.loading import OpenBundle, open_bundle, without_leaving
 from runtime.monitor.drift import DriftAlarm, DriftConfig, DriftState
 from runtime.monitor.stats import CONFIDENCE_BINS, ExitStats, RuntimeStats, count_cells
 from runtime.options import RuntimeOptions
+from runtime.preprocess import prepare_images
 from runtime.runtime import Outputs, Result, Runtime
 
 __all__ = [
     # the whole of it
     "Result", "Runtime", "RuntimeOptions",
+    # what goes into it
+    "prepare_images",
     # watching it
     "DriftAlarm", "DriftConfig", "DriftState", "ExitStats", "RuntimeStats",
     # for annotations

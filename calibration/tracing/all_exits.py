@@ -111,11 +111,12 @@ class SegmentRunner:
             execute()
         return count
 
-    def features(self, count: int, names: Collection[str]) -> dict[str, np.ndarray]:
-        """Returns copies of some cuts' main tensors after ``run``: cut name -> (count, ...); float16 as float32, since
-        exit heads are trained in that.
+    def features(self, count: int, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns copies of the main tensors of some cuts, or of all, after ``run``: cut name -> (count, ...); float16
+        as float32, since exit heads are trained in that.
         """
-        copies = {cut.name: self._read(cut.main.name, count) for cut in self._spec.cuts if cut.name in names}
+        wanted = [cut for cut in self._spec.cuts if names is None or cut.name in names]
+        copies = {cut.name: self._read(cut.main.name, count) for cut in wanted}
         return {name: copy.astype(np.float32) if copy.dtype == np.float16 else copy for name, copy in copies.items()}
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:

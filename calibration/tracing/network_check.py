@@ -38,6 +38,7 @@ from calibration.data.samples import ImageSamples, Samples, in_chunks
 from calibration.options import CalibrationOptions
 from calibration.tracing.all_exits import SegmentRunner
 from calibration.tracing.metrics import MetricSum
+from calibration.tracing.row_check import check_rows
 
 ASKED_SAMPLES = 256
 _GLANCED = 64  # samples on which every other way is looked at; the best are asked about all
@@ -124,7 +125,9 @@ def ask_network(
 
     Raises:
         InputError: it is at chance, or clearly better under another preprocessing.
+        GraphError: the answer to a sample depends on its neighbours in the batch.
     """
+    check_rows(model, runner, samples, _draw(samples), rows=rows)
     prepared = _describe_preparation(model, samples)
     if not samples.labelled:
         options.report(f"no labels, so whether the network is any good is not known{prepared and f'; {prepared}'}")

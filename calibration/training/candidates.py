@@ -4,6 +4,7 @@ An exit is worth its place where much time lies behind it and its head costs lit
 is too many: each would be trained, timed and searched. So the segments are timed with the engines that will run, and
 of the cuts those are taken that leave no long stretch of time between two of them. A head that takes more than a given
 share of the time behind it is replaced by the next smaller one; where even the smallest takes more, the cut is none.
+What takes next to no time is always cheap: in a tiny network a head of any size is mostly the calls that run it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from artifacts import GraphError, Model, RunFolder
 from calibration.tracing.all_exits import EngineChoice
 from calibration.tracing.part_times import time_parts
 from export import HEAD_SIZES, build_head_ladders, keep_cuts, spread_evenly, write_heads
+
+NO_TIME_MS = 0.25
+"""Milliseconds for a batch of ``TIMED_ROWS`` rows that no head is too dear for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,11 @@ def _size_heads(
         place = folder / f"heads_{rung}"
         graphs = write_heads(model, {name: ladders[name][rung] for name in tried}, place)
         times = time_parts([(place / graphs[name].file, graphs[name]) for name in tried], place / "engines", engine)
-        cheap = {name for name, ms in zip(tried, times, strict=True) if ms <= rules.head_share * behind[name]}
+        cheap = {
+            name
+            for name, ms in zip(tried, times, strict=True)
+            if ms <= max(NO_TIME_MS, rules.head_share * behind[name])
+        }
         found.update(dict.fromkeys(cheap, rung))
         left = [name for name in left if name not in cheap]
     if left:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -33,6 +34,7 @@ from export import answer_reduced
 
 MEASURED_SAMPLES = 512
 """Samples of the calibrate part, evenly spaced, on which heads are measured after every epoch."""
+_MEASURED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,8 @@ def train_frozen(
 
     Args:
         heads: cut name -> head from features (B, ...) to logits (B, ...).
-        maker: makes their features; it trains on the train part of its samples, and only measures on the calibrate
-            part.
+        maker: makes their features. The train part of its samples is trained on, the calibrate part only measured; its
+            runner is closed once it is not needed any more.
         what: task and configuration.
         checkpoint: takes the state after every epoch; a matching one is continued.
         folder: where features may be kept meanwhile.
@@ -85,7 +87,12 @@ def train_frozen(
     with ExitStack() as stack:
         source = _Source(maker=maker, indices=indices, batch_size=batch_size, config=config)
         source.keep(folder, stack, report=checkpoint.report)
-        held_out = _held_out(maker)
+        held_out = _keep_held_out(maker, folder)
+        if held_out is not None:
+            stack.enter_context(held_out)
+        if source.kept:
+            maker.runner.close()  # what its engines hold is needed for the heads now
+        pool = stack.enter_context(_head_pool(len(heads)))
         for epoch in range(len(history), epochs):
             started = time.monotonic()
             net.train()
@@ -94,7 +101,7 @@ def train_frozen(
                 for group in optimiser.param_groups:
                     progress = (epoch + (step + 0.5) / steps) / epochs
                     group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-                total += _step(heads, batch, what, optimiser)
+                total += _step(heads, batch, what, optimiser, pool)
             net.eval()
             metric = _measure(heads, held_out, what)
             result = EpochResult(
@@ -131,6 +138,11 @@ class _Source:
             cache.append(features)
         self._cache = cache
 
+    @property
+    def kept(self) -> bool:
+        """Whether the backbone has done its work."""
+        return self._cache is not None
+
     def batches(self, epoch: int) -> Iterator[Features]:
         """Yields the train part in an order of (seed, epoch) alone; the last, smaller batch is left out."""
         order = np.random.default_rng([self._config.seed, epoch]).permutation(len(self._indices))
@@ -149,28 +161,47 @@ class _Source:
             waiting = [joined] if len(joined.answers) else []
 
 
-def _held_out(maker: FeatureMaker) -> list[Features]:
-    """Returns the features of a few samples of the calibrate part."""
+def _keep_held_out(maker: FeatureMaker, folder: Path) -> FeatureCache | None:
+    """Returns the features of a few samples of the calibrate part; ``None`` where it has none."""
     available = maker.samples.indices_of("calibrate")
-    return list(maker.make(available[:: max(1, len(available) // MEASURED_SAMPLES)]))
+    cache = None
+    for features in maker.make(available[:: max(1, len(available) // MEASURED_SAMPLES)]):
+        cache = FeatureCache(folder, features) if cache is None else cache
+        cache.append(features)
+    return cache
 
 
 def _step(
-    heads: Mapping[str, nn.Module], batch: Features, what: FrozenTask, optimiser: torch.optim.Optimizer
+    heads: Mapping[str, nn.Module], batch: Features, what: FrozenTask, optimiser: torch.optim.Optimizer,
+    pool: ThreadPoolExecutor,
 ) -> float:  # fmt: skip
     """Moves all heads by one batch and returns their mean loss."""
     loss_of = find_loss(what.task)
     targets = None if batch.targets is None else torch.from_numpy(batch.targets)
     teacher = to_logits(batch.answers, probabilities=what.probabilities)
-    losses = [
-        _loss(answer_reduced(head, batch.reduced[name]), targets, teacher, loss_of, what.config)
-        for name, head in heads.items()
-    ]
-    loss = torch.stack(losses).sum()
+
+    def learn(name: str) -> float:
+        loss = _loss(answer_reduced(heads[name], batch.reduced[name]), targets, teacher, loss_of, what.config)
+        loss.backward()
+        return float(loss.detach())
+
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    total = sum(pool.map(learn, heads))
     optimiser.step()
-    return float(loss.detach()) / len(losses)
+    return total / len(heads)
+
+
+@contextmanager
+def _head_pool(heads: int) -> Iterator[ThreadPoolExecutor]:
+    """Yields threads that each train a head on one core: heads know nothing of each other, so nobody waits, and what
+    they learn does not depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, heads)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _loss(logits: Tensor, targets: Tensor | None, teacher: Tensor, loss_of: Loss, config: FrozenConfig) -> Tensor:
@@ -183,19 +214,24 @@ def _loss(logits: Tensor, targets: Tensor | None, teacher: Tensor, loss_of: Loss
     return loss
 
 
-def _measure(heads: Mapping[str, nn.Module], held_out: Sequence[Features], what: FrozenTask) -> dict[str, float]:
+def _measure(heads: Mapping[str, nn.Module], held_out: FeatureCache | None, what: FrozenTask) -> dict[str, float]:
     """Returns the metric of every head, or without labels its agreement with the full network."""
+    if held_out is None:
+        return {}
     task = what.task
-    sums = {name: MetricSum(task) for name in heads}
-    agreed = {name: [np.zeros(0, np.float32)] for name in heads}
+    metrics = {name: MetricSum(task) for name in heads}
+    agreed = dict.fromkeys(heads, 0.0)
+    labelled = False
     with torch.inference_mode():
-        for features in held_out:
+        for positions in in_chunks(np.arange(len(held_out)), _MEASURED_ROWS):
+            features = held_out.read(positions)
+            labelled = features.targets is not None
             for name, head in heads.items():
                 answers = (answer_reduced(head, features.reduced[name]).numpy(),)
                 if features.targets is None:
-                    agreed[name].append(task.agreement(answers, (features.answers.numpy(),)))
+                    agreed[name] += float(task.agreement(answers, (features.answers.numpy(),)).sum())
                 else:
-                    sums[name].add(answers, features.targets)
-    if held_out and held_out[0].targets is None:
-        return {name: float(np.concatenate(values).mean()) for name, values in agreed.items()}
-    return {name: total.value for name, total in sums.items()}
+                    metrics[name].add(answers, features.targets)
+    if labelled:
+        return {name: metric.value for name, metric in metrics.items()}
+    return {name: count / len(held_out) for name, count in agreed.items()}

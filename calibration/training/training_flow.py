@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from artifacts import (
-    GraphError,
     Model,
     Preprocessing,
     RunFolder,
@@ -40,6 +39,8 @@ from export import (
     write_recipe,
 )
 
+ASKED_ROWS = 16
+
 
 @work_alone
 def train_missing(
@@ -61,18 +62,19 @@ def train_missing(
 
     Raises:
         InputError: the train part has no samples.
-        GraphError: the model has no segments, or no exit head is worth its time.
+        GraphError: no exit head is worth its time.
     """
     model = ensure_model(run, report=options.report)
-    if not model.spec.cuts:
-        raise GraphError(f"{run.model} was exported without segments. Export it again with --segments")
+    if all(cut.name in model.spec.heads for cut in model.spec.cuts[:-1]):
+        return model
     training_indices(samples, config)
+    task = options.task_of(model)
+    whole = model.whole()
+    with SegmentRunner(whole, run.engines, engine, rows=ASKED_ROWS, with_heads=False) as runner:
+        ask_network(whole, runner, samples, task, rows=ASKED_ROWS, options=options)
     rules = CandidateRules(most=config.max_candidates, head_share=config.head_share)
     model = settle_candidates(run, model, engine, rules, report=options.report)
     heads = build_missing_heads(model)
-    if not heads:
-        return model
-    task = options.task_of(model)
     teacher = "" if samples.labelled else " by the answers of the full network, since there are no labels"
     options.report(f"training {len(heads)} exit heads on the frozen backbone{teacher}: {', '.join(heads)}")
     torch.set_num_threads(engine.threads)
@@ -84,7 +86,6 @@ def train_missing(
     rows = fit_rows(model.spec, memory_limit(options.memory_gb))
     what = FrozenTask(task=task, probabilities=model.spec.settings.get("confidence") == "max", config=config)
     with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=False) as runner:
-        ask_network(model, runner, samples, task, rows=rows, options=options)
         maker = FeatureMaker(heads=heads, runner=runner, rows=rows, samples=samples, workers=options.workers)
         history = train_frozen(heads, maker, what, checkpoint, folder=run.training)
     parameters = {"mode": "frozen", **to_plain(config)}

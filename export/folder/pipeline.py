@@ -68,7 +68,7 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
         loaded = take_bytes(loaded, recipe.preprocessing)
         recipe = replace(recipe, preprocessing=loaded.pixels)
     else:
-        loaded = replace(loaded, pixels=recipe.preprocessing)
+        loaded = replace(loaded, pixels=recipe.preprocessing or loaded.pixels)
     loaded, precision_loss = apply_precision(loaded, recipe.precision, half=recipe.cuts or ())
     decided = _add_confidences(loaded, recipe)
     if recipe.segments:

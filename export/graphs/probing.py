@@ -4,13 +4,18 @@ A graph says little about this by itself: shapes may be missing or stale, and a 
 other. So the candidate tensors are made outputs, and the graph is run on random rows, two and three at a time and each
 row alone. A tensor passes if its leading axis follows the batch, the rest of its shape stays, and every row is the same
 in each run up to rounding.
+
+Rows may be independent on some inputs and mix on others: a network that divides by the brightest pixel of the batch,
+where that is more than 1, is found out only by images of 0 to 255, a dark one among them. So the rows span the range
+that the preprocessing says; where nobody says anything, an input that may be an image is run on noise, on pixels of
+0 to 1 and on those of 0 to 255.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +26,7 @@ from artifacts import EngineError, GraphError, Preprocessing, TensorSpec
 from engines import GraphRunner
 from export.graphs.files import PROTO_LIMIT, save_graph, weight_bytes
 from export.graphs.loading import LoadedGraph
+from export.graphs.ranges import assume_pixels, draw_images, plain_image
 from export.graphs.reading import read_model, weight_files
 
 # relative; rounding of one float16 is 5e-4, of one bfloat16 4e-3, a step of int8 8e-3, and a network adds them up
@@ -30,6 +36,7 @@ _PROBED = 3
 _SAMPLED = 8
 _FAR = 100
 _BYTE = 255
+_SLACK = 100  # of the limit, for rounding on values that the network may not be made for
 _BFLOAT16 = "tensor(bfloat16)"
 
 
@@ -76,12 +83,14 @@ def sample_rows(
     rows = {}
     for spec in specs:
         if pixels is not None:
-            rows[spec.name] = pixels.prepare(_draw_images(random, (count, *spec.row_shape)), spec.dtype)
+            rows[spec.name] = pixels.prepare(draw_images(random, (count, *spec.row_shape)), spec.dtype)
             continue
         shape, dtype = (count, *spec.row_shape), np.dtype(spec.dtype)
         if dtype.kind in "biu":
             top = 1 if dtype.kind == "b" else min(highest, int(np.iinfo(dtype).max))
-            numbers = random.integers(0, top + 1, shape)
+            tops = np.full((count, *([1] * len(spec.row_shape))), top)
+            tops[1::3], tops[2::3] = max(1, top // 64), max(1, top // 2)  # so that rows have ranges of their own
+            numbers = random.integers(0, tops + 1, shape)
             numbers.reshape(count, -1)[:, 0] = 1
             rows[spec.name] = numbers.astype(dtype)
         else:
@@ -89,16 +98,6 @@ def sample_rows(
             noise = random.standard_normal(shape, dtype=np.float32) * random.uniform(0.5, 1.5, own)
             rows[spec.name] = (noise + random.normal(0, 0.5, own)).astype(dtype)
     return rows
-
-
-def _draw_images(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws uint8 noise (count, ...); each image has a brightness and a contrast of its own."""
-    bright = random.uniform(20, 230, shape[0])
-    contrast = random.uniform(10, 70, shape[0])
-    bright[:_PROBED], contrast[:_PROBED] = (0.5, 120, 215)[: shape[0]], (0.5, 45, 60)[: shape[0]]
-    along = (-1, *([1] * (len(shape) - 1)))
-    noise = random.standard_normal(shape, dtype=np.float32) * contrast.reshape(along) + bright.reshape(along)
-    return np.clip(np.round(noise), 0, _BYTE).astype(np.uint8)
 
 
 def relative_error(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
@@ -134,9 +133,10 @@ def settle_integers(loaded: LoadedGraph) -> LoadedGraph:
     kinds = [np.dtype(spec.dtype) for spec in loaded.inputs if np.dtype(spec.dtype).kind in "iu"]
     if not kinds:
         return loaded
-    order = (_BYTE, 1) if all(kind.itemsize == 1 for kind in kinds) else (1, _BYTE)
+    image = plain_image(loaded)
+    order = (_BYTE, 1) if image is not None or all(kind.itemsize == 1 for kind in kinds) else (1, _BYTE)
     for highest in order:
-        trial = replace(loaded, highest=highest)
+        trial = replace(loaded, highest=highest, pixels=image if highest == _BYTE else None)
         with contextlib.suppress(GraphError):
             probe_tensors(trial, ())
             note = () if highest == 1 else (f"integer inputs run with 0 to {highest}",)
@@ -162,36 +162,84 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
             served in batches at all.
     """
     made = [name for name in dict.fromkeys([*loaded.outputs, *names]) if name not in _input_names(loaded)]
-    rows = draw_rows(loaded, _PROBED, seed=seed)
     reasons: dict[str, str] = {}
     with open_graph(_expose(loaded.model, made)) as runner:
         for name in [name for name in made if runner.output_types[name] == _BFLOAT16]:
             made.remove(name)
             reasons[name] = "is bfloat16, which engines do not hand over"
-        whole = _run(runner, rows, loaded, made)
-        pair = _run(runner, {name: array[:2] for name, array in rows.items()}, loaded, made)
-        singles = [
-            _run(runner, {name: array[i : i + 1] for name, array in rows.items()}, loaded, made) for i in range(_PROBED)
-        ]
+        verdicts = [_judge_rows(runner, loaded, made, draw) for draw in _draws(loaded, seed)]
     led = {spec.name: spec for spec in loaded.inputs}
     lines: dict[str, BatchLine] = {}
     for name in made:
-        runs = [singles[0][name], pair[name], whole[name]]
-        limit = TOLERANCES[loaded.rounding]
-        alone = [single[name] for single in singles]
-        reason = _why_not_led(runs) or _why_mixed(whole[name], pair[name], alone, limit=limit)
-        line = _fit_line(runs) if reason else None
-        if not reason:
-            led[name] = TensorSpec(name=name, dtype=str(whole[name].dtype), row_shape=tuple(whole[name].shape[1:]))
-        elif line is not None:
-            lines[name] = line
-        else:
-            reasons[name] = reason
+        found = [verdict[name] for verdict in verdicts]
+        first, reason = found[0], next((other for other in found if isinstance(other, str)), "")
+        if reason or not all(_is_same(first, other) for other in found):
+            reasons[name] = reason or "has another shape or other values for other inputs"
+        elif isinstance(first, TensorSpec):
+            led[name] = first
+        elif isinstance(first, BatchLine):
+            lines[name] = first
     for name in loaded.outputs:
         if name not in led:
             reason = reasons.get(name, "does not depend on the inputs' values")
             raise GraphError(f"the network cannot be served in batches: its output '{name}' {reason}")
     return Probe(led=led, lines=lines, reasons=reasons)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Draw:
+    """Random rows of one range.
+
+    Attributes:
+        rows: input name -> (3, ...).
+        assumed: the range in words, where nothing says that the network is made for it.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    assumed: str = ""
+
+
+def _draws(loaded: LoadedGraph, seed: int) -> Iterator[_Draw]:
+    """Yields rows of every range that the inputs may have."""
+    yield _Draw(rows=draw_rows(loaded, _PROBED, seed=seed))
+    for words, pixels in assume_pixels(loaded):
+        yield _Draw(rows=draw_rows(replace(loaded, pixels=pixels), _PROBED, seed=seed), assumed=words)
+
+
+_Verdict = TensorSpec | BatchLine | str
+
+
+def _judge_rows(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str], draw: _Draw) -> dict[str, _Verdict]:
+    """Runs rows together and alone: a tensor is led by the batch, a line of the number of rows, or neither for a
+    reason."""
+    rows = draw.rows
+    whole = _run(runner, rows, loaded, names)
+    pair = _run(runner, {name: array[:2] for name, array in rows.items()}, loaded, names)
+    singles = [
+        _run(runner, {name: array[i : i + 1] for name, array in rows.items()}, loaded, names) for i in range(_PROBED)
+    ]
+    limit = TOLERANCES[loaded.rounding] * (_SLACK if draw.assumed else 1)
+    found: dict[str, _Verdict] = {}
+    for name in names:
+        runs = [singles[0][name], pair[name], whole[name]]
+        alone = [single[name] for single in singles]
+        reason = _why_not_led(runs) or _why_mixed(whole[name], pair[name], alone, limit=limit)
+        line = _fit_line(runs) if reason else None
+        if not reason:
+            row_shape = tuple(whole[name].shape[1:])
+            found[name] = TensorSpec(name=name, dtype=str(whole[name].dtype), row_shape=row_shape)
+        elif line is not None:
+            found[name] = line
+        else:
+            known = f" (on {draw.assumed}; if the network takes others, say so with --preprocess)" * bool(draw.assumed)
+            found[name] = reason + known
+    return found
+
+
+def _is_same(a: _Verdict, b: _Verdict) -> bool:
+    if isinstance(a, BatchLine) and isinstance(b, BatchLine):
+        return np.array_equal(a.offset, b.offset) and np.array_equal(a.slope, b.slope)
+    return a == b
 
 
 def sample_answers(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 3) -> dict[str, np.ndarray]:

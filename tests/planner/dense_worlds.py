@@ -63,8 +63,6 @@ def write_graph(folder: Path, name: str, source: TensorSpec, *, layers: int, see
 def write_dense_run(run: RunFolder) -> None:
     """Writes model and data: a dense network of four layers with three exits, all of random weights; it is right on
     about 60 % of its samples."""
-    from engines import run_graph
-
     x = TensorSpec(name="x", dtype="float32", row_shape=(1, 8, 8))
     hidden = [TensorSpec(name=f"h{i}", dtype="float32", row_shape=(WIDTH,)) for i in range(4)]
     with new_artifact(run.model, kind="model") as folder:
@@ -80,12 +78,18 @@ def write_dense_run(run: RunFolder) -> None:
             final_head=write_graph(folder, "final_head", hidden[3], layers=0, seed=4, head=True),
         )  # fmt: skip
         write_model_spec(folder, spec)
-    random = np.random.default_rng(0)
-    images, labels = random.integers(0, 256, (300, 8, 8)).astype(np.uint8), random.integers(0, CLASSES, 300)
+    write_data(run, 300, seed=0)
+
+
+def write_data(run: RunFolder, count: int, *, seed: int) -> None:
+    """Writes random images with random labels, of which 40 % are put right to the network's answers."""
+    from engines import run_graph
+
+    random = np.random.default_rng(seed)
+    images, labels = random.integers(0, 256, (count, 8, 8)).astype(np.uint8), random.integers(0, CLASSES, count)
     inputs = ((images / 255 - 0.5) / 0.29).astype(np.float32)[:, None]
     answers = run_graph(run.model / "full.onnx", {"x": inputs})["full.logits"].argmax(axis=1)
-    labels = np.where(random.random(300) < 0.4, answers, labels)
-    np.savez(run.root / "data.npz", images=images, labels=labels)
+    np.savez(run.root / "data.npz", images=images, labels=np.where(random.random(count) < 0.4, answers, labels))
 
 
 def plan(run: RunFolder, tmp_path: Path, *arguments: str) -> tuple[int, dict]:

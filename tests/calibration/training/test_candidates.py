@@ -16,6 +16,8 @@ from engines import run_graph
 from export import ExportOptions, build_missing_heads, ensure_model
 from tests.calibration.training.chain_worlds import ENGINE, export_chain
 
+TEN_MS = dict.fromkeys((*(f"segment_{index:02d}" for index in range(20)), "final_head"), 10.0)
+
 
 def times_of(table: dict[str, float], heads: dict[int, float]) -> Any:
     """Returns a clock in place of the engines': milliseconds by the name of a part; of heads by their rung."""
@@ -55,11 +57,12 @@ def test_a_head_that_is_dear_gives_way_to_a_smaller_one_or_to_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, model = export_chain(tmp_path)
-    monkeypatch.setattr(candidates, "time_parts", times_of({}, {0: 0.7, 1: 0.65, 2: 0.45, 3: 0.35, 4: 0.25}))
+    costs = (7.0, 6.5, 4.5, 3.5, 2.5)
+    monkeypatch.setattr(candidates, "time_parts", times_of(TEN_MS, dict(enumerate(costs))))
     said: list[str] = []
     found = settle_candidates(run, model, ENGINE, CandidateRules(head_share=0.1), report=said.append)
-    behind = len(model.spec.segments) + 1 - 1 - np.arange(len(model.spec.cuts) - 1)  # each part takes 1 ms
-    wanted = [next((r for r, ms in enumerate((0.7, 0.65, 0.45, 0.35, 0.25)) if ms <= 0.1 * b), None) for b in behind]
+    behind = 10.0 * (len(model.spec.segments) - np.arange(len(model.spec.cuts) - 1))
+    wanted = [next((rung for rung, ms in enumerate(costs) if ms <= 0.1 * left), None) for left in behind]
     kept = [cut.name for cut, rung in zip(model.spec.cuts, wanted, strict=False) if rung is not None]
     assert [cut.name for cut in found.spec.cuts[:-1]] == kept
     assert found.spec.settings["head_sizes"] == ",".join(str(rung) for rung in wanted if rung is not None)
@@ -70,6 +73,14 @@ def test_a_head_that_is_dear_gives_way_to_a_smaller_one_or_to_none(
     sizes = [sum(p.numel() for p in head.parameters()) for head in heads.values()]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[-1]
+
+
+def test_in_a_network_that_takes_no_time_every_head_is_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, model = export_chain(tmp_path, layers=3)
+    quick = {graph.name: 0.01 for graph in (*model.spec.segments, model.spec.final_head)}
+    monkeypatch.setattr(candidates, "time_parts", times_of(quick, dict.fromkeys(range(5), 0.2)))
+    found = settle_candidates(run, model, ENGINE, CandidateRules(), report=lambda _: None)
+    assert found.spec.settings["head_sizes"] == ",".join("0" * (len(model.spec.cuts) - 1))
 
 
 def test_where_every_head_is_too_dear_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from engines import run_graph
 from export import build_missing_heads
 from tests.calibration.training.chain_worlds import ENGINE, draw_bars, export_chain
 
+FORCED = CalibrationOptions(force=True)  # the network is random, and so at chance
 CONFIG = FrozenConfig(epochs=5, batch_size=32, max_candidates=2, head_share=1.0, learning_rate=0.01)
 
 
@@ -48,7 +49,7 @@ def history_of(run: RunFolder) -> list[dict[str, Any]]:
 def test_the_backbone_runs_once_where_images_are_not_varied(tmp_path: Path, count_runs: list[int]) -> None:
     bars = draw_bars(unlabelled := 160, labelled=False)
     run, _ = export_chain(tmp_path)
-    train_missing(run, bars, CONFIG, ENGINE)
+    train_missing(run, bars, CONFIG, ENGINE, options=FORCED)
     assert sum(count_runs) == unlabelled * 0.8 == len(bars.indices_of("train")) + len(bars.indices_of("calibrate"))
     assert len(history_of(run)) == 5
     assert sorted(path.name for path in run.training.iterdir() if path.is_file()) == [], "the features are gone"
@@ -86,7 +87,7 @@ def test_a_cache_and_a_running_backbone_train_the_same_heads(tmp_path: Path, mon
         run, _ = export_chain(tmp_path / name)
         monkeypatch.setattr(frozen, "fits_on_disk", lambda *_, fits=fits: fits)
         monkeypatch.setattr("calibration.training.candidates.time_parts", lambda parts, *_: [1.0] * len(parts))
-        models.append(train_missing(run, bars, CONFIG, ENGINE))
+        models.append(train_missing(run, bars, CONFIG, ENGINE, options=FORCED))
     rows = np.random.default_rng(0).random((4, 12, 8, 8), np.float32)
     for name, head in models[0].spec.heads.items():
         kept, again = (run_graph(model.path(head), {name: rows}) for model in models)
@@ -116,7 +117,7 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     for root in (whole, pieces):
         root.mkdir()
         export_chain(root)
-    expected = train_missing(RunFolder(root=whole / "run"), bars, CONFIG, ENGINE)
+    expected = train_missing(RunFolder(root=whole / "run"), bars, CONFIG, ENGINE, options=FORCED)
 
     class KilledError(Exception):
         pass
@@ -131,8 +132,8 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
         patch.setattr(Checkpoint, "save", save_then_die)
         for _ in range(3):
             with pytest.raises(KilledError):
-                train_missing(RunFolder(root=pieces / "run"), bars, CONFIG, ENGINE)
-    found = train_missing(RunFolder(root=pieces / "run"), bars, CONFIG, ENGINE)
+                train_missing(RunFolder(root=pieces / "run"), bars, CONFIG, ENGINE, options=FORCED)
+    found = train_missing(RunFolder(root=pieces / "run"), bars, CONFIG, ENGINE, options=FORCED)
     assert _head_bytes(found) == _head_bytes(expected)
 
 

@@ -12,7 +12,7 @@ from artifacts import TRACE_NPZ, RunFolder, Trace, load_arrays, open_artifact
 from calibration import ArrayImages, BatchReader
 from calibration.cli import main as calibrate
 from runtime.bench.command import main as bench
-from tests.planner.dense_worlds import plan
+from tests.planner.dense_worlds import plan, write_data
 
 pytestmark = pytest.mark.slow
 IMAGES = 4000  # 800 to calibrate, 800 to test
@@ -53,9 +53,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> Alive:
 
 
 def test_planning_and_the_benchmark_hold_a_few_batches(run: RunFolder, tmp_path: Path, alive: Alive) -> None:
-    few = np.load(run.root / "data.npz")
-    rows = np.arange(IMAGES) % len(few["images"])
-    np.savez(run.root / "data.npz", images=few["images"][rows], labels=few["labels"][rows])
+    write_data(run, IMAGES, seed=1)
     code, _ = plan(run, tmp_path, "--tolerance", "0.9")
     assert code == 0
     assert alive.read > 800 + 512
