@@ -212,9 +212,15 @@ def check_network(model: Model, runner: SegmentRunner, samples: Samples, task: T
         if answers.predictions is not None and (compare_with_shuffled(answers.predictions, labels) or 0) > _SURE:
             continue  # right more often by answering the frequent class more often
         p_value = min(1.0, len(ways) * sign_test(answers.quality, own.quality))
-        flag = name_flag(ways[words], stated=model.spec.stated_preprocessing() is not None)
+        flag = name_flag(ways[words], stated=_states_resize(model))
         others.append(OtherWay(words=words, flag=flag, metric=answers.metric, p_value=p_value))
     return replace(check, others=tuple(others))
+
+
+def _states_resize(model: Model) -> bool:
+    """Tells whether somebody said how images are resized, rather than took over what goes with a convention."""
+    by_name = {f"--preprocess {convention.name}" for convention in CONVENTIONS}
+    return model.spec.stated_preprocessing() is not None and model.spec.settings.get(SAID_BY) not in by_name
 
 
 def _draw(samples: Samples) -> np.ndarray:
@@ -322,4 +328,4 @@ def sign_test(mine: np.ndarray, other: np.ndarray) -> float:
         mine, other: (n,) quality of the same samples; those of equal quality do not count.
     """
     better, worse = int((mine > other).sum()), int((mine < other).sum())
-    return 1.0 - binomial_cdf(better - 1, better + worse, 0.5)
+    return binomial_cdf(worse, better + worse, 0.5)  # a coin has no side: P(at least so many) = P(at most the others)

@@ -92,7 +92,7 @@ def publish_network(
     if files is not None and is_model_current(run, _describe_origin(network, files, parameters)):
         report(f"{run.model} is up to date")
         return reuse_model(run)
-    report(f"exporting {type(module).__name__} through torch")
+    report(f"exporting a torch module into {run.model}")
     was_training = module.training
     module.eval()
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
+from artifacts import UsageError
 from planner.commands import import_trace, plan, report, scout, validate
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
@@ -21,5 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in COMMANDS:
         return COMMANDS[words[0]](words[1:])
+    if words and (meant := difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0.75)):
+        print(f"error: unknown command '{words[0]}'. Did you mean: python -m planner {meant[0]}?", file=sys.stderr)
+        return UsageError.exit_code
     further = ", ".join(f"python -m planner {name}" for name in COMMANDS)
     return plan.main(words, epilog=f"Further commands, each with --help: {further}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
 import tempfile
 import time
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 _FIELDS = ("batch_size", "backend", "threads", "certify.method", "certify.delta", "certify.seed")
 _SAMPLES = 800
 _VERDICTS = {
-    "yes": "exits pay here. Train and plan them with: python -m planner {source} --data DATA",
+    "yes": "exits pay here. Train and plan them with: python -m planner {source}",
     "perhaps": "exits may pay here, and the probes alone cannot promise it. Trained exit heads can tell: "
-    "python -m planner {source} --data DATA",
+    "python -m planner {source}",
     "no": "there is nothing to gain with exits here: not even an oracle saves {worthwhile:.0%} at these tolerances",
 }
 
@@ -83,7 +84,10 @@ def scout(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any
         samples = load_run_data(run, arguments.data, report=say)
         found = scout_network(run, model, samples, config, count=arguments.samples, report=say)
     seconds = time.monotonic() - began
-    print_scouted(found, source=arguments.source or f"--run {arguments.run}", seconds=seconds)
+    asked = [*([] if arguments.source is None else [arguments.source]),
+             *([] if arguments.run is None else ["--run", str(arguments.run)]),
+             *([] if arguments.data is None else ["--data", arguments.data])]  # fmt: skip
+    print_scouted(found, source=shlex.join(asked), seconds=seconds)
     return {**to_plain(found), "source": arguments.source, "seconds": round(seconds, 1)}
 
 

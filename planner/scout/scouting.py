@@ -129,7 +129,7 @@ def scout_network(
     Args:
         run: holds the cache of engines; a temporary folder will do.
         model: exported with segments; exit heads that it has are not asked.
-        samples: the parts train and calibrate are drawn from; the test part is left alone.
+        samples: the calibrate part is drawn from, then the train part; the test part is left alone.
         config: backend, threads, batch size, and how the tolerance would be certified.
         count: how many samples to probe with, at most; fewer where reading and running them would take too long.
         report: receives lines about the progress.
@@ -175,18 +175,20 @@ def _fitting_count(count: int, pace: Pace | None) -> int:
 
 
 def draw_samples(samples: Samples, count: int, *, seed: int) -> np.ndarray:
-    """Returns up to ``count`` ascending indices of the parts train and calibrate, drawn at random.
+    """Returns up to ``count`` ascending indices, drawn at random of the calibrate part; where that does not do, of the
+    train part too, on which a network may be better than it is.
 
     Raises:
         InputError: there are fewer than can be probed with.
     """
-    available = np.concatenate([samples.indices_of("train"), samples.indices_of("calibrate")])
+    random = np.random.default_rng(seed)
+    available = np.concatenate([random.permutation(samples.indices_of(part)) for part in ("calibrate", "train")])
     if len(available) < _LEAST_SAMPLES:
         raise InputError(
             f"{samples.name} has {len(available)} samples to train and calibrate with; at least {_LEAST_SAMPLES} are "
             "needed to probe a network"
         )
-    return np.sort(np.random.default_rng(seed).permutation(available)[:count])
+    return np.sort(available[:count])
 
 
 def choose_timing(batch_size: int, pace: Pace | None) -> TimingConfig:

@@ -171,7 +171,8 @@ class _Job:
 
     def plan(self) -> PlanningResult:
         """Goes through the steps."""
-        self.say(1, f"the network, {self.export.source}; how long is not known before it has run")
+        there = (self.run.model / MANIFEST).is_file()
+        self.say(1, f"the network, {self.export.source}{'' if there else '; how long is not known before it has run'}")
         check_labels(self.config.certify.risk, labelled=self._open_data().labelled, where=self.samples.name)
         model = self.train()
         artifact, trace = self.trace(model)
@@ -192,7 +193,8 @@ class _Job:
 
     def train(self) -> Model:
         """Returns the model with its exit heads."""
-        count, joint = len(self.samples.indices_of("train")), isinstance(self.training, JointConfig)
+        available, joint = len(self.samples.indices_of("train")), isinstance(self.training, JointConfig)
+        count = min(available, self.training.samples or available)
         if isinstance(self.training, JointConfig):
             self.say(2, f"network and exit heads together, {self.training.epochs} epochs of {count} samples; "
                      "how long is known after the first")  # fmt: skip

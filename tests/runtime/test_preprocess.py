@@ -67,7 +67,7 @@ def test_a_host_has_the_pixels_of_calibration_bit_by_bit(wanted: Preprocessing, 
     assert isinstance(samples, ImageSamples)
     rows = np.arange(7)
     (expected,) = samples.inputs(rows).values()
-    paths = [samples.path(int(row)) for row in rows]
+    paths = [Path(samples.files.name(int(row))) for row in rows]
     opened = [Image.open(path) for path in paths]
     for pictures in (paths, [str(path) for path in paths], [path.read_bytes() for path in paths], opened, iter(paths)):
         found = prepare_images(pictures, spec_of(wanted, dtype))

@@ -25,6 +25,7 @@ from artifacts import (
     Preprocessing,
     RunFolder,
     TensorSpec,
+    find_convention,
     new_artifact,
     open_model,
     write_model_spec,
@@ -134,6 +135,17 @@ def test_a_wrong_statement_and_swapped_channels_are_found_too(tmp_path: Path) ->
     assert json.loads(found.better.flag) == {"interpolation": "bilinear", "scale": 1.0, "channel_order": "BGR"}
     with pytest.raises(InputError, match="channels in the order BGR"):
         ask_aloud(model, data)
+
+
+def test_a_name_is_answered_by_a_name(tmp_path: Path) -> None:
+    model = write_halves(tmp_path / "run")
+    said = {SAID_BY: "--preprocess inception"}
+    stated = find_convention("inception").fit(Preprocessing(height=8, width=8, channel_order="L"))
+    found = ask(replace(model, spec=replace(model.spec, preprocessing=stated, settings=said)),
+                write_bands(tmp_path / "halves.npz"))  # fmt: skip
+    assert found.better is not None
+    assert found.better.flag == "raw"
+    assert 0 < found.better.p_value < 1e-12
 
 
 def test_without_labels_what_is_assumed_is_said(tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_help_names_every_further_command(capsys: pytest.CaptureFixture[str]) ->
         assert "--json" in capsys.readouterr().out
 
 
+def test_a_mistyped_command_is_not_taken_for_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, meant in (("scuot", "scout"), ("validat", "validate"), ("reprot", "report")):
+        assert main([typed, "--run", "runs/none"]) == 2
+        assert f"Did you mean: python -m planner {meant}?" in capsys.readouterr().err
+    assert main(["resnext", "--data", "none"]) == 2
+    assert "Did you mean 'resnet'" in capsys.readouterr().err
+
+
 def test_help_needs_no_heavy_package() -> None:
     script = (
         "import sys; sys.argv = ['planner', '--help']\n"

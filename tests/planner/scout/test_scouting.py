@@ -139,7 +139,11 @@ def test_samples_are_drawn_from_what_is_not_tested_on(place: Path) -> None:
     samples = load_samples(place / "data.npz", image_input((1, 8, 8), name="x"))
     drawn = draw_samples(samples, 50, seed=0)
     assert len(drawn) == 50
-    assert not set(drawn) & set(samples.indices_of("test"))
+    assert set(drawn) <= set(samples.indices_of("calibrate"))
+    more = draw_samples(samples, 100, seed=0)
+    assert len(set(more)) == 100
+    assert set(samples.indices_of("calibrate")) < set(more)
+    assert not set(more) & set(samples.indices_of("test"))
     none = np.arange(0)
     with pytest.raises(InputError, match="has 0 samples to train and calibrate with"):
         draw_samples(replace(samples, parts=dict.fromkeys(samples.parts, none)), 5, seed=0)
