@@ -26,6 +26,14 @@ from runtime import Runtime
 GPU = Gpu(name="A GPU", capability=(9, 0), driver="1.2")
 
 
+class FakeSession:
+    def __init__(self, providers: list[str]) -> None:
+        self._providers = providers
+
+    def get_providers(self) -> list[str]:
+        return self._providers
+
+
 class FakeOnnxRuntime:
     """The part of onnxruntime that is used; a session whose provider cannot be loaded goes on without it."""
 
@@ -40,8 +48,7 @@ class FakeOnnxRuntime:
 
     def InferenceSession(self, model: str, options: Any, providers: list[Any]) -> Any:  # noqa: N802
         self.opened = {"model": model, "level": options.graph_optimization_level, "providers": providers}
-        names = [PROVIDER] if self._loads else []
-        return SimpleNamespace(get_providers=lambda: [*names, "CPUExecutionProvider"])
+        return FakeSession([*([PROVIDER] if self._loads else []), "CPUExecutionProvider"])
 
 
 @pytest.fixture
