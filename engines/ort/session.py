@@ -125,6 +125,7 @@ def session_options(threads: int | None) -> Any:
     options.log_severity_level = 3  # errors only; warnings about layouts are expected
     for name, value in SPINNING.items():
         options.add_session_config_entry(name, value)
+    options.enable_mem_pattern = False  # one block per run and session, twice what its tensors need at once
     return options
 
 
