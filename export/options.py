@@ -122,9 +122,12 @@ class ExportOptions:
         source = _absolute(self.source) if self.is_file else self.source
         if self.is_hugging_face:
             source = f"{HUGGING_FACE_PREFIX}{_absolute(str(self.folder))}"
-        flags = [token for name, value in self._flags() for token in (name, value)]
         segments = ["--segments"] if self.segments else []
-        return shlex.join(["python", "-m", "export", source, *segments, *flags, "--run", str(run.root)])
+        return shlex.join(["python", "-m", "export", source, *segments, *self.flags(), "--run", str(run.root)])
+
+    def flags(self) -> list[str]:
+        """Returns the flags with a value that are not left at their defaults, as words of a command line."""
+        return [word for name, value in self._flags() for word in (name, value)]
 
     def _flags(self) -> Iterator[tuple[str, str]]:
         """Yields the flags with a value that are not left at their defaults."""

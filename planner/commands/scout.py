@@ -84,7 +84,7 @@ def scout(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any
         samples = load_run_data(run, arguments.data, report=say)
         found = scout_network(run, model, samples, config, count=arguments.samples, report=say)
     seconds = time.monotonic() - began
-    asked = [*([] if arguments.source is None else [arguments.source]),
+    asked = [*([] if export is None else [arguments.source, *export.flags()]),
              *([] if arguments.run is None else ["--run", str(arguments.run)]),
              *([] if arguments.data is None else ["--data", arguments.data])]  # fmt: skip
     print_scouted(found, source=shlex.join(asked), seconds=seconds)
