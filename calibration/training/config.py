@@ -9,8 +9,10 @@ from artifacts import UsageError, unknown_name
 AUGMENTATIONS = ("none", "crop", "crop-mirror")
 """How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
 ENOUGH_STEPS = 300
-EPOCHS = (4, 20)
+EPOCHS = (4, 100)
 """The fewest and the most epochs of frozen training, where their number is not given."""
+VARIED_EPOCHS = 20
+"""The most where images are varied, so that every epoch runs the backbone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +20,8 @@ class FrozenConfig:
     """How to train exit heads on a frozen backbone.
 
     Attributes:
-        epochs: passes over the train part; ``None``: as many as make ``ENOUGH_STEPS`` steps, within ``EPOCHS``.
+        epochs: passes over the train part; ``None``: as many as make ``ENOUGH_STEPS`` steps, within ``EPOCHS``, and at
+            most ``VARIED_EPOCHS`` where images are varied.
         batch_size: samples per step; fewer where the train part is small.
         learning_rate: peak of AdamW's cosine schedule.
         weight_decay: of AdamW.
@@ -63,6 +66,7 @@ class FrozenConfig:
     def count_epochs(self, steps: int) -> int:
         """Returns how many epochs of so many steps are trained."""
         fewest, most = EPOCHS
+        most = most if self.augment == AUGMENTATIONS[0] else VARIED_EPOCHS
         return self.epochs or max(fewest, min(most, -(-ENOUGH_STEPS // steps)))
 
 

@@ -13,7 +13,7 @@ from artifacts import Classification, UsageError, to_plain
 from calibration.data.arrays import ArrayImages, make_samples
 from calibration.data.splits import split_indices
 from calibration.training.checkpoints import Checkpoint, History
-from calibration.training.config import JointConfig
+from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
 from export.nets.multi_exit import MultiExitNet, attach_heads
 from export.nets.resnet import ResNet, ResNetConfig
@@ -131,3 +131,12 @@ def test_another_training_does_not_continue_this_one(bars: ArrayImages, tmp_path
 def test_settings_that_cannot_be(changed: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         JointConfig(**changed)
+
+
+@pytest.mark.parametrize(
+    ("steps", "augment", "epochs"),
+    [(1, "none", 100), (3, "none", 100), (10, "none", 30), (3, "crop", 20), (900, "crop", 4)],
+)
+def test_a_small_train_part_is_gone_through_more_often(steps: int, augment: str, epochs: int) -> None:
+    assert FrozenConfig(augment=augment).count_epochs(steps) == epochs
+    assert FrozenConfig(augment=augment, epochs=7).count_epochs(steps) == 7
