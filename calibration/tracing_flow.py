@@ -28,7 +28,7 @@ from artifacts import (
 )
 from calibration.certify.risk_tests import check_labels
 from calibration.data.samples import PARTS, ImageSamples, Samples
-from calibration.data.sources import DataSource, load_run_data, recorded_parts, source_name
+from calibration.data.sources import DataSource, load_run_data, recorded_choice, recorded_parts, source_name
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
 from calibration.tracing.collecting import collect_trace
@@ -172,10 +172,7 @@ def _draw_traced(samples: Samples, count: int | None) -> np.ndarray:
 
 def _recorded_samples(run: RunFolder, source: str) -> int | None:
     """Returns how many samples the run's trace was restricted to, if it was made from the same source."""
-    if not (run.trace / MANIFEST).is_file():
-        return None
-    parameters = read_manifest(run.trace).parameters
-    count = parameters.get("samples") if parameters.get("data_source") == source else None
+    count = recorded_choice(run, source, "samples")
     return count if isinstance(count, int) else None
 
 

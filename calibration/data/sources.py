@@ -188,11 +188,16 @@ def name_source(data: str | Path) -> str:
 
 def recorded_parts(run: RunFolder, source: str) -> str | None:
     """Returns the ``--parts`` that the run's trace was made with, if it was made from the same source."""
+    parts = recorded_choice(run, source, "parts")
+    return parts if isinstance(parts, str) else None
+
+
+def recorded_choice(run: RunFolder, source: str, name: str) -> object:
+    """Returns a parameter that the run's trace was made with, if it was made from the same source, else ``None``."""
     if not (run.trace / MANIFEST).is_file():
         return None
     parameters = read_manifest(run.trace).parameters
-    parts = parameters.get("parts") if parameters.get("data_source") == source else None
-    return parts if isinstance(parts, str) else None
+    return parameters.get(name) if parameters.get("data_source") == source else None
 
 
 def recorded_source(run: RunFolder) -> str | None:

@@ -53,6 +53,7 @@ def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) 
     ort = load_onnxruntime()
     options = session_options(1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.enable_mem_pattern = True  # unlike on the processor: so it was measured, and a capture is one block
     chosen = {**PROVIDER_OPTIONS, "device_id": str(index)}
     if stream is not None:
         chosen["user_compute_stream"] = str(stream)

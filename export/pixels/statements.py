@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def gather_statements(path: Path, asked: str | None) -> tuple[Statement, ...]:
         return (read_statement(asked),)
     found = []
     if metadata := relevant_metadata(read_metadata(path)):
-        fit = lambda network: read_metadata_pixels(metadata, network)  # noqa: E731
+        fit = partial(read_metadata_pixels, metadata)
         found.append(Statement(origin=f"the metadata of {path.name}", says=metadata, fit=fit))
     return (*found, *find_neighbours(neighbour_folders(path)))
 
