@@ -56,10 +56,12 @@ def on_pretended_gpu() -> bool:
 
 
 class HostSession:
-    """A session on the processor behind the calls of one on the GPU."""
+    """A session on the processor behind the calls of one on the GPU; runs when the work of its stream is done."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, stream: int) -> None:
         from engines.ort.session import open_session, session_options
+
+        self._stream = stream
 
         self._session: Any = open_session(model, session_options(1), what="open")
         self.get_inputs, self.get_outputs = self._session.get_inputs, self._session.get_outputs
@@ -78,7 +80,7 @@ class HostSession:
         del options
         from engines.gpu.driver import call
 
-        call("cuCtxSynchronize")
+        call("cuStreamSynchronize", self._stream)  # of the whole context, it would disturb captures of other threads
         self._session.run_with_iobinding(binding.real)
 
 
@@ -91,7 +93,7 @@ def install_stand_ins() -> str:
 
     load_onnxruntime().get_available_providers = lambda: [cuda_session.PROVIDER]
     for module in (cuda_build, cuda_run):
-        module.open_cuda_session = lambda model, **_: HostSession(model)  # type: ignore[attr-defined]
+        module.open_cuda_session = lambda model, *, stream=0, **_: HostSession(model, stream)  # type: ignore[attr-defined]
     return "a session on the processor for ONNX Runtime's CUDA provider"
 
 

@@ -23,6 +23,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 struct Dim { unsigned x, y, z; };
@@ -125,7 +126,7 @@ static void run_grid(Dim grid, Dim block, const std::function<void()>& body) {
 // ---------------------------------------------------------------- streams, events, graphs
 typedef std::function<void()> Op;
 struct Graph { std::vector<Op> ops, initial; };
-struct Stream { std::deque<Op> ops; uint64_t put = 0, done = 0; Graph* capture = nullptr; };
+struct Stream { std::deque<Op> ops; uint64_t put = 0, done = 0; Graph* capture = nullptr; int mode = 0; std::thread::id by; };
 struct Event { Stream* stream = nullptr; uint64_t seq = 0; double time = 0; bool timing = true; };
 static Stream legacy;
 
@@ -205,11 +206,20 @@ API cuEventElapsedTime_v2(float* ms, void* a, void* b) {
     return OK;
 }
 API cuEventElapsedTime(float* ms, void* a, void* b) { return cuEventElapsedTime_v2(ms, a, b); }
-API cuStreamBeginCapture_v2(void* handle, int) {
+// Whether a capture forbids this thread what a capture may forbid: one of this thread in any mode but RELAXED (2), or one
+// of any thread in GLOBAL mode (0).
+static bool capture_forbids() {
+    for (Stream* stream : streams)
+        if (stream->capture && (stream->mode == 0 || (stream->mode == 1 && stream->by == std::this_thread::get_id()))) return true;
+    return false;
+}
+API cuStreamBeginCapture_v2(void* handle, int mode) {
     LOCKED;
     Stream* stream = stream_of(handle);
     if (stream == &legacy || stream->capture) return CAPTURE_UNSUPPORTED;
     stream->capture = new Graph;
+    stream->mode = mode;
+    stream->by = std::this_thread::get_id();
     return OK;
 }
 API cuStreamEndCapture(void* handle, void** graph) {
@@ -283,12 +293,14 @@ API cuGraphGetEdges_v2(void* graph, void** from, void** to, void*, size_t* count
     *count = there;
     return OK;
 }
-API cuStreamBeginCaptureToGraph(void* handle, void* graph, const void* const* after, const void*, size_t count, int) {
+API cuStreamBeginCaptureToGraph(void* handle, void* graph, const void* const* after, const void*, size_t count, int mode) {
     LOCKED;
     Stream* stream = stream_of(handle);
     if (stream == &legacy || stream->capture || !graph) return CAPTURE_UNSUPPORTED;
     if (count != (((Graph*)graph)->ops.empty() ? 0 : 1) || (count && after[0] != (void*)((Graph*)graph)->ops.size())) return INVALID_VALUE;
     stream->capture = (Graph*)graph;
+    stream->mode = mode;
+    stream->by = std::this_thread::get_id();
     return OK;
 }
 API cuGraphInstantiateWithFlags(void** made, void* graph, unsigned long long) { LOCKED; *made = new Graph(*(Graph*)graph); return OK; }
@@ -343,7 +355,7 @@ static int drop(char* memory) {
 API cuMemAlloc_v2(uint64_t* made, size_t size) {
     LOCKED;
     if (contexts.empty() || !contexts.back()) return INVALID_CONTEXT;
-    for (Stream* stream : streams) if (stream->capture) return CAPTURE_UNSUPPORTED;
+    if (capture_forbids()) return CAPTURE_UNSUPPORTED;
     char* memory = make(size, 2, device_of(contexts.back()), contexts.back());
     *made = (uint64_t)memory;
     return memory ? OK : OUT_OF_MEMORY;
