@@ -77,7 +77,9 @@ from artifacts.store import (
     read_manifest,
     save_arrays,
 )
-from artifacts.tasks import TASKS, Answers, Classification, Task, find_task, load_task
+from artifacts.tasks.classification import Classification
+from artifacts.tasks.protocol import Answers, Task
+from artifacts.tasks.table import TASKS, find_task, load_task
 from artifacts.timings import InferenceTimeMatrix
 from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 

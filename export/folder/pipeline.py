@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts import SAID_BY, Model, RunFolder, TensorSpec, find_task, read_json
+from export.confidence.adding import add_confidence, find_recipe
+from export.confidence.choice import ends_linear, find_terms, is_yes_or_no, widen_yes_or_no
 from export.cuts.parity import PARITY_JSON, ParityReport
 from export.cuts.splitting import CutGraph, CutReport, cut_graph
 from export.cuts.thinning import thin_cuts
 from export.folder.recipe import CONFIDENCE, ExportRecipe
 from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_model
-from export.graphs.confidence import add_confidence, ends_linear, find_recipe, find_terms, is_yes_or_no, widen_yes_or_no
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import probe_tensors, sample_answers
 from export.pixels.taking_bytes import take_bytes

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import PRECISIONS, Preprocessing, RunFolder, TensorSpec, UsageError, file_digest, open_artifact
+from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import EXPORT_PREFIX, FORMAT, ExportRecipe, Provenance, input_record, precision_record
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
-from export.graphs.confidence import LOGITS
 from export.nets.family import Family
 from export.nets.multi_exit import MultiExitNet, backbone_cuts, load_weights, read_weights, save_weights
 from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe

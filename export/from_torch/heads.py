@@ -26,13 +26,14 @@ from artifacts import (
     recorded_command,
     write_model_spec,
 )
+from export.confidence.adding import add_confidence, find_recipe
+from export.confidence.recipe import LOGITS, PROBABILITIES
 from export.cuts.splitting import PartOutline, extract_part
 from export.folder.recipe import CONFIDENCE
 from export.folder.writing import command_note, head_file, head_name, open_run_model, run_of, save_part
 from export.from_torch.graphs import export_module
 from export.from_torch.head_graphs import write_head
 from export.from_torch.publishing import rebuild_net
-from export.graphs.confidence import LOGITS, PROBABILITIES, add_confidence, find_recipe
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
 from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder

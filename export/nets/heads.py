@@ -11,7 +11,7 @@ For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22), a
 ``simple``   one bottleneck at the given resolution, global average pooling, a linear layer.
 
 Feature vectors (F,) get a linear layer, token features (S, F) a tanh pooler over the first token and a linear layer
-(BERT's own head). The confidence is added to the exported graph (``export.graphs.confidence``).
+(BERT's own head). The confidence is added to the exported graph (``export.confidence``).
 
 A head begins with what has no parameters (pooling, the choice of a token). Frozen training keeps what comes out of
 that, which is small, and never the features themselves: ``reduce_features`` and ``answer_reduced`` are the two halves.

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from artifacts import TASKS, TensorSpec, UsageError
-from export.graphs.confidence import LOGITS, PROBABILITIES, RECIPES, add_confidence, find_recipe, find_terms, is_choice
+from export.confidence.adding import RECIPES, add_confidence, find_recipe
+from export.confidence.choice import find_terms, is_choice
+from export.confidence.recipe import LOGITS, PROBABILITIES
 from export.graphs.loading import load_graph
 from export.graphs.probing import open_graph, sample_answers, sample_rows
 from tests.export.export_graphs import write_convnet

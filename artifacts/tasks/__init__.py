@@ -1,0 +1,1 @@
+"""Tasks: what a network's answers mean, one module per task."""

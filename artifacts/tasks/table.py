@@ -1,0 +1,52 @@
+"""The table of tasks.
+
+The model and the bundle store the name of their task. The name is looked up in ``TASKS`` and never imports a module. A
+custom task is passed as an object: ``Runtime.load(..., task=mine)``, or as ``--task module:object`` on the command
+line, where the user has typed the module's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+from artifacts.errors import UsageError, unknown_name
+from artifacts.tasks.classification import Classification
+from artifacts.tasks.protocol import Task
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(),)}
+
+
+def find_task(name: str) -> Task:
+    """Returns the task that a model or a bundle names.
+
+    Raises:
+        UsageError: ``TASKS`` has no such task.
+    """
+    if name not in TASKS:
+        raise UsageError(
+            f"{unknown_name('task', name, TASKS)} Pass a task of your own as an object: Runtime.load(..., "
+            "task=mine), or --task module:object"
+        )
+    return TASKS[name]
+
+
+def load_task(reference: str) -> Task:
+    """Returns the task that a command line names: one of ``TASKS``, or ``module:object`` that can be imported.
+
+    Raises:
+        UsageError: there is no such task, module or object, or the object is not a task.
+    """
+    module, colon, attribute = reference.partition(":")
+    if not colon:
+        return find_task(reference)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"--task {reference}: {error}; expected module:object, with the module on PYTHONPATH"
+        ) from error
+    task = found() if isinstance(found, type) else found
+    if not isinstance(task, Task):
+        raise UsageError(f"--task {reference}: {type(task).__name__} is not a task; see artifacts.Task for its methods")
+    return task

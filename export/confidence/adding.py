@@ -1,0 +1,60 @@
+"""The table of confidence recipes, and adding the confidence of an answer to a graph.
+
+A recipe has a name, by which a task chooses it (``Task.confidence``), and a line in ``RECIPES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from artifacts import TensorSpec, unknown_name
+from export.confidence.choice import add_max_softmax, is_choice
+from export.confidence.recipe import ConfidenceRecipe
+from export.graphs.dataflow import name_of
+from export.graphs.loading import LoadedGraph
+from export.graphs.surgery import make_node
+
+RECIPES: Mapping[str, ConfidenceRecipe] = {
+    "max-softmax": ConfidenceRecipe(applies=is_choice, add=add_max_softmax),
+}
+
+
+def find_recipe(name: str) -> ConfidenceRecipe:
+    """Returns a confidence recipe by its name.
+
+    Raises:
+        UsageError: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise unknown_name("confidence recipe", name, RECIPES)
+    return RECIPES[name]
+
+
+def add_confidence(
+    loaded: LoadedGraph, answer: TensorSpec, *, recipe: ConfidenceRecipe, terms: str, name: str
+) -> tuple[LoadedGraph, str]:
+    """Adds the confidence of an answer as the last output of a graph.
+
+    Args:
+        loaded: the graph; its model is changed in place.
+        answer: one of its outputs.
+        recipe: one that applies to it.
+        terms: of the answer, as ``find_terms`` says.
+        name: of the new output; a number is added where it is taken.
+
+    Returns:
+        The graph and the name of the new output.
+    """
+    graph = loaded.model.graph
+    taken = ir.convenience.create_value_mapping(graph, include_subgraphs=True)
+    free = next(free for free in (name, *(f"{name}_{i}" for i in range(len(taken) + 1))) if free not in taken)
+    value = next(output for output in graph.outputs if name_of(output) == answer.name)
+    if answer.dtype != "float32":
+        cast = make_node("Cast", [value], f"{free}/float32", to=ir.DataType.FLOAT)
+        graph.append(cast)
+        value = cast.outputs[0]
+    graph.outputs.append(recipe.add(graph, value, terms, free))
+    return replace(loaded, outputs=(*loaded.outputs, free)), free
