@@ -15,8 +15,8 @@ from artifacts.store import load_arrays, save_arrays
 TRACE_NPZ = "trace.npz"
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
-_OPTIONAL = ("predictions", "counts", "labels")
-_SAMPLE_AXIS = {"labels": 0}  # of every other array it is the second
+_OPTIONAL = ("predictions", "counts", "labels", "lengths")
+_SAMPLE_AXIS = {"labels": 0, "lengths": 0}  # of every other array it is the second
 
 
 def find_first_true(flags: np.ndarray) -> np.ndarray:
@@ -46,6 +46,7 @@ class Trace:
             intersection and of a union, for instance), where that metric is not a mean over samples.
         labels: (N,) int32, the true classes.
         labelled: False where the true answers are not given; the metric is the agreement then.
+        lengths: (N,) int32, how long each row is without padding, where rows have several lengths.
     """
 
     exits: tuple[str, ...]
@@ -56,6 +57,7 @@ class Trace:
     counts: np.ndarray | None = None
     labels: np.ndarray | None = None
     labelled: bool = True
+    lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.exits)) != len(self.exits):
@@ -73,7 +75,10 @@ class Trace:
             raise InputError("trace: no samples")
         if not (self.agreement[-1] == 1).all():
             raise InputError("trace: the final head must agree with itself: the last row of agreement is all 1")
-        for name, array, expected in (("predictions", self.predictions, shape), ("labels", self.labels, shape[1:])):
+        for name, array, expected in (
+            ("predictions", self.predictions, shape), ("labels", self.labels, shape[1:]),
+            ("lengths", self.lengths, shape[1:]),
+        ):  # fmt: skip
             if array is not None and array.shape != expected:
                 raise InputError(f"trace: {name} has shape {array.shape}, expected {expected}")
         counts = self.counts

@@ -98,6 +98,7 @@ def make_key(
         batch_sizes=sizes,
         max_batch_size=options.max_batch_size,
         options=recorded,
+        lengths=options.lengths,
     )
 
 
