@@ -10,6 +10,7 @@ from artifacts import Answers, Model, Task, Trace
 from artifacts.console import track
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
+from engines import row_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,6 +23,7 @@ class _Chunks:
     predictions: list[np.ndarray] = field(default_factory=list)
     counts: list[np.ndarray] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
 
 
 def collect_trace(
@@ -43,7 +45,10 @@ def collect_trace(
     found = _Chunks()
     chunks = in_chunks(indices, rows)
     for chunk in track(chunks, description="tracing samples", total=-(-len(indices) // rows)):
-        answered = runner.answers(runner.run(samples.inputs(chunk)))
+        inputs = samples.inputs(chunk)
+        answered = runner.answers(runner.run(inputs))
+        if model.spec.sequence is not None:
+            found.lengths.append(row_lengths(inputs[model.spec.sequence.mask]).astype(np.int32))
         targets = samples.targets(chunk) if samples.labelled else None
         _judge(found, task, [answers for answers, _ in answered], targets)
         found.confidence.append(np.stack([confidence for _, confidence in answered]))
@@ -57,6 +62,7 @@ def collect_trace(
         counts=np.concatenate(found.counts, axis=1) if found.counts else None,
         labels=np.concatenate(found.labels) if found.labels else None,
         labelled=samples.labelled,
+        lengths=np.concatenate(found.lengths) if found.lengths else None,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from artifacts import GraphError, Model
+from artifacts import FINAL_HEAD, GraphError, Model
 from calibration.data.samples import Samples
 from calibration.tracing.all_exits import SegmentRunner
 
@@ -37,9 +37,7 @@ def check_rows(model: Model, runner: SegmentRunner, samples: Samples, indices: n
     first = _answer(runner, samples, np.concatenate([watched, behind]))
     second = _answer(runner, samples, np.concatenate([before, watched]))
     for place, (mine, other) in enumerate(zip(first, second, strict=True)):
-        here, there = mine[:share].astype(np.float64), other[share:].astype(np.float64)
-        scale = float(np.abs(here).max(initial=0))
-        error = float(np.abs(here - there).max(initial=0)) / scale if scale > 0 else 0.0
+        error = _relative_error(mine[:share], other[share:])
         if not error <= _ALLOWED:
             name = model.spec.full.answers[place]
             raise GraphError(
@@ -48,6 +46,44 @@ def check_rows(model: Model, runner: SegmentRunner, samples: Samples, indices: n
                 "a network cannot be served in batches; look for a step over the whole batch (a maximum, a mean, "
                 "batch normalisation left in training mode)"
             )
+
+
+def check_padding(model: Model, runner: SegmentRunner, samples: Samples, indices: np.ndarray, *, rows: int) -> None:
+    """Runs the same samples once more padded to the largest length and compares what every exit says.
+
+    The export proved the network's own answers; exit heads came later.
+
+    Args:
+        model: the network, for messages; without lengths nothing is done.
+        runner: its engines with the exit heads.
+        samples: the data.
+        indices: of the samples to take.
+        rows: how many of them at most.
+
+    Raises:
+        GraphError: an exit reads the padding.
+    """
+    if model.spec.sequence is None:
+        return
+    inputs = samples.inputs(indices[:rows])
+    short, long = (runner.answers(runner.run(inputs, longest=longest)) for longest in (False, True))
+    names = [*(cut.name for cut in model.spec.candidates), FINAL_HEAD]
+    for name, (answers, confidence), (padded, unsure) in zip(names, short, long, strict=True):
+        for mine, other in zip((*answers, confidence), (*padded, unsure), strict=True):
+            error = _relative_error(mine, other)
+            if not error <= _ALLOWED:
+                raise GraphError(
+                    f"{model.artifact.folder}: the exit '{name}' reads the padding of its rows: padded to "
+                    f"{model.spec.lengths[-1]}, they are answered otherwise, by {error:.1e} of the magnitude, so an "
+                    "answer would depend on its neighbours. Train a head that reads the mask, or the first position "
+                    "alone"
+                )
+
+
+def _relative_error(mine: np.ndarray, other: np.ndarray) -> float:
+    here, there = mine.astype(np.float64), other.astype(np.float64)
+    scale = float(np.abs(here).max(initial=0))
+    return float(np.abs(here - there).max(initial=0)) / scale if scale > 0 else 0.0
 
 
 def _answer(runner: SegmentRunner, samples: Samples, indices: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -44,16 +44,16 @@ def view_graph(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object]) 
     Raises:
         EngineError: the engine does not take that length.
     """
-    length = find_length(graph, buffers)
+    length = read_length(graph, buffers)
     if length not in (0, *key.lengths):
         taken = ", ".join(map(str, key.lengths))
         raise EngineError(
-            f"{graph.name}: the buffers have rows of length {length}, this engine takes {taken}; pad them to one of these"
+            f"{graph.name}: the buffers have rows of length {length}, this engine takes {taken}; pad them to one"
         )
     return graph.at_length(length) if length else graph
 
 
-def find_length(graph: GraphSpec, buffers: Mapping[str, object]) -> int:
+def read_length(graph: GraphSpec, buffers: Mapping[str, object]) -> int:
     """Returns the length of the rows in the buffers of a binding; 0 where no buffer tells, or rows have one shape."""
     for spec in (*graph.inputs, *graph.outputs):
         shape = getattr(buffers.get(spec.name), "shape", ())

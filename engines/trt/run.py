@@ -24,7 +24,7 @@ from engines.gpu.alignment import AlignedBuffers
 from engines.gpu.buffer_checks import check_device_buffers
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.graphs import CapturedGraph, run_and_capture
-from engines.host.buffer_checks import find_length, view_graph
+from engines.host.buffer_checks import read_length, view_graph
 from engines.identity.keys import rebuild_command
 from engines.protocols import Buffer, Execution
 from engines.trt.files import EngineFiles, Profile
@@ -108,7 +108,7 @@ class TrtEngine:
         graph = view_graph(self._graph, self._key, buffers)
         arrays, rows = check_device_buffers(graph, self._key, buffers, device=self._device.index)
         self._device.cuda.enter()
-        profile = self._files.profile_of(rows, find_length(self._graph, arrays))
+        profile = self._files.profile_of(rows, read_length(self._graph, arrays))
         aligned = AlignedBuffers(graph, arrays, self._device)
         what = f"{self._graph.name} with {rows} rows"
         context = self._make_context(self._engines[profile.file], profile, aligned, what=what)

@@ -14,7 +14,9 @@ LENGTHS = (4, 8, 16)
 WIDTH, HEADS, TOKENS, CLASSES = 16, 2, 11, 3
 
 
-def write_sequence_encoder(builder: Any, path: Path, *, layers: int = 3, masked: bool = True, shared: bool = True) -> Path:
+def write_sequence_encoder(
+    builder: Any, path: Path, *, layers: int = 3, masked: bool = True, shared: bool = True
+) -> Path:
     """Token ids -> embeddings with positions -> layers of masked attention -> logits of the first token.
 
     Args:
@@ -28,7 +30,9 @@ def write_sequence_encoder(builder: Any, path: Path, *, layers: int = 3, masked:
     ids = g.input("input_ids", "tokens", dtype=onnx.TensorProto.INT64)
     mask = g.input("attention_mask", "tokens", dtype=onnx.TensorProto.INT64)
     length = g.add("Shape", ids, start=1, end=2, output="length_of_rows")
-    places = g.add("Slice", g.weight(LENGTHS[-1] + 4, WIDTH), g.constant(np.array([0])), length, g.constant(np.array([0])))
+    places = g.add(
+        "Slice", g.weight(LENGTHS[-1] + 4, WIDTH), g.constant(np.array([0])), length, g.constant(np.array([0]))
+    )
     hidden = g.add("Add", g.add("Gather", g.weight(TOKENS, WIDTH), ids), places)
     hidden = g.add("MatMul", hidden, g.weight(WIDTH, WIDTH))
     kept = g.add("Cast", mask, to=onnx.TensorProto.FLOAT)
@@ -38,7 +42,9 @@ def write_sequence_encoder(builder: Any, path: Path, *, layers: int = 3, masked:
         own = length if shared else g.add("Shape", hidden, start=1, end=2)
         heads = g.add("Concat", g.constant(np.array([-1])), own, g.constant(np.array([HEADS, WIDTH // HEADS])), axis=0)
         query, key, value = (
-            g.add("Transpose", g.add("Reshape", g.add("MatMul", hidden, g.weight(WIDTH, WIDTH)), heads), perm=[0, 2, 1, 3])
+            g.add(
+                "Transpose", g.add("Reshape", g.add("MatMul", hidden, g.weight(WIDTH, WIDTH)), heads), perm=[0, 2, 1, 3]
+            )
             for _ in range(3)
         )
         scores = g.add("MatMul", query, g.add("Transpose", key, perm=[0, 1, 3, 2]))
