@@ -89,9 +89,9 @@ def latency_quantile(
 def find_quantile(times: np.ndarray, weights: np.ndarray, *, quantile: float = TAIL_QUANTILE) -> float:
     """Returns the least of some values that at least ``quantile`` of the weight does not exceed.
 
-    Negative weights take back what equal values of positive weight were given too much; what rounding leaves of that
-    does not count.
+    Negative weights take back what equal values of positive weight were given too much, so what is taken back later
+    does not count before.
     """
     order = np.argsort(times, kind="stable")
-    reached = np.maximum.accumulate(np.cumsum(weights[order]))
+    reached = np.minimum.accumulate(np.cumsum(weights[order])[::-1])[::-1]
     return float(times[order[int(np.searchsorted(reached, quantile * reached[-1] - _ROUNDING))]])

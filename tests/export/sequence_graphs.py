@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 
+from artifacts import array_digest
+from engines import GraphRunner
 from export import ExportOptions
 
 LENGTHS = (4, 8, 16)
@@ -72,3 +74,36 @@ def draw_sequences(counts: list[int], *, columns: int | None = None, seed: int =
         ids[row, :count] = random.integers(1, TOKENS, count)
         mask[row, :count] = 1
     return {"input_ids": ids, "attention_mask": mask}
+
+
+class SequenceSamples:
+    """Rows of random lengths, short ones more often, with what a network answers as their labels.
+
+    Inputs come padded to the longest row of those that are asked for.
+    """
+
+    name = "sequences"
+    labelled = True
+
+    def __init__(self, network: Path, *, count: int = 600) -> None:
+        random = np.random.default_rng(5)
+        self._counts = np.minimum(1 + random.geometric(0.18, count), LENGTHS[-1])
+        self._rows = draw_sequences(self._counts.tolist(), columns=LENGTHS[-1], seed=6)
+        with GraphRunner(network) as runner:
+            self._labels = runner.run(self._rows)["logits"].argmax(axis=1)
+        ends = (count // 3, 2 * count // 3)
+        self._parts = dict(zip(("train", "calibrate", "test"), np.split(np.arange(count), ends), strict=True))
+
+    def indices_of(self, part: str, /) -> np.ndarray:
+        return self._parts[part]
+
+    def inputs(self, indices: np.ndarray, /) -> dict[str, np.ndarray]:
+        longest = int(self._counts[indices].max())
+        return {name: array[indices, :longest] for name, array in self._rows.items()}
+
+    def targets(self, indices: np.ndarray, /) -> np.ndarray:
+        return self._labels[indices]
+
+    def digests(self) -> dict[str, str]:
+        parts = {f"indices.{part}": array_digest(indices) for part, indices in self._parts.items()}
+        return {"images": array_digest(self._rows["input_ids"]), "labels": array_digest(self._labels), **parts}
