@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "resnet": "export.nets.resnet",
+    "vgg16": "export.nets.vgg",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
-_ANNOUNCED = ("bert", "mobilenetv2", "posenet", "segmentation", "vgg16")
+_ANNOUNCED = ("bert", "mobilenetv2", "posenet", "segmentation")
 
 
 class NetConfig(Protocol):
