@@ -10,8 +10,10 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""(expansion, channels, blocks, stride of the first block) of each stage."""
+STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+"""(expansion, channels, blocks) of each stage."""
+STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)
+"""Of the stem and of the first block of each stage."""
 STEM_CHANNELS, LAST_CHANNELS = 32, 1280
 
 
@@ -48,9 +50,7 @@ class InvertedResidual(nn.Module):
         return x + y if self.has_shortcut else y
 
 
-def build_features(
-    channels: int = 3, *, width_percent: int = 100, strides: tuple[int, ...] = (2, 1, 2, 2, 2, 1, 2, 1)
-) -> nn.Sequential:
+def build_features(channels: int = 3, *, width_percent: int = 100, strides: tuple[int, ...] = STRIDES) -> nn.Sequential:
     """Builds the feature extractor, untrained: the stem, 17 inverted residuals and the last 1x1 convolution.
 
     Args:
@@ -62,7 +62,7 @@ def build_features(
     width = width_percent / 100
     inner = round_channels(STEM_CHANNELS * width)
     layers: list[nn.Module] = [ConvolutionNorm(channels, inner, stride=strides[0])]
-    for (expansion, out, blocks, _), stride in zip(STAGES, strides[1:], strict=True):
+    for (expansion, out, blocks), stride in zip(STAGES, strides[1:], strict=True):
         wide = round_channels(out * width)
         for position in range(blocks):
             layers.append(InvertedResidual(inner, wide, stride=stride if position == 0 else 1, expansion=expansion))
