@@ -38,7 +38,7 @@ from engines.protocols import Backend, EngineBuilder
 
 ROOT = Path(__file__).parents[3]
 ENGINES = Path(engines.__file__).parent
-OWN_FOLDERS = ("ort", "trt")
+OWN_FOLDERS = ("ort", "ov", "trt")
 
 
 def test_every_backend_has_every_factory() -> None:
@@ -79,7 +79,7 @@ def test_an_unknown_backend_is_refused_everywhere() -> None:
 
 def test_no_backend_is_named_outside_its_folder_and_the_table() -> None:
     """Adding a backend must need its folder, a line of the table and an extra, and nothing else."""
-    pattern = re.compile(r"\bif .*backend (==|!=|in|not in)\b|TENSORRT|ONNXRUNTIME")
+    pattern = re.compile(r"\bif .*backend (==|!=|in|not in)\b|TENSORRT|ONNXRUNTIME|OPENVINO")
     allowed = {ENGINES / "backends" / "table.py"}
     sources = [
         path
