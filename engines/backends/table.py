@@ -6,7 +6,7 @@ name.
 
 from __future__ import annotations
 
-from artifacts import unknown_name
+from artifacts import UsageError, unknown_name
 from engines.ort.backend import ONNXRUNTIME_BACKEND, ONNXRUNTIME_CUDA_BACKEND
 from engines.ov.backend import OPENVINO_BACKEND, OPENVINO_BF16_BACKEND
 from engines.protocols import Backend
@@ -34,3 +34,20 @@ def find_backend(name: str) -> Backend:
     if name not in _BY_NAME:
         raise unknown_name("engine backend", name, BACKENDS)
     return _BY_NAME[name]
+
+
+def choose_backend(name: str, precision: str | None) -> tuple[str, str | None]:
+    """Returns the backend and the precision of the graph that ``--engine`` and ``--precision`` mean together.
+
+    A precision may be arithmetic that a backend computes in, whatever the graph: ``openvino`` and ``bf16`` are
+    ``openvino-bf16``. Every other one is a property of the graph, and is returned as it is.
+
+    Raises:
+        UsageError: no engines of this backend compute in it, but those of another one do.
+    """
+    if f"{name}-{precision}" in _BY_NAME:
+        return f"{name}-{precision}", None
+    others = [other for other in BACKENDS if precision is not None and other.endswith(f"-{precision}")]
+    if others:
+        raise UsageError(f"--precision {precision}: {name} does not compute in it; use --engine {others[0]}")
+    return name, precision
