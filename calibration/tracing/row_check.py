@@ -13,6 +13,7 @@ import numpy as np
 from artifacts import FINAL_HEAD, GraphError, Model
 from calibration.data.samples import Samples
 from calibration.tracing.all_exits import SegmentRunner
+from engines import row_lengths
 
 _ALLOWED = 0.05  # of the magnitude: what the coarsest number formats round
 
@@ -63,20 +64,23 @@ def check_padding(model: Model, runner: SegmentRunner, samples: Samples, indices
     Raises:
         GraphError: an exit reads the padding.
     """
-    if model.spec.sequence is None:
+    sequence = model.spec.sequence
+    if sequence is None:
         return
     inputs = samples.inputs(indices[:rows])
-    short, long = (runner.answers(runner.run(inputs, longest=longest)) for longest in (False, True))
-    names = [*(cut.name for cut in model.spec.candidates), FINAL_HEAD]
-    for name, (answers, confidence), (padded, unsure) in zip(names, short, long, strict=True):
-        for mine, other in zip((*answers, confidence), (*padded, unsure), strict=True):
-            error = _relative_error(mine, other)
+    buckets = np.array([sequence.bucket(int(length)) for length in row_lengths(inputs[sequence.mask])])
+    for bucket in sorted(set(buckets.tolist()) - {sequence.lengths[-1]}):
+        chosen = {name: array[buckets == bucket] for name, array in inputs.items()}
+        short, long = (runner.answers(runner.run(chosen, longest=longest)) for longest in (False, True))
+        names = [*(cut.name for cut in model.spec.candidates), FINAL_HEAD]
+        for name, (answers, confidence), (padded, unsure) in zip(names, short, long, strict=True):
+            error = max(map(_relative_error, (*answers, confidence), (*padded, unsure)))
             if not error <= _ALLOWED:
                 raise GraphError(
-                    f"{model.artifact.folder}: the exit '{name}' reads the padding of its rows: padded to "
-                    f"{model.spec.lengths[-1]}, they are answered otherwise, by {error:.1e} of the magnitude, so an "
-                    "answer would depend on its neighbours. Train a head that reads the mask, or the first position "
-                    "alone"
+                    f"{model.artifact.folder}: the exit '{name}' reads the padding of its rows: at length {bucket} they "
+                    f"are answered otherwise when they are padded to {sequence.lengths[-1]}, by {error:.1e} of the "
+                    "magnitude, so an answer would depend on its neighbours. Train a head that reads the mask, or the "
+                    "first position alone"
                 )
 
 
