@@ -77,8 +77,8 @@ def check_padding(model: Model, runner: SegmentRunner, samples: Samples, indices
             error = max(map(_relative_error, (*answers, confidence), (*padded, unsure)))
             if not error <= _ALLOWED:
                 raise GraphError(
-                    f"{model.artifact.folder}: the exit '{name}' reads the padding of its rows: at length {bucket} they "
-                    f"are answered otherwise when they are padded to {sequence.lengths[-1]}, by {error:.1e} of the "
+                    f"{model.artifact.folder}: the exit '{name}' reads the padding of its rows: at length {bucket} "
+                    f"they are answered otherwise when padded to {sequence.lengths[-1]}, by {error:.1e} of the "
                     "magnitude, so an answer would depend on its neighbours. Train a head that reads the mask, or the "
                     "first position alone"
                 )
