@@ -55,13 +55,15 @@ def fit_rows(spec: ModelSpec, memory: int) -> int:
 
     Its engines each keep the memory that they needed once, for what they read and write and for what is in between.
     That is estimated from above, and may take half of the memory that there is, or ``_ENOUGH`` where there is plenty.
+    There are buffers for every length of rows.
 
     Args:
         spec: the network.
         memory: bytes that may be used.
     """
     graphs = (*spec.segments, spec.final_head) if spec.final_head is not None else (spec.full,)
-    row = sum(_row_bytes(tensor) for tensor in (*spec.full.inputs, *(t for graph in graphs for t in graph.outputs)))
+    tensors = (*spec.full.inputs, *(tensor for graph in graphs for tensor in graph.outputs))
+    row = sum(_row_bytes(tensor.at_length(length)) for tensor in tensors for length in spec.lengths or (0,))
     inside = sum(max(map(_row_bytes, (*graph.inputs, *graph.outputs))) for graph in graphs)
     budget = min(_ENOUGH, _MEMORY_SHARE * memory)
     return int(max(1, min(MOST_ROWS, budget // max(1, row + _INSIDE * inside))))

@@ -189,7 +189,10 @@ def _input_spec(
         if stated is None or None in stated:
             shown = "all dimensions" if dims is None else ", ".join(str(d) for d in dims[1:] if not isinstance(d, int))
             example = ",".join(["224" if dim is None else str(dim) for dim in stated or ()]) or "3,224,224"
-            raise UsageError(f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}")
+            lengths_too = ", or --lengths 16,32,64 for rows of several lengths" if len(stated or ()) == 1 else ""
+            raise UsageError(
+                f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}{lengths_too}"
+            )
         row: tuple[int, ...] = tuple(dim for dim in stated if dim is not None)
     else:
         if stated is not None and (

@@ -17,6 +17,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -296,7 +297,8 @@ def prove_same(original: Path, loaded: LoadedGraph, *, seed: int = 1) -> tuple[f
     count = loaded.fixed_batch or 2
     rows = draw_rows(loaded, count, seed=seed)
     with _open_original(original, loaded) as runner:
-        reference = runner.run(rows, outputs=loaded.outputs)
+        run = runner.run if loaded.sequence is None else partial(_run, runner, loaded=loaded)
+        reference = run(rows, outputs=loaded.outputs)
     with open_graph(loaded.model) as runner:
         found = runner.run(rows)
     errors = [relative_error(found[name], reference[name]) for name in loaded.outputs]
@@ -343,12 +345,17 @@ def _expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _run(
-    runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGraph, names: Sequence[str]
+    runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGraph, outputs: Sequence[str]
 ) -> dict[str, np.ndarray]:
     count = len(next(iter(rows.values())))
     try:
-        found = runner.run(rows, outputs=names)
+        found = runner.run(rows, outputs=outputs)
     except EngineError as error:
+        if loaded.sequence is not None:
+            raise GraphError(
+                f"the network does not run at the lengths {','.join(map(str, loaded.sequence.lengths))}: {error}. "
+                "Choose --lengths that it has positions for, up to what it was trained with"
+            ) from error
         if loaded.fixed_batch is None:
             raise GraphError(f"the network does not run with {count} rows: {error}") from error
         raise GraphError(

@@ -130,6 +130,16 @@ def test_networks_without_a_length_or_a_mask_are_refused(
         export(g.save(tmp_path / "net.onnx", "y"))
 
 
+def test_lengths_without_positions_are_refused_with_the_fix(graph: Any, tmp_path: Path) -> None:
+    path = write_sequence_encoder(graph, tmp_path / "net.onnx")  # has 20 positions
+    with pytest.raises(
+        GraphError, match="does not run at the lengths 8,32: .* Choose --lengths that it has positions for"
+    ):
+        export(path, lengths=(8, 32))
+    with pytest.raises(UsageError, match="say --input-shape input_ids:224, or --lengths 16,32,64"):
+        export(path, lengths=())
+
+
 @pytest.mark.parametrize("lengths", [(), (0,), (4, 4), (8, 4), (-1, 4)])
 def test_lengths_must_ascend(lengths: tuple[int, ...]) -> None:
     if not lengths:
