@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from artifacts import InputError, check_image, decode_image
+from calibration.data.decoded import DecodedPixels
 from calibration.data.image_input import CHUNK_ROWS, MEASURED_IMAGES, measure_normalisation
 from calibration.data.samples import in_chunks
 from calibration.data.stored import StoredImages
@@ -68,9 +69,11 @@ class FileImages(StoredImages):
 
     Attributes:
         files: the images, one after the other.
+        decoded: where pixels stay once they are decoded; ``None``: nowhere.
     """
 
     files: EncodedFiles
+    decoded: DecodedPixels | None = None
     _read_digests: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -84,7 +87,7 @@ class FileImages(StoredImages):
         """
         found = np.empty((len(indices), *self.input.row_shape), np.uint8)
         for row, index in enumerate(indices):
-            found[row] = self._decode(int(index), self.files.read(index))
+            found[row] = self._read(int(index))
         return found
 
     def content_digest(self) -> str:
@@ -113,6 +116,24 @@ class FileImages(StoredImages):
         step = max(1, len(measured) // MEASURED_IMAGES)
         chunks = (self.pixels(chunk) for chunk in in_chunks(measured[::step], CHUNK_ROWS))
         return replace(self, input=self.input.normalised_by(*measure_normalisation(chunks)))
+
+    def keeping_pixels(self, indices: np.ndarray, memory: int) -> FileImages:
+        """Returns the same images, some of which are decoded once and then kept, by this process and by those that it
+        forks from now on.
+
+        Args:
+            indices: the images that are asked for again and again.
+            memory: bytes for their pixels; what does not fit is decoded every time.
+        """
+        return replace(self, decoded=DecodedPixels(indices, self.input.row_shape, memory))
+
+    def _read(self, index: int) -> np.ndarray:
+        found = None if self.decoded is None else self.decoded.find(index)
+        if found is None:
+            found = self._decode(index, self.files.read(index))
+            if self.decoded is not None:
+                self.decoded.keep(index, found)
+        return found
 
     def _decode(self, index: int, content: bytes) -> np.ndarray:
         return decode_image(content, self.preprocessing, name=self.files.name(index))

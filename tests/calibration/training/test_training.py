@@ -12,7 +12,7 @@ import torch
 from artifacts import Classification, UsageError, to_plain
 from calibration.data.arrays import ArrayImages, make_samples
 from calibration.data.splits import split_indices
-from calibration.training.checkpoints import Checkpoint, History
+from calibration.training.checkpoints import Checkpoint, History, Progress
 from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
 from export.nets.multi_exit import MultiExitNet, attach_heads
@@ -116,7 +116,7 @@ def test_another_training_does_not_continue_this_one(bars: ArrayImages, tmp_path
     net = make_net()
     optimiser = torch.optim.SGD(net.parameters(), 0.1)
     before = net.backbone.conv1.weight.clone()
-    assert checkpoint_at(tmp_path / "checkpoint", short, {"data": "2"}).resume(net, optimiser) == ()
+    assert checkpoint_at(tmp_path / "checkpoint", short, {"data": "2"}).resume(net, optimiser) == Progress()
     assert torch.equal(net.backbone.conv1.weight, before)
 
 
