@@ -145,7 +145,9 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
     config, launch = read_training(arguments), Launch.read(os.environ)
     if launch.count == 1:
         return _calibrate(arguments, config, None)
-    with _load("calibration.training.processes").Processes(config.mixed_precision, launch) as processes:
+    with _load("calibration.training.processes").Processes(
+        config.mixed_precision, launch, workers=arguments.workers
+    ) as processes:
         if not launch.leads:
             _follow(arguments, config, processes)
             return {}
@@ -188,17 +190,18 @@ def read_calibration(
 def _calibrate(arguments: argparse.Namespace, config: FrozenConfig | JointConfig, processes: Any) -> dict[str, Any]:
     flow = _load("calibration.tracing_flow")
     run = find_run(arguments.run, name=arguments.name)
-    engine, options = read_engine(arguments), read_calibration(arguments, run, report=say)
+    engine = read_engine(arguments)
+    options = dataclasses.replace(read_calibration(arguments, run, report=say), processes=processes)
     model = flow.ensure_model(run, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)
     source = source_name(samples, arguments.data, run)
     if isinstance(config, JointConfig):
         model = _load("calibration.training.training_flow").retrain_jointly(
-            run, samples, config, engine, options=options, processes=processes
+            run, samples, config, engine, options=options
         )
     elif flow.missing_heads(model.spec):
         model = _load("calibration.training.training_flow").train_missing(
-            run, samples, config, engine, source=source, options=options, processes=processes
+            run, samples, config, engine, source=source, options=options
         )
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
     exits, metric_name = describe_exits(trace, options, model)

@@ -19,6 +19,7 @@ from artifacts import is_current, new_artifact, open_artifact, read_json, write_
 
 History = tuple[dict[str, Any], ...]
 SAVE_EVERY_S = 120.0
+"""Seconds between two savings within an epoch."""
 _PROGRESS_JSON = "progress.json"
 
 
@@ -47,7 +48,6 @@ class Checkpoint:
         parameters: the configuration.
         notes: for the manifest's environment.
         report: receives notes for the user.
-        every_s: seconds between two savings within an epoch.
     """
 
     folder: Path
@@ -55,7 +55,6 @@ class Checkpoint:
     parameters: Mapping[str, Any]
     notes: Mapping[str, str]
     report: Callable[[str], None]
-    every_s: float = SAVE_EVERY_S
 
     def resume(self, net: nn.Module, optimiser: torch.optim.Optimizer) -> Progress:
         """Loads the state into ``net`` and ``optimiser`` if it belongs to this training.
@@ -105,7 +104,7 @@ class Keeper:
     def keep(self, history: History, *, steps: int = 0, loss: float = 0.0) -> None:
         """Saves; within an epoch (``steps`` of it are done) only when it is time."""
         now = time.monotonic()
-        if self._leads and (steps == 0 or now - self._saved >= self._checkpoint.every_s):
+        if self._leads and (steps == 0 or now - self._saved >= SAVE_EVERY_S):
             self._checkpoint.save(
                 self._net, self._optimiser, Progress(history=history, steps=steps, loss=loss)
             )  # fmt: skip

@@ -34,7 +34,7 @@ _MEASURED_ROWS = 500
 
 def train_joint(
     net: MultiExitNet, samples: Samples, task: Task, config: JointConfig, checkpoint: Checkpoint,
-    *, workers: int | None = None, processes: Processes | None = None,
+    *, processes: Processes | None = None,
 ) -> History:  # fmt: skip
     """Trains ``net`` in place.
 
@@ -44,8 +44,8 @@ def train_joint(
         task: its loss teaches, its metric measures.
         config: how.
         checkpoint: takes the state after every epoch and every few minutes; a matching one is continued.
-        workers: processes that decode, as for ``load_chunks``.
-        processes: those that train together, of which the first alone measures and saves; ``None``: this one alone.
+        processes: those that train together, of which the first alone measures and saves, and the workers that decode
+            for them; ``None``: this one alone.
 
     Returns:
         Per epoch its number, phase, mean loss, seconds and the metric of every exit on the calibrate part.
@@ -64,10 +64,10 @@ def train_joint(
     share = Share(rank=processes.launch.rank, count=processes.launch.count, pieces=config.accumulate)
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
-        drawn = draw_epoch(samples, config, epoch, workers=workers, share=share, first=progress.steps)
+        drawn = draw_epoch(samples, config, epoch, workers=processes.workers, share=share, first=progress.steps)
         loss = teaching.teach(drawn, progress)
         if processes.leads:
-            metric = measure_exits(net, samples, task, "calibrate", workers=workers)
+            metric = measure_exits(net, samples, task, "calibrate", workers=processes.workers)
             phase = "joint" if epoch >= config.backbone_epochs else "backbone"
             result = EpochResult(phase=phase, loss=loss, seconds=time.monotonic() - started, metric=metric)
             history = record_epoch(history, result, epochs=config.epochs, report=checkpoint.report)

@@ -60,16 +60,6 @@ class TrainingJob:
         """This process's share of the memory, in bytes."""
         return memory_limit(self.options.memory_gb) // self.processes.launch.here
 
-    @property
-    def workers(self) -> int | None:
-        """The worker processes of this process: their usual number is for the machine."""
-        here = self.processes.launch.here
-        return (
-            self.options.workers
-            if here == 1 or self.options.workers is not None
-            else max(1, self.engine.threads // here)
-        )
-
     def describe(self) -> str:
         """Returns the words that say with whom and on what it is done; none for one process on the processor."""
         count, device = self.processes.launch.count, self.processes.device.type
@@ -96,7 +86,7 @@ def train_heads(job: TrainingJob, config: FrozenConfig) -> tuple[dict[str, nn.Mo
     )  # fmt: skip
     with SegmentRunner(job.model, job.run.engines, engine, rows=rows, with_heads=False) as runner:
         maker = FeatureMaker(
-            heads=heads, runner=runner, rows=rows, samples=job.samples, workers=job.workers,
+            heads=heads, runner=runner, rows=rows, samples=job.samples, workers=job.processes.workers,
             pixel_bytes=int(_PIXEL_SHARE * job.memory),
         )  # fmt: skip
         history = train_frozen(
@@ -112,7 +102,7 @@ def train_net(job: TrainingJob, config: JointConfig) -> tuple[MultiExitNet, Hist
     often = np.concatenate([training_indices(job.samples, config), job.samples.indices_of("calibrate")])
     samples = keep_pixels(job.samples, often, int(_PIXEL_SHARE * job.memory))
     history = train_joint(
-        net, samples, job.options.task_of(job.model), config, job.checkpoint(config), workers=job.workers,
+        net, samples, job.options.task_of(job.model), config, job.checkpoint(config),
         processes=job.processes,
     )  # fmt: skip
     return net, history

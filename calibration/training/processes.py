@@ -23,7 +23,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, broadcast
 from torch import Tensor, nn
 
-from artifacts import InputError, UsageError
+from artifacts import InputError, UsageError, allowed_processors
 from calibration.launch import ALONE, Launch
 from calibration.training.checkpoints import Checkpoint, Progress
 
@@ -34,12 +34,15 @@ _DISMISSED, _CALLED = 0, 1
 class Processes:
     """The processes of one training, seen from one of them. Close it, or use it in a ``with``."""
 
-    def __init__(self, mixed_precision: str = "no", launch: Launch = ALONE) -> None:
+    def __init__(
+        self, mixed_precision: str = "no", launch: Launch = ALONE, *, workers: int | None = None
+    ) -> None:  # fmt: skip
         """Waits until all of them are there.
 
         Args:
             mixed_precision: ``no``, ``bf16`` or ``fp16``.
             launch: which of them this is.
+            workers: processes that decode samples for each of them, as for ``load_chunks``.
 
         Raises:
             UsageError: the device has no such precision, or others were started with this process unknown to it.
@@ -58,6 +61,7 @@ class Processes:
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)],
         )
         self.launch = launch
+        self._workers = workers
         self._waiting = launch.count > 1
         if self._accelerator.num_processes != launch.count:
             raise UsageError(
@@ -75,6 +79,12 @@ class Processes:
     def leads(self) -> bool:
         """Whether this process writes and reports."""
         return self.launch.leads
+
+    @property
+    def workers(self) -> int | None:
+        """The processes that decode for this one; where several share a machine, they share its processors too."""
+        here = self.launch.here
+        return self._workers if here == 1 or self._workers is not None else max(1, allowed_processors() // here)
 
     def call(self) -> None:
         """Lets the others begin; they find the run as it is now."""

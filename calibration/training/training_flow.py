@@ -32,7 +32,7 @@ ASKED_ROWS = 16
 @work_alone
 def train_missing(
     run: RunFolder, samples: Samples, config: FrozenConfig, engine: EngineChoice,
-    *, source: str | None = None, options: CalibrationOptions = DEFAULT_OPTIONS, processes: Processes | None = None,
+    *, source: str | None = None, options: CalibrationOptions = DEFAULT_OPTIONS,
 ) -> Model:  # fmt: skip
     """Trains exit heads on the frozen backbone wherever a candidate has none.
 
@@ -45,9 +45,8 @@ def train_missing(
         config: how.
         engine: backend and threads.
         source: where the samples come from, recorded so that their train part is never calibrated on.
-        options: task, memory, workers, command line and messages.
-        processes: those that train together; the others follow (``calibration.training.following``). ``None``: this one
-            alone.
+        options: task, memory, workers, command line, messages, and the processes that train together; those beside the
+            first follow (``calibration.training.following``).
 
     Raises:
         InputError: the train part has no samples.
@@ -57,7 +56,7 @@ def train_missing(
     if all(cut.name in model.spec.heads for cut in model.spec.cuts[:-1]):
         return model
     training_indices(samples, config)
-    processes = processes or Processes(config.mixed_precision)
+    processes = options.processes or Processes(config.mixed_precision, workers=options.workers)
     task = options.task_of(model)
     whole = model.whole()
     with SegmentRunner(whole, run.engines, engine, rows=ASKED_ROWS, with_heads=False) as runner:
@@ -88,7 +87,7 @@ def train_missing(
 @work_alone
 def retrain_jointly(
     run: RunFolder, samples: Samples, config: JointConfig, engine: EngineChoice,
-    *, options: CalibrationOptions = DEFAULT_OPTIONS, processes: Processes | None = None,
+    *, options: CalibrationOptions = DEFAULT_OPTIONS,
 ) -> Model:  # fmt: skip
     """Trains backbone and exits of a torch family together, starting from the weights in the model folder.
 
@@ -100,8 +99,7 @@ def retrain_jointly(
         samples: images with labels.
         config: how.
         engine: its threads are used.
-        options: task, memory, workers, command line and messages.
-        processes: as for ``train_missing``.
+        options: as for ``train_missing``.
 
     Raises:
         UsageError: the data has no labels, or is not images.
@@ -120,7 +118,7 @@ def retrain_jointly(
     if model.artifact.manifest.inputs.get("training") == training:
         options.report(f"{run.model} already holds this training")
         return model
-    processes = processes or Processes(config.mixed_precision)
+    processes = options.processes or Processes(config.mixed_precision, workers=options.workers)
     job = TrainingJob(run=run, model=model, samples=samples, engine=engine, options=options, processes=processes)
     options.report(
         f"training backbone and exits of {model.spec.name} together for {config.epochs} epochs{job.describe()}"

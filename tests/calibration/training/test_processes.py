@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,15 +16,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from artifacts import RunFolder, UsageError
+from artifacts import UsageError
 from calibration.cli import main
 from calibration.launch import Launch
 from calibration.training.config import FrozenConfig, describe_training
 from calibration.training.minibatches import Share
 from calibration.training.processes import Processes
-from export import ExportOptions, ResNetConfig, ensure_model
 from tests.calibration.test_calibrating import write_bars
 from tests.calibration.training import joint_worker
+from tests.calibration.training.chain_worlds import export_chain
 
 ROOT = Path(__file__).parents[3]
 
@@ -68,21 +69,25 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_trains_in_two_processes_and_the_first_one_speaks(tmp_path: Path) -> None:
     data = write_bars(tmp_path / "bars.npz")
-    net = ResNetConfig(depth=20, classes=2, input_shape=(1, 8, 8))
-    for name in ("one", "two"):
-        ensure_model(RunFolder(root=tmp_path / name), ExportOptions(net=net, weights="random", every=4))
-    flags = ["--data", str(data), "--epochs", "6", "--train-batch-size", "32", "--threads", "1", "--force"]
+    run, _ = export_chain(tmp_path, layers=4)
+    shutil.copytree(run.root, tmp_path / "two")
+    flags = [
+        "--data", str(data), "--epochs", "6", "--train-batch-size", "32", "--threads", "1", "--force",
+        "--max-candidates", "2", "--head-share", "1",
+    ]  # fmt: skip
     out = tmp_path / "out.json"
-    assert main(["--run", str(tmp_path / "one"), *flags, "--json", str(out)]) == 0
+    assert main(["--run", str(run.root), *flags, "--json", str(out)]) == 0
     one = {row["exit"]: row["metric"] for row in json.loads(out.read_text())["exits"]}
     first, second = start_two(["-m", "calibration", "--run", str(tmp_path / "two"), *flags, "--json", "-"])
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert (second.stdout, second.stderr) == ("", "")
+    assert second.stdout == ""
+    assert "epoch" not in second.stderr
+    assert "note" not in second.stderr
     assert "in 2 processes" in first.stderr
     assert first.stderr.count("epoch 6/6") == 1
     two = {row["exit"]: row["metric"] for row in json.loads(first.stdout)["exits"]}
-    assert two.keys() == one.keys()
-    assert two == pytest.approx(one, abs=0.15), "64 samples: a standard error is 0.06"
+    assert two["final"] == one["final"]  # which exits there are is decided by measured times
+    assert min(two.values()) > min(one.values()) - 0.15, "64 samples: a standard error is 0.06"
 
 
 def test_a_process_that_was_started_with_others_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
