@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.confidences import FEATURES
 from artifacts.errors import CorruptArtifactError, InputError
 from artifacts.graphs import FINAL_HEAD
 from artifacts.store import load_arrays, save_arrays
@@ -15,7 +16,7 @@ from artifacts.store import load_arrays, save_arrays
 TRACE_NPZ = "trace.npz"
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
-_OPTIONAL = ("predictions", "counts", "labels")
+_OPTIONAL = ("predictions", "counts", "labels", "features")
 _SAMPLE_AXIS = {"labels": 0}  # of every other array it is the second
 
 
@@ -45,6 +46,8 @@ class Trace:
         counts: (E + 1, N, k) float64, what each answer adds to the counts that decide the task's metric (pixels of an
             intersection and of a union, for instance), where that metric is not a mean over samples.
         labels: (N,) int32, the true classes.
+        features: (E + 1, N, 4) float32, what learned confidences are made of (``artifacts.FEATURES``), where answers
+            are a choice among classes; none in traces of 0.1.0.
         labelled: False where the true answers are not given; the metric is the agreement then.
     """
 
@@ -55,6 +58,7 @@ class Trace:
     predictions: np.ndarray | None = None
     counts: np.ndarray | None = None
     labels: np.ndarray | None = None
+    features: np.ndarray | None = None
     labelled: bool = True
 
     def __post_init__(self) -> None:
@@ -79,6 +83,10 @@ class Trace:
         counts = self.counts
         if counts is not None and (counts.ndim != 3 or counts.shape[:2] != shape or not np.isfinite(counts).all()):
             raise InputError(f"trace: counts has shape {counts.shape}, expected {shape} and k finite counts each")
+        features = self.features
+        expected_features = (*shape, len(FEATURES))
+        if features is not None and (features.shape != expected_features or not np.isfinite(features).all()):
+            raise InputError(f"trace: features has shape {features.shape}, expected {expected_features}, all finite")
         if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, self.agreement)):
             raise InputError("trace: without labels the metric is the agreement; collect the trace again")
 
