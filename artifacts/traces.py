@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from artifacts.confidences import FEATURES
+from artifacts.confidences import FEATURES, LearnedConfidence
 from artifacts.errors import CorruptArtifactError, InputError
 from artifacts.graphs import FINAL_HEAD
 from artifacts.store import load_arrays, save_arrays
@@ -121,6 +122,24 @@ class Trace:
         """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
         arrays = {name: array.take(samples, axis=_SAMPLE_AXIS.get(name, 1)) for name, array in self._arrays().items()}
         return Trace(exits=self.exits, labelled=self.labelled, **arrays)
+
+    def with_confidences(self, learned: Mapping[str, LearnedConfidence]) -> Trace:
+        """Returns the trace in which some exits have learned confidences, by their names; others stay as they are.
+
+        Raises:
+            InputError: the trace holds no features.
+        """
+        if not learned:
+            return self
+        if self.features is None or self.predictions is None:
+            raise InputError(
+                "trace: it holds no features of the answers, which learned confidences need; collect the trace again"
+            )
+        confidence = self.confidence.copy()
+        for row, name in enumerate(self.exits):
+            if name in learned:
+                confidence[row] = learned[name].apply(self.features[row], self.predictions[row])
+        return replace(self, confidence=confidence)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         found = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL)}

@@ -14,7 +14,7 @@ import numpy as np
 
 from artifacts import Trace, UsageError
 from calibration import split_halves
-from planner.confidence.fitting import Learned, apply_confidences, can_learn, cross_fit, fit_confidences
+from planner.confidence.fitting import Learned, can_learn, cross_fit, fit_confidences
 from planner.config import AUTO, LEARNED, PlanConfig
 from planner.predict.costs import NetworkCosts
 from planner.search.problem import SearchProblem
@@ -66,7 +66,7 @@ def settle_confidence(
     if config.confidence == AUTO and not _is_worth_it(tuning, costs, config, report):
         return SettledConfidence(trace=trace)
     learned = fit_confidences(tuning)
-    return SettledConfidence(trace=apply_confidences(trace, learned), learned=learned)
+    return SettledConfidence(trace=trace.with_confidences(learned), learned=learned)
 
 
 def tuning_samples(count: int, config: PlanConfig) -> np.ndarray:

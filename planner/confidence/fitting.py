@@ -48,18 +48,6 @@ def fit_confidences(trace: Trace) -> dict[str, LearnedConfidence]:
     }
 
 
-def apply_confidences(trace: Trace, learned: Learned) -> Trace:
-    """Returns a trace in which the exits have learned confidences, where there are any."""
-    if not learned:
-        return trace
-    features, predictions = np.asarray(trace.features), np.asarray(trace.predictions)
-    confidence = trace.confidence.copy()
-    for row, name in enumerate(trace.exits):
-        if name in learned:
-            confidence[row] = learned[name].apply(features[row], predictions[row])
-    return replace(trace, confidence=confidence)
-
-
 def cross_fit(trace: Trace, *, seed: int) -> Trace:
     """Returns a trace with learned confidences, each fitted to other samples than those that it is given for.
 
@@ -73,7 +61,7 @@ def cross_fit(trace: Trace, *, seed: int) -> Trace:
     everything = np.random.default_rng(seed).permutation(trace.sample_count)
     for held_out in np.array_split(everything, _FOLDS):
         others = np.setdiff1d(everything, held_out)
-        part = apply_confidences(trace.select(held_out), fit_confidences(trace.select(others)))
+        part = trace.select(held_out).with_confidences(fit_confidences(trace.select(others)))
         confidence[:, held_out] = part.confidence
     return replace(trace, confidence=confidence)
 

@@ -26,7 +26,6 @@ from artifacts import (
     read_manifest,
 )
 from planner.certify.evidence import risk_trace
-from planner.confidence.fitting import apply_confidences
 from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON
 from planner.report.benchmark import read_bench
@@ -71,7 +70,7 @@ def gather_report(
         spec=model.spec,
         plan=plan,
         considered=read_considered(planned),
-        trace=apply_confidences(risk_trace(inputs.trace, plan.risk), plan.confidences),
+        trace=risk_trace(inputs.trace, plan.risk).with_confidences(plan.confidences),
         costs=inputs.costs(batch_size=config.batch_size, load=config.load),
         sweep=sweep,
         patterns=read_patterns(planned),

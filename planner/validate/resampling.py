@@ -24,7 +24,7 @@ import numpy as np
 from artifacts import Trace, UsageError
 from calibration import lower_share, upper_share
 from planner.certify.evidence import metric_under
-from planner.confidence.fitting import Learned, apply_confidences
+from planner.confidence.fitting import Learned
 from planner.predict.costs import NetworkCosts, expect_mean_ms
 from planner.predict.replay import NO_EXITS, Exits, evaluate_exits
 from planner.search.greedy import configure_candidates
@@ -124,7 +124,7 @@ def validate_methods(
         calibration = population.select(drawn)
         for name, method in methods.items():
             plan, learned = method(calibration, resplit)
-            judged = apply_confidences(population, learned)
+            judged = population.with_confidences(learned)
             metric = metric_under(judged, plan)
             survival = evaluate_exits(judged, plan).survival
             latency = expect_mean_ms(costs.plan_costs(plan.cuts), survival, costs.load) / without

@@ -13,7 +13,7 @@ from artifacts import Trace, UsageError, describe_choice
 from calibration import split_halves
 from planner.certify.certified import plan_certified
 from planner.confidence.choosing import settle_confidence, tuning_samples
-from planner.confidence.fitting import apply_confidences, cross_fit, fit_confidences
+from planner.confidence.fitting import cross_fit, fit_confidences
 from planner.config import CertifyConfig, PlanConfig
 from planner.search.searches import find_search
 from planner.validate.methods import make_methods
@@ -86,7 +86,7 @@ def test_a_fit_finds_the_class_that_exits_are_too_sure_of() -> None:
     for model in learned.values():
         assert len(model.class_biases) == CLASSES
         assert model.class_biases[0] < min(model.class_biases[1:]) - 0.5
-    fitted = apply_confidences(trace, learned)
+    fitted = trace.with_confidences(learned)
     np.testing.assert_array_equal(fitted.confidence[-1], trace.confidence[-1])
     for row in range(2):
         kept = 1 - np.maximum(0, trace.metric[-1] - trace.metric[row])
@@ -105,7 +105,7 @@ def test_fits_without_losses_or_with_rare_classes_stay_finite() -> None:
     trace = make_choices(2, samples=60)
     perfect = replace(trace, metric=np.ones_like(trace.metric))
     for model in fit_confidences(perfect).values():
-        assert apply_confidences(perfect, {"cut0": model}).confidence[0].min() > 0.9
+        assert perfect.with_confidences({"cut0": model}).confidence[0].min() > 0.9
     few = trace.select(np.arange(8))
     assert all(not model.class_biases for model in fit_confidences(few).values())
     alike = replace(trace, features=np.ones_like(trace.features))
