@@ -53,7 +53,7 @@ class StageArenas:
         """
         self._device = device
         padded = max(engines.covers.buffer_rows for engines in engine_sets)
-        needed = _needed_tensors(spec.stages)
+        needed = needed_tensors(spec.stages)
         self._input_names = [tensor.name for tensor in spec.inputs if tensor.name in needed[0]]
         self._input_places = [place for place, tensor in enumerate(spec.inputs) if tensor.name in needed[0]]
         self._arenas: list[dict[str, Buffer]] = []
@@ -153,7 +153,7 @@ class StageArenas:
         return found[0], found[1:]
 
 
-def _needed_tensors(stages: Sequence[StageSpec]) -> list[Mapping[str, TensorSpec]]:
+def needed_tensors(stages: Sequence[StageSpec]) -> list[Mapping[str, TensorSpec]]:
     """Returns for every stage the tensors that it or a later one reads and that are there before it runs."""
     needed: list[Mapping[str, TensorSpec]] = []
     later: dict[str, TensorSpec] = {}

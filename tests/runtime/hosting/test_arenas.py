@@ -11,7 +11,7 @@ import pytest
 
 from artifacts import EngineError
 from engines import Device, HostDevice, open_device
-from runtime.hosting.arenas import Piece, StageArenas
+from runtime.hosting.arenas import Piece, StageArenas, needed_tensors
 from runtime.hosting.options import read_costs
 from runtime.scheduling.decisions import Admitted, Idle, SchedulerConfig, parse_policy
 from runtime.scheduling.machine import Scheduler
@@ -131,6 +131,12 @@ def test_large_rows_enter_piece_by_piece(fake_net: Any, device: Device, monkeypa
     arenas.execute(0, 5)
     _, (answers,) = arenas.answers(0, range(5))
     np.testing.assert_array_equal(answers, [net.answer_row(x[row], mask[row])[2] for row in (5, 6, 7, 0, 1)])
+
+
+def test_a_stage_keeps_what_it_or_a_later_one_reads_and_nothing_else(fake_net: Any) -> None:
+    net = fake_net(thresholds=(0.5, 0.5))
+    names = [sorted(needed) for needed in needed_tensors(net.spec().stages)]
+    assert names == [["mask", "x"], ["h1", "mask", "skip"], ["h2", "mask", "skip"]]
 
 
 def test_a_fault_of_an_engine_is_passed_on(fake_net: Any, device: Device) -> None:
