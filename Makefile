@@ -51,10 +51,10 @@ $(VENV)/dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, against which
-# tests check names: 300 MB
+# OpenVINO, TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, against which
+# tests check names: 430 MB
 $(VENV)/engines: $(VENV)/dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,cuda,tables,tensorrt-rtx]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,cuda,openvino,tables,tensorrt-rtx]'
 	for version in $(BINDINGS); do \
 		$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 			--dest $(VENV)/bindings tensorrt_cu13_bindings==$$version || exit 1; \

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from export.nets.family import Family
 
 FAMILIES = {
+    "mobilenetv2": "export.nets.mobilenetv2",
     "resnet": "export.nets.resnet",
+    "vgg16": "export.nets.vgg",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
-_ANNOUNCED = ("bert", "mobilenetv2", "posenet", "segmentation", "vgg16")
+_ANNOUNCED = ("bert", "posenet", "segmentation")
 
 
 class NetConfig(Protocol):
