@@ -65,9 +65,11 @@ def merge_stage(
     passes.DeduplicateInitializersPass()(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_graph(stage, path)
+    has_length = any(spec.length_axes for spec in (*inputs, *outline.outputs))
     return GraphSpec(
         name=path.stem, file=path.name, inputs=inputs, outputs=outline.outputs,
         confidence=outline.ending.confidence, answers=outline.ending.answers,
+        lengths=model.spec.lengths if has_length else (),
     )  # fmt: skip
 
 
