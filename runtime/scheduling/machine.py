@@ -230,6 +230,11 @@ class Scheduler:
         return self._run
 
     @property
+    def pooling(self) -> bool:
+        """Whether stages are shared among batches now."""
+        return self._switch.pooling
+
+    @property
     def open_tickets(self) -> int:
         """How many requests are admitted and not done."""
         return len(self._tickets)
