@@ -38,13 +38,15 @@ def make_arrivals(kind: str, count: int, rate_per_s: float, seed: int) -> np.nda
     """
     random = np.random.default_rng(seed)
     if kind == "poisson":
-        return np.cumsum(random.standard_exponential(count)) / rate_per_s
+        times: np.ndarray = np.cumsum(random.standard_exponential(count)) / rate_per_s
+        return times
     if kind == "mmpp":
         return _modulated(count, rate_per_s, random)
     gaps = _read_gaps(TRACES[kind] if kind in TRACES else Path(kind))
     start = int(random.integers(len(gaps)))
     repeated = np.resize(np.roll(gaps, -start), count)
-    return np.cumsum(repeated) / (rate_per_s * gaps.mean())
+    scaled: np.ndarray = np.cumsum(repeated) / (rate_per_s * gaps.mean())
+    return scaled
 
 
 def _modulated(count: int, rate_per_s: float, random: np.random.Generator) -> np.ndarray:
@@ -57,7 +59,8 @@ def _modulated(count: int, rate_per_s: float, random: np.random.Generator) -> np
         now.append(now[-1] + dwell_s[-1])
         done.append(done[-1] + rate * dwell_s[-1])
         state = 1 - state
-    return np.interp(work, done, now)
+    times: np.ndarray = np.interp(work, done, now)
+    return times
 
 
 def _read_gaps(path: Path) -> np.ndarray:
