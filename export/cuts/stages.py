@@ -54,8 +54,8 @@ def merge_stage(
     ending = outline.ending
     if confidence is not None and ending.confidence is not None:
         replace_confidence(
-            loaded[-1][1].graph, answer=ending.answers[0], confidence=ending.confidence, learned=confidence,
-            probabilities=model.spec.settings.get("confidence") == "max",
+            loaded[-1][1].graph, answer=ending.output(ending.answers[0]), confidence=ending.confidence,
+            learned=confidence, probabilities=model.spec.settings.get("confidence") == "max",
         )  # fmt: skip
     merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
     template = functools.reduce(wider_opsets, [item for _, item in loaded])
