@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo test test-engines test-soak check format rehearse-gpu pack-gpu clean
+.PHONY: demo demo-vgg test test-engines test-soak check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -15,6 +15,12 @@ demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibr
 	$(BIN)/python -m planner --run runs/resnet --tolerance 0.01
 	$(BIN)/python -m runtime.bench --run runs/resnet --plot runs/resnet/bench.png --json runs/resnet/bench.json
 	$(BIN)/python -m planner report --run runs/resnet
+
+demo-vgg: $(VENV)/dev  ## the same with a narrow VGG-16
+	$(BIN)/python -m export vgg16 --segments
+	$(BIN)/python -m planner --run runs/vgg16 --tolerance 0.01
+	$(BIN)/python -m runtime.bench --run runs/vgg16 --plot runs/vgg16/bench.png --json runs/vgg16/bench.json
+	$(BIN)/python -m planner report --run runs/vgg16
 
 test: $(VENV)/engines  ## all tests but those of test-engines and test-soak
 	$(BIN)/python -m pytest -n 2 --dist worksteal
