@@ -28,7 +28,8 @@ from calibration.data.files import FileImages
 from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, Batch, ImageSamples, Samples, as_batch
-from calibration.data.sources import DATA_HELP, DataSource, load_run_data, source_name
+from calibration.data.sources import DATA_HELP, DataSource, check_source, load_run_data, source_name
+from calibration.data.splits import PartShare
 from calibration.options import CalibrationOptions
 from calibration.training.config import FrozenConfig, JointConfig
 
@@ -55,8 +56,8 @@ _HOMES = {
 
 __all__ = [
     # data
-    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples", "Samples",
-    "as_batch", "image_input", "load_run_data", "load_samples", "source_name",
+    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples",
+    "PartShare", "Samples", "as_batch", "check_source", "image_input", "load_run_data", "load_samples", "source_name",
     # certified tolerances
     "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test", "count_needed",
     "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",
