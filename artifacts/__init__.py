@@ -2,6 +2,7 @@
 
 from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
+from artifacts.confidences import FEATURES, LEAST_PROBABILITY, MAX_SOFTMAX, LearnedConfidence, describe_choice
 from artifacts.environment import (
     allowed_processors,
     cpu_features_digest,
@@ -14,6 +15,7 @@ from artifacts.environment import (
 from artifacts.errors import (
     ArtifactError,
     CorruptArtifactError,
+    DeadlineError,
     EngineError,
     GraphError,
     InputError,
@@ -21,6 +23,7 @@ from artifacts.errors import (
     MissingExtraError,
     NoPlanError,
     PameError,
+    RefusedError,
     SchemaError,
     StaleArtifactError,
     UsageError,
@@ -85,6 +88,7 @@ from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 
 __all__ = [
     # words
+    "FEATURES", "LEAST_PROBABILITY", "MAX_SOFTMAX", "LearnedConfidence", "describe_choice",
     "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BundleSpec", "Certificate", "Cut",
     "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit",
     "PredictedLatency", "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace",
@@ -107,6 +111,7 @@ __all__ = [
     # pictures
     "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes", "save_plot",
     # errors
-    "ArtifactError", "CorruptArtifactError", "EngineError", "GraphError", "InputError", "MissingArtifactError",
-    "MissingExtraError", "NoPlanError", "PameError", "SchemaError", "StaleArtifactError", "UsageError", "unknown_name",
+    "ArtifactError", "CorruptArtifactError", "DeadlineError", "EngineError", "GraphError", "InputError",
+    "MissingArtifactError", "MissingExtraError", "NoPlanError", "PameError", "RefusedError", "SchemaError",
+    "StaleArtifactError", "UsageError", "unknown_name",
 ]  # fmt: skip

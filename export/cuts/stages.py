@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from artifacts import GraphError, GraphSpec, Model, RunFolder, TensorSpec, UsageError, unknown_name
+from artifacts import GraphError, GraphSpec, LearnedConfidence, Model, RunFolder, TensorSpec, UsageError, unknown_name
+from export.confidence.learned import replace_confidence
 from export.graphs.files import finish_model, save_graph
 
 
@@ -27,7 +28,9 @@ class _Outline:
     ending: GraphSpec
 
 
-def merge_stage(model: Model, *, after: str | None, until: str | None, path: Path) -> GraphSpec:
+def merge_stage(
+    model: Model, *, after: str | None, until: str | None, path: Path, confidence: LearnedConfidence | None = None
+) -> GraphSpec:
     """Merges the segments between two cuts and the exit head (or the final head) into one ONNX file.
 
     Args:
@@ -35,6 +38,7 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
         after: the cut where the stage starts; ``None``: at the network's inputs.
         until: the cut whose exit head ends the stage; ``None``: on to the network's outputs.
         path: the file to write.
+        confidence: in the place of the exit head's own; ``None``: that stays.
 
     Returns:
         The stage, called as the file: inputs are the tensors of cut ``after`` that are needed here; outputs the tensors
@@ -47,8 +51,14 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
     """
     outline = _outline_stage(model, after, until)
     loaded = [(part, ir.load(model.path(part))) for part in outline.parts]
+    ending = outline.ending
+    if confidence is not None and ending.confidence is not None:
+        replace_confidence(
+            loaded[-1][1].graph, answer=ending.answers[0], confidence=ending.confidence, learned=confidence,
+            probabilities=model.spec.settings.get("confidence") == "max",
+        )  # fmt: skip
     merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
-    template = functools.reduce(_wider_opsets, [item for _, item in loaded])
+    template = functools.reduce(wider_opsets, [item for _, item in loaded])
     specs = {spec.name: spec for part in outline.parts for spec in part.inputs}
     inputs = tuple(specs[value.name] for value in merged.inputs if value.name)
     stage = finish_model(merged, template, name=path.stem, inputs=inputs, outputs=outline.outputs)
@@ -92,7 +102,7 @@ def _join(parts: Sequence[tuple[str, ir.Graph]], outputs: Sequence[str]) -> ir.G
     merged = ir.Graph([], [], nodes=[], name="stage", opset_imports={})
     tensors: dict[str, ir.Value] = {}
     for name, graph in parts:
-        _rename_inner(graph, name)
+        rename_inner(graph, name)
         made = list(graph.outputs)
         graph.outputs.clear()
         for value in list(graph.inputs):
@@ -113,7 +123,8 @@ def _join(parts: Sequence[tuple[str, ir.Graph]], outputs: Sequence[str]) -> ir.G
     return merged
 
 
-def _rename_inner(graph: ir.Graph, prefix: str) -> None:
+def rename_inner(graph: ir.Graph, prefix: str) -> None:
+    """Puts everything that a graph names, but its inputs and outputs, under a prefix."""
     shared = {value.name for value in (*graph.inputs, *graph.outputs)}
     for inner in (graph, *graph.subgraphs()):
         for value in list(inner.initializers.values()):
@@ -123,13 +134,13 @@ def _rename_inner(graph: ir.Graph, prefix: str) -> None:
             for value in inner.inputs:
                 value.name = f"{prefix}/{value.name}"
         for node in inner:
-            node.name = f"{prefix}/{node.name or node.op_type}"
+            node.name = f"{prefix}/{node.name or node.outputs[0].name or node.op_type}"
             for value in node.outputs:
                 if value.name and value.name not in shared:
                     value.name = f"{prefix}/{value.name}"
 
 
-def _wider_opsets(a: ir.Model, b: ir.Model) -> ir.Model:
+def wider_opsets(a: ir.Model, b: ir.Model) -> ir.Model:
     """Returns ``a`` with the opsets of both.
 
     Raises:
