@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
     from export.nets.weights import load_weights, read_weights, save_weights
+    from export.pixels.statements import read_statement
     from export.sources import ensure_model, export_model
 
 _HOMES = {
@@ -55,6 +56,7 @@ _HOMES = {
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
     "nets.weights": ("load_weights", "read_weights", "save_weights"),
+    "pixels.statements": ("read_statement",),
     "sources": ("ensure_model", "export_model"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -62,7 +64,8 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     # the model folder
     "ExportOptions", "ExportResult", "HEAD_SIZES", "add_heads", "build_head_ladders", "build_missing_heads",
-    "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "rebuild_net", "write_heads",
+    "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "read_statement", "rebuild_net",
+    "write_heads",
     # cutting, proving, merging
     "CutPlace", "CutReport", "DataFlow", "ParityReport", "PortableOutline", "PortableStage", "check_parity",
     "find_places", "load_graph", "merge_stage", "spread_evenly", "write_portable",

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
 from calibration.data.arrays import ArrayImages
@@ -147,13 +148,7 @@ def _load_fashion_mnist(model: Model, want: ImageInput) -> ArrayImages:
 
 def _import_samples(reference: str, model: Model) -> Samples:
     """Imports the samples that the person at the keyboard named as ``module:object``."""
-    module, _, attribute = reference.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"--data {reference}: {error}; expected module:object, with the module on PYTHONPATH"
-        ) from error
+    found = _import_object(reference)
     made = isinstance(found, type) or (callable(found) and not isinstance(found, Samples))
     samples = found() if made else found
     if not isinstance(samples, Samples):
@@ -164,11 +159,37 @@ def _import_samples(reference: str, model: Model) -> Samples:
     return samples
 
 
+def _import_object(reference: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"--data {reference}: {error}; expected module:object, with the module on PYTHONPATH"
+        ) from error
+
+
 def source_name(samples: Samples, data: DataSource | None, run: RunFolder) -> str:
     """Returns what is recorded so that later commands find the same data by themselves."""
     if data is None:
         return recorded_source(run) or samples.name
     return samples.name if isinstance(data, Samples) else name_source(data)
+
+
+def check_source(data: DataSource | None) -> None:
+    """Refuses data that is not there, before anything is made for it.
+
+    Raises:
+        InputError: nothing lies where ``--data`` says.
+        UsageError: ``module:object`` cannot be imported.
+    """
+    if data is None or isinstance(data, Samples):
+        return
+    source = name_source(data)
+    if is_reference(source):
+        _import_object(source)
+    elif source != FASHION_MNIST and not Path(source).exists():
+        raise InputError(f"--data {data}: there is nothing of that name")
 
 
 def is_reference(source: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import InputError, UsageError
+from artifacts import InputError, UsageError, unknown_name
 from calibration.data.samples import PARTS
 
 SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}
@@ -95,6 +95,9 @@ class PartShare:
         """
         part, _, rest = text.partition("=")
         source, _, share = rest.partition(":")
+        unknown = [word for word in (part, source) if word and word.lower() not in PART_NAMES]
+        if unknown and share:
+            raise UsageError(f"--parts {text}: {unknown_name('part of the data', unknown[0], PART_NAMES)}")
         try:
             found = cls(part=PART_NAMES[part.lower()], source=PART_NAMES[source.lower()], share=float(share))
         except (KeyError, ValueError) as error:
@@ -151,7 +154,8 @@ def settle_parts(
         return parts, splitting.seed if named is None else None
     source = parts[share.source]
     if len(source) == 0:
-        raise InputError(f"--parts: {name} has no {share.source} samples to take a share of")
+        there = ", ".join(f"{part} ({len(parts[part])})" for part in PARTS if len(parts[part]))
+        raise InputError(f"--parts: {name} has no {share.source} samples to take a share of; there are {there}")
     alike = np.zeros(len(source), np.int64) if labels is None else labels[source]
     drawn = split_indices(alike, {share.part: share.share, share.source: 1 - share.share}, seed=splitting.seed)
     parts[share.part] = np.sort(np.concatenate([parts[share.part], source[drawn[share.part]]]))
