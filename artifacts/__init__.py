@@ -80,6 +80,8 @@ from artifacts.store import (
 from artifacts.tasks.classification import Classification
 from artifacts.tasks.protocol import Answers, Task
 from artifacts.tasks.table import TASKS, find_task, load_task
+from artifacts.text.encoding import EncodedTexts, TextEncoder, TextRow, open_tokenizer
+from artifacts.text.preprocessing import TOKENIZER_JSON, TextPreprocessing, name_token_inputs
 from artifacts.timings import InferenceTimeMatrix
 from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 
@@ -93,6 +95,9 @@ __all__ = [
     # images
     "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Convention", "check_image", "decode_image", "find_convention",
     "fit_fields", "plain_preprocessing", "render_array", "render_image",
+    # texts
+    "TOKENIZER_JSON", "EncodedTexts", "TextEncoder", "TextPreprocessing", "TextRow", "name_token_inputs",
+    "open_tokenizer",
     # tasks
     "TASKS", "Answers", "Classification", "Task", "find_task", "load_task",
     # folders and files

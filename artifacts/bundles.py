@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from artifacts.graphs import GraphSpec, TensorSpec
 from artifacts.images.preprocessing import Preprocessing
 from artifacts.plans import ExitPlan
+from artifacts.text.preprocessing import TextPreprocessing
 
 BUNDLE_JSON = "bundle.json"
 
@@ -70,6 +71,8 @@ class BundleSpec:
         settings: the model's settings, for the record.
         preprocessing: how the network wants its images; ``None`` where that is not recorded or the input is not an
             image.
+        text: how the network wants its texts; ``None`` where it takes something else, or no tokenizer is known. The
+            tokenizer lies in the bundle.
     """
 
     name: str
@@ -83,3 +86,4 @@ class BundleSpec:
     plan: ExitPlan
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    text: TextPreprocessing | None = None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import PRECISIONS, RunFolder, UsageError, unknown_name
-from export.nets.table import HEADS, NetConfig
+from artifacts import PRECISIONS, RunFolder, UsageError, find_task, unknown_name
+from export.nets.table import HEAD_KINDS, NetConfig
 
 PRETRAINED = "pretrained"
 RANDOM = "random"
@@ -18,6 +18,9 @@ FILE_SUFFIX = ".onnx"
 TORCH_PREFIX = "torch:"
 HUGGING_FACE_PREFIX = "hf:"
 INPUTS = ("float", "uint8")
+LENGTH = 64
+"""Tokens of a row, where nobody says it."""
+_SHORTEST = 3
 
 
 def is_import(source: str) -> bool:
@@ -31,10 +34,10 @@ class ExportOptions:
 
     Attributes:
         source: a family's name; the path of an ``.onnx`` file; ``torch:package.module:factory``, what makes a torch
-            module; or ``hf:DIR``, a folder with an image classifier of Hugging Face.
+            module; or ``hf:DIR``, a folder with an image or text classifier of Hugging Face.
         segments: also cut the network; otherwise ``full.onnx`` alone.
         net: a family's own options, e.g. ``ResNetConfig(depth=20)``; ``None``: its defaults.
-        weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file; ``pretrained``: of a family those that are
+        weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file, or of a folder of Hugging Face; ``pretrained``: of a family those that are
             shipped, of a torch module what its factory gives it; ``random``, of a family. Files of ONNX and folders of
             Hugging Face have their own.
         input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open, and for the inputs of
@@ -44,6 +47,9 @@ class ExportOptions:
         precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.passes``.
         preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
             neighbours or a family's recipe say.
+        tokenizer: the ``tokenizer.json`` of a network of tokens; ``None``: the one beside its weights or its file.
+        length: tokens of a row, for networks of tokens that leave it open; ``None``: ``LENGTH``.
+        task: what the answers mean; ``None``: as the family says, else classification.
         input: ``float``: images are scaled and normalised before they enter; ``uint8``: the network does that itself.
     """
 
@@ -57,6 +63,9 @@ class ExportOptions:
     precision: str = PRECISIONS[0]
     preprocess: str | None = None
     input: str = INPUTS[0]
+    tokenizer: str | None = None
+    length: int | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if self.input_shapes and not is_import(self.source):
@@ -78,8 +87,12 @@ class ExportOptions:
             )
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.head is not None and self.head not in HEADS:
-            raise unknown_name("head kind", self.head, HEADS)
+        if self.head is not None and self.head not in HEAD_KINDS:
+            raise unknown_name("head kind", self.head, HEAD_KINDS)
+        if self.length is not None and self.length < _SHORTEST:
+            raise UsageError(f"--length {self.length}: expected at least {_SHORTEST} tokens")
+        if self.task is not None:
+            find_task(self.task)
         if self.input not in INPUTS:
             raise unknown_name("input", self.input, INPUTS)
 
@@ -148,13 +161,22 @@ class ExportOptions:
             yield "--preprocess", _absolute(self.preprocess) if Path(self.preprocess).is_file() else self.preprocess
         if self.input != INPUTS[0]:
             yield "--input", self.input
+        if self.tokenizer is not None:
+            yield "--tokenizer", _absolute(self.tokenizer)
+        if self.length is not None:
+            yield "--length", str(self.length)
+        if self.task is not None:
+            yield "--task", self.task
+
+
+_OF_TEXTS = "length"  # an option of families that is a flag of its own
 
 
 def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:
     """Yields the fields of a dataclass whose values are not their defaults."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if value != item.default:
+        if value != item.default and item.name != _OF_TEXTS:
             yield item.name, value
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import PRECISIONS, Preprocessing, to_plain
+from export.folder.texts import EXPORT_PREFIX, TextSource
 from export.nets.table import HEADS
 from export.options import INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
 
-EXPORT_PREFIX = "export."
-"""How the names of a manifest's inputs begin that the export itself had; trained heads have others."""
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
 CONFIDENCE = "confidence"
 """The name of the confidence among a graph's outputs; that of an exit is ``<cut>/confidence``."""
@@ -70,6 +69,7 @@ class ExportRecipe:
         heads: cut name -> the output of the graph with the answer of its exit head.
         precision: one of ``artifacts.PRECISIONS``.
         source: how far the graph is from what it was made of.
+        text: how the network wants its texts; ``None``: it takes something else, or no tokenizer is known.
         extra_files: writes further files into the staging folder, the weights of a torch family for instance.
     """
 
@@ -89,6 +89,7 @@ class ExportRecipe:
     heads: Mapping[str, str] = field(default_factory=dict)
     precision: str = PRECISIONS[0]
     source: SourceParity = SourceParity()
+    text: TextSource | None = None
     extra_files: Callable[[Path], None] | None = None
 
 

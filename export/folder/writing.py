@@ -90,6 +90,8 @@ def write_model(run: RunFolder, blueprint: Blueprint) -> Model:
         write_json(staging / PARITY_JSON, report)
         if blueprint.cuts:
             write_json(staging / CUTS_JSON, blueprint.cut.report)
+        if recipe.text is not None:
+            recipe.text.copy_into(staging)
         if recipe.extra_files is not None:
             recipe.extra_files(staging)
         write_model_spec(staging, spec)
@@ -126,6 +128,7 @@ def _write_graphs(staging: Path, blueprint: Blueprint) -> ModelSpec:
         settings={**recipe.settings, **precision_record(loaded.precision)},
         preprocessing=recipe.preprocessing,
         classes=recipe.classes,
+        text=None if recipe.text is None else recipe.text.wanted,
     )
     if not blueprint.cuts:
         return spec
@@ -146,7 +149,7 @@ def _write_heads(staging: Path, blueprint: Blueprint) -> dict[str, GraphSpec]:
         if cut.name in blueprint.heads:
             answer, confidence = blueprint.heads[cut.name]
             outline = PartOutline(
-                name=head_name(cut), available={cut.main.name: cut.main}, outputs=[specs[answer], specs[confidence]],
+                name=head_name(cut), available={spec.name: spec for spec in cut.tensors}, outputs=[specs[answer], specs[confidence]],
                 answers=(answer,), confidence=confidence,
             )  # fmt: skip
             heads[cut.name] = save_part(staging, extract_part(blueprint.loaded, outline), head_file(index, cut))

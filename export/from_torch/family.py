@@ -11,22 +11,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from artifacts import PRECISIONS, Preprocessing, RunFolder, TensorSpec, UsageError, file_digest, open_artifact
+from artifacts import (
+    PRECISIONS,
+    Model,
+    Preprocessing,
+    RunFolder,
+    UsageError,
+    file_digest,
+    find_task,
+    open_artifact,
+    unknown_name,
+)
 from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import EXPORT_PREFIX, FORMAT, ExportRecipe, Provenance, input_record, precision_record
+from export.folder.texts import TextSource, find_text_source, kept_text_source
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
-from export.nets.family import Family
-from export.nets.multi_exit import MultiExitNet, backbone_cuts, load_weights, read_weights, save_weights
+from export.nets.family import INPUT, Family, NetWeights
+from export.nets.heads import answer_features
+from export.nets.multi_exit import (
+    MultiExitNet,
+    backbone_cuts,
+    example_rows,
+    load_weights,
+    read_weights,
+    save_weights,
+)
 from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
-from export.nets.table import HEADS, NetConfig, find_family
+from export.nets.table import NetConfig, find_family
 from export.options import INPUTS, PRETRAINED, RANDOM, ExportOptions
-from export.pixels.statements import Statement, read_statement, record_statements, settle_preprocessing
+from export.pixels.statements import Settled, Statement, read_statement, record_statements, settle_preprocessing
 
-INPUT = "input"
 ANSWER = "logits"
 
 
@@ -43,6 +61,9 @@ class NetSettings:
         precision: of the graphs; the net itself, and its weights, stay in float32.
         input: ``float``, or ``uint8`` where the graphs scale and normalise images themselves; the net itself does not.
         said: what the user said about the images; ``None``: nothing.
+        text: how a network of tokens wants its texts, and its tokenizer; ``None``: no tokenizer is known.
+        task: what its answers mean.
+        classes: names of its classes; none where they are not known.
     """
 
     family: Family
@@ -54,6 +75,9 @@ class NetSettings:
     precision: str = PRECISIONS[0]
     input: str = INPUTS[0]
     said: Statement | None = None
+    text: TextSource | None = None
+    task: str = "classification"
+    classes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, str | int | float | bool]:
         """Returns the settings of ``model.json``."""
@@ -67,9 +91,11 @@ class NetSettings:
         pixels = self.preprocessing
         return {
             "format": FORMAT, "family": self.family.name, "segments": segments, **self.record(),
-            "confidence": "softmax", "data_input": INPUT,
+            "confidence": "softmax", "data_input": self.family.inputs(self.config)[0].name,
             **({} if pixels is None else {"mean": _one_or_all(pixels.mean), "std": _one_or_all(pixels.std)}),
             **record_statements([] if self.said is None else [self.said]),
+            **({} if self.task == self.family.task else {"task": self.task}),
+            **({} if self.text is None else self.text.record()),
         }  # fmt: skip
 
 
@@ -77,15 +103,14 @@ def _one_or_all(values: tuple[float, ...]) -> float | list[float]:
     return values[0] if len(values) == 1 else list(values)
 
 
-def read_net_settings(
-    family_name: str, settings: Mapping[str, Any], preprocessing: Preprocessing | None
-) -> NetSettings:  # fmt: skip
-    """Reads the settings of a family's ``model.json``."""
-    family = find_family(family_name)
+def read_net_settings(model: Model, preprocessing: Preprocessing | None) -> NetSettings:
+    """Reads the settings of a family's model folder."""
+    spec, settings = model.spec, model.spec.settings
+    family = find_family(spec.family)
     return NetSettings(
-        family=family, config=family.read(settings), every=settings["every"], head=settings["head"],
-        weights=settings["weights"], preprocessing=preprocessing,
-        precision=settings.get("precision", PRECISIONS[0]), input=settings.get("input", INPUTS[0]),
+        family=family, config=family.read(settings), every=int(settings["every"]), head=str(settings["head"]),
+        weights=str(settings["weights"]), preprocessing=preprocessing, text=kept_text_source(model), task=spec.task, classes=spec.classes,
+        precision=str(settings.get("precision", PRECISIONS[0])), input=str(settings.get("input", INPUTS[0])),
     )  # fmt: skip
 
 
@@ -93,67 +118,146 @@ def export_family(
     run: RunFolder, family: Family, options: ExportOptions, *, report: Callable[[str], None]
 ) -> ExportResult:  # fmt: skip
     """Exports a net of a family, or reuses what is there; errors as ``export_model``."""
-    config = options.net or family.config()
-    source, recipe = _find_weights(family, config, options.weights)
+    found = _find_weights(family, options.net or family.config(), options.weights)
     said = None if options.preprocess is None else read_statement(options.preprocess)
-    image = TensorSpec(name=INPUT, dtype="float32", row_shape=tuple(config.input_shape))
-    settled = settle_preprocessing([] if said is None else [said], [image])
-    settings = NetSettings(
-        family=family,
-        config=config,
-        every=options.every or (recipe.every if recipe else 1),
-        head=options.head or (recipe.head if recipe else HEADS[0]),
-        weights=source.name if options.weights not in (PRETRAINED, RANDOM) and source else options.weights,
-        preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
-        precision=options.precision,
-        input=options.input,
-        said=said,
-    )
+    inputs = family.inputs(found.config)
+    settled = settle_preprocessing([] if said is None else [said], inputs)
+    settings = _settle(family, options, found, settled, said)
     provenance = Provenance(
-        inputs={f"{EXPORT_PREFIX}weights": file_digest(source)} if source else {},
+        inputs={
+            **({f"{EXPORT_PREFIX}weights": file_digest(found.file)} if found.file else {}),
+            **({} if settings.text is None else settings.text.digests()),
+        },
         parameters=settings.parameters(segments=options.segments),
         command=options.command(run),
     )
     if is_model_current(run, provenance):
         report(f"{run.model} is up to date")
         return reuse_model(run)
-    own = settings.preprocessing
-    for note in settled.notes if said or own is None else [f"images, as the weights' recipe says: {own.describe()}"]:
-        report(note)
-    report(f"exporting {family.title(config)} ({settings.weights} weights) into {run.model}")
-    net, trained = build_net(settings, source)
+    _say_preparation(settings, settled, report)
+    report(f"exporting {family.title(found.config)} ({settings.weights} weights) into {run.model}")
+    net, trained, drawn = build_net(settings, found.file, adapt=found.adapt)
+    if drawn:
+        report(
+            f"note: {settings.weights} has no final head for this task ({', '.join(drawn)}), so one is drawn at random. "
+            f"Train it with the exits: {run.remedy('calibration')} --train joint --data DIR"
+        )
     return publish_family(run, net, settings, trained=trained, segments=options.segments, provenance=provenance)
 
 
-def _find_weights(family: Family, config: NetConfig, weights: str) -> tuple[Path | None, Recipe | None]:
+def _settle(
+    family: Family, options: ExportOptions, found: _Found, settled: Settled, said: Statement | None
+) -> NetSettings:  # fmt: skip
+    recipe = found.recipe
+    head = options.head or (recipe.head if recipe else family.head_kinds[0])
+    if head not in family.head_kinds:
+        raise unknown_name(f"--head of the family {family.name}", head, family.head_kinds)
+    for name, value in (("--tokenizer", options.tokenizer), ("--length", options.length)):
+        if value is not None and not family.reads_text:
+            raise UsageError(f"{name}: the family {family.name} takes no texts; omit the flag")
+    task = options.task or (recipe.task if recipe else None) or family.task
+    find_task(task)
+    text = None
+    if family.reads_text:
+        beside = [] if found.file is None else [found.file.parent]
+        text = find_text_source(options.tokenizer, beside, family.inputs(found.config))
+        if text is not None:
+            text.check_vocabulary(found.config)
+    return NetSettings(
+        family=family, config=found.config, every=options.every or (recipe.every if recipe else 1), head=head,
+        weights=options.weights if found.file is None or found.shipped else found.file.name,
+        preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
+        precision=options.precision, input=options.input, said=said, text=text, task=task,
+        classes=found.classes or (recipe.classes if recipe else ()),
+    )  # fmt: skip
+
+
+def _say_preparation(settings: NetSettings, settled: Settled, report: Callable[[str], None]) -> None:
+    """Says how images, or texts, will be prepared, and who says so."""
+    own = settings.preprocessing
+    if settings.text is not None:
+        report(f"texts are {settings.text.wanted.describe()} ({settings.text.tokenizer})")
+    elif settings.family.reads_text:
+        report(
+            "note: no tokenizer is known, so the network takes token ids alone; name its tokenizer.json with "
+            "--tokenizer FILE, and it takes texts"
+        )
+    for note in settled.notes if settings.said or own is None else [
+        f"images, as the weights' recipe says: {own.describe()}"
+    ]:
+        report(note)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The weights of a net, and what is known with them.
+
+    Attributes:
+        file: of the tensors; ``None``: none, the net is drawn at random.
+        config: the family's options.
+        recipe: beside the weights; ``None``: there is none.
+        adapt: as in ``NetWeights``; ``None``: the file has the net's own names.
+        classes: their names; none where they are not known.
+        shipped: the weights ship with PAME.
+    """
+
+    file: Path | None
+    config: NetConfig
+    recipe: Recipe | None = None
+    adapt: Callable[..., tuple[dict[str, Tensor], list[str]]] | None = None
+    classes: tuple[str, ...] = ()
+    shipped: bool = False
+
+
+def _find_weights(family: Family, config: NetConfig, weights: str) -> _Found:
     if weights == RANDOM:
-        return None, None
-    if weights != PRETRAINED:
-        path = Path(weights)
-        if not path.is_file():
-            raise UsageError(f"--weights {path}: there is no such file; give a .safetensors or .pth file, or random")
-        recipe = read_recipe(path.parent) if (path.parent / RECIPE_JSON).is_file() else None
-        if recipe is not None and recipe.family != family.name:
-            raise UsageError(
-                f"--weights {path}: {RECIPE_JSON} beside it says that they are of the family '{recipe.family}', not of "
-                f"'{family.name}'. Export that family: python -m export {recipe.family} --weights {path}"
-            )
-        return path, recipe
+        return _Found(file=None, config=config)
+    if weights == PRETRAINED:
+        return _find_shipped(family, config)
+    path = Path(weights)
+    others: NetWeights | None = None if family.open_weights is None else family.open_weights(path, config)
+    if others is not None:
+        return _Found(file=others.file, config=others.config, adapt=others.adapt, classes=others.classes)
+    if not path.is_file():
+        kinds = "a .safetensors or .pth file, or random"
+        raise UsageError(f"--weights {path}: there is no such file; give {kinds}")
+    recipe = read_recipe(path.parent) if (path.parent / RECIPE_JSON).is_file() else None
+    if recipe is not None and recipe.family != family.name:
+        raise UsageError(
+            f"--weights {path}: {RECIPE_JSON} beside it says that they are of the family '{recipe.family}', not of "
+            f"'{family.name}'. Export that family: python -m export {recipe.family} --weights {path}"
+        )
+    if recipe is not None and family.reads_text and config == family.config():
+        config = family.read(recipe.options)
+    return _Found(file=path, config=config, recipe=recipe)
+
+
+def _find_shipped(family: Family, config: NetConfig) -> _Found:
     folder = find_pretrained(family.name, family.record(config))
     if folder is None:
+        inputs = " and ".join(f"{spec.name} {','.join(map(str, spec.row_shape))}" for spec in family.inputs(config))
         raise UsageError(
-            f"no weights are shipped for {family.title(config)} with {config.classes} classes and input "
-            f"{','.join(map(str, config.input_shape))}. Give some with --weights FILE, or start with --weights random"
+            f"no weights are shipped for {family.title(config)} with {config.classes} classes and {inputs}. Give some "
+            "with --weights FILE, or start with --weights random"
         )
     artifact = open_artifact(folder, kind="weights", remedy="pip install --force-reinstall pame")
-    return artifact.path(WEIGHTS_FILE), read_recipe(folder)
+    return _Found(file=artifact.path(WEIGHTS_FILE), config=config, recipe=read_recipe(folder), shipped=True)
 
 
-def build_net(settings: NetSettings, weights: Path | None) -> tuple[MultiExitNet, tuple[str, ...]]:
+def build_net(
+    settings: NetSettings, weights: Path | None,
+    *, adapt: Callable[..., tuple[dict[str, Tensor], list[str]]] | None = None,
+) -> tuple[MultiExitNet, tuple[str, ...], list[str]]:  # fmt: skip
     """Builds a net and loads its weights; untrained parts are drawn with seed 0.
 
+    Args:
+        settings: what is built.
+        weights: the file; ``None``: everything is drawn.
+        adapt: as in ``NetWeights``; ``None``: the file has the net's own names.
+
     Returns:
-        The net in evaluation mode, and the cuts whose heads were loaded.
+        The net in evaluation mode, the cuts whose heads were loaded, and the parameters of the backbone that the file
+        lacks.
 
     Raises:
         InputError: the file cannot be read as weights.
@@ -163,7 +267,7 @@ def build_net(settings: NetSettings, weights: Path | None) -> tuple[MultiExitNet
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = family.build(config)
-        cuts = backbone_cuts(backbone, config.input_shape)
+        cuts = backbone_cuts(backbone, family.inputs(config))
         net = MultiExitNet(backbone, {
             cut.name: family.build_head(
                 cut, cuts[cuts.index(cut) + 1 :], classes=config.classes, kind=settings.head
@@ -171,14 +275,18 @@ def build_net(settings: NetSettings, weights: Path | None) -> tuple[MultiExitNet
             for cut in thin(cuts[:-1], settings.every)
         })  # fmt: skip
     trained: tuple[str, ...] = ()
+    drawn: list[str] = []
     if weights is not None:
-        trained = load_weights(net, read_weights(weights), where=str(weights))
+        state = read_weights(weights)
+        if adapt is not None:
+            state, drawn = adapt(state, net.backbone.state_dict())
+        trained = load_weights(net, state, where=str(weights))
     net.eval()
-    return net, trained
+    return net, trained, drawn
 
 
 class _WithFeatures(nn.Module):
-    """A net with intermediate outputs: logits, the features at some cuts, and what some heads answer."""
+    """A net with intermediate outputs: logits, the features at some cuts, what all of them carry, some heads' answers."""
 
     def __init__(self, net: MultiExitNet, cuts: tuple[str, ...], heads: Collection[str]) -> None:
         super().__init__()
@@ -188,9 +296,10 @@ class _WithFeatures(nn.Module):
         self.head_names = tuple(chosen)
         self.heads = nn.ModuleList(chosen.values())
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        features, logits = self.backbone.forward_with_features(x)
-        answers = [head(features[name]) for name, head in zip(self.head_names, self.heads, strict=True)]
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        features, logits = self.backbone.forward_with_features(*inputs)
+        heads = zip(self.head_names, self.heads, strict=True)
+        answers = [answer_features(head, features, name) for name, head in heads]
         return (logits, *(features[name] for name in self.cuts), *answers)
 
 
@@ -207,17 +316,23 @@ def publish_family(
     blocks = tuple(name for name, _ in net.backbone.blocks())
     cuts = (*thin(blocks[:-1], settings.every), blocks[-1]) if segments else ()
     still = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    module = _WithFeatures(still, cuts, [name for name in net.cut_names if name in trained and name in cuts])
+    carried = [spec.name for spec in backbone_cuts(still.backbone, settings.family.inputs(settings.config))[0].carried]
+    outputs = (*cuts, *carried) if segments else ()
+    module = _WithFeatures(still, outputs, [name for name in net.cut_names if name in trained and name in cuts])
     heads = {name: f"{name}/{ANSWER}" for name in module.head_names}
-    example = torch.zeros(2, *settings.config.input_shape)
-    names = [ANSWER, *cuts, *heads.values()]
-    loaded = export_module(module, (example,), input_names=[INPUT], output_names=names)
+    inputs = settings.family.inputs(settings.config)
+    names = [ANSWER, *module.cuts, *heads.values()]
+    loaded = export_module(
+        module, example_rows(inputs), input_names=[spec.name for spec in inputs], output_names=names
+    )  # fmt: skip
     recipe = ExportRecipe(
         family=settings.family.name,
         settings=settings.record(),
         answers=(ANSWER,),
         provenance=provenance,
-        task=settings.family.task,
+        task=settings.task,
+        text=settings.text,
+        classes=settings.classes,
         terms=LOGITS,
         preprocessing=settings.preprocessing,
         said_by="" if settings.said is None else settings.said.origin,

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from export.nets.family import Family
 
 FAMILIES = {
+    "bert": "export.nets.bert",
     "resnet": "export.nets.resnet",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
-_ANNOUNCED = ("bert", "mobilenetv2", "posenet", "segmentation", "vgg16")
+TOKEN_HEAD_KINDS = ("mean", "pooler")  # of networks of tokens; the first is the default
+HEAD_KINDS = (*HEADS, *TOKEN_HEAD_KINDS)
+
+_ANNOUNCED = ("mobilenetv2", "posenet", "segmentation", "vgg16")
 
 
 class NetConfig(Protocol):
@@ -27,10 +31,6 @@ class NetConfig(Protocol):
     @property
     def classes(self) -> int:
         """How many classes the network tells apart."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
 
 
 def find_family(name: str) -> Family:
