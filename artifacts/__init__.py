@@ -79,6 +79,7 @@ from artifacts.store import (
 )
 from artifacts.tasks.classification import Classification
 from artifacts.tasks.protocol import Answers, Task
+from artifacts.tasks.regression import Regression
 from artifacts.tasks.table import TASKS, find_task, load_task
 from artifacts.text.encoding import EncodedTexts, TextEncoder, TextRow, open_tokenizer
 from artifacts.text.preprocessing import TOKENIZER_JSON, TextPreprocessing, name_token_inputs
@@ -99,7 +100,7 @@ __all__ = [
     "TOKENIZER_JSON", "EncodedTexts", "TextEncoder", "TextPreprocessing", "TextRow", "name_token_inputs",
     "open_tokenizer",
     # tasks
-    "TASKS", "Answers", "Classification", "Task", "find_task", "load_task",
+    "TASKS", "Answers", "Classification", "Regression", "Task", "find_task", "load_task",
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "TRACE_NPZ", "Artifact", "Manifest", "RunFolder",
     "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",

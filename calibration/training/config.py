@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from artifacts import UsageError, unknown_name
 
 AUGMENTATIONS = ("none", "crop", "crop-mirror")
 """How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
+OPTIMISERS = ("sgd", "adamw")
 ENOUGH_STEPS = 300
 EPOCHS = (4, 100)
 """The fewest and the most epochs of frozen training, where their number is not given."""
@@ -78,9 +81,11 @@ class JointConfig:
         epochs: of both phases together.
         backbone_epochs: how many of them train the backbone alone.
         batch_size: samples per step.
-        learning_rate: peak of the one-cycle schedule (warm-up over the first fifth, then a cosine to zero).
+        learning_rate: peak of the one-cycle schedule (a warm-up, then a cosine to zero).
+        optimiser: one of ``OPTIMISERS``.
+        warm_up: share of the training in which the learning rate rises.
         momentum: of SGD, in Nesterov's form.
-        weight_decay: of SGD, on every parameter.
+        weight_decay: of SGD on every parameter, of AdamW on matrices alone.
         exit_weight: weight of all exits' losses together; the final head's is 1.
         distillation: share of the divergence in an exit's loss; the rest is the task's loss.
         temperature: softens both answers in the divergence.
@@ -103,9 +108,15 @@ class JointConfig:
     crop_padding: int = 2
     samples: int | None = None
     seed: int = 0
+    optimiser: str = OPTIMISERS[0]
+    warm_up: float = 0.2
 
     def __post_init__(self) -> None:
         check_samples(self.samples)
+        if self.optimiser not in OPTIMISERS:
+            raise unknown_name("optimiser", self.optimiser, OPTIMISERS)
+        if not 0 <= self.warm_up < 1:
+            raise UsageError(f"--warm-up {self.warm_up:g}: expected a share from 0 and below 1")
         if not 0 <= self.backbone_epochs < self.epochs:
             raise UsageError(
                 f"--epochs {self.epochs} with --backbone-epochs {self.backbone_epochs}: "
@@ -113,6 +124,18 @@ class JointConfig:
             )
         check_batch_size(self.batch_size)
         check_augmentation(self.augment)
+
+    @classmethod
+    def for_tokens(cls, given: Mapping[str, Any]) -> JointConfig:
+        """Returns the configuration for a network of tokens: what is given, and ``TOKEN_DEFAULTS`` for the rest."""
+        return cls(**{**TOKEN_DEFAULTS, **given})
+
+
+TOKEN_DEFAULTS: Mapping[str, Any] = {
+    "optimiser": "adamw", "learning_rate": 1e-4, "weight_decay": 0.01, "warm_up": 0.1, "epochs": 3,
+    "backbone_epochs": 0, "batch_size": 32, "temperature": 2.0, "augment": AUGMENTATIONS[0],
+}  # fmt: skip
+"""What a pretrained network of tokens is fine-tuned with: a few epochs in small steps."""
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -8,7 +8,6 @@ divergence from the softened answer of the final head (Hinton et al. 2015, arXiv
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -24,6 +23,7 @@ from calibration.training.checkpoints import Checkpoint, EpochResult, History, r
 from calibration.training.config import JointConfig
 from calibration.training.losses import Loss, find_loss
 from calibration.training.minibatches import Chunk, Epoch, draw_epoch
+from calibration.training.optimisers import make_optimiser, move, set_rate
 from export import MultiExitNet
 
 
@@ -34,7 +34,7 @@ def train_joint(
     """Trains ``net`` in place.
 
     Args:
-        net: its parameters are where the training starts; it takes one input.
+        net: its parameters are where the training starts.
         samples: the train part is trained on; the calibrate part is only measured, after every epoch.
         task: its loss teaches, its metric measures.
         config: how.
@@ -45,14 +45,14 @@ def train_joint(
         Per epoch its number, phase, mean loss, seconds and the metric of every exit on the calibrate part.
     """
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.SGD(
-        net.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
-    )
+    optimiser = make_optimiser(net, config)
     history = checkpoint.resume(net, optimiser)
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
         drawn = draw_epoch(samples, config, epoch, workers=workers)
-        loss = _train_epoch(net, drawn, find_loss(task), config, optimiser)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed * 1_000_003 + epoch)  # of dropout
+            loss = _train_epoch(net, drawn, find_loss(task), config, optimiser)
         metric = measure_exits(net, samples, task, "calibrate")
         phase = "joint" if epoch >= config.backbone_epochs else "backbone"
         result = EpochResult(phase=phase, loss=loss, seconds=time.monotonic() - started, metric=metric)
@@ -62,32 +62,31 @@ def train_joint(
 
 
 def _train_epoch(
-    net: MultiExitNet, epoch: Epoch, loss_of: Loss, config: JointConfig, optimiser: torch.optim.SGD
+    net: MultiExitNet, epoch: Epoch, loss_of: Loss, config: JointConfig, optimiser: torch.optim.Optimizer
 ) -> float:  # fmt: skip
     net.train()
     total = 0.0
     batches = track(epoch.batches, description=f"epoch {epoch.number + 1}", total=epoch.steps)
     for step, chunk in enumerate(batches):
-        for group in optimiser.param_groups:
-            progress = (epoch.number + (step + 0.5) / epoch.steps) / config.epochs
-            group["lr"] = config.learning_rate * _one_cycle(progress)
-        x = _tensor(chunk.inputs)
+        set_rate(optimiser, config, (epoch.number + (step + 0.5) / epoch.steps) / config.epochs)
+        x = _tensors(chunk.inputs)
         y = _targets(chunk)
         if epoch.number >= config.backbone_epochs:
             loss = _joint_loss(net, x, y, loss_of, config)
         else:
-            loss = loss_of.of_targets(net.backbone(x), y)
+            loss = loss_of.of_targets(net.backbone(*x), y)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        move(net, optimiser, config)
         total += float(loss.detach())
     return total / epoch.steps
 
 
-def _tensor(inputs: Mapping[str, np.ndarray]) -> Tensor:
-    (array,) = inputs.values()
-    tensor = torch.from_numpy(array)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+def _tensors(inputs: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
+    tensors = [torch.from_numpy(array) for array in inputs.values()]
+    return tuple(
+        tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in tensors
+    )
 
 
 def _targets(chunk: Chunk) -> Tensor:
@@ -96,15 +95,10 @@ def _targets(chunk: Chunk) -> Tensor:
     return torch.from_numpy(chunk.targets)
 
 
-def _one_cycle(progress: float) -> float:
-    warm_up = 0.2
-    if progress < warm_up:
-        return 0.04 + 0.96 * progress / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-
-def _joint_loss(net: MultiExitNet, x: Tensor, targets: Tensor, loss_of: Loss, config: JointConfig) -> Tensor:
-    exits, final = net(x)
+def _joint_loss(
+    net: MultiExitNet, x: tuple[Tensor, ...], targets: Tensor, loss_of: Loss, config: JointConfig
+) -> Tensor:  # fmt: skip
+    exits, final = net(*x)
     loss = loss_of.of_targets(final, targets)
     teacher = final.detach()
     for answers in exits.values():
@@ -123,7 +117,7 @@ def measure_exits(net: MultiExitNet, samples: Samples, task: Task, part: str) ->
     with torch.inference_mode():
         for chunk in np.array_split(indices, max(1, len(indices) // 500)):
             targets = samples.targets(chunk)
-            exits, final = net(_tensor(samples.inputs(chunk)))
+            exits, final = net(*_tensors(samples.inputs(chunk)))
             for name, answers in {**exits, FINAL_HEAD: final}.items():
                 sums.setdefault(name, MetricSum(task)).add((answers.numpy(),), targets)
     return {name: total.value for name, total in sums.items()}
