@@ -64,7 +64,8 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
     )  # fmt: skip
     parser.add_argument(
         "--weights", default=_DEFAULTS.weights, metavar="FILE|DIR|pretrained|random",
-        help="of a family or a torch module: a .safetensors, .pth or .pt file; of bert also a folder of Hugging Face; pretrained: those that ship with PAME, "
+        help="of a family or a torch module: a .safetensors, .pth or .pt file; of bert also a folder of Hugging Face; "
+        "pretrained: those that ship with PAME, "
         "or that the factory loads; random: of a family, none (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -180,7 +181,8 @@ def _read_config(
         own[_OF_IMAGES] = input_shape
     if arguments.length is not None:
         own[_OF_TEXTS] = arguments.length
-    if unknown := {_OF_IMAGES, _OF_TEXTS} & set(own) - {field.name for field in dataclasses.fields(family.config())}:
+    config: Any = family.config()
+    if unknown := {_OF_IMAGES, _OF_TEXTS} & set(own) - {field.name for field in dataclasses.fields(config)}:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
         raise UsageError(f"{flags}: the family {family.name} has no such option")
     return family.config(**own)

@@ -37,9 +37,9 @@ class ExportOptions:
             module; or ``hf:DIR``, a folder with an image or text classifier of Hugging Face.
         segments: also cut the network; otherwise ``full.onnx`` alone.
         net: a family's own options, e.g. ``ResNetConfig(depth=20)``; ``None``: its defaults.
-        weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file, or of a folder of Hugging Face; ``pretrained``: of a family those that are
-            shipped, of a torch module what its factory gives it; ``random``, of a family. Files of ONNX and folders of
-            Hugging Face have their own.
+        weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file, or of a folder of Hugging Face;
+            ``pretrained``: of a family those that are shipped, of a torch module what its factory gives it;
+            ``random``, of a family. Files of ONNX and folders of Hugging Face have their own.
         input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open, and for the inputs of
             a torch module in their order. The empty name stands for the only input.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.

@@ -13,12 +13,13 @@ from runtime.monitor.stats import CONFIDENCE_BINS, ExitStats, RuntimeStats, coun
 from runtime.options import RuntimeOptions
 from runtime.preprocess import prepare_images
 from runtime.runtime import Outputs, Result, Runtime
+from runtime.texts import prepare_texts
 
 __all__ = [
     # the whole of it
     "Result", "Runtime", "RuntimeOptions",
     # what goes into it
-    "prepare_images",
+    "prepare_images", "prepare_texts",
     # watching it
     "DriftAlarm", "DriftConfig", "DriftState", "ExitStats", "RuntimeStats",
     # for annotations

@@ -40,11 +40,11 @@ class EncodedTexts:
 class TextEncoder:
     """A tokenizer with what a network wants of it. Thread-safe."""
 
-    def __init__(self, file: Path, wanted: TextPreprocessing, inputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, file: Path | bytes, wanted: TextPreprocessing, inputs: Sequence[TensorSpec]) -> None:
         """Reads the tokenizer.
 
         Args:
-            file: a ``tokenizer.json``.
+            file: a ``tokenizer.json``, or its content.
             wanted: how the network wants its texts.
             inputs: of the network.
 
@@ -89,18 +89,19 @@ class TextEncoder:
         return first, second, any(len(part) > most for part in pair)
 
 
-def open_tokenizer(file: Path) -> Any:
-    """Opens a ``tokenizer.json``; errors as ``TextEncoder``."""
+def open_tokenizer(file: Path | bytes) -> Any:
+    """Opens a ``tokenizer.json``, or its content; errors as ``TextEncoder``."""
     try:
         from tokenizers import Tokenizer
     except ModuleNotFoundError as error:
         raise MissingExtraError("tokenizers", "text") from error
-    if not file.is_file():
+    name = "the tokenizer" if isinstance(file, bytes) else str(file)
+    if isinstance(file, Path) and not file.is_file():
         raise InputError(f"{file}: there is no such tokenizer; it is the tokenizer.json beside a network's weights")
     try:
-        return Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # noqa: BLE001  the library raises plain Exception for every fault of a file
-        raise InputError(f"{file} cannot be read as a tokenizer ({error}); expected a tokenizer.json") from error
+        return Tokenizer.from_buffer(file if isinstance(file, bytes) else file.read_bytes())
+    except Exception as error:  # the library raises plain Exception for every fault of a file
+        raise InputError(f"{name} cannot be read as a tokenizer ({error}); expected a tokenizer.json") from error
 
 
 def _describe(text: object) -> str:

@@ -16,7 +16,7 @@ from calibration.text.samples import TextSamples
 _SHOWN = 6
 
 
-Named = TypeVar("Named", ArrayImages, FileImages, TextSamples)
+Named = TypeVar("Named", bound=ArrayImages | FileImages | TextSamples)
 
 
 def follow_network(

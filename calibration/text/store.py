@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import tempfile
 from array import array
@@ -65,7 +66,7 @@ class TextStore:
         data = os.pread(self._file.fileno(), ends[-1] - ends[0], ends[0])
         return tuple(
             data[start - ends[0] : stop - ends[0]].decode("utf-8", "surrogatepass")
-            for start, stop in zip(ends, ends[1:], strict=False)
+            for start, stop in itertools.pairwise(ends)
         )
 
     def digest(self) -> str:

@@ -14,7 +14,7 @@ CLIPPED_NORM = 1.0
 
 
 def make_optimiser(net: nn.Module, config: JointConfig) -> torch.optim.Optimizer:
-    """Returns the optimiser of a training: SGD in Nesterov's form, or AdamW, which leaves biases and norms undecayed."""
+    """Returns the optimiser of a training: SGD in Nesterov's form, or AdamW, without decay of biases and norms."""
     if config.optimiser == "sgd":
         return torch.optim.SGD(
             net.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True

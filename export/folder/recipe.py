@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import PRECISIONS, Preprocessing, to_plain
-from export.folder.texts import EXPORT_PREFIX, TextSource
+from export.folder.texts import TextSource
 from export.nets.table import HEADS
 from export.options import INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
@@ -99,6 +99,8 @@ def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = (
         "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
         **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
+        **({} if options.length is None else {"length": options.length}),
+        **({} if options.task is None else {"task": options.task}),
     }  # fmt: skip
 
 
@@ -113,6 +115,7 @@ def graph_recipe(
         settings={"every": every, "head": options.head or HEADS[0], "source": source.label},
         answers=answers,
         provenance=provenance,
+        task=options.task or "classification",
         preprocessing=settled.preprocessing,
         said_by=settled.origin,
         takes_bytes=options.input != INPUTS[0],

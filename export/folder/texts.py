@@ -60,8 +60,8 @@ class TextSource:
         size = open_tokenizer(self.tokenizer).get_vocab_size(with_added_tokens=True)
         if size > config.vocabulary:
             raise InputError(
-                f"{self.tokenizer} knows {size} tokens and the network {config.vocabulary}; they do not belong together. "
-                "Name the network's own with --tokenizer FILE"
+                f"{self.tokenizer} knows {size} tokens and the network {config.vocabulary}; they do not belong "
+                "together. Name the network's own with --tokenizer FILE"
             )
 
 
@@ -93,15 +93,26 @@ def find_text_source(
                 "where it has them attention_mask and token_type_ids"
             )
         return None
-    file = Path(asked) if asked is not None else next(
-        (folder / TOKENIZER_JSON for folder in folders if (folder / TOKENIZER_JSON).is_file()), None
-    )
+    file = find_tokenizer(asked, folders)
     if file is None:
         return None
     (length,) = next(iter(rows))
     return TextSource(
         wanted=TextPreprocessing(length=length, pad_id=_find_pad(file), **named), tokenizer=file
     )  # fmt: skip
+
+
+def find_tokenizer(asked: str | None, folders: Sequence[Path]) -> Path | None:
+    """Returns the tokenizer that was asked for, or the first beside a network; ``None``: there is none.
+
+    Raises:
+        UsageError: the one that was asked for does not exist.
+    """
+    if asked is not None:
+        if not Path(asked).is_file():
+            raise UsageError(f"--tokenizer {asked}: there is no such file; it is called {TOKENIZER_JSON}")
+        return Path(asked)
+    return next((folder / TOKENIZER_JSON for folder in folders if (folder / TOKENIZER_JSON).is_file()), None)
 
 
 def kept_text_source(model: Model) -> TextSource | None:

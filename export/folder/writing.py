@@ -28,7 +28,8 @@ from artifacts import (
 )
 from export.cuts.parity import PARITY_JSON, ParityReport, check_parity
 from export.cuts.splitting import CutGraph, PartOutline, extract_part, split_segments
-from export.folder.recipe import EXPORT_PREFIX, ExportRecipe, Provenance, precision_record
+from export.folder.recipe import ExportRecipe, Provenance, precision_record
+from export.folder.texts import EXPORT_PREFIX
 from export.graphs.files import save_graph
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCES
@@ -149,8 +150,8 @@ def _write_heads(staging: Path, blueprint: Blueprint) -> dict[str, GraphSpec]:
         if cut.name in blueprint.heads:
             answer, confidence = blueprint.heads[cut.name]
             outline = PartOutline(
-                name=head_name(cut), available={spec.name: spec for spec in cut.tensors}, outputs=[specs[answer], specs[confidence]],
-                answers=(answer,), confidence=confidence,
+                name=head_name(cut), available={spec.name: spec for spec in cut.tensors},
+                outputs=[specs[answer], specs[confidence]], answers=(answer,), confidence=confidence,
             )  # fmt: skip
             heads[cut.name] = save_part(staging, extract_part(blueprint.loaded, outline), head_file(index, cut))
     return heads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from artifacts import (
 from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
-from export.folder.recipe import EXPORT_PREFIX, FORMAT, ExportRecipe, Provenance, input_record, precision_record
-from export.folder.texts import TextSource, find_text_source, kept_text_source
+from export.folder.recipe import FORMAT, ExportRecipe, Provenance, input_record, precision_record
+from export.folder.texts import EXPORT_PREFIX, TextSource, find_text_source, kept_text_source
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
-from export.nets.family import INPUT, Family, NetWeights
+from export.nets.family import Family, NetWeights
 from export.nets.heads import answer_features
 from export.nets.multi_exit import (
     MultiExitNet,
@@ -109,7 +109,8 @@ def read_net_settings(model: Model, preprocessing: Preprocessing | None) -> NetS
     family = find_family(spec.family)
     return NetSettings(
         family=family, config=family.read(settings), every=int(settings["every"]), head=str(settings["head"]),
-        weights=str(settings["weights"]), preprocessing=preprocessing, text=kept_text_source(model), task=spec.task, classes=spec.classes,
+        weights=str(settings["weights"]), preprocessing=preprocessing,
+        text=kept_text_source(model), task=spec.task, classes=spec.classes,
         precision=str(settings.get("precision", PRECISIONS[0])), input=str(settings.get("input", INPUTS[0])),
     )  # fmt: skip
 
@@ -139,8 +140,8 @@ def export_family(
     net, trained, drawn = build_net(settings, found.file, adapt=found.adapt)
     if drawn:
         report(
-            f"note: {settings.weights} has no final head for this task ({', '.join(drawn)}), so one is drawn at random. "
-            f"Train it with the exits: {run.remedy('calibration')} --train joint --data DIR"
+            f"note: {settings.weights} has no final head for this task ({', '.join(drawn)}), so one is drawn at "
+            f"random. Train it with the exits: {run.remedy('calibration')} --train joint --data DIR"
         )
     return publish_family(run, net, settings, trained=trained, segments=options.segments, provenance=provenance)
 
@@ -182,9 +183,9 @@ def _say_preparation(settings: NetSettings, settled: Settled, report: Callable[[
             "note: no tokenizer is known, so the network takes token ids alone; name its tokenizer.json with "
             "--tokenizer FILE, and it takes texts"
         )
-    for note in settled.notes if settings.said or own is None else [
-        f"images, as the weights' recipe says: {own.describe()}"
-    ]:
+    for note in (
+        settled.notes if settings.said or own is None else [f"images, as the weights' recipe says: {own.describe()}"]
+    ):
         report(note)
 
 
@@ -286,7 +287,7 @@ def build_net(
 
 
 class _WithFeatures(nn.Module):
-    """A net with intermediate outputs: logits, the features at some cuts, what all of them carry, some heads' answers."""
+    """A net with intermediate outputs: logits, features at some cuts and what they carry, answers of some heads."""
 
     def __init__(self, net: MultiExitNet, cuts: tuple[str, ...], heads: Collection[str]) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from artifacts import GraphError, Preprocessing, TensorSpec, UsageError, unknown_name
+from artifacts import GraphError, Preprocessing, TensorSpec, UsageError, name_token_inputs, unknown_name
 from export.graphs.batch_axis import free_batch
 from export.graphs.files import BATCH
 from export.graphs.normalising import normalise_model
@@ -44,7 +44,9 @@ class LoadedGraph:
     pixels: Preprocessing | None = None
 
 
-def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:
+def load_graph(
+    path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None, length: int | None = None
+) -> LoadedGraph:
     """Loads an ONNX file.
 
     A fixed batch size is rewritten into a symbolic one; whether that was right is for ``probe_tensors`` to prove.
@@ -53,6 +55,7 @@ def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None
         path: the file.
         input_shapes: input name -> row shape, for inputs whose shape the file leaves open. The empty name stands for
             the only input.
+        length: of a row of tokens, where all inputs are such rows by their names and the file leaves that open.
 
     Raises:
         UsageError: no such file or input, a shape is missing or contradicts the file.
@@ -60,15 +63,17 @@ def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None
         GraphError: the graph cannot be brought to the current opset, or an input has no batch axis.
     """
     model = normalise_model(read_model(path))
-    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path))
+    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path), length=length)
 
 
-def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadedGraph:
+def prepare_graph(
+    model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str, length: int | None = None
+) -> LoadedGraph:
     """Gives every input a symbolic batch and a fixed row shape, and drops the shapes of everything else.
 
     Args:
         model: a normalised model; changed in place.
-        input_shapes: as in ``load_graph``.
+        input_shapes, length: as in ``load_graph``.
         where: the file, for messages.
     """
     graph = model.graph
@@ -82,7 +87,7 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
             "onnxruntime.quantization.quantize_static"
         )
     _open_axes(graph)
-    shapes = _name_shapes(graph, input_shapes)
+    shapes = {**_row_lengths(graph, length), **_name_shapes(graph, input_shapes)}
     specs = tuple(_input_spec(value, shapes.get(value.name or ""), where) for value in graph.inputs)
     if not specs:
         raise GraphError(f"{where} has no inputs, so there is nothing to batch")
@@ -131,6 +136,15 @@ def _name_shapes(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict
         if name not in names:
             raise unknown_name("input", name, names)
     return found
+
+
+def _row_lengths(graph: ir.Graph, length: int | None) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of the rows of tokens that a graph leaves open, by input."""
+    names = [value.name or "" for value in graph.inputs]
+    if length is None or name_token_inputs(names) is None:
+        return {}
+    rows = [value for value in graph.inputs if value.shape is not None and len(value.shape) == 2]
+    return {value.name or "": (length,) for value in rows if value.shape and not isinstance(value.shape[1], int)}
 
 
 def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> TensorSpec:

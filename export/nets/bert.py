@@ -62,7 +62,9 @@ class BertConfig:
         if self.width % self.heads:
             raise UsageError(f"--width {self.width} with --heads {self.heads}: the heads must divide the width")
         if not 3 <= self.length <= self.positions:
-            raise UsageError(f"--length {self.length}: expected 3 to {self.positions}, which the network has places for")
+            raise UsageError(
+                f"--length {self.length}: expected 3 to {self.positions}, which the network has places for"
+            )
         if self.pooling not in TOKEN_HEAD_KINDS:
             raise unknown_name("--pooling", self.pooling, TOKEN_HEAD_KINDS)
 
@@ -112,7 +114,8 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(_DROPOUT)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        parts: Tensor = x.unflatten(-1, (self.heads, -1))
+        return parts.transpose(1, 2)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         query, key, value = self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))

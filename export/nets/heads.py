@@ -10,7 +10,8 @@ For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22), a
              each time, then global average pooling and a linear layer: a cheap version of the rest of the backbone.
 ``simple``   one bottleneck at the given resolution, global average pooling, a linear layer.
 
-Feature vectors (F,) get a linear layer, token features (S, F) a head of ``export.nets.token_heads``. The confidence is added to the exported graph (``export.confidence``).
+Feature vectors (F,) get a linear layer, token features (S, F) a head of ``export.nets.token_heads``. The confidence is
+added to the exported graph (``export.confidence``).
 
 A head begins with what has no parameters (pooling, the choice of a token). Frozen training keeps what comes out of
 that, which is small, and never the features themselves: ``reduce_features`` and ``answer_reduced`` are the two halves.
@@ -141,8 +142,9 @@ def answer_reduced(head: nn.Module, reduced: Tensor) -> Tensor:
     """Returns a head's logits for what ``reduce_features`` returned."""
     if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
         return answer_reduced(head[1], reduced)
-    ours = isinstance(head, MapHead | TokenHead | MeanHead)
-    answer: Tensor = head.answer(reduced) if ours else head(reduced)
+    if isinstance(head, MapHead | TokenHead | MeanHead):
+        return head.answer(reduced)
+    answer: Tensor = head(reduced)
     return answer
 
 
