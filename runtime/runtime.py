@@ -178,7 +178,7 @@ class Runtime:
 
     @property
     def tokenizer(self) -> bytes | None:
-        """The content of the bundle's tokenizer.json, which ``prepare_texts`` reads; ``None``: the network takes no texts."""
+        """The content of the bundle's tokenizer.json, for ``prepare_texts``; ``None``: the network takes no texts."""
         return self._tokenizer
 
     @property

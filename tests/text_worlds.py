@@ -24,7 +24,7 @@ FLAGS = ["--layers", "3", "--width", "16", "--heads", "2", "--inner", "32", "--v
 def write_tokenizer(folder: Path) -> Path:
     """Writes a ``tokenizer.json`` that knows ``WORDS``."""
     vocabulary = {word: place for place, word in enumerate(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]

@@ -17,8 +17,8 @@ from export.graphs.files import BATCH
 from export.graphs.loading import LoadedGraph, prepare_graph
 from export.graphs.normalising import OPSET, normalise_model
 from export.graphs.surgery import add_constant
-from export.nets.heads import AnsweringHead, ChannelsFirst, HeadBottleneck, MapHead
-from export.nets.token_heads import TokenHead
+from export.nets.heads import AnsweringHead, ChannelsFirst, HeadBottleneck, MapHead, mask_of
+from export.nets.token_heads import MaskTensor, MeanHead, TokenHead
 
 _IR_VERSION = 10
 

@@ -72,8 +72,9 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     kinds = config.get("architectures") or []
     if not any(str(kind).endswith((_KIND, _TEXT_KIND)) for kind in kinds):
         raise InputError(
-            f"{folder / _CONFIG} names {', '.join(map(str, kinds)) or 'no architecture'}; expected a classifier of images "
-            f"(...{_KIND}) or texts (...{_TEXT_KIND}). Other networks go in as ONNX: optimum-cli export onnx --model {folder} OUT"
+            f"{folder / _CONFIG} names {', '.join(map(str, kinds)) or 'no architecture'}; expected a classifier of "
+            f"images (...{_KIND}) or texts (...{_TEXT_KIND}). Other networks go in as ONNX: optimum-cli export onnx "
+            f"--model {folder} OUT"
         )
     if "auto_map" in config:
         raise InputError(
