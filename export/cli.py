@@ -64,8 +64,8 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
     )  # fmt: skip
     parser.add_argument(
         "--weights", default=_DEFAULTS.weights, metavar="FILE|DIR|pretrained|random",
-        help="of a family or a torch module: a .safetensors, .pth or .pt file; of bert also a folder of Hugging Face; "
-        "pretrained: those that ship with PAME, "
+        help="of a family or a torch module: a .safetensors, .pth or .pt file; of bert also a folder of Hugging "
+        "Face, or minilm, which is fetched (84 MB); pretrained: those that ship with PAME, "
         "or that the factory loads; random: of a family, none (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(

