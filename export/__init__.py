@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from export.graphs.loading import load_graph
     from export.nets.family import Family
     from export.nets.heads import answer_reduced, build_head, mask_of, reduce_features
-    from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
+    from export.nets.multi_exit import MultiExitNet, attach_heads
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
     from export.nets.table import HEAD_KINDS
+    from export.nets.weights import load_weights, read_weights, save_weights
     from export.sources import ensure_model, export_model
 
 _HOMES = {
@@ -50,9 +51,10 @@ _HOMES = {
     "nets.family": ("Family",),
     "nets.heads": ("answer_reduced", "build_head", "mask_of", "reduce_features"),
     "nets.table": ("HEAD_KINDS",),
-    "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
+    "nets.multi_exit": ("MultiExitNet", "attach_heads"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
+    "nets.weights": ("load_weights", "read_weights", "save_weights"),
     "sources": ("ensure_model", "export_model"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

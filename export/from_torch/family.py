@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from artifacts import (
     UsageError,
     file_digest,
     find_task,
-    open_artifact,
     unknown_name,
 )
 from export.confidence.recipe import LOGITS
@@ -28,21 +26,16 @@ from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import FORMAT, ExportRecipe, Provenance, input_record, precision_record
 from export.folder.texts import EXPORT_PREFIX, TextSource, find_text_source, kept_text_source
 from export.folder.writing import is_model_current
+from export.from_torch.given_weights import Adapt, GivenWeights, find_weights
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
-from export.nets.family import Family, NetWeights
+from export.nets.family import Family
 from export.nets.heads import answer_features
-from export.nets.multi_exit import (
-    MultiExitNet,
-    backbone_cuts,
-    example_rows,
-    load_weights,
-    read_weights,
-    save_weights,
-)
-from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
+from export.nets.multi_exit import MultiExitNet, backbone_cuts, example_rows
+from export.nets.shipped_weights import WEIGHTS_FILE
 from export.nets.table import NetConfig, find_family
-from export.options import FETCHED, INPUTS, PRETRAINED, RANDOM, ExportOptions
+from export.nets.weights import load_weights, save_weights
+from export.options import INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, read_statement, record_statements, settle_preprocessing
 
 ANSWER = "logits"
@@ -119,7 +112,7 @@ def export_family(
     run: RunFolder, family: Family, options: ExportOptions, *, report: Callable[[str], None]
 ) -> ExportResult:  # fmt: skip
     """Exports a net of a family, or reuses what is there; errors as ``export_model``."""
-    found = _find_weights(family, options.net or family.config(), options.weights)
+    found = find_weights(family, options)
     said = None if options.preprocess is None else read_statement(options.preprocess)
     inputs = family.inputs(found.config)
     settled = settle_preprocessing([] if said is None else [said], inputs)
@@ -136,8 +129,12 @@ def export_family(
         report(f"{run.model} is up to date")
         return reuse_model(run)
     _say_preparation(settings, settled, report)
-    report(f"exporting {family.title(found.config)} ({settings.weights} weights) into {run.model}")
-    net, trained, drawn = build_net(settings, found.file, adapt=found.adapt)
+    rows = ", ".join("x".join(map(str, spec.row_shape)) for spec in inputs)
+    report(
+        f"exporting {family.title(found.config)} ({settings.weights} weights) with {found.config.classes} classes and "
+        f"input {rows} into {run.model}"
+    )
+    net, trained, drawn = build_net(settings, found.state, where=str(found.file), adapt=found.adapt)
     if drawn:
         report(
             f"note: {settings.weights} has no final head for this task ({', '.join(drawn)}), so one is drawn at "
@@ -147,7 +144,7 @@ def export_family(
 
 
 def _settle(
-    family: Family, options: ExportOptions, found: _Found, settled: Settled, said: Statement | None
+    family: Family, options: ExportOptions, found: GivenWeights, settled: Settled, said: Statement | None
 ) -> NetSettings:  # fmt: skip
     recipe = found.recipe
     head = options.head or (recipe.head if recipe else family.head_kinds[0])
@@ -164,10 +161,9 @@ def _settle(
         text = find_text_source(options.tokenizer, beside, family.inputs(found.config))
         if text is not None:
             text.check_vocabulary(found.config)
-    named = found.file is None or found.shipped or options.weights in FETCHED
     return NetSettings(
         family=family, config=found.config, every=options.every or (recipe.every if recipe else 1), head=head,
-        weights=options.weights if named or found.file is None else found.file.name,
+        weights=found.label,
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision, input=options.input, said=said, text=text, task=task,
         classes=found.classes or (recipe.classes if recipe else ()),
@@ -190,80 +186,23 @@ def _say_preparation(settings: NetSettings, settled: Settled, report: Callable[[
         report(note)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """The weights of a net, and what is known with them.
-
-    Attributes:
-        file: of the tensors; ``None``: none, the net is drawn at random.
-        config: the family's options.
-        recipe: beside the weights; ``None``: there is none.
-        adapt: as in ``NetWeights``; ``None``: the file has the net's own names.
-        classes: their names; none where they are not known.
-        shipped: the weights ship with PAME.
-    """
-
-    file: Path | None
-    config: NetConfig
-    recipe: Recipe | None = None
-    adapt: Callable[..., tuple[dict[str, Tensor], list[str]]] | None = None
-    classes: tuple[str, ...] = ()
-    shipped: bool = False
-
-
-def _find_weights(family: Family, config: NetConfig, weights: str) -> _Found:
-    if weights == RANDOM:
-        return _Found(file=None, config=config)
-    if weights == PRETRAINED:
-        return _find_shipped(family, config)
-    path = Path(weights)
-    others: NetWeights | None = None if family.open_weights is None else family.open_weights(path, config)
-    if others is not None:
-        return _Found(file=others.file, config=others.config, adapt=others.adapt, classes=others.classes)
-    if not path.is_file():
-        kinds = "a .safetensors or .pth file, or random"
-        raise UsageError(f"--weights {path}: there is no such file; give {kinds}")
-    recipe = read_recipe(path.parent) if (path.parent / RECIPE_JSON).is_file() else None
-    if recipe is not None and recipe.family != family.name:
-        raise UsageError(
-            f"--weights {path}: {RECIPE_JSON} beside it says that they are of the family '{recipe.family}', not of "
-            f"'{family.name}'. Export that family: python -m export {recipe.family} --weights {path}"
-        )
-    if recipe is not None and family.reads_text and config == family.config():
-        config = family.read(recipe.options)
-    return _Found(file=path, config=config, recipe=recipe)
-
-
-def _find_shipped(family: Family, config: NetConfig) -> _Found:
-    folder = find_pretrained(family.name, family.record(config))
-    if folder is None:
-        inputs = " and ".join(f"{spec.name} {','.join(map(str, spec.row_shape))}" for spec in family.inputs(config))
-        raise UsageError(
-            f"no weights are shipped for {family.title(config)} with {config.classes} classes and {inputs}. Give some "
-            "with --weights FILE, or start with --weights random"
-        )
-    artifact = open_artifact(folder, kind="weights", remedy="pip install --force-reinstall pame")
-    return _Found(file=artifact.path(WEIGHTS_FILE), config=config, recipe=read_recipe(folder), shipped=True)
-
-
 def build_net(
-    settings: NetSettings, weights: Path | None,
-    *, adapt: Callable[..., tuple[dict[str, Tensor], list[str]]] | None = None,
-) -> tuple[MultiExitNet, tuple[str, ...], list[str]]:  # fmt: skip
+    settings: NetSettings, state: Mapping[str, Tensor] | None, *, where: str, adapt: Adapt | None = None
+) -> tuple[MultiExitNet, tuple[str, ...], list[str]]:
     """Builds a net and loads its weights; untrained parts are drawn with seed 0.
 
     Args:
-        settings: what is built.
-        weights: the file; ``None``: everything is drawn.
-        adapt: as in ``NetWeights``; ``None``: the file has the net's own names.
+        settings: which net.
+        state: its weights; ``None``: all is drawn.
+        where: names them in messages.
+        adapt: as in ``NetWeights``; ``None``: the weights have the net's own names.
 
     Returns:
         The net in evaluation mode, the cuts whose heads were loaded, and the parameters of the backbone that the file
         lacks.
 
     Raises:
-        InputError: the file cannot be read as weights.
-        GraphError: they do not fit the net.
+        GraphError: the weights do not fit the net.
     """
     family, config = settings.family, settings.config
     with torch.random.fork_rng(devices=[]):
@@ -278,11 +217,11 @@ def build_net(
         })  # fmt: skip
     trained: tuple[str, ...] = ()
     drawn: list[str] = []
-    if weights is not None:
-        state = read_weights(weights)
+    if state is not None:
+        own = state
         if adapt is not None:
-            state, drawn = adapt(state, net.backbone.state_dict())
-        trained = load_weights(net, state, where=str(weights))
+            own, drawn = adapt(state, net.backbone.state_dict())
+        trained = load_weights(net, own, where=where)
     net.eval()
     return net, trained, drawn
 

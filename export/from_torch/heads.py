@@ -38,9 +38,9 @@ from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
 from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, mask_of
-from export.nets.multi_exit import head_state
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.nets.token_heads import POOLER, mask_example
+from export.nets.weights import head_state
 from export.precision.passes import apply_precision
 
 _log = logging.getLogger("pame.export")

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "bert": "export.nets.bert",
+    "mobilenetv2": "export.nets.mobilenetv2",
     "resnet": "export.nets.resnet",
+    "vgg16": "export.nets.vgg",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
 TOKEN_HEAD_KINDS = ("mean", "pooler")  # of networks of tokens; the first is the default
 HEAD_KINDS = (*HEADS, *TOKEN_HEAD_KINDS)
 
-_ANNOUNCED = ("mobilenetv2", "posenet", "segmentation", "vgg16")
+_ANNOUNCED = ("posenet", "segmentation")
 
 
 class NetConfig(Protocol):
