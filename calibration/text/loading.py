@@ -77,13 +77,13 @@ def load_texts(
 
 
 def find_text_files(source: Path, report: Callable[[str], None]) -> list[tuple[Path, str]]:
-    """Returns the tables of a source and the part that the name of each says; empty: none.
+    """Returns the tables of a source and the part that the name of each says; empty: there is only one.
 
     Raises:
         InputError: there are none, or of several some do not say their part.
     """
     if source.is_file() and is_text_table(source):
-        return [(source, _part_of(source) or "")]
+        return [(source, "")]
     if not source.exists():
         raise InputError(f"--data {source}: there is nothing of that name")
     found = (path for path in source.rglob("*") if path.is_file() and is_text_table(path)) if source.is_dir() else ()
@@ -97,12 +97,12 @@ def find_text_files(source: Path, report: Callable[[str], None]) -> list[tuple[P
             "with such files called train, dev (or validation) and test"
         )
     if len(tables) == 1:
-        return [(tables[0], _part_of(tables[0]) or "")]
+        return [(tables[0], "")]
     return _keep_named(source, tables, report)
 
 
 def _keep_named(source: Path, tables: Sequence[Path], report: Callable[[str], None]) -> list[tuple[Path, str]]:
-    parts = {path: _part_of(path) for path in tables}
+    parts = {path: _part_of(path, source) for path in tables}
     exact = {PART_NAMES[table_stem(path)] for path in tables if table_stem(path) in PART_NAMES}
     kept = [
         (path, part)
@@ -120,9 +120,9 @@ def _keep_named(source: Path, tables: Sequence[Path], report: Callable[[str], No
     return kept
 
 
-def _part_of(path: Path) -> str | None:
-    """Returns the part that the name of a table, or of its folder, says."""
-    for name in (table_stem(path), path.parent.name.lower()):
+def _part_of(path: Path, source: Path) -> str | None:
+    """Returns the part that the name of a table, or of its folder below the source, says."""
+    for name in (table_stem(path), *([path.parent.name.lower()] if path.parent != source else [])):
         for word in re.split(r"[^a-z]+", name):
             if word in PART_NAMES:
                 return PART_NAMES[word]

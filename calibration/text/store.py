@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import os
 import tempfile
+import weakref
 from array import array
 
 from artifacts import InputError
@@ -23,7 +24,8 @@ class TextStore:
             columns: texts in a row, 1 or 2.
         """
         self.columns = columns
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  lives as long as the store
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  closed with the store
+        weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
         self._waiting: list[bytes] = []
         self._size = 0

@@ -144,7 +144,7 @@ def settle_options(family: Family, given: Any, fitted: FittedState, *, where: st
     Raises:
         UsageError: an option was given that the state dict contradicts.
     """
-    defaults = family.config()
+    defaults: Any = family.config()
     for name, found in fitted.options.items():
         wanted = getattr(given, name)
         if wanted not in (getattr(defaults, name), found):
