@@ -56,8 +56,8 @@ def test_rows_are_answered_as_by_the_whole_network(trained, bundle):
         stayed = result.exit_index == runtime.stage_count - 1
         assert np.allclose(result.outputs[stayed], expected[stayed], atol=1e-4)
         alone = [runtime.run(prepare_texts(text, runtime)) for text in texts]
-    assert np.allclose(result.outputs, np.concatenate([one.outputs for one in alone]), atol=1e-4)
-    assert result.exit_index.tolist() == [int(one.exit_index[0]) for one in alone]
+    assert np.allclose(result.outputs, np.concatenate([single.outputs for single in alone]), atol=1e-4)
+    assert result.exit_index.tolist() == [int(single.exit_index[0]) for single in alone]
 
 
 def test_texts_that_a_host_may_not_cut_are_refused(bundle):
