@@ -123,7 +123,8 @@ def read_records(path: Path, columns: TextColumns) -> Iterator[TextRecord]:
                 continue
             if len(row) != len(names):
                 raise InputError(
-                    f"{path}, line {reader.line_num + 1}: {len(row)} cells, and the first line names {len(names)} columns. "
+                    f"{path}, line {reader.line_num + 1}: {len(row)} cells, and the first line names {len(names)} "
+                    "columns. "
                     f"{'A .tsv has no quoting, so a text may hold no tab' if table_kind(path) == '.tsv' else ''}"
                 )
             cells = {name: row[place] for name, place in places.items()}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from artifacts import UsageError, unknown_name
+from artifacts import TensorSpec, UsageError, name_token_inputs, to_plain, unknown_name
 
 AUGMENTATIONS = ("none", "crop", "crop-mirror")
 """How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
 OPTIMISERS = ("sgd", "adamw")
+PRECISIONS = ("no", "bf16", "fp16")
+"""In what a training computes besides float32."""
 ENOUGH_STEPS = 300
 EPOCHS = (4, 100)
 """The fewest and the most epochs of frozen training, where their number is not given."""
@@ -38,6 +40,8 @@ class FrozenConfig:
         max_candidates: how many exits an imported network gets at most.
         head_share: of the time behind a cut, what its exit head may take.
         seed: decides initialisation, order and augmentation.
+        accumulate: in how many pieces a step's batch goes through, one after the other, for less memory.
+        mixed_precision: one of ``PRECISIONS``.
     """
 
     epochs: int | None = None
@@ -52,6 +56,8 @@ class FrozenConfig:
     max_candidates: int = 12
     head_share: float = 0.05
     seed: int = 0
+    accumulate: int = 1
+    mixed_precision: str = PRECISIONS[0]
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
@@ -65,6 +71,7 @@ class FrozenConfig:
         check_samples(self.samples)
         check_batch_size(self.batch_size)
         check_augmentation(self.augment)
+        check_passes(self.accumulate, self.mixed_precision)
 
     def count_epochs(self, steps: int) -> int:
         """Returns how many epochs of so many steps are trained."""
@@ -93,6 +100,10 @@ class JointConfig:
         crop_padding: pixels of zero padding for random crops.
         samples: how many of the train part are used; ``None``: all.
         seed: decides the order and the augmentation.
+        given: the settings that the user named, where the others may follow the kind of the network (``fit``);
+            ``None``: all are meant as they are.
+        accumulate: in how many pieces a step's batch goes through, one after the other, for less memory.
+        mixed_precision: one of ``PRECISIONS``.
     """
 
     epochs: int = 13
@@ -108,8 +119,11 @@ class JointConfig:
     crop_padding: int = 2
     samples: int | None = None
     seed: int = 0
+    accumulate: int = 1
+    mixed_precision: str = PRECISIONS[0]
     optimiser: str = OPTIMISERS[0]
     warm_up: float = 0.2
+    given: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_samples(self.samples)
@@ -124,11 +138,35 @@ class JointConfig:
             )
         check_batch_size(self.batch_size)
         check_augmentation(self.augment)
+        check_passes(self.accumulate, self.mixed_precision)
 
-    @classmethod
-    def for_tokens(cls, given: Mapping[str, Any]) -> JointConfig:
-        """Returns the configuration for a network of tokens: what is given, and ``TOKEN_DEFAULTS`` for the rest."""
-        return cls(**{**TOKEN_DEFAULTS, **given})
+    def fit(self, inputs: Sequence[TensorSpec]) -> JointConfig:
+        """Returns the configuration for the network at hand: one of tokens has other defaults than one of images."""
+        if self.given is None or name_token_inputs([spec.name for spec in inputs]) is None:
+            return self
+        return replace(self, **{name: value for name, value in TOKEN_DEFAULTS.items() if name not in self.given})
+
+
+_LATER = ("accumulate", "mixed_precision", "optimiser", "warm_up")
+
+
+def describe_training(config: FrozenConfig | JointConfig) -> dict[str, Any]:
+    """Returns what artifacts record of a configuration, as plain values.
+
+    What a later release added is left out at its default, so that what was trained before it is not trained again.
+    """
+    usual = {field.name: field.default for field in fields(config)}
+    found: dict[str, Any] = to_plain(config)
+    found.pop("given", None)
+    return {name: value for name, value in found.items() if name not in _LATER or value != usual[name]}
+
+
+def check_passes(accumulate: int, mixed_precision: str) -> None:
+    """Raises ``UsageError`` for a number of pieces or a precision that cannot be."""
+    if accumulate < 1:
+        raise UsageError(f"--accumulate {accumulate}: expected at least 1")
+    if mixed_precision not in PRECISIONS:
+        raise unknown_name("mixed precision", mixed_precision, PRECISIONS)
 
 
 TOKEN_DEFAULTS: Mapping[str, Any] = {

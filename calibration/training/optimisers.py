@@ -38,10 +38,3 @@ def one_cycle(progress: float, warm_up: float) -> float:
     if progress < warm_up:
         return 0.04 + 0.96 * progress / warm_up
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-
-def move(net: nn.Module, optimiser: torch.optim.Optimizer, config: JointConfig) -> None:
-    """Moves the parameters along the gradients that are there; AdamW's are clipped to a norm of ``CLIPPED_NORM``."""
-    if config.optimiser == "adamw":
-        torch.nn.utils.clip_grad_norm_(net.parameters(), CLIPPED_NORM)
-    optimiser.step()
