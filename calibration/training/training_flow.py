@@ -11,7 +11,6 @@ from artifacts import (
     UsageError,
     digest_of,
     new_artifact,
-    to_plain,
     work_alone,
     write_json,
 )

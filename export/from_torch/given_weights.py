@@ -65,8 +65,10 @@ def find_weights(family: Family, options: ExportOptions) -> GivenWeights:
 
 
 def _find_shipped(family: Family, config: NetConfig) -> GivenWeights:
-    """Returns the weights that ship with PAME for just these options."""
+    """Returns the weights that ship with PAME for just these options; where none were given, those of the family."""
     folder = find_pretrained(family.name, family.record(config))
+    if folder is None and config == family.config():
+        folder = find_pretrained(family.name, None)
     if folder is None:
         rows = " and ".join(f"{spec.name} {','.join(map(str, spec.row_shape))}" for spec in family.inputs(config))
         raise UsageError(
@@ -74,9 +76,9 @@ def _find_shipped(family: Family, config: NetConfig) -> GivenWeights:
             "with --weights FILE, or start with --weights random"
         )
     artifact = open_artifact(folder, kind="weights", remedy="pip install --force-reinstall pame")
-    file = artifact.path(WEIGHTS_FILE)
+    file, recipe = artifact.path(WEIGHTS_FILE), read_recipe(folder)
     return GivenWeights(
-        config=config, label=PRETRAINED, file=file, state=read_weights(file), recipe=read_recipe(folder)
+        config=family.read(recipe.options), label=PRETRAINED, file=file, state=read_weights(file), recipe=recipe
     )
 
 
