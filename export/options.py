@@ -94,6 +94,9 @@ class ExportOptions:
             raise unknown_name("head kind", self.head, HEAD_KINDS)
         if self.length is not None and self.length < _SHORTEST:
             raise UsageError(f"--length {self.length}: expected at least {_SHORTEST} tokens")
+        for flag, value in (("--length", self.length), ("--tokenizer", self.tokenizer)):
+            if value is not None and self.is_torch:
+                raise UsageError(f"{flag}: {self.source} takes floats of the shape --input-shape; omit the flag")
         if self.task is not None:
             find_task(self.task)
         if self.input not in INPUTS:

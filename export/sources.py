@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts import MissingArtifactError, Model, RunFolder, file_digest
+from artifacts import MissingArtifactError, Model, RunFolder, TensorSpec, UsageError, file_digest, name_token_inputs
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import Provenance, SourceParity, graph_parameters, graph_recipe
 from export.folder.texts import EXPORT_PREFIX, find_text_source, find_tokenizer
@@ -91,6 +91,7 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
         return reuse_model(run)
     report(f"exporting {path} into {run.model}")
     loaded = load_graph(path, input_shapes=options.input_shapes, length=options.length or LENGTH)
+    _check_length(options.length, loaded.inputs)
     text = find_text_source(options.tokenizer, neighbour_folders(path), loaded.inputs)
     if text is not None:
         report(f"texts are {text.wanted.describe()} ({text.tokenizer})")
@@ -103,3 +104,13 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
     recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
     classes = find_class_names(read_metadata(path))
     return publish_model(run, loaded, replace(recipe, classes=classes, text=text))
+
+
+def _check_length(length: int | None, inputs: Sequence[TensorSpec]) -> None:
+    """Refuses a length for a network that takes no tokens, or that has another one."""
+    found = {spec.row_shape for spec in inputs}
+    if length is not None and (name_token_inputs([spec.name for spec in inputs]) is None or found != {(length,)}):
+        rows = ", ".join(f"{spec.name} {spec.row_shape}" for spec in inputs)
+        raise UsageError(
+            f"--length {length}: the network takes {rows}; omit the flag, or name a file that leaves it open"
+        )

@@ -13,6 +13,8 @@ from export.nets.table import HEADS
 from export.options import INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
 
+TASK = "classification"
+"""What answers mean where nobody says it."""
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
 CONFIDENCE = "confidence"
 """The name of the confidence among a graph's outputs; that of an exit is ``<cut>/confidence``."""
@@ -77,7 +79,7 @@ class ExportRecipe:
     settings: Mapping[str, str | int | float | bool]
     answers: tuple[str, ...]
     provenance: Provenance
-    task: str = "classification"
+    task: str = TASK
     terms: str | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
@@ -100,7 +102,7 @@ def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = (
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
         **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
         **({} if options.length is None else {"length": options.length}),
-        **({} if options.task is None else {"task": options.task}),
+        **({} if options.task in (None, TASK) else {"task": options.task}),
     }  # fmt: skip
 
 
@@ -115,7 +117,7 @@ def graph_recipe(
         settings={"every": every, "head": options.head or HEADS[0], "source": source.label},
         answers=answers,
         provenance=provenance,
-        task=options.task or "classification",
+        task=options.task or TASK,
         preprocessing=settled.preprocessing,
         said_by=settled.origin,
         takes_bytes=options.input != INPUTS[0],

@@ -41,9 +41,14 @@ def export_hugging_face(run: RunFolder, options: ExportOptions, *, report: Calla
     if any(str(kind).endswith(_TEXT_KIND) for kind in config.get("architectures") or []):
         network = read_text_network(folder, config, options, classes=_read_classes(config))
         files = {**_digest_files(folder), "transformers": package_version("transformers") or ""}
+        if network.text is not None:
+            files["tokenizer"] = file_digest(network.text.tokenizer)
         return publish_network(
             run, replace(network, files=files, command=options.command(run)), options, report=report
         )  # fmt: skip
+    for flag, value in (("--length", options.length), ("--tokenizer", options.tokenizer)):
+        if value is not None:
+            raise UsageError(f"{flag}: {options.source} takes images; omit the flag")
     shapes = dict(options.input_shapes)
     shape = shapes.pop(_INPUT, shapes.pop("", None)) or read_input_shape(folder, config)
     if shapes:
