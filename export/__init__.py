@@ -14,6 +14,7 @@ from export.options import ExportOptions
 if TYPE_CHECKING:
     from export.cli import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
     from export.cuts.parity import ParityReport, check_parity
+    from export.cuts.portable import PortableOutline, PortableStage, write_portable
     from export.cuts.separators import CutPlace, find_places
     from export.cuts.splitting import CutReport
     from export.cuts.stages import merge_stage
@@ -38,6 +39,7 @@ _HOMES = {
     "cli": ("SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options"),
     "cuts.parity": ("ParityReport", "check_parity"),
     "cuts.separators": ("CutPlace", "find_places"),
+    "cuts.portable": ("PortableOutline", "PortableStage", "write_portable"),
     "cuts.splitting": ("CutReport",),
     "cuts.stages": ("merge_stage",),
     "folder.pipeline": ("ExportResult",),
@@ -64,8 +66,8 @@ __all__ = [
     "ExportOptions", "ExportResult", "HEAD_SIZES", "add_heads", "build_head_ladders", "build_missing_heads",
     "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "rebuild_net", "write_heads",
     # cutting, proving, merging
-    "CutPlace", "CutReport", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
-    "spread_evenly",
+    "CutPlace", "CutReport", "DataFlow", "ParityReport", "PortableOutline", "PortableStage", "check_parity",
+    "find_places", "load_graph", "merge_stage", "spread_evenly", "write_portable",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
     "build_head", "load_weights", "make_recipe", "mask_of", "pretrained_folder", "read_weights", "reduce_features",
