@@ -52,5 +52,5 @@ def _rows(text: str) -> list[str]:
     for line in text.splitlines():
         _, rating, sentence = line.split("\t", 2)
         if abs(float(rating)) >= _NEITHER:
-            rows.append(f"{sentence.strip()}\t{int(float(rating) > 0)}\n")
+            rows.append(f"{' '.join(sentence.split())}\t{int(float(rating) > 0)}\n")
     return rows
