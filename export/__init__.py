@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
     from export.nets.family import Family
-    from export.nets.heads import HEAD_KINDS, answer_reduced, build_head, reduce_features
+    from export.nets.heads import answer_reduced, build_head, mask_of, reduce_features
     from export.nets.multi_exit import MultiExitNet, attach_heads
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
+    from export.nets.table import HEAD_KINDS
     from export.nets.weights import load_weights, read_weights, save_weights
     from export.pixels.statements import read_statement
     from export.sources import ensure_model, export_model
@@ -51,7 +52,8 @@ _HOMES = {
     "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
     "nets.family": ("Family",),
-    "nets.heads": ("HEAD_KINDS", "answer_reduced", "build_head", "reduce_features"),
+    "nets.heads": ("answer_reduced", "build_head", "mask_of", "reduce_features"),
+    "nets.table": ("HEAD_KINDS",),
     "nets.multi_exit": ("MultiExitNet", "attach_heads"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
@@ -71,8 +73,8 @@ __all__ = [
     "find_places", "load_graph", "merge_stage", "spread_evenly", "write_portable",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
-    "build_head", "load_weights", "make_recipe", "pretrained_folder", "read_weights", "reduce_features", "save_weights",
-    "write_recipe",
+    "build_head", "load_weights", "make_recipe", "mask_of", "pretrained_folder", "read_weights", "reduce_features",
+    "save_weights", "write_recipe",
     # flags of the command line, for commands that export among other things
     "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip

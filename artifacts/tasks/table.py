@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from artifacts.errors import UsageError, unknown_name
 from artifacts.tasks.classification import Classification
 from artifacts.tasks.protocol import Task
+from artifacts.tasks.regression import Regression
+from artifacts.tasks.set_metrics import F1, Matthews
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(),)}
+TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(), Matthews(), F1(), Regression())}
 
 
 def find_task(name: str) -> Task:

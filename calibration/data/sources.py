@@ -9,7 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
+from artifacts import (
+    MANIFEST,
+    InputError,
+    Model,
+    Regression,
+    RunFolder,
+    TextEncoder,
+    UsageError,
+    cache_folder,
+    name_token_inputs,
+    open_model,
+    read_manifest,
+)
 from calibration.data.arrays import ArrayImages
 from calibration.data.class_names import follow_network
 from calibration.data.fashion_mnist import find_cache, load_fashion_mnist
@@ -19,11 +31,15 @@ from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
 from calibration.data.splits import PartShare, Splitting
+from calibration.text.film_reviews import FILM_REVIEWS, fetch_film_reviews
+from calibration.text.loading import load_texts
+from calibration.text.samples import TextSamples
 
 FASHION_MNIST = "fashion-mnist"
 DATA_HELP = (
     "your data: class folders, an .npz or a .csv of images; queries without labels: a folder or an .npz of images "
-    "alone; module:object for samples of your own"
+    "alone; of a network of tokens a .tsv, .csv or .parquet of texts, or a folder of them; module:object for samples "
+    "of your own"
 )
 DataSource = str | Path | Samples
 """What ``--data`` names: a folder, a file, ``module:object`` or ``fashion-mnist``; or samples themselves."""
@@ -64,7 +80,10 @@ def load_run_data(
     if source is None:
         inputs = ", ".join(f"'{spec.name}' {spec.dtype} {spec.row_shape}" for spec in model.spec.full.inputs)
         raise UsageError(
-            f"{model.spec.name} takes {inputs}: name your data with --data DIR "
+            f"{model.spec.name} takes {inputs}: name your data with --data DIR (train.tsv, dev.tsv and test.tsv with "
+            "the columns text and label, or tables like them)"
+            if model.spec.text is not None
+            else f"{model.spec.name} takes {inputs}: name your data with --data DIR "
             "(one sub-folder per class, or an .npz with images and labels; queries without labels: a folder of images, "
             "or an .npz with images alone)"
         )
@@ -76,10 +95,14 @@ def load_run_data(
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
         samples = _open_reference(source, model, given=data is not None)
+    elif model.spec.text is not None:
+        place = fetch_film_reviews(cache_folder(FILM_REVIEWS)) if source == FILM_REVIEWS else Path(source)
+        samples = _open_texts(place, model, splitting, report)
     else:
+        _refuse_untokenised(model)
         samples = _open_images(source, model, splitting, report)
     classes = class_count(model)
-    if classes is not None and isinstance(samples, ImageSamples) and len(samples.classes) > classes:
+    if classes is not None and isinstance(samples, ImageSamples | TextSamples) and len(samples.classes) > classes:
         raise InputError(
             f"{samples.name} has {len(samples.classes)} classes; {model.spec.name} tells {classes} classes apart"
         )
@@ -124,6 +147,30 @@ def _open_images(
             f"{samples.name} are by its own mean {own.mean[0]:g} and spread {own.std[0]:g}"
         )
     return samples
+
+
+def _open_texts(source: Path, model: Model, splitting: Splitting, report: Callable[[str], None]) -> Samples:
+    """Loads texts with their classes in the order of ``classes.txt``, else in that of the network's own names."""
+    wanted = model.spec.text
+    if wanted is None:
+        raise TypeError(f"{model.spec.name} takes no texts")
+    encoder = TextEncoder(model.artifact.path(wanted.tokenizer), wanted, model.spec.full.inputs)
+    numbers = model.spec.task == Regression.name
+    samples = load_texts(source, encoder, numbers=numbers, splitting=splitting, report=report)
+    listed = (source if source.is_dir() else source.parent) / CLASSES_TXT
+    known = model.spec.classes if len(model.spec.classes) == class_count(model) and not numbers else ()
+    return follow_network(
+        samples, () if listed.is_file() else known, remedy=f"{listed}, one name a line", report=report
+    )  # fmt: skip
+
+
+def _refuse_untokenised(model: Model) -> None:
+    """Refuses files for a network of tokens whose tokenizer is not known."""
+    if name_token_inputs([spec.name for spec in model.spec.full.inputs]) is not None:
+        raise InputError(
+            f"{model.spec.name} takes tokens, and {model.artifact.folder} holds no tokenizer. Export it again with "
+            "--tokenizer tokenizer.json, or bring token ids as samples of your own with --data module:object"
+        )
 
 
 def _load_named(
@@ -202,7 +249,7 @@ def is_reference(source: str) -> bool:
 def name_source(data: str | Path) -> str:
     """Returns the absolute path that ``--data`` names, or the name of what is not a path."""
     word = str(data)
-    if is_reference(word) or (word == FASHION_MNIST and not Path(data).exists()):
+    if is_reference(word) or (word in (FASHION_MNIST, FILM_REVIEWS) and not Path(data).exists()):
         return word
     return str(Path(data).resolve())
 

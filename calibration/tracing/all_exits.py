@@ -164,6 +164,10 @@ class SegmentRunner:
         copies = {cut.name: self._read(cut.main.name, count) for cut in wanted}
         return {name: copy.astype(np.float32) if copy.dtype == np.float16 else copy for name, copy in copies.items()}
 
+    def carried(self, count: int, names: Collection[str]) -> dict[str, np.ndarray]:
+        """Returns copies of some tensors that cuts carry, after ``run``: name -> (count, ...)."""
+        return {name: self._read(name, count) for name in names}
+
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """Returns (answers, confidence (count,) float32) after ``run``, per opened exit head and last the final head.
 

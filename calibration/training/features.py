@@ -25,7 +25,7 @@ from artifacts import InputError
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
 from calibration.training.minibatches import Augmentation, Chunk, keep_pixels, load_chunks
-from export import reduce_features
+from export import mask_of, reduce_features
 
 DISK_SHARE = 0.5
 
@@ -90,10 +90,20 @@ class FeatureMaker:
     def _run(self, chunk: Chunk) -> Features:
         count = self.runner.run(chunk.inputs)
         found = self.runner.features(count, self.heads)
+        masks = self._read_masks(count)
         with torch.inference_mode():
-            reduced = {name: reduce_features(head, torch.from_numpy(found[name])) for name, head in self.heads.items()}
+            reduced = {
+                name: reduce_features(head, torch.from_numpy(found[name]), masks.get(name))
+                for name, head in self.heads.items()
+            }
         final, _ = self.runner.answers(count)[-1]
         return Features(reduced=reduced, answers=torch.from_numpy(final[0].astype(np.float32)), targets=chunk.targets)
+
+    def _read_masks(self, count: int) -> dict[str, Tensor]:
+        """Returns the mask of every head that reads one, by the name of its cut."""
+        wanted = {name: mask.name for name, head in self.heads.items() if (mask := mask_of(head)) is not None}
+        read = self.runner.carried(count, set(wanted.values()))
+        return {name: torch.from_numpy(read[tensor]) for name, tensor in wanted.items()}
 
 
 class FeatureCache:

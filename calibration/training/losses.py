@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from artifacts import Task, unknown_name
 
 _LEAST = 1e-7  # of a probability
+_WIDEST = 5.0  # of a log spread, either way
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +40,23 @@ def to_logits(answers: Tensor, *, probabilities: bool) -> Tensor:
     return answers.clamp_min(_LEAST).log() if probabilities else answers
 
 
+def _normal_likelihood(answers: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of targets (B,) under normal distributions of value and log spread (B, 2)."""
+    value, spread = answers[:, 0], answers[:, 1].clamp(-_WIDEST, _WIDEST)
+    return (0.5 * ((targets - value) * torch.exp(-spread)) ** 2 + spread).mean()
+
+
+def _teacher_likelihood(answers: Tensor, teacher: Tensor, _temperature: float) -> Tensor:
+    """The same for the values that the final head answers."""
+    return _normal_likelihood(answers, teacher[:, 0])
+
+
 LOSSES: Mapping[str, Loss] = {
     "cross-entropy": Loss(of_targets=functional.cross_entropy, of_teacher=_divergence),
+    "normal-likelihood": Loss(of_targets=_normal_likelihood, of_teacher=_teacher_likelihood),
 }
-"""The loss of each name; cross entropy takes logits (B, classes) or dense ones (B, classes, ...) and class indices."""
+"""The loss of each name; cross entropy takes logits (B, classes) or dense ones (B, classes, ...) and class indices, the
+likelihood (B, 2), value and log spread, and numbers (B,)."""
 
 
 def find_loss(task: Task) -> Loss:

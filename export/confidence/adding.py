@@ -13,12 +13,14 @@ import onnx_ir as ir
 from artifacts import TensorSpec, unknown_name
 from export.confidence.choice import add_max_softmax, is_choice
 from export.confidence.recipe import ConfidenceRecipe
+from export.confidence.spread import add_spread, is_value_with_spread
 from export.graphs.dataflow import name_of
 from export.graphs.loading import LoadedGraph
 from export.graphs.surgery import make_node
 
 RECIPES: Mapping[str, ConfidenceRecipe] = {
     "max-softmax": ConfidenceRecipe(applies=is_choice, add=add_max_softmax),
+    "predicted-spread": ConfidenceRecipe(applies=is_value_with_spread, add=add_spread),
 }
 
 

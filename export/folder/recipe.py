@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import PRECISIONS, Preprocessing, to_plain
+from export.folder.texts import TextSource
 from export.nets.table import HEADS
 from export.options import INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
 
-EXPORT_PREFIX = "export."
-"""How the names of a manifest's inputs begin that the export itself had; trained heads have others."""
+TASK = "classification"
+"""What answers mean where nobody says it."""
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
 CONFIDENCE = "confidence"
 """The name of the confidence among a graph's outputs; that of an exit is ``<cut>/confidence``."""
@@ -70,6 +71,7 @@ class ExportRecipe:
         heads: cut name -> the output of the graph with the answer of its exit head.
         precision: one of ``artifacts.PRECISIONS``.
         source: how far the graph is from what it was made of.
+        text: how the network wants its texts; ``None``: it takes something else, or no tokenizer is known.
         extra_files: writes further files into the staging folder, the weights of a torch family for instance.
     """
 
@@ -77,7 +79,7 @@ class ExportRecipe:
     settings: Mapping[str, str | int | float | bool]
     answers: tuple[str, ...]
     provenance: Provenance
-    task: str = "classification"
+    task: str = TASK
     terms: str | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
@@ -89,6 +91,7 @@ class ExportRecipe:
     heads: Mapping[str, str] = field(default_factory=dict)
     precision: str = PRECISIONS[0]
     source: SourceParity = SourceParity()
+    text: TextSource | None = None
     extra_files: Callable[[Path], None] | None = None
 
 
@@ -99,6 +102,8 @@ def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = (
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
         **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
         **length_record(options.lengths),
+        **({} if options.length is None else {"length": options.length}),
+        **({} if options.task in (None, TASK) else {"task": options.task}),
     }  # fmt: skip
 
 
@@ -113,6 +118,7 @@ def graph_recipe(
         settings={"every": every, "head": options.head or HEADS[0], "source": source.label},
         answers=answers,
         provenance=provenance,
+        task=options.task or TASK,
         preprocessing=settled.preprocessing,
         said_by=settled.origin,
         takes_bytes=options.input != INPUTS[0],

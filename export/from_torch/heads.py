@@ -33,11 +33,13 @@ from export.folder.recipe import CONFIDENCE
 from export.folder.writing import command_note, head_file, head_name, open_run_model, run_of, save_part
 from export.from_torch.graphs import export_module
 from export.from_torch.head_graphs import write_head
+from export.from_torch.masks import find_mask
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
-from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder
+from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, mask_of
 from export.nets.shipped_weights import WEIGHTS_FILE
+from export.nets.token_heads import POOLER, mask_example
 from export.nets.weights import head_state
 from export.precision.passes import apply_precision
 
@@ -96,7 +98,8 @@ def _build_imported_ladder(model: Model, cut: Cut, *, classes: int) -> tuple[nn.
     here, *later = [
         _channels_first(other) if is_last else other for other, is_last in zip(spec.cuts[index:], last, strict=True)
     ]
-    ladder = build_ladder(here, later, classes=classes, kind=kind)
+    mask = find_mask(model, cut) if len(cut.main.row_shape) == 2 and kind != POOLER else None
+    ladder = build_ladder(here, later, classes=classes, kind=kind, mask=mask)
     return tuple(nn.Sequential(ChannelsFirst(), head) for head in ladder) if last[0] else ladder
 
 
@@ -143,7 +146,8 @@ def add_heads(
 
     Args:
         model: the model; heads of other cuts stay.
-        heads: cut name -> torch module from the cut's main tensor (B, ...) to logits (B, classes).
+        heads: cut name -> torch module from the cut's main tensor (B, ...), and the mask that it carries where
+            ``export.mask_of`` names one, to logits (B, classes).
         inputs: digests of what the heads were trained from, for the manifest.
         preprocessing: of the images in training; ``None``: the model's stays.
         report: is called with a line on what is done.
@@ -241,7 +245,7 @@ def _finish_heads(
     model: Model, loaded: LoadedGraph, cuts: Mapping[str, Cut], outputs: Mapping[str, TensorSpec]
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
     """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
-    half = [cut.main.name for cut in cuts.values() if cut.main.dtype == "float16"]
+    half = list(dict.fromkeys(spec.name for cut in cuts.values() for spec in cut.tensors if spec.dtype == "float16"))
     loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
     loaded = replace(loaded, sequence=model.spec.sequence)
     recipe = find_recipe(find_task(model.spec.task).confidence)
@@ -252,7 +256,7 @@ def _finish_heads(
         )  # fmt: skip
         decision = TensorSpec(name=confidence, dtype="float32", row_shape=())
         outline = PartOutline(
-            name=head_name(cut), available={cut.main.name: cut.main}, outputs=[outputs[name], decision],
+            name=head_name(cut), available={spec.name: spec for spec in cut.tensors}, outputs=[outputs[name], decision],
             answers=(outputs[name].name,), confidence=confidence,
         )  # fmt: skip
         parts[name] = extract_part(loaded, outline)
@@ -273,7 +277,9 @@ def _example(cut: Cut) -> Tensor:
 def _check_answers(heads: Mapping[str, nn.Module], cuts: Mapping[str, Cut], answer: TensorSpec) -> None:
     with torch.no_grad():
         for name, head in heads.items():
-            found = tuple(head(_example(cuts[name])).shape)
+            mask = mask_of(head)
+            masks = () if mask is None else (mask_example(mask, 2),)
+            found = tuple(head(_example(cuts[name]), *masks).shape)
             if found != (2, *answer.row_shape):
                 raise GraphError(
                     f"the exit head of '{name}' answers {found[1:]} per row, the network itself "

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from export.nets.family import Family
 
 FAMILIES = {
+    "bert": "export.nets.bert",
     "mobilenetv2": "export.nets.mobilenetv2",
     "resnet": "export.nets.resnet",
     "vgg16": "export.nets.vgg",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
-_ANNOUNCED = ("bert", "posenet", "segmentation")
+TOKEN_HEAD_KINDS = ("mean", "pooler")  # of networks of tokens; the first is the default
+HEAD_KINDS = (*HEADS, *TOKEN_HEAD_KINDS)
+
+_ANNOUNCED = ("posenet", "segmentation")
 
 
 class NetConfig(Protocol):
@@ -29,10 +33,6 @@ class NetConfig(Protocol):
     @property
     def classes(self) -> int:
         """How many classes the network tells apart."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
 
 
 def find_family(name: str) -> Family:

@@ -219,7 +219,8 @@ class _Job:
         available, joint = len(self.samples.indices_of("train")), isinstance(self.training, JointConfig)
         count = min(available, self.training.samples or available)
         if isinstance(self.training, JointConfig):
-            self.say(2, f"network and exit heads together, {self.training.epochs} epochs of {count} samples; "
+            epochs = self.training.fit(self.model.spec.full.inputs).epochs
+            self.say(2, f"network and exit heads together, {epochs} epochs of {count} samples; "
                      "how long is known after the first")  # fmt: skip
             return retrain_jointly(self.run, self.samples, self.training, self.engine, options=self.options)
         missing = missing_heads(self.model.spec)
