@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import PRECISIONS, RunFolder, UsageError, unknown_name
+from artifacts import PRECISIONS, RunFolder, UsageError, check_lengths, unknown_name
 from export.nets.table import HEADS, NetConfig
 
 PRETRAINED = "pretrained"
@@ -45,6 +45,8 @@ class ExportOptions:
         preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
             neighbours or a family's recipe say.
         input: ``float``: images are scaled and normalised before they enter; ``uint8``: the network does that itself.
+        lengths: the lengths that there shall be engines for, ascending, for a network whose rows have several; none:
+            all rows have one shape.
     """
 
     source: str = "resnet"
@@ -57,6 +59,7 @@ class ExportOptions:
     precision: str = PRECISIONS[0]
     preprocess: str | None = None
     input: str = INPUTS[0]
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.input_shapes and not is_import(self.source):
@@ -82,6 +85,13 @@ class ExportOptions:
             raise unknown_name("head kind", self.head, HEADS)
         if self.input not in INPUTS:
             raise unknown_name("input", self.input, INPUTS)
+        if self.lengths:
+            check_lengths(self.lengths)
+            if not (self.is_file or self.is_hugging_face):
+                raise UsageError(
+                    f"--lengths: {self.source} is exported with rows of one shape. Export an ONNX file whose sequence "
+                    "axis is dynamic, or leave --lengths out"
+                )
 
     @property
     def is_file(self) -> bool:
@@ -148,6 +158,8 @@ class ExportOptions:
             yield "--preprocess", _absolute(self.preprocess) if Path(self.preprocess).is_file() else self.preprocess
         if self.input != INPUTS[0]:
             yield "--input", self.input
+        if self.lengths:
+            yield "--lengths", _to_text(self.lengths)
 
 
 def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:

@@ -98,6 +98,7 @@ def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = (
         "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
         **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
+        **length_record(options.lengths),
     }  # fmt: skip
 
 
@@ -125,6 +126,11 @@ def graph_recipe(
 def input_record(kind: str) -> dict[str, str]:
     """Returns what settings and parameters say of an input that takes bytes; nothing of the usual one, as below."""
     return {} if kind == INPUTS[0] else {"input": kind}
+
+
+def length_record(lengths: tuple[int, ...]) -> dict[str, list[int]]:
+    """Returns what parameters say of the lengths of rows; nothing where all rows have one shape."""
+    return {"lengths": list(lengths)} if lengths else {}
 
 
 def precision_record(precision: str) -> dict[str, str]:
