@@ -185,11 +185,14 @@ def _read_config(
             text = ",".join(map(str, input_shape))
             raise UsageError(f"--input-shape {text}: expected channels,height,width, e.g. 1,28,28")
         own[_OF_IMAGES] = input_shape
-    if arguments.length is not None:
-        own[_OF_TEXTS] = arguments.length
+    length = arguments.length or max(arguments.lengths, default=None)
+    if length is not None:
+        own[_OF_TEXTS] = length
     config: Any = family.config()
     if unknown := {_OF_IMAGES, _OF_TEXTS} & set(own) - {field.name for field in dataclasses.fields(config)}:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
+        if _OF_TEXTS in unknown and arguments.lengths:
+            flags = flags.replace("--length", "--lengths")
         raise UsageError(f"{flags}: the family {family.name} has no such option")
     return family.config(**own)
 

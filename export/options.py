@@ -108,7 +108,7 @@ class ExportOptions:
             if self.length is not None:
                 raise UsageError(f"--length {self.length} and --lengths: give one of them")
             check_lengths(self.lengths)
-            if not (self.is_file or self.is_hugging_face):
+            if self.is_torch:
                 raise UsageError(
                     f"--lengths: {self.source} is exported with rows of one shape. Export an ONNX file whose sequence "
                     "axis is dynamic, or leave --lengths out"

@@ -15,7 +15,7 @@ from export.graphs.dataflow import describe_flow
 from export.graphs.files import finish_model
 from export.graphs.loading import LoadedGraph
 from export.graphs.probes.lines import BatchLine
-from export.graphs.probing import Probe, probe_tensors
+from export.graphs.probing import Probe, check_answers, probe_tensors
 from export.graphs.surgery import add_constant, make_node, prepend_nodes
 
 
@@ -80,6 +80,7 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
         places = _pick_wanted(places, wanted)
     crossing = [name for place in places for name in (place.main, *place.carried, *place.recomputed)]
     probe = probe_tensors(loaded, crossing)
+    check_answers(probe.led, answers)
     refused: list[RefusedPlace] = []
     sound: list[CutPlace] = []
     for place in places:

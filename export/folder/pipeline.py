@@ -15,7 +15,7 @@ from export.cuts.thinning import thin_cuts
 from export.folder.recipe import CONFIDENCE, ExportRecipe
 from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_model
 from export.graphs.loading import LoadedGraph
-from export.graphs.probing import probe_tensors, sample_answers
+from export.graphs.probing import check_answers, probe_tensors, sample_answers
 from export.pixels.taking_bytes import take_bytes
 from export.precision.passes import apply_precision
 
@@ -75,7 +75,7 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
     if recipe.segments:
         cut = cut_graph(decided.loaded, answers=recipe.answers, wanted=recipe.cuts)
     else:
-        cut = _uncut_graph(decided.loaded)
+        cut = _uncut_graph(decided.loaded, recipe.answers)
     cuts = thin_cuts(cut.cuts, recipe.every) if cut.cuts and recipe.cuts is None else cut.cuts
     how = {None: "none", "logits": "softmax", "probabilities": "max"}[decided.terms]
     blueprint = Blueprint(
@@ -132,10 +132,12 @@ def _spec_of(name: str, values: np.ndarray) -> TensorSpec:
     return TensorSpec(name=name, dtype=str(values.dtype), row_shape=values.shape[1:])
 
 
-def _uncut_graph(loaded: LoadedGraph) -> CutGraph:
+def _uncut_graph(loaded: LoadedGraph, answers: tuple[str, ...]) -> CutGraph:
     """Proves the outputs of a graph that is not to be cut."""
     report = CutReport(data_input=loaded.inputs[0].name, separators=0, places=0, notes=loaded.notes)
-    return CutGraph(cuts=(), specs=probe_tensors(loaded, ()).led, report=report)
+    specs = probe_tensors(loaded, ()).led
+    check_answers(specs, answers)
+    return CutGraph(cuts=(), specs=specs, report=report)
 
 
 def reuse_model(run: RunFolder) -> ExportResult:

@@ -23,7 +23,7 @@ from artifacts import (
 from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
-from export.folder.recipe import FORMAT, ExportRecipe, Provenance, input_record, precision_record
+from export.folder.recipe import FORMAT, ExportRecipe, Provenance, input_record, length_record, precision_record
 from export.folder.texts import EXPORT_PREFIX, TextSource, find_text_source, kept_text_source
 from export.folder.writing import is_model_current
 from export.from_torch.given_weights import Adapt, GivenWeights, find_weights
@@ -57,6 +57,7 @@ class NetSettings:
         text: how a network of tokens wants its texts, and its tokenizer; ``None``: no tokenizer is known.
         task: what its answers mean.
         classes: names of its classes; none where they are not known.
+        lengths: that its rows may have, the last that of its options; none: all rows have one shape.
     """
 
     family: Family
@@ -71,6 +72,7 @@ class NetSettings:
     text: TextSource | None = None
     task: str = "classification"
     classes: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     def record(self) -> dict[str, str | int | float | bool]:
         """Returns the settings of ``model.json``."""
@@ -89,6 +91,7 @@ class NetSettings:
             **record_statements([] if self.said is None else [self.said]),
             **({} if self.task == self.family.task else {"task": self.task}),
             **({} if self.text is None else self.text.record()),
+            **length_record(self.lengths),
         }  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def read_net_settings(model: Model, preprocessing: Preprocessing | None) -> NetS
     return NetSettings(
         family=family, config=family.read(settings), every=int(settings["every"]), head=str(settings["head"]),
         weights=str(settings["weights"]), preprocessing=preprocessing,
-        text=kept_text_source(model), task=spec.task, classes=spec.classes,
+        text=kept_text_source(model), task=spec.task, classes=spec.classes, lengths=spec.lengths,
         precision=str(settings.get("precision", PRECISIONS[0])), input=str(settings.get("input", INPUTS[0])),
     )  # fmt: skip
 
@@ -150,8 +153,9 @@ def _settle(
     head = options.head or (recipe.head if recipe else family.head_kinds[0])
     if head not in family.head_kinds:
         raise unknown_name(f"--head of the family {family.name}", head, family.head_kinds)
-    for name, value in (("--tokenizer", options.tokenizer), ("--length", options.length)):
-        if value is not None and not family.reads_text:
+    flags = (("--tokenizer", options.tokenizer), ("--length", options.length), ("--lengths", options.lengths))
+    for name, value in flags:
+        if value and not family.reads_text:
             raise UsageError(f"{name}: the family {family.name} takes no texts; omit the flag")
     task = options.task or (recipe.task if recipe else None) or family.task
     find_task(task)
@@ -166,7 +170,7 @@ def _settle(
         weights=found.label,
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision, input=options.input, said=said, text=text, task=task,
-        classes=found.classes or (recipe.classes if recipe else ()),
+        classes=found.classes or (recipe.classes if recipe else ()), lengths=options.lengths,
     )  # fmt: skip
 
 
@@ -264,7 +268,8 @@ def publish_family(
     inputs = settings.family.inputs(settings.config)
     names = [ANSWER, *module.cuts, *heads.values()]
     loaded = export_module(
-        module, example_rows(inputs), input_names=[spec.name for spec in inputs], output_names=names
+        module, example_rows(inputs), input_names=[spec.name for spec in inputs], output_names=names,
+        lengths=settings.lengths,
     )  # fmt: skip
     recipe = ExportRecipe(
         family=settings.family.name,
