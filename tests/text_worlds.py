@@ -17,8 +17,9 @@ LENGTH = 12
 CONFIG = BertConfig(
     length=LENGTH, layers=3, width=16, heads=2, inner=32, vocabulary=len(WORDS), positions=32, classes=2
 )
-FLAGS = ["--layers", "3", "--width", "16", "--heads", "2", "--inner", "32", "--vocabulary", str(len(WORDS)),
-         "--positions", "32", "--length", str(LENGTH)]  # fmt: skip
+TINY = ["--layers", "3", "--width", "16", "--heads", "2", "--inner", "32", "--vocabulary", str(len(WORDS)),
+        "--positions", "32"]  # fmt: skip
+FLAGS = [*TINY, "--length", str(LENGTH)]
 
 
 def write_tokenizer(folder: Path) -> Path:
