@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts import MissingArtifactError, Model, RunFolder, TensorSpec, UsageError, file_digest, name_token_inputs
+from artifacts import (
+    EngineError,
+    GraphError,
+    MissingArtifactError,
+    Model,
+    RunFolder,
+    TensorSpec,
+    UsageError,
+    file_digest,
+    name_token_inputs,
+)
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import Provenance, SourceParity, graph_parameters, graph_recipe
 from export.folder.texts import EXPORT_PREFIX, find_text_source, find_tokenizer
@@ -99,12 +110,27 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
     settled = settle_preprocessing(statements, loaded.inputs)
     for note in settled.notes:
         report(note)
-    loaded = settle_integers(replace(loaded, pixels=settled.preprocessing))
-    absolute, relative = prove_same(path, loaded)
+    with _naming_length(path, length, loaded.inputs):
+        loaded = settle_integers(replace(loaded, pixels=settled.preprocessing))
+        absolute, relative = prove_same(path, loaded)
     source = SourceParity(label=path.name, absolute=absolute, relative=relative)
     recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
     classes = find_class_names(read_metadata(path))
     return publish_model(run, loaded, replace(recipe, classes=classes, text=text))
+
+
+@contextlib.contextmanager
+def _naming_length(path: Path, length: int | None, inputs: Sequence[TensorSpec]) -> Iterator[None]:
+    """Names the length of rows of tokens where a network does not run with it."""
+    try:
+        yield
+    except EngineError as error:
+        if {spec.row_shape for spec in inputs} != {(length,)}:
+            raise
+        raise GraphError(
+            f"{path} does not run with rows of {length} tokens ({error}). Say how long its rows are with --length, up "
+            "to the positions that it has"
+        ) from error
 
 
 def _check_length(length: int | None, inputs: Sequence[TensorSpec]) -> None:

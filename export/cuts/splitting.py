@@ -14,8 +14,9 @@ from export.cuts.separators import CutPlace, find_places
 from export.graphs.dataflow import describe_flow
 from export.graphs.files import finish_model
 from export.graphs.loading import LoadedGraph
+from export.graphs.outputs import check_answers
 from export.graphs.probes.lines import BatchLine
-from export.graphs.probing import Probe, check_answers, probe_tensors
+from export.graphs.probing import Probe, probe_tensors
 from export.graphs.surgery import add_constant, make_node, prepend_nodes
 
 

@@ -15,7 +15,8 @@ from export.cuts.thinning import thin_cuts
 from export.folder.recipe import CONFIDENCE, ExportRecipe
 from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_model
 from export.graphs.loading import LoadedGraph
-from export.graphs.probing import check_answers, probe_tensors, sample_answers
+from export.graphs.outputs import check_answers
+from export.graphs.probing import probe_tensors, sample_answers
 from export.pixels.taking_bytes import take_bytes
 from export.precision.passes import apply_precision
 

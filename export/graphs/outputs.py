@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import onnx_ir as ir
 
-from artifacts import GraphError
+from artifacts import GraphError, TensorSpec
 from export.graphs.dataflow import name_of
 
 _ML = "ai.onnx.ml"
@@ -45,6 +47,24 @@ def check_outputs(graph: ir.Graph, where: str) -> None:
                 f"{where}: output '{name_of(value)}' {reason}, and an answer must be a tensor of numbers. Save a copy "
                 f"of the network that ends before it, at {ends}: "
                 "onnx.utils.extract_model(file, copy, inputs, outputs)"
+            )
+
+
+def check_answers(led: Mapping[str, TensorSpec], answers: Sequence[str]) -> None:
+    """Refuses answers that are as long as their row.
+
+    Args:
+        led: tensors by name, as ``probe_tensors`` found them.
+        answers: the outputs that answer.
+
+    Raises:
+        GraphError: one of them is.
+    """
+    for name in answers:
+        if led[name].length_axes:
+            raise GraphError(
+                f"--lengths: the output '{name}' of the network is as long as its row; answers must have one shape. "
+                "Export the network with an output of one shape, or leave --lengths out"
             )
 
 

@@ -178,24 +178,6 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
     return Probe(led=led, lines=lines, reasons=reasons)
 
 
-def check_answers(led: Mapping[str, TensorSpec], answers: Sequence[str]) -> None:
-    """Refuses answers that are as long as their row.
-
-    Args:
-        led: tensors by name, as ``probe_tensors`` found them.
-        answers: the outputs that answer.
-
-    Raises:
-        GraphError: one of them is.
-    """
-    for name in answers:
-        if led[name].length_axes:
-            raise GraphError(
-                f"--lengths: the output '{name}' of the network is as long as its row; answers must have one shape. "
-                "Export the network with an output of one shape, or leave --lengths out"
-            )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Draw:
     """Random rows of one range.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import MissingExtraError, RunFolder, UsageError, find_run, open_model, to_plain
+from artifacts import MissingExtraError, RunFolder, UsageError, find_run, load_task, open_model, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from calibration import DATA_HELP, CalibrationOptions, load_run_data
 from export import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
@@ -49,6 +49,7 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--samples", type=int, default=_SAMPLES, metavar="N", help="probe with at most N samples (default: %(default)s)"
     )
+    parser.add_argument("--task", metavar="TASK", help="what the answers mean (default: as the network says)")
     add_network_flags(parser, family)
     add_flags(parser, [flag for flag in FLAGS if flag.field in _FIELDS])
     return parser
@@ -83,7 +84,9 @@ def scout(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any
     asked = [*([] if export is None else [arguments.source, *export.flags()]),
              *([] if arguments.run is None else ["--run", str(arguments.run)]),
              *([] if arguments.data is None else ["--data", arguments.data])]  # fmt: skip
-    options = CalibrationOptions(report=say, command=f"python -m planner scout {shlex.join(asked)}", force=True)
+    task = None if arguments.task is None else load_task(arguments.task)
+    command = f"python -m planner scout {shlex.join(asked)}"
+    options = CalibrationOptions(task=task, report=say, command=command, force=True)
     with _open_network(arguments.run, export) as (run, model):
         samples = load_run_data(run, arguments.data, report=say)
         found = scout_network(run, model, samples, config, count=arguments.samples, options=options)

@@ -307,5 +307,5 @@ def test_the_public_api_is_pinned() -> None:
         "EngineSet", "Execution", "FakeEngine", "GraphRunner", "HostDevice", "PROFILE_WAYS", "Run", "StageWork",
         "as_gpuarray", "build_engine", "builder", "choose_backend", "choose_branches", "ensure_engine", "find_length",
         "fit_length", "fixed_batch_sizes", "is_device_array", "list_engines", "open_device", "open_engine",
-        "plan_covers", "read_onnx_facts", "row_lengths", "run_graph", "wrap_allocation",
+        "open_key", "plan_covers", "read_onnx_facts", "row_lengths", "run_graph", "wrap_allocation",
     ]  # fmt: skip

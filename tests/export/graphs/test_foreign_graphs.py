@@ -59,7 +59,8 @@ def test_a_stage_of_an_imported_graph_equals_its_parts(graph: Any, tmp_path: Pat
         "mask": np.array([[1, 1, 0, 0, 0]] * 4, np.float32),
     }
     parts = chain(result, rows)
-    head = run_graph(model.path(model.spec.heads["hidden0"]), {"hidden0": parts["hidden0"]})
+    exit_head = model.spec.heads["hidden0"]
+    head = run_graph(model.path(exit_head), {spec.name: parts[spec.name] for spec in exit_head.inputs})
     early = run_graph(tmp_path / "first.onnx", rows)
     late = run_graph(tmp_path / "last.onnx", {name: early[name] for name in ("hidden0", "bias")})
     for name, expected in {**head, "hidden0": parts["hidden0"], "bias": parts["bias"]}.items():

@@ -1,4 +1,4 @@
-"""Texts of several lengths through all commands: a small BERT whose batches run at the smallest length that holds them."""
+"""Texts of several lengths through all commands: batches of a small BERT run at the smallest length that holds them."""
 
 from __future__ import annotations
 
