@@ -50,7 +50,17 @@ from artifacts.images.conventions import (
     fit_fields,
     plain_preprocessing,
 )
-from artifacts.images.decoding import IMAGE_SUFFIXES, check_image, decode_image, render_array, render_image
+from artifacts.images.decoding import (
+    IMAGE_SUFFIXES,
+    Box,
+    check_image,
+    decode_image,
+    decode_mask,
+    image_size,
+    locate_points,
+    render_array,
+    render_image,
+)
 from artifacts.images.preprocessing import CHANNEL_ORDERS, Preprocessing, name_channels
 from artifacts.plans import (
     EXIT_PLAN_JSON,
@@ -78,7 +88,9 @@ from artifacts.store import (
     save_arrays,
 )
 from artifacts.tasks.classification import Classification
+from artifacts.tasks.pose import Pose, find_keypoints
 from artifacts.tasks.protocol import Answers, Task
+from artifacts.tasks.segmentation import VOID, Segmentation
 from artifacts.tasks.table import TASKS, find_task, load_task
 from artifacts.timings import InferenceTimeMatrix
 from artifacts.traces import TRACE_NPZ, Trace, find_first_true
@@ -91,10 +103,12 @@ __all__ = [
     "check_precision", "name_channels",
     "find_first_true",
     # images
-    "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Convention", "check_image", "decode_image", "find_convention",
-    "fit_fields", "plain_preprocessing", "render_array", "render_image",
+    "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Box", "Convention", "check_image", "decode_image", "decode_mask",
+    "find_convention", "fit_fields", "image_size", "locate_points", "plain_preprocessing", "render_array",
+    "render_image",
     # tasks
-    "TASKS", "Answers", "Classification", "Task", "find_task", "load_task",
+    "TASKS", "VOID", "Answers", "Classification", "Pose", "Segmentation", "Task", "find_keypoints", "find_task",
+    "load_task",
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "TRACE_NPZ", "Artifact", "Manifest", "RunFolder",
     "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",

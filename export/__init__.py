@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
     from export.nets.family import Family
-    from export.nets.heads import HEAD_KINDS, answer_reduced, build_head, reduce_features
+    from export.nets.heads import HEAD_KINDS, answer_reduced, build_head, features_read, reduce_features
     from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
@@ -47,7 +47,7 @@ _HOMES = {
     "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
     "nets.family": ("Family",),
-    "nets.heads": ("HEAD_KINDS", "answer_reduced", "build_head", "reduce_features"),
+    "nets.heads": ("HEAD_KINDS", "answer_reduced", "build_head", "features_read", "reduce_features"),
     "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
@@ -64,7 +64,7 @@ __all__ = [
     "spread_evenly",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
-    "build_head", "load_weights", "make_recipe", "pretrained_folder", "read_weights", "reduce_features", "save_weights",
+    "build_head", "load_weights", "make_recipe", "pretrained_folder", "read_weights", "features_read", "reduce_features", "save_weights",
     "write_recipe",
     # flags of the command line, for commands that export among other things
     "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",

@@ -12,13 +12,19 @@ from collections.abc import Mapping
 
 from artifacts.errors import UsageError, unknown_name
 from artifacts.tasks.classification import Classification
+from artifacts.tasks.pose import Pose
 from artifacts.tasks.protocol import Task
+from artifacts.tasks.segmentation import Segmentation
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(),)}
+TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Pose())}
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, settings: Mapping[str, object] | None = None) -> Task:
     """Returns the task that a model or a bundle names.
+
+    Args:
+        name: of the task.
+        settings: of the model, which say how many classes it tells apart: answers that are classes do not.
 
     Raises:
         UsageError: ``TASKS`` has no such task.
@@ -28,7 +34,9 @@ def find_task(name: str) -> Task:
             f"{unknown_name('task', name, TASKS)} Pass a task of your own as an object: Runtime.load(..., "
             "task=mine), or --task module:object"
         )
-    return TASKS[name]
+    task = TASKS[name]
+    count = (settings or {}).get("classes")
+    return task.of_classes(count) if isinstance(task, Segmentation) and isinstance(count, int) else task
 
 
 def load_task(reference: str) -> Task:

@@ -17,9 +17,11 @@ from calibration.data.folders import CLASSES_TXT
 from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
-from calibration.data.splits import PartShare, Splitting
+from calibration.data.splits import Splitting
+from calibration.dense.loading import load_dense
 
 FASHION_MNIST = "fashion-mnist"
+DENSE_TASKS = ("segmentation", "pose")
 DATA_HELP = (
     "your data: class folders, an .npz or a .csv of images; queries without labels: a folder or an .npz of images "
     "alone; module:object for samples of your own"
@@ -68,13 +70,13 @@ def load_run_data(
             "or an .npz with images alone)"
         )
     parts = parts or recorded_parts(run, source)
-    splitting = Splitting(
-        share=None if parts is None else PartShare.parse(parts), train_queries=_trains_on(run, model, source)
-    )  # fmt: skip
+    splitting = Splitting.parse(parts, train_queries=_trains_on(run, model, source))
     if is_reference(source):
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
         samples = _open_reference(source, model, given=data is not None)
+    elif model.spec.task in DENSE_TASKS:
+        return load_dense(Path(source), model, splitting=splitting, report=report)
     else:
         samples = _open_images(source, model, splitting, report)
     classes = class_count(model)

@@ -116,8 +116,12 @@ class SegmentRunner:
         as float32, since exit heads are trained in that.
         """
         wanted = [cut for cut in self._spec.cuts if names is None or cut.name in names]
-        copies = {cut.name: self._read(cut.main.name, count) for cut in wanted}
-        return {name: copy.astype(np.float32) if copy.dtype == np.float16 else copy for name, copy in copies.items()}
+        return {cut.name: self.tensor(cut.main.name, count) for cut in wanted}
+
+    def tensor(self, name: str, count: int) -> np.ndarray:
+        """Returns a copy of a tensor at a cut after ``run``: (count, ...), float16 as float32."""
+        copy = self._read(name, count)
+        return copy.astype(np.float32) if copy.dtype == np.float16 else copy
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """Returns (answers, confidence (count,) float32) after ``run``, per opened exit head and last the final head.

@@ -18,13 +18,16 @@ from torch import Tensor
 
 from artifacts import FINAL_HEAD, Task, UsageError
 from artifacts.console import track
-from calibration.data.samples import Samples
+from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.metrics import MetricSum
 from calibration.training.checkpoints import Checkpoint, EpochResult, History, record_epoch
 from calibration.training.config import JointConfig
-from calibration.training.losses import Loss, find_loss
+from calibration.training.loss import Loss
+from calibration.training.losses import settle_loss
 from calibration.training.minibatches import Chunk, Epoch, draw_epoch
 from export import MultiExitNet
+
+_MEASURED_ROWS = 32  # at once: masks of all exits have to fit into memory
 
 
 def train_joint(
@@ -49,10 +52,11 @@ def train_joint(
         net.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
     history = checkpoint.resume(net, optimiser)
+    loss_of = settle_loss(task, samples)
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
         drawn = draw_epoch(samples, config, epoch, workers=workers)
-        loss = _train_epoch(net, drawn, find_loss(task), config, optimiser)
+        loss = _train_epoch(net, drawn, loss_of, config, optimiser)
         metric = measure_exits(net, samples, task, "calibrate")
         phase = "joint" if epoch >= config.backbone_epochs else "backbone"
         result = EpochResult(phase=phase, loss=loss, seconds=time.monotonic() - started, metric=metric)
@@ -121,7 +125,7 @@ def measure_exits(net: MultiExitNet, samples: Samples, task: Task, part: str) ->
     indices = samples.indices_of(part)
     sums: dict[str, MetricSum] = {}
     with torch.inference_mode():
-        for chunk in np.array_split(indices, max(1, len(indices) // 500)):
+        for chunk in in_chunks(indices, _MEASURED_ROWS):
             targets = samples.targets(chunk)
             exits, final = net(_tensor(samples.inputs(chunk)))
             for name, answers in {**exits, FINAL_HEAD: final}.items():

@@ -28,7 +28,8 @@ from calibration.tracing.metrics import MetricSum
 from calibration.training.checkpoints import Checkpoint, EpochResult, History, record_epoch
 from calibration.training.config import FrozenConfig
 from calibration.training.features import FeatureCache, FeatureMaker, Features, fits_on_disk, join_features
-from calibration.training.losses import Loss, find_loss, to_logits
+from calibration.training.loss import Loss
+from calibration.training.losses import to_logits
 from calibration.training.minibatches import Augmentation, training_indices
 from export import answer_reduced
 
@@ -42,12 +43,14 @@ class FrozenTask:
     """What the heads are to learn.
 
     Attributes:
-        task: its loss teaches, its metric measures.
+        task: its metric measures.
+        loss: teaches.
         probabilities: the full network answers with probabilities rather than logits.
         config: how.
     """
 
     task: Task
+    loss: Loss
     probabilities: bool
     config: FrozenConfig
 
@@ -176,7 +179,7 @@ def _step(
     pool: ThreadPoolExecutor,
 ) -> float:  # fmt: skip
     """Moves all heads by one batch and returns their mean loss."""
-    loss_of = find_loss(what.task)
+    loss_of = what.loss
     targets = None if batch.targets is None else torch.from_numpy(batch.targets)
     teacher = to_logits(batch.answers, probabilities=what.probabilities)
 

@@ -27,6 +27,7 @@ from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
 from calibration.training.features import FeatureMaker
 from calibration.training.frozen import FrozenTask, train_frozen
+from calibration.training.losses import settle_loss
 from calibration.training.minibatches import training_indices
 from export import (
     add_heads,
@@ -84,7 +85,10 @@ def train_missing(
         report=options.report,
     )  # fmt: skip
     rows = fit_rows(model.spec, memory_limit(options.memory_gb))
-    what = FrozenTask(task=task, probabilities=model.spec.settings.get("confidence") == "max", config=config)
+    what = FrozenTask(
+        task=task, loss=settle_loss(task, samples),
+        probabilities=model.spec.settings.get("confidence") == "max", config=config,
+    )  # fmt: skip
     with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=False) as runner:
         maker = FeatureMaker(heads=heads, runner=runner, rows=rows, samples=samples, workers=options.workers)
         history = train_frozen(heads, maker, what, checkpoint, folder=run.training)

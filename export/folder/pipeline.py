@@ -70,7 +70,7 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
         recipe = replace(recipe, preprocessing=loaded.pixels)
     else:
         loaded = replace(loaded, pixels=recipe.preprocessing or loaded.pixels)
-    loaded, precision_loss = apply_precision(loaded, recipe.precision, half=recipe.cuts or ())
+    loaded, precision_loss = apply_precision(loaded, recipe.precision, half=(*(recipe.cuts or ()), *recipe.further))
     decided = _add_confidences(loaded, recipe)
     if recipe.segments:
         cut = cut_graph(decided.loaded, answers=recipe.answers, wanted=recipe.cuts)

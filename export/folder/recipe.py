@@ -66,6 +66,7 @@ class ExportRecipe:
         takes_bytes: the preprocessing's numbers shall become part of the graph, which then takes uint8.
         segments: cut the network; otherwise ``full.onnx`` alone.
         cuts: the tensors that must be its cuts, in order; ``None``: those that are found.
+        further: names of further tensors that exit heads read; the cuts carry them.
         every: of cuts that are found, every ``every``-th is used.
         heads: cut name -> the output of the graph with the answer of its exit head.
         precision: one of ``artifacts.PRECISIONS``.
@@ -85,6 +86,7 @@ class ExportRecipe:
     takes_bytes: bool = False
     segments: bool = True
     cuts: tuple[str, ...] | None = None
+    further: tuple[str, ...] = ()
     every: int = 1
     heads: Mapping[str, str] = field(default_factory=dict)
     precision: str = PRECISIONS[0]

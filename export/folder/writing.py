@@ -146,7 +146,8 @@ def _write_heads(staging: Path, blueprint: Blueprint) -> dict[str, GraphSpec]:
         if cut.name in blueprint.heads:
             answer, confidence = blueprint.heads[cut.name]
             outline = PartOutline(
-                name=head_name(cut), available={cut.main.name: cut.main}, outputs=[specs[answer], specs[confidence]],
+                name=head_name(cut), available={tensor.name: tensor for tensor in cut.tensors},
+                outputs=[specs[answer], specs[confidence]],
                 answers=(answer,), confidence=confidence,
             )  # fmt: skip
             heads[cut.name] = save_part(staging, extract_part(blueprint.loaded, outline), head_file(index, cut))

@@ -20,6 +20,7 @@ from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
 from export.nets.family import Family
+from export.nets.heads import answer_features, features_read
 from export.nets.multi_exit import MultiExitNet, backbone_cuts, load_weights, read_weights, save_weights
 from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.nets.table import HEADS, NetConfig, find_family
@@ -178,20 +179,24 @@ def build_net(settings: NetSettings, weights: Path | None) -> tuple[MultiExitNet
 
 
 class _WithFeatures(nn.Module):
-    """A net with intermediate outputs: logits, the features at some cuts, and what some heads answer."""
+    """A net with intermediate outputs: logits, the features at some cuts and of finer strides, and what some
+    heads answer."""
 
-    def __init__(self, net: MultiExitNet, cuts: tuple[str, ...], heads: Collection[str]) -> None:
+    def __init__(
+        self, net: MultiExitNet, cuts: tuple[str, ...], heads: Collection[str], further: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.backbone = net.backbone
-        self.cuts = cuts
+        self.kept = (*cuts, *further)
         chosen = {name: head for name, head in zip(net.cut_names, net.heads, strict=True) if name in heads}
         self.head_names = tuple(chosen)
         self.heads = nn.ModuleList(chosen.values())
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         features, logits = self.backbone.forward_with_features(x)
-        answers = [head(features[name]) for name, head in zip(self.head_names, self.heads, strict=True)]
-        return (logits, *(features[name] for name in self.cuts), *answers)
+        exits = zip(self.head_names, self.heads, strict=True)
+        answers = [answer_features(head, features, name) for name, head in exits]
+        return (logits, *(features[name] for name in self.kept), *answers)
 
 
 def publish_family(
@@ -207,10 +212,13 @@ def publish_family(
     blocks = tuple(name for name, _ in net.backbone.blocks())
     cuts = (*thin(blocks[:-1], settings.every), blocks[-1]) if segments else ()
     still = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    module = _WithFeatures(still, cuts, [name for name in net.cut_names if name in trained and name in cuts])
+    read = dict.fromkeys(name for head in net.heads for name in features_read(head))
+    further = tuple(name for name in read if name not in cuts) if segments else ()
+    chosen = [name for name in net.cut_names if name in trained and name in cuts]
+    module = _WithFeatures(still, cuts, chosen, further)
     heads = {name: f"{name}/{ANSWER}" for name in module.head_names}
     example = torch.zeros(2, *settings.config.input_shape)
-    names = [ANSWER, *cuts, *heads.values()]
+    names = [ANSWER, *cuts, *further, *heads.values()]
     loaded = export_module(module, (example,), input_names=[INPUT], output_names=names)
     recipe = ExportRecipe(
         family=settings.family.name,
@@ -224,6 +232,7 @@ def publish_family(
         takes_bytes=settings.input != INPUTS[0],
         segments=segments,
         cuts=cuts if segments else None,
+        further=further,
         heads=heads,
         precision=settings.precision,
         source=compare_with_torch(loaded, still.backbone),

@@ -36,7 +36,7 @@ from export.from_torch.head_graphs import write_head
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
-from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder
+from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read
 from export.nets.multi_exit import head_state
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.precision.passes import apply_precision
@@ -201,14 +201,23 @@ def write_heads(model: Model, heads: Mapping[str, nn.Module], folder: Path) -> d
 
 
 class _Heads(nn.Module):
-    """Several heads side by side: one feature tensor and one answer per head."""
+    """Several heads side by side: one answer each, from the features that it reads."""
 
-    def __init__(self, heads: Sequence[nn.Module]) -> None:
+    def __init__(self, heads: Mapping[str, nn.Module], reads: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(heads)
+        self.heads = nn.ModuleList(heads.values())
+        self.inputs = tuple(dict.fromkeys(name for names in reads.values() for name in names))
+        self.places = [[self.inputs.index(name) for name in reads[cut]] for cut in heads]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return tuple(head(x) for head, x in zip(self.heads, features, strict=True))
+        read = zip(self.heads, self.places, strict=True)
+        return tuple(head(*(features[place] for place in places)) for head, places in read)
+
+
+def _read_by(head: nn.Module, cut: Cut) -> dict[str, TensorSpec]:
+    """Returns the tensors of a cut that its head reads, the main one first."""
+    there = {tensor.name: tensor for tensor in cut.tensors}
+    return {name: there[name] for name in (cut.main.name, *features_read(head))}
 
 
 def _export_heads(
@@ -229,9 +238,12 @@ def _export_heads(
         else:
             parts.update(_finish_heads(model, written, {name: cut}, outputs))
     if others:
+        read = {name: _read_by(still[name], cuts[name]) for name in others}
+        module = _Heads({name: still[name] for name in others}, {name: list(specs) for name, specs in read.items()})
+        specs = {name: spec for each in read.values() for name, spec in each.items()}
         exported = export_module(
-            _Heads([still[name] for name in others]).eval(), tuple(_example(cuts[name]) for name in others),
-            input_names=[cuts[name].main.name for name in others], output_names=[outputs[name].name for name in others],
+            module.eval(), tuple(_example(specs[name]) for name in module.inputs), input_names=module.inputs,
+            output_names=[outputs[name].name for name in others],
         )  # fmt: skip
         parts.update(_finish_heads(model, exported, {name: cuts[name] for name in others}, outputs))
     return {name: parts[name] for name in cuts}
@@ -241,7 +253,7 @@ def _finish_heads(
     model: Model, loaded: LoadedGraph, cuts: Mapping[str, Cut], outputs: Mapping[str, TensorSpec]
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
     """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
-    half = [cut.main.name for cut in cuts.values() if cut.main.dtype == "float16"]
+    half = [tensor.name for cut in cuts.values() for tensor in cut.tensors if tensor.dtype == "float16"]
     loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
     recipe = find_recipe(find_task(model.spec.task).confidence)
     parts = {}
@@ -251,7 +263,8 @@ def _finish_heads(
         )  # fmt: skip
         decision = TensorSpec(name=confidence, dtype="float32", row_shape=())
         outline = PartOutline(
-            name=head_name(cut), available={cut.main.name: cut.main}, outputs=[outputs[name], decision],
+            name=head_name(cut), available={tensor.name: tensor for tensor in cut.tensors},
+            outputs=[outputs[name], decision],
             answers=(outputs[name].name,), confidence=confidence,
         )  # fmt: skip
         parts[name] = extract_part(loaded, outline)
@@ -263,16 +276,16 @@ def _terms(model: Model) -> str:
     return PROBABILITIES if model.spec.settings.get("confidence") == "max" else LOGITS
 
 
-def _example(cut: Cut) -> Tensor:
-    """Returns two rows of a cut's main tensor; a network in half precision is converted after the export."""
-    dtype = "float32" if cut.main.dtype == "float16" else cut.main.dtype
-    return torch.zeros(2, *cut.main.row_shape, dtype=getattr(torch, dtype))
+def _example(tensor: TensorSpec) -> Tensor:
+    """Returns two rows of a tensor at a cut; a network in half precision is converted after the export."""
+    dtype = "float32" if tensor.dtype == "float16" else tensor.dtype
+    return torch.zeros(2, *tensor.row_shape, dtype=getattr(torch, dtype))
 
 
 def _check_answers(heads: Mapping[str, nn.Module], cuts: Mapping[str, Cut], answer: TensorSpec) -> None:
     with torch.no_grad():
         for name, head in heads.items():
-            found = tuple(head(_example(cuts[name])).shape)
+            found = tuple(head(*map(_example, _read_by(head, cuts[name]).values())).shape)
             if found != (2, *answer.row_shape):
                 raise GraphError(
                     f"the exit head of '{name}' answers {found[1:]} per row, the network itself "

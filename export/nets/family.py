@@ -20,8 +20,15 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward_with_features(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Returns (block name -> features after it, for every block; answer)."""
+        """Returns (block name -> features after it, for every block; answer).
+
+        Further names are those of features that exit heads read besides those at their cut (``reads``).
+        """
         raise NotImplementedError
+
+    def adapt_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns this network's state dict for one of it, or of a relative whose weights it can start from."""
+        return state
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the answer."""

@@ -19,7 +19,7 @@ that, which is small, and never the features themselves: ``reduce_features`` and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,7 @@ class TokenHead(nn.Module):
 
 
 class AnsweringHead(nn.Module):
-    """Brings the answers of a head into the terms of the network's own: features -> answer (B, K) float32.
+    """Brings the answers of a head into the terms of the network's own: features -> answer (B, K, ...) float32.
 
     The answer is the head's logits or, with ``probabilities``, their softmax.
     """
@@ -126,16 +126,32 @@ class AnsweringHead(nn.Module):
         self.head = head
         self.probabilities = probabilities
 
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(x.float()).float()
-        return torch.softmax(logits, dim=-1) if self.probabilities else logits
+    def forward(self, *features: Tensor) -> Tensor:
+        logits: Tensor = self.head(*(x.float() for x in features)).float()
+        return torch.softmax(logits, dim=1) if self.probabilities else logits
 
 
-def reduce_features(head: nn.Module, x: Tensor) -> Tensor:
+def features_read(head: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the features that a head reads besides those at its cut: earlier ones, of finer strides."""
+    inner = head.head if isinstance(head, AnsweringHead) else head
+    return tuple(getattr(inner, "reads", ()))
+
+
+def answer_features(head: nn.Module, features: Mapping[str, Tensor], name: str) -> Tensor:
+    """Returns a head's answer for the features after a block, and for what else it reads among them."""
+    answer: Tensor = head(features[name], *(features[other] for other in features_read(head)))
+    return answer
+
+
+def reduce_features(head: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
     """Returns what is left of features (B, ...) behind the beginning of a head that has no parameters.
 
-    Heads of another make have no such beginning; the features are returned as they are.
+    Heads of another make have no such beginning; the features are returned as they are. ``others`` are those that
+    ``features_read`` names; with them they become one row.
     """
+    if features_read(head):
+        packed: Tensor = head.reduce(x, *others)
+        return packed
     if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
         return reduce_features(head[1], head[0](x))
     return head.reduce(x) if isinstance(head, MapHead | TokenHead) else x
@@ -145,7 +161,8 @@ def answer_reduced(head: nn.Module, reduced: Tensor) -> Tensor:
     """Returns a head's logits for what ``reduce_features`` returned."""
     if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
         return answer_reduced(head[1], reduced)
-    answer: Tensor = head.answer(reduced) if isinstance(head, MapHead | TokenHead) else head(reduced)
+    begins = isinstance(head, MapHead | TokenHead) or features_read(head)
+    answer: Tensor = head.answer(reduced) if begins else head(reduced)
     return answer
 
 

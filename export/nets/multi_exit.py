@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from artifacts import Cut, GraphError, InputError, TensorSpec, UsageError, unknown_name
 from export.cuts.thinning import thin
 from export.nets.family import Backbone
-from export.nets.heads import build_head
+from export.nets.heads import answer_features, build_head
 
 
 class MultiExitNet(nn.Module):
     """A backbone and an exit head after some of its blocks.
 
-    Shapes: input (B, ...) float32; output (cut name -> (B, classes) logits, final (B, classes) logits).
+    Shapes: input (B, ...) float32; output (cut name -> (B, classes, ...) logits, final (B, classes, ...) logits).
     """
 
     def __init__(self, backbone: Backbone, heads: Mapping[str, nn.Module]) -> None:
@@ -32,7 +32,8 @@ class MultiExitNet(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         features, final = self.backbone.forward_with_features(x)
-        return {name: head(features[name]) for name, head in zip(self.cut_names, self.heads, strict=True)}, final
+        exits = zip(self.cut_names, self.heads, strict=True)
+        return {name: answer_features(head, features, name) for name, head in exits}, final
 
 
 def backbone_cuts(backbone: Backbone, input_shape: tuple[int, ...]) -> tuple[Cut, ...]:
@@ -42,8 +43,8 @@ def backbone_cuts(backbone: Backbone, input_shape: tuple[int, ...]) -> tuple[Cut
         features, _ = backbone.eval().forward_with_features(torch.zeros(2, *input_shape))
     backbone.train(was_training)
     return tuple(
-        Cut(name=name, main=TensorSpec(name=name, dtype="float32", row_shape=tuple(value.shape[1:])))
-        for name, value in features.items()
+        Cut(name=name, main=TensorSpec(name=name, dtype="float32", row_shape=tuple(features[name].shape[1:])))
+        for name, _ in backbone.blocks()
     )
 
 
@@ -125,7 +126,7 @@ def load_weights(net: MultiExitNet, state: Mapping[str, Tensor], *, where: str) 
     backbone = {key: value for key, value in state.items() if not key.startswith(_HEAD)}
     loaded = []
     try:
-        net.backbone.load_state_dict(backbone)
+        net.backbone.load_state_dict(net.backbone.adapt_state(backbone))
         for name, head in zip(net.cut_names, net.heads, strict=True):
             prefix = f"{_HEAD}{name}."
             part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from export.nets.family import Family
 
 FAMILIES = {
+    "posenet": "export.nets.posenet",
     "resnet": "export.nets.resnet",
+    "segmentation": "export.nets.segmentation",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
-_ANNOUNCED = ("bert", "mobilenetv2", "posenet", "segmentation", "vgg16")
+_ANNOUNCED = ("bert", "mobilenetv2", "vgg16")
 
 
 class NetConfig(Protocol):

@@ -102,7 +102,7 @@ def measure_bundle(
         opened = open_bundle(bundle, threads=config.threads, device=config.device)
         stack.callback(opened.close)
         spec = opened.spec
-        task = check_task(spec, config.task) or find_task(spec.task)
+        task = check_task(spec, config.task) or find_task(spec.task, spec.settings)
         batch_size = check_batch_size(config.batch_size, opened)
         model = open_model(run.model, remedy=run.remedy("export"))
         check_model(opened, model)
