@@ -59,8 +59,10 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is calibrated and trained with, and how."""
     parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
-        "--parts", metavar="PART=SOURCE:SHARE",
-        help="let a share of one part of the data become another, e.g. calibrate=test:0.5",
+        "--parts", metavar="PART=SOURCE:SHARE[@PATTERN]",
+        help="let a share of one part of the data become another, e.g. calibrate=test:0.5; with @PATTERN files whose "
+        "names begin with the same match of a regular expression stay together, e.g. calibrate=test:0.5@[^_]+ or "
+        "@[^_]+ for the frames of one drive",
     )  # fmt: skip
     parser.add_argument(
         "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"

@@ -64,8 +64,8 @@ __all__ = [
     "spread_evenly",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
-    "build_head", "load_weights", "make_recipe", "pretrained_folder", "read_weights", "features_read", "reduce_features", "save_weights",
-    "write_recipe",
+    "build_head", "features_read", "load_weights", "make_recipe", "pretrained_folder", "read_weights",
+    "reduce_features", "save_weights", "write_recipe",
     # flags of the command line, for commands that export among other things
     "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip

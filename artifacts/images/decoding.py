@@ -30,7 +30,7 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LA
 
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom of a part of a picture, in pixels; it may reach beyond the picture, where all is black."""
+"""Left, top, right, bottom of a part of a picture, in pixels; what lies beyond the picture is black."""
 
 
 def decode_image(

@@ -112,10 +112,12 @@ def _joint_loss(net: MultiExitNet, x: Tensor, targets: Tensor, loss_of: Loss, co
     loss = loss_of.of_targets(final, targets)
     teacher = final.detach()
     for answers in exits.values():
-        own = loss_of.of_targets(answers, targets)
-        apart = loss_of.of_teacher(answers, teacher, config.temperature)
-        mixed = (1 - config.distillation) * own + config.distillation * apart
-        loss = loss + config.exit_weight / len(exits) * mixed
+        weight = config.exit_weight / len(exits)
+        if config.distillation < 1:
+            loss = loss + weight * (1 - config.distillation) * loss_of.of_targets(answers, targets)
+        if config.distillation > 0:
+            apart = loss_of.of_teacher(answers, teacher, config.temperature)
+            loss = loss + weight * config.distillation * apart
     return loss
 
 

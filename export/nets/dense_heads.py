@@ -44,12 +44,12 @@ class FusedHead(nn.Module):
         width: channels that everything is brought to.
         scale: by how much the finest features are smaller than the answer, along either side.
         reads: names of the other features.
-        context: also add what the features at the cut are on average.
+        final: the head of the whole network: it also adds what the last features are on average, and mixes twice.
     """
 
     def __init__(
         self, shapes: Sequence[tuple[int, ...]], *, answers: int, width: int, scale: int = 1,
-        reads: tuple[str, ...] = (), context: bool = False,
+        reads: tuple[str, ...] = (), final: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.reads = reads
@@ -59,8 +59,8 @@ class FusedHead(nn.Module):
         self.laterals = nn.ModuleList(
             nn.Sequential(nn.Conv2d(shape[0], width, 1, bias=False), nn.BatchNorm2d(width)) for shape in self.shapes
         )
-        self.context = nn.Conv2d(self.shapes[0][0], width, 1) if context else None
-        self.mix = nn.Sequential(SeparableConvolution(width, width), SeparableConvolution(width, width))
+        self.context = nn.Conv2d(self.shapes[0][0], width, 1) if final else None
+        self.mix = nn.Sequential(*(SeparableConvolution(width, width) for _ in range(2 if final else 1)))
         self.out = nn.Conv2d(width, answers, 1)
         self.scale = scale
 

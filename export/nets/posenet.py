@@ -27,7 +27,7 @@ from export.nets.trunks import (
 )
 
 _STRIDE = 4  # of the heat maps
-_EXIT_WIDTH, _FINAL_WIDTH = 64, 128
+_EXIT_WIDTH, _FINAL_WIDTH = 48, 96
 _DECONVOLUTIONS, _DECONVOLUTION_WIDTH = 3, 256
 
 
@@ -60,7 +60,7 @@ class PoseNet(Backbone):
         if config.trunk == MOBILENET:
             self.answer: nn.Module = FusedHead(
                 mobilenet_shapes("features.17", config.input_shape), answers=config.classes, width=_FINAL_WIDTH,
-                reads=tuple(SHARED),
+                reads=tuple(SHARED), final=True,
             )  # fmt: skip
         else:
             channels = list(self.trunk.get_submodule("layer4").parameters())[-1].shape[0]

@@ -27,7 +27,7 @@ from export.nets.trunks import (
 )
 
 _FINEST = 4  # the stride of fused answers, before they are enlarged
-_EXIT_WIDTH, _FINAL_WIDTH = 48, 96
+_EXIT_WIDTH, _FINAL_WIDTH = 32, 64
 _OBJECT_WIDTH, _OBJECT_KEY = 256, 128
 _LEAST_WIDTH = 64
 
@@ -62,7 +62,7 @@ class SegmentationNet(Backbone):
         if config.trunk == MOBILENET:
             self.answer: nn.Module = FusedHead(
                 mobilenet_shapes("features.17", config.input_shape), answers=config.classes, width=_FINAL_WIDTH,
-                scale=_FINEST, reads=tuple(SHARED), context=True,
+                scale=_FINEST, reads=tuple(SHARED), final=True,
             )  # fmt: skip
         else:
             channels = list(self.trunk.get_submodule("layer4").parameters())[-1].shape[0]
@@ -89,7 +89,7 @@ class SegmentationNet(Backbone):
 
 def mobilenet_shapes(block: str, input_shape: Sequence[int]) -> list[tuple[int, int, int]]:
     """Returns the shapes of MobileNetV2's features after a block, and of the shared ones before it."""
-    widths = {6: 32, 8: 64, 10: 64, 13: 96, 15: 160, 17: 320}
+    widths = {6: 32, 8: 64, 10: 64, 13: 96, 17: 320}
     found = [(widths[int(block.removeprefix("features."))], stride_of(block, dilated=False))]
     found += [(SHARED[name], stride) for name, stride in zip(shared_before(block), (4, 8, 16), strict=False)]
     return [(channels, input_shape[1] // stride, input_shape[2] // stride) for channels, stride in found]

@@ -21,7 +21,7 @@ MOBILENET = "mobilenetv2"
 TRUNKS = (MOBILENET, *(f"resnet{depth}" for depth in IMAGENET_BLOCKS))
 STRIDE = 32
 """What the sizes of an image must be multiples of, so that features of all strides lie above one another."""
-_CUTS = (6, 8, 10, 13, 15, 17)
+_CUTS = (6, 8, 10, 13, 17)
 SHARED = {"features.3": 24, "features.6": 32, "features.13": 96}
 """The last features of MobileNetV2 at strides 4, 8 and 16, and their channels; heads read them beside later ones."""
 _PREFIX = "trunk."
