@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts import InputError, Trace
-from calibration import SET_METRICS
+from calibration import COUNTED_METRICS, SET_METRICS
 from planner.predict.replay import NO_EXITS, Exits, find_answers
 
 
@@ -17,7 +17,7 @@ class Evidence:
     """The evidence of a risk on some samples, in the form of ``calibration.RiskTest``.
 
     Attributes:
-        full: of the full network, (n,); for a set metric (n, 2) labels and predictions.
+        full: of the full network, (n,); for a set metric (n, 2) labels and predictions, or (n, k) counts.
         plans: of each plan, an array of the same form.
     """
 
@@ -34,8 +34,14 @@ def collect_evidence(trace: Trace, plans: Sequence[Exits], risk: str) -> Evidenc
         risk: one of ``calibration.RISKS``.
 
     Raises:
-        InputError: the trace has no predictions and labels, which a set metric needs.
+        InputError: the trace has no predictions and labels, or no counts, which a set metric needs.
     """
+    if risk in COUNTED_METRICS and trace.counts is None:
+        raise InputError(
+            f"--risk {risk} needs the pixels of every class, and the trace holds none: it is for the task segmentation"
+        )
+    if risk in COUNTED_METRICS:
+        return Evidence(full=_counts_under(trace, NO_EXITS), plans=tuple(_counts_under(trace, plan) for plan in plans))
     if risk in SET_METRICS and (trace.predictions is None or trace.labels is None):
         raise InputError(
             f"--risk {risk} needs the class that every exit answers, and the trace holds none: collect it again "
@@ -55,6 +61,12 @@ def _classes_under(trace: Trace, exits: Exits) -> np.ndarray:
     """Returns the label of each sample and the class that a plan answers: (N, 2)."""
     predictions = np.asarray(trace.predictions)[find_answers(trace, exits), np.arange(trace.sample_count)]
     return np.stack([np.asarray(trace.labels), predictions], axis=1)
+
+
+def _counts_under(trace: Trace, exits: Exits) -> np.ndarray:
+    """Returns what each sample adds to the counts of a set metric under a plan: (N, k)."""
+    counts: np.ndarray = np.asarray(trace.counts)[find_answers(trace, exits), np.arange(trace.sample_count)]
+    return counts
 
 
 def risk_trace(trace: Trace, risk: str) -> Trace:
