@@ -104,8 +104,8 @@ __all__ = [
     "find_first_true",
     # images
     "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Box", "Convention", "check_image", "decode_image",
-    "decode_mask", "find_convention", "fit_fields", "image_size", "locate_points", "plain_preprocessing", "render_array",
-    "render_image",
+    "decode_mask", "find_convention", "fit_fields", "image_size", "locate_points", "plain_preprocessing",
+    "render_array", "render_image",
     # tasks
     "TASKS", "VOID", "Answers", "Classification", "Pose", "Segmentation", "Task", "find_keypoints", "find_task",
     "load_task",

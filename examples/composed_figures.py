@@ -4,8 +4,8 @@
     python -m export posenet --segments --input-shape 3,64,64 --weights random
     python -m calibration posenet --data figures --train joint
 
-A figure has 14 joints, named and ordered as in the Leeds Sports Poses, and stands, walks or stretches before a cluttered
-background; left and right limbs have different shades. Figures are spoiled by blur, noise and things in front of them,
+A figure has 14 joints, named and ordered as in the Leeds Sports Poses, and stands, walks or stretches before a
+cluttered background; left and right limbs have different shades. Figures are spoiled by blur, noise and things in front of them,
 how badly is drawn for every figure. The same seed gives the same figures.
 """
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts import CONVENTIONS, PRECISIONS, MissingExtraError, UsageError, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from export.nets.table import FAMILIES, HEADS, NetConfig, find_family
-from export.options import INPUTS, ExportOptions, is_import
+from export.options import ANSWERS, INPUTS, ExportOptions, is_import
 
 if TYPE_CHECKING:
     from export.folder.pipeline import ExportResult
@@ -66,6 +66,11 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
         "--preprocess", metavar="NAME|FILE",
         help=f"how the network wants its images: {', '.join(found.name for found in CONVENTIONS)}, or a JSON file "
         "(default: as the file, its neighbours or the weights' recipe say; docs/preprocessing.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--answers", choices=tuple(ANSWERS),
+        help="of dense networks: classes of pixels and keypoints are found inside the network, and are a hundredth of "
+        "the bytes of logits and heat maps (default: logits, heatmaps)",
     )  # fmt: skip
     parser.add_argument(
         "--input", default=_DEFAULTS.input, metavar="|".join(INPUTS),
@@ -143,6 +148,7 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
         net=None if family is None else _read_config(arguments, family, shapes.pop("", None)),
         head=arguments.head, precision=arguments.precision or _DEFAULTS.precision, input_shapes=shapes,
         preprocess=arguments.preprocess, input=arguments.input,
+        answers=arguments.answers,
     )  # fmt: skip
 
 

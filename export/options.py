@@ -18,6 +18,8 @@ FILE_SUFFIX = ".onnx"
 TORCH_PREFIX = "torch:"
 HUGGING_FACE_PREFIX = "hf:"
 INPUTS = ("float", "uint8")
+ANSWERS = {"logits": "segmentation", "classes": "segmentation", "heatmaps": "pose", "keypoints": "pose"}
+"""What dense networks can answer with -> the task; the first of a task is what they say as it is."""
 
 
 def is_import(source: str) -> bool:
@@ -44,6 +46,7 @@ class ExportOptions:
         precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.passes``.
         preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
             neighbours or a family's recipe say.
+        answers: what the network answers with, one of ``ANSWERS``; ``None``: what it says as it is.
         input: ``float``: images are scaled and normalised before they enter; ``uint8``: the network does that itself.
     """
 
@@ -57,8 +60,11 @@ class ExportOptions:
     precision: str = PRECISIONS[0]
     preprocess: str | None = None
     input: str = INPUTS[0]
+    answers: str | None = None
 
     def __post_init__(self) -> None:
+        if self.answers is not None and self.answers not in ANSWERS:
+            raise unknown_name("form of answers (--answers)", self.answers, ANSWERS)
         if self.input_shapes and not is_import(self.source):
             raise UsageError(
                 f"--input-shape NAME:... is for ONNX files; for the family '{self.source}' say --input-shape 1,28,28"
@@ -148,6 +154,8 @@ class ExportOptions:
             yield "--preprocess", _absolute(self.preprocess) if Path(self.preprocess).is_file() else self.preprocess
         if self.input != INPUTS[0]:
             yield "--input", self.input
+        if self.answers is not None:
+            yield "--answers", self.answers
 
 
 def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:

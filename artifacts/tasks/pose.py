@@ -59,8 +59,8 @@ def find_keypoints(answers: np.ndarray) -> np.ndarray:
     """Returns keypoints (n, J, 3) float32: x and y as shares of width and height, and the peak's height.
 
     The centre of the highest cell of a heat map, moved by a quarter of a cell towards its higher neighbour in either
-    direction (Newell et al., "Stacked Hourglass Networks for Human Pose Estimation", ECCV 2016). The graphs that answer
-    with keypoints compute the same.
+    direction (Newell et al., "Stacked Hourglass Networks for Human Pose Estimation", ECCV 2016). How high the peak is
+    says the softmax over all cells of a map. The graphs that answer with keypoints compute the same.
 
     Args:
         answers: heat maps (n, J, H, W), or keypoints, which are returned as they are.
@@ -85,5 +85,6 @@ def find_keypoints(answers: np.ndarray) -> np.ndarray:
 
     x = (column + 0.5 + _SHIFT * lean(0, 1)) / width
     y = (row + 0.5 + _SHIFT * lean(1, 0)) / height
-    highest = np.take_along_axis(flat, peak[..., None], axis=-1)[..., 0]
+    logits = flat.astype(np.float64)
+    highest = 1 / np.exp(logits - logits.max(axis=-1, keepdims=True)).sum(axis=-1)
     return np.stack([x, y, highest], axis=-1).astype(np.float32)

@@ -6,8 +6,8 @@ From the counts of each class ``k`` (right ``c_k``, predicted ``p_k``, true ``t_
     Matthews = (n c - sum_k p_k t_k) / sqrt((n^2 - sum_k p_k^2) (n^2 - sum_k t_k^2)),      c = sum_k c_k
 
 (Gorodkin 2004; of two classes the usual formula). Of the pixels in each class's intersection and union, added up over
-the samples, mIoU is the mean over the classes of their ratio. Such a metric has no per-sample loss, so none of the tests of
-``calibration.certify.pvalues`` applies. Instead the *bootstrap* (Efron 1979) is used: samples are drawn
+the samples, mIoU is the mean over the classes of their ratio. Such a metric has no per-sample loss, so none of the
+tests of ``calibration.certify.pvalues`` applies. Instead the *bootstrap* (Efron 1979) is used: samples are drawn
 again from the samples, and the share of draws in which the plan loses more than the tolerance stands in for the
 p-value. It is right in the limit of many samples, and it is *not* a finite-sample guarantee; certificates made from
 it say so. Of errors that it has not seen the bootstrap knows nothing, so its answer is never below ``(1 -

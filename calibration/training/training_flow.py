@@ -87,7 +87,8 @@ def train_missing(
     rows = fit_rows(model.spec, memory_limit(options.memory_gb))
     what = FrozenTask(
         task=task, loss=settle_loss(task, samples),
-        probabilities=model.spec.settings.get("confidence") == "max", config=config,
+        probabilities=model.spec.settings.get("confidence") == "max" and "answers" not in model.spec.settings,
+        config=config,
     )  # fmt: skip
     with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=False) as runner:
         maker = FeatureMaker(heads=heads, runner=runner, rows=rows, samples=samples, workers=options.workers)

@@ -16,6 +16,7 @@ from export.folder.recipe import CONFIDENCE, ExportRecipe
 from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_model
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import probe_tensors, sample_answers
+from export.graphs.small_answers import make_small
 from export.pixels.taking_bytes import take_bytes
 from export.precision.passes import apply_precision
 
@@ -46,12 +47,14 @@ class _Decided:
         terms: of the network's answer, ``logits`` or ``probabilities``; ``None``: no confidence can be computed.
         confidence: the output with the confidence of the network's answer.
         heads: cut name -> the outputs with the answer and the confidence of its exit head.
+        answers: the outputs that the network answers with.
     """
 
     loaded: LoadedGraph
     terms: str | None = None
     confidence: str | None = None
     heads: dict[str, tuple[str, str]]
+    answers: tuple[str, ...]
 
 
 def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> ExportResult:
@@ -72,6 +75,7 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
         loaded = replace(loaded, pixels=recipe.preprocessing or loaded.pixels)
     loaded, precision_loss = apply_precision(loaded, recipe.precision, half=(*(recipe.cuts or ()), *recipe.further))
     decided = _add_confidences(loaded, recipe)
+    recipe = replace(recipe, answers=decided.answers)
     if recipe.segments:
         cut = cut_graph(decided.loaded, answers=recipe.answers, wanted=recipe.cuts)
     else:
@@ -104,7 +108,7 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
     """Adds the confidences of the network's answer and of its exit heads, where the task's recipe applies to it."""
     confidence = find_recipe(find_task(recipe.task).confidence)
     if len(recipe.answers) != 1:
-        return _Decided(loaded=loaded, heads={})
+        return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
     values = sample_answers(loaded, (*recipe.answers, *recipe.heads.values()))
     answer = values[recipe.answers[0]]
     linear = ends_linear(loaded.model.graph, recipe.answers[0])
@@ -113,18 +117,23 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
         yes = answer.reshape(-1, 1)
         values[recipe.answers[0]] = answer = np.concatenate([1 - yes, yes], axis=1)
     if recipe.terms is None and not confidence.applies(answer, linear):
-        return _Decided(loaded=loaded, heads={})
+        return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
     terms = recipe.terms or find_terms(answer)
     names = {recipe.answers[0]: CONFIDENCE, **{head: f"{cut}/{CONFIDENCE}" for cut, head in recipe.heads.items()}}
-    added = {}
+    added, answered = {}, {output: output for output in names}
     for output, name in names.items():
         spec = _spec_of(output, values[output])
         loaded, added[output] = add_confidence(loaded, spec, recipe=confidence, terms=terms, name=name)
+        if recipe.form is not None:
+            small = name.removesuffix(CONFIDENCE) + recipe.form
+            loaded, spec = make_small(loaded, spec, recipe.form, small)
+            answered[output] = spec.name
     return _Decided(
         loaded=loaded,
         terms=terms,
         confidence=added[recipe.answers[0]],
-        heads={cut: (head, added[head]) for cut, head in recipe.heads.items()},
+        heads={cut: (answered[head], added[head]) for cut, head in recipe.heads.items()},
+        answers=tuple(answered[output] for output in recipe.answers),
     )
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import PRECISIONS, Preprocessing, to_plain
+from artifacts import PRECISIONS, Preprocessing, UsageError, to_plain
 from export.nets.table import HEADS
-from export.options import INPUTS, ExportOptions
+from export.options import ANSWERS, INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
 
 EXPORT_PREFIX = "export."
@@ -70,6 +70,7 @@ class ExportRecipe:
         every: of cuts that are found, every ``every``-th is used.
         heads: cut name -> the output of the graph with the answer of its exit head.
         precision: one of ``artifacts.PRECISIONS``.
+        form: a small form that answers are brought to, one of ``SMALL_ANSWERS``; ``None``: they stay as they are.
         source: how far the graph is from what it was made of.
         extra_files: writes further files into the staging folder, the weights of a torch family for instance.
     """
@@ -90,6 +91,7 @@ class ExportRecipe:
     every: int = 1
     heads: Mapping[str, str] = field(default_factory=dict)
     precision: str = PRECISIONS[0]
+    form: str | None = None
     source: SourceParity = SourceParity()
     extra_files: Callable[[Path], None] | None = None
 
@@ -127,6 +129,25 @@ def graph_recipe(
 def input_record(kind: str) -> dict[str, str]:
     """Returns what settings and parameters say of an input that takes bytes; nothing of the usual one, as below."""
     return {} if kind == INPUTS[0] else {"input": kind}
+
+
+def check_answers(form: str | None, task: str) -> str | None:
+    """Returns the small form of answers that was asked for; ``None`` for what a network says as it is.
+
+    Raises:
+        UsageError: it is not of the task.
+    """
+    if form is None:
+        return None
+    if ANSWERS[form] != task:
+        raise UsageError(f"--answers {form} is for the task {ANSWERS[form]}; this network's is {task}")
+    as_it_is = next(name for name, its_task in ANSWERS.items() if its_task == task)
+    return None if form == as_it_is else form
+
+
+def answers_record(form: str | None) -> dict[str, str]:
+    """Returns what settings and parameters say of a small form of answers."""
+    return {} if form is None else {"answers": form}
 
 
 def precision_record(precision: str) -> dict[str, str]:

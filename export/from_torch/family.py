@@ -15,7 +15,16 @@ from artifacts import PRECISIONS, Preprocessing, RunFolder, TensorSpec, UsageErr
 from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
-from export.folder.recipe import EXPORT_PREFIX, FORMAT, ExportRecipe, Provenance, input_record, precision_record
+from export.folder.recipe import (
+    EXPORT_PREFIX,
+    FORMAT,
+    ExportRecipe,
+    Provenance,
+    answers_record,
+    check_answers,
+    input_record,
+    precision_record,
+)
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
@@ -43,6 +52,7 @@ class NetSettings:
         preprocessing: how the weights want their images; ``None``: not known.
         precision: of the graphs; the net itself, and its weights, stay in float32.
         input: ``float``, or ``uint8`` where the graphs scale and normalise images themselves; the net itself does not.
+        answers: what the graphs answer with, one of ``ANSWERS``; ``None``: what the net says as it is.
         said: what the user said about the images; ``None``: nothing.
     """
 
@@ -54,13 +64,14 @@ class NetSettings:
     preprocessing: Preprocessing | None = None
     precision: str = PRECISIONS[0]
     input: str = INPUTS[0]
+    answers: str | None = None
     said: Statement | None = None
 
     def record(self) -> dict[str, str | int | float | bool]:
         """Returns the settings of ``model.json``."""
         return {
             **self.family.record(self.config), "every": self.every, "head": self.head, "weights": self.weights,
-            **precision_record(self.precision), **input_record(self.input),
+            **precision_record(self.precision), **input_record(self.input), **answers_record(self.answers),
         }  # fmt: skip
 
     def parameters(self, *, segments: bool) -> dict[str, Any]:
@@ -87,6 +98,7 @@ def read_net_settings(
         family=family, config=family.read(settings), every=settings["every"], head=settings["head"],
         weights=settings["weights"], preprocessing=preprocessing,
         precision=settings.get("precision", PRECISIONS[0]), input=settings.get("input", INPUTS[0]),
+        answers=settings.get("answers"),
     )  # fmt: skip
 
 
@@ -108,6 +120,7 @@ def export_family(
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision,
         input=options.input,
+        answers=check_answers(options.answers, family.task),
         said=said,
     )
     provenance = Provenance(
@@ -235,6 +248,7 @@ def publish_family(
         further=further,
         heads=heads,
         precision=settings.precision,
+        form=settings.answers,
         source=compare_with_torch(loaded, still.backbone),
         extra_files=lambda staging: save_weights(staging / WEIGHTS_FILE, net, only=trained),
     )

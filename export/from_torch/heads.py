@@ -36,6 +36,7 @@ from export.from_torch.head_graphs import write_head
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
+from export.graphs.small_answers import SMALL_ANSWERS, make_small
 from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read
 from export.nets.multi_exit import head_state
 from export.nets.shipped_weights import WEIGHTS_FILE
@@ -224,12 +225,13 @@ def _export_heads(
     model: Model, cuts: Mapping[str, Cut], heads: Mapping[str, nn.Module]
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
     """Returns the graph of every head and its spec: our own are written at once, others go through torch together."""
-    answer, terms = _answer(model), _terms(model)
+    answer, terms, form = _answer(model), _terms(model), model.spec.settings.get("answers")
     still = {name: AnsweringHead(copy.deepcopy(head), probabilities=terms == PROBABILITIES).eval()
              for name, head in heads.items()}  # fmt: skip
-    _check_answers(still, cuts, answer)
-    outputs = {name: TensorSpec(name=f"{name}/{answer.name}", dtype="float32", row_shape=answer.row_shape)
-               for name in cuts}  # fmt: skip
+    shapes = _check_answers(still, cuts, answer, form)
+    word = answer.name if form is None else "logits"
+    outputs = {name: TensorSpec(name=f"{name}/{word}", dtype="float32", row_shape=shape)
+               for name, shape in shapes.items()}  # fmt: skip
     parts, others = {}, []
     for name, cut in cuts.items():
         written = write_head(still[name], cut, outputs[name])
@@ -261,11 +263,14 @@ def _finish_heads(
         loaded, confidence = add_confidence(
             loaded, outputs[name], recipe=recipe, terms=_terms(model), name=f"{name}/{CONFIDENCE}"
         )  # fmt: skip
+        said = outputs[name]
+        if (form := model.spec.settings.get("answers")) is not None:
+            loaded, said = make_small(loaded, said, str(form), f"{name}/{form}")
         decision = TensorSpec(name=confidence, dtype="float32", row_shape=())
         outline = PartOutline(
             name=head_name(cut), available={tensor.name: tensor for tensor in cut.tensors},
-            outputs=[outputs[name], decision],
-            answers=(outputs[name].name,), confidence=confidence,
+            outputs=[said, decision],
+            answers=(said.name,), confidence=confidence,
         )  # fmt: skip
         parts[name] = extract_part(loaded, outline)
     return parts
@@ -282,15 +287,22 @@ def _example(tensor: TensorSpec) -> Tensor:
     return torch.zeros(2, *tensor.row_shape, dtype=getattr(torch, dtype))
 
 
-def _check_answers(heads: Mapping[str, nn.Module], cuts: Mapping[str, Cut], answer: TensorSpec) -> None:
+def _check_answers(
+    heads: Mapping[str, nn.Module], cuts: Mapping[str, Cut], answer: TensorSpec, form: object
+) -> dict[str, tuple[int, ...]]:
+    """Returns the row shape of each head's answers, before they are brought to a small form."""
+    shapes = {}
     with torch.no_grad():
         for name, head in heads.items():
             found = tuple(head(*map(_example, _read_by(head, cuts[name]).values())).shape)
-            if found != (2, *answer.row_shape):
+            shapes[name] = found[1:]
+            small = found[1:] if form is None else SMALL_ANSWERS[str(form)].row_shape(found[1:])
+            if small != answer.row_shape:
                 raise GraphError(
                     f"the exit head of '{name}' answers {found[1:]} per row, the network itself "
                     f"{answer.row_shape}; both must have the same classes"
                 )
+    return shapes
 
 
 def _at_opset_of(model: Model, loaded: LoadedGraph) -> LoadedGraph:

@@ -1,0 +1,103 @@
+"""Dense families: the ONNX of each is its torch net at every batch size; a classifier's weights start their trunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from artifacts import GraphError, UsageError
+from export.from_torch.graphs import export_module
+from export.graphs.probing import open_graph, relative_error
+from export.nets import posenet, segmentation
+from export.nets.family import Family
+from export.nets.heads import features_read
+from export.nets.mobilenet import build_features
+from export.nets.multi_exit import MultiExitNet, backbone_cuts
+from export.nets.resnet import ResNet, ResNetConfig
+from export.nets.trunks import shared_before, stride_of
+
+SIZE = (3, 32, 64)
+CASES = [
+    (family, trunk, answer)
+    for family, answer in ((segmentation.FAMILY, (5, 32, 64)), (posenet.FAMILY, (5, 8, 16)))
+    for trunk in ("mobilenetv2", "resnet18")
+]
+
+
+def build(family: Family, trunk: str) -> MultiExitNet:
+    torch.manual_seed(0)
+    backbone = family.build(family.config(trunk=trunk, classes=5, input_shape=SIZE))
+    cuts = backbone_cuts(backbone, SIZE)
+    heads = {cut.name: family.build_head(cut, (), classes=5, kind="pooled") for cut in cuts[:-1]}
+    return MultiExitNet(backbone, heads).eval()
+
+
+class Flat(torch.nn.Module):
+    """All answers of a net, the final one last."""
+
+    def __init__(self, net: MultiExitNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        exits, final = self.net(x)
+        return (*exits.values(), final)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "trunk", "answer"), CASES)
+def test_the_graph_is_the_net_at_every_batch_size(family: Family, trunk: str, answer: tuple[int, ...]) -> None:
+    net = Flat(build(family, trunk))
+    loaded = export_module(net, (torch.rand(2, *SIZE),))
+    with open_graph(loaded.model) as runner:
+        for rows in (1, 3, 32):
+            x = torch.rand(rows, *SIZE)
+            with torch.inference_mode():
+                expected = net(x)
+            found = list(runner.run({loaded.inputs[0].name: x.numpy()}).values())
+            assert len(found) == len(expected) > 3
+            for mine, theirs in zip(found, expected, strict=True):
+                assert mine.shape == (rows, *answer)
+                assert relative_error(mine, np.asarray(theirs.numpy()))[1] < 1e-4
+
+
+def test_exits_read_what_is_there_by_then() -> None:
+    net = build(segmentation.FAMILY, "mobilenetv2")
+    read = {name: features_read(head) for name, head in zip(net.cut_names, net.heads, strict=True)}
+
+    assert read == {
+        "features.6": ("features.3",), "features.8": ("features.3", "features.6"),
+        "features.10": ("features.3", "features.6"), "features.13": ("features.3", "features.6"),
+    }  # fmt: skip
+    assert shared_before("layer3.0") == ()
+    assert [stride_of(name, dilated=True) for name in ("layer1.0", "layer2.1", "layer4.0")] == [4, 8, 8]
+
+
+@pytest.mark.parametrize("family", [segmentation.FAMILY, posenet.FAMILY])
+def test_weights_of_a_classifier_start_the_trunk(family: Family) -> None:
+    drawn = {f"features.{key}": value for key, value in build_features().state_dict().items()}
+    drawn |= {"classifier.1.weight": torch.zeros(9, 1280), "classifier.1.bias": torch.zeros(9)}
+    backbone = build(family, "mobilenetv2").backbone
+    own = {key: value.clone() for key, value in backbone.state_dict().items()}
+
+    backbone.load_state_dict(backbone.adapt_state(drawn))
+
+    state = backbone.state_dict()
+    assert torch.equal(state["trunk.features.9.conv.2.weight"], drawn["features.9.conv.2.weight"])
+    assert all(torch.equal(state[key], own[key]) for key in own if not key.startswith("trunk."))
+    assert backbone.adapt_state(state).keys() == state.keys()
+    with pytest.raises(GraphError, match="neither of this network nor of a classifier"):
+        backbone.adapt_state(ResNet(ResNetConfig(depth=18, input_shape=SIZE)).state_dict())
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UsageError, match=r"unknown trunk \(--trunk\) 'resnet19'"):
+        segmentation.SegmentationConfig(trunk="resnet19")
+    with pytest.raises(UsageError, match="multiples of 32"):
+        posenet.PoseConfig(input_shape=(3, 100, 96))
+    with pytest.raises(UsageError, match="one byte per pixel"):
+        segmentation.SegmentationConfig(classes=256)
+    with pytest.raises(UsageError, match="leave the flag out"):
+        segmentation.build_exit(backbone_cuts(build(segmentation.FAMILY, "resnet18").backbone, SIZE)[0], (),
+                                classes=5, kind="simple")  # fmt: skip
