@@ -58,7 +58,8 @@ __all__ = [
     "as_batch", "image_input", "load_run_data", "load_samples", "source_name",
     # certified tolerances
     "COUNTED_METRICS", "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test",
-    "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",
+    "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves",
+    "upper_share",
     # training and traces
     "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ensure_trace",
     "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",

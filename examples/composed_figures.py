@@ -5,8 +5,8 @@
     python -m calibration posenet --data figures --train joint
 
 A figure has 14 joints, named and ordered as in the Leeds Sports Poses, and stands, walks or stretches before a
-cluttered background; left and right limbs have different shades. Figures are spoiled by blur, noise and things in front of them,
-how badly is drawn for every figure. The same seed gives the same figures.
+cluttered background; left and right limbs have different shades. Figures are spoiled by blur, noise and things in
+front of them, how badly is drawn for every figure. The same seed gives the same figures.
 """
 
 from __future__ import annotations

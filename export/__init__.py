@@ -13,6 +13,8 @@ from export.options import ExportOptions
 
 if TYPE_CHECKING:
     from export.cli import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
+    from export.confidence.adding import recipes_like
+    from export.confidence.scoring import Scorer
     from export.cuts.parity import ParityReport, check_parity
     from export.cuts.separators import CutPlace, find_places
     from export.cuts.splitting import CutReport
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cli": ("SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options"),
+    "confidence.adding": ("recipes_like",),
+    "confidence.scoring": ("Scorer",),
     "cuts.parity": ("ParityReport", "check_parity"),
     "cuts.separators": ("CutPlace", "find_places"),
     "cuts.splitting": ("CutReport",),
@@ -64,8 +68,8 @@ __all__ = [
     "spread_evenly",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
-    "build_head", "features_read", "load_weights", "make_recipe", "pretrained_folder", "read_weights",
-    "reduce_features", "save_weights", "write_recipe",
+    "Scorer", "build_head", "features_read", "load_weights", "make_recipe", "pretrained_folder", "read_weights",
+    "recipes_like", "reduce_features", "save_weights", "write_recipe",
     # flags of the command line, for commands that export among other things
     "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip

@@ -47,6 +47,7 @@ class ExportOptions:
         preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
             neighbours or a family's recipe say.
         answers: what the network answers with, one of ``ANSWERS``; ``None``: what it says as it is.
+        confidence: of a family: the recipe by which confidences are computed; ``None``: the task's.
         input: ``float``: images are scaled and normalised before they enter; ``uint8``: the network does that itself.
     """
 
@@ -61,8 +62,11 @@ class ExportOptions:
     preprocess: str | None = None
     input: str = INPUTS[0]
     answers: str | None = None
+    confidence: str | None = None
 
     def __post_init__(self) -> None:
+        if self.confidence is not None and is_import(self.source):
+            raise UsageError(f"--confidence {self.confidence} is for the families; {self.source} has its task's")
         if self.answers is not None and self.answers not in ANSWERS:
             raise unknown_name("form of answers (--answers)", self.answers, ANSWERS)
         if self.input_shapes and not is_import(self.source):
@@ -156,6 +160,8 @@ class ExportOptions:
             yield "--input", self.input
         if self.answers is not None:
             yield "--answers", self.answers
+        if self.confidence is not None:
+            yield "--confidence", self.confidence
 
 
 def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:

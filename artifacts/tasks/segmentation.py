@@ -32,6 +32,7 @@ class Segmentation:
 
     name = "segmentation"
     metric_name = "mIoU"
+    quality_name = "mIoU per image"
     confidence = "mean-pixel"
     loss = "pixel-cross-entropy"
 

@@ -27,7 +27,7 @@ from calibration.training.losses import settle_loss
 from calibration.training.minibatches import Chunk, Epoch, draw_epoch
 from export import MultiExitNet
 
-_MEASURED_ROWS = 32  # at once: masks of all exits have to fit into memory
+MEASURED_ROWS = 32  # at once: masks of all exits have to fit into memory
 
 
 def train_joint(
@@ -127,7 +127,7 @@ def measure_exits(net: MultiExitNet, samples: Samples, task: Task, part: str) ->
     indices = samples.indices_of(part)
     sums: dict[str, MetricSum] = {}
     with torch.inference_mode():
-        for chunk in in_chunks(indices, _MEASURED_ROWS):
+        for chunk in in_chunks(indices, MEASURED_ROWS):
             targets = samples.targets(chunk)
             exits, final = net(_tensor(samples.inputs(chunk)))
             for name, answers in {**exits, FINAL_HEAD: final}.items():

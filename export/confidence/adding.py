@@ -38,6 +38,12 @@ def find_recipe(name: str) -> ConfidenceRecipe:
     return RECIPES[name]
 
 
+def recipes_like(name: str) -> tuple[str, ...]:
+    """Returns the names of all recipes for answers of the form that a recipe is for."""
+    form = find_recipe(name).applies
+    return tuple(other for other, recipe in RECIPES.items() if recipe.applies is form)
+
+
 def add_confidence(
     loaded: LoadedGraph, answer: TensorSpec, *, recipe: ConfidenceRecipe, terms: str, name: str
 ) -> tuple[LoadedGraph, str]:

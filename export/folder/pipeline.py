@@ -106,7 +106,7 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
 
 def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
     """Adds the confidences of the network's answer and of its exit heads, where the task's recipe applies to it."""
-    confidence = find_recipe(find_task(recipe.task).confidence)
+    confidence = find_recipe(recipe.confidence or find_task(recipe.task).confidence)
     if len(recipe.answers) != 1:
         return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
     values = sample_answers(loaded, (*recipe.answers, *recipe.heads.values()))

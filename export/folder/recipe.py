@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import PRECISIONS, Preprocessing, UsageError, to_plain
+from artifacts import PRECISIONS, Preprocessing, UsageError, find_task, to_plain, unknown_name
+from export.confidence.adding import recipes_like
 from export.nets.table import HEADS
 from export.options import ANSWERS, INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
@@ -15,6 +16,8 @@ from export.pixels.statements import Settled, Statement, record_statements
 EXPORT_PREFIX = "export."
 """How the names of a manifest's inputs begin that the export itself had; trained heads have others."""
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
+RECIPE = "confidence_recipe"
+"""The setting that names the recipe of the confidences, where that is not the task's."""
 CONFIDENCE = "confidence"
 """The name of the confidence among a graph's outputs; that of an exit is ``<cut>/confidence``."""
 _NOTHING_SAID = Settled()
@@ -71,6 +74,7 @@ class ExportRecipe:
         heads: cut name -> the output of the graph with the answer of its exit head.
         precision: one of ``artifacts.PRECISIONS``.
         form: a small form that answers are brought to, one of ``SMALL_ANSWERS``; ``None``: they stay as they are.
+        confidence: the recipe of the confidences; ``None``: the task's.
         source: how far the graph is from what it was made of.
         extra_files: writes further files into the staging folder, the weights of a torch family for instance.
     """
@@ -92,6 +96,7 @@ class ExportRecipe:
     heads: Mapping[str, str] = field(default_factory=dict)
     precision: str = PRECISIONS[0]
     form: str | None = None
+    confidence: str | None = None
     source: SourceParity = SourceParity()
     extra_files: Callable[[Path], None] | None = None
 
@@ -143,6 +148,20 @@ def check_answers(form: str | None, task: str) -> str | None:
         raise UsageError(f"--answers {form} is for the task {ANSWERS[form]}; this network's is {task}")
     as_it_is = next(name for name, its_task in ANSWERS.items() if its_task == task)
     return None if form == as_it_is else form
+
+
+def check_confidence(name: str | None, task: str) -> str | None:
+    """Returns the recipe of the confidences that was asked for; ``None`` for the task's own.
+
+    Raises:
+        UsageError: there is none of that name for such answers.
+    """
+    own = find_task(task).confidence
+    if name is None or name == own:
+        return None
+    if name not in recipes_like(own):
+        raise unknown_name(f"confidence for the task {task}", name, recipes_like(own))
+    return name
 
 
 def answers_record(form: str | None) -> dict[str, str]:

@@ -18,10 +18,12 @@ from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import (
     EXPORT_PREFIX,
     FORMAT,
+    RECIPE,
     ExportRecipe,
     Provenance,
     answers_record,
     check_answers,
+    check_confidence,
     input_record,
     precision_record,
 )
@@ -53,6 +55,7 @@ class NetSettings:
         precision: of the graphs; the net itself, and its weights, stay in float32.
         input: ``float``, or ``uint8`` where the graphs scale and normalise images themselves; the net itself does not.
         answers: what the graphs answer with, one of ``ANSWERS``; ``None``: what the net says as it is.
+        confidence: the recipe of their confidences; ``None``: the task's.
         said: what the user said about the images; ``None``: nothing.
     """
 
@@ -65,6 +68,7 @@ class NetSettings:
     precision: str = PRECISIONS[0]
     input: str = INPUTS[0]
     answers: str | None = None
+    confidence: str | None = None
     said: Statement | None = None
 
     def record(self) -> dict[str, str | int | float | bool]:
@@ -72,6 +76,7 @@ class NetSettings:
         return {
             **self.family.record(self.config), "every": self.every, "head": self.head, "weights": self.weights,
             **precision_record(self.precision), **input_record(self.input), **answers_record(self.answers),
+            **({} if self.confidence is None else {RECIPE: self.confidence}),
         }  # fmt: skip
 
     def parameters(self, *, segments: bool) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def read_net_settings(
         family=family, config=family.read(settings), every=settings["every"], head=settings["head"],
         weights=settings["weights"], preprocessing=preprocessing,
         precision=settings.get("precision", PRECISIONS[0]), input=settings.get("input", INPUTS[0]),
-        answers=settings.get("answers"),
+        answers=settings.get("answers"), confidence=settings.get(RECIPE),
     )  # fmt: skip
 
 
@@ -121,6 +126,7 @@ def export_family(
         precision=options.precision,
         input=options.input,
         answers=check_answers(options.answers, family.task),
+        confidence=check_confidence(options.confidence, family.task),
         said=said,
     )
     provenance = Provenance(
@@ -249,6 +255,7 @@ def publish_family(
         heads=heads,
         precision=settings.precision,
         form=settings.answers,
+        confidence=settings.confidence,
         source=compare_with_torch(loaded, still.backbone),
         extra_files=lambda staging: save_weights(staging / WEIGHTS_FILE, net, only=trained),
     )

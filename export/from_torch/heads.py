@@ -29,7 +29,7 @@ from artifacts import (
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.recipe import LOGITS, PROBABILITIES
 from export.cuts.splitting import PartOutline, extract_part
-from export.folder.recipe import CONFIDENCE
+from export.folder.recipe import CONFIDENCE, RECIPE
 from export.folder.writing import command_note, head_file, head_name, open_run_model, run_of, save_part
 from export.from_torch.graphs import export_module
 from export.from_torch.head_graphs import write_head
@@ -257,7 +257,7 @@ def _finish_heads(
     """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
     half = [tensor.name for cut in cuts.values() for tensor in cut.tensors if tensor.dtype == "float16"]
     loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
-    recipe = find_recipe(find_task(model.spec.task).confidence)
+    recipe = find_recipe(str(model.spec.settings.get(RECIPE) or find_task(model.spec.task).confidence))
     parts = {}
     for name, cut in cuts.items():
         loaded, confidence = add_confidence(

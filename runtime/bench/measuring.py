@@ -118,8 +118,8 @@ def measure_bundle(
     return {
         "model": spec.name, "engine": spec.backend, "batch_size": batch_size, "samples": len(queries),
         "rounds": config.rounds, "threads": config.threads or spec.threads, "precision": model.spec.precision,
-        "data": samples.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
-        **figures, "environment": environment_fingerprint(),
+        "metric_name": task.metric_name, "data": samples.name, "test_data": held_out,
+        "bundle_digest": opened.artifact.digest, **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
 
 
