@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo demo-segmentation demo-pose test test-engines check format rehearse-gpu pack-gpu clean
+.PHONY: demo demo-segmentation demo-pose test test-engines test-soak check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -34,11 +34,14 @@ demo-pose: $(VENV)/dev  ## poses of composed figures, from nothing to a measured
 	$(BIN)/python -m runtime.bench --run runs/figures --json runs/figures/bench.json
 	$(BIN)/python -m planner report --run runs/figures
 
-test: $(VENV)/engines  ## all tests but those of test-engines
+test: $(VENV)/engines  ## all tests but those of test-engines and test-soak
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
 	$(BIN)/python -m pytest -m engines
+
+test-soak: $(VENV)/dev ## random sequences of events for the scheduler, 100,000 of them
+	$(BIN)/python -m pytest -n 0 -m soak
 
 check: $(VENV)/dev     ## linters, types, architecture
 	$(BIN)/ruff check .
@@ -66,10 +69,10 @@ $(VENV)/dev: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, against which
-# tests check names: 300 MB
+# OpenVINO, TensorRT-RTX, which builds without a GPU, CUDA's compiler for the kernels, and the bindings of TensorRT, against which
+# tests check names: 430 MB
 $(VENV)/engines: $(VENV)/dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,cuda,tables,tensorrt-rtx]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,cuda,openvino,tables,tensorrt-rtx]'
 	for version in $(BINDINGS); do \
 		$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 			--dest $(VENV)/bindings tensorrt_cu13_bindings==$$version || exit 1; \

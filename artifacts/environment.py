@@ -15,6 +15,7 @@ from artifacts.errors import UsageError
 
 PACKAGES = (
     "pame", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "torch", "tensorrt", "tensorrt-rtx",
+    "openvino",
 )  # fmt: skip
 GIB = 1 << 30
 FREE_SHARE = 0.5

@@ -23,7 +23,7 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say, show_progress
 from engines.backends.building import builder
-from engines.backends.table import DEFAULT_BACKEND
+from engines.backends.table import DEFAULT_BACKEND, choose_backend
 from engines.build_progress import BuildWatch
 from engines.cache.bundled import find_bundle_engines, rebuild_bundle
 from engines.cache.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
@@ -96,7 +96,8 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision", metavar="|".join(PRECISIONS),
-        help="refuse a network of another precision; python -m export --precision chooses it",
+        help="refuse a network of another precision, which python -m export --precision chooses; bf16: have OpenVINO "
+        "compute in it",
     )  # fmt: skip
 
 
@@ -109,11 +110,11 @@ def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     run = find_run(arguments.run)
     sizes = tuple(arguments.batch_size or ())
     largest = arguments.max_batch_size or max(sizes, default=DEFAULT_MAX_BATCH_SIZE)
-    backend = arguments.engine or DEFAULT_BACKEND
+    backend, precision = choose_backend(arguments.engine or DEFAULT_BACKEND, arguments.precision)
     options = BuildOptions(max_batch_size=largest, batch_sizes=sizes, profiles=arguments.profiles)
     made_by = builder(backend, options)
     model = open_model(run.model, remedy=run.remedy("export"))
-    check_precision(model.spec, arguments.precision, run=run.root)
+    check_precision(model.spec, precision, run=run.root)
     results, graphs = [], _model_graphs(model.spec)
     with show_progress("building engines") as report:
         for index, graph in enumerate(graphs):

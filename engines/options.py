@@ -1,17 +1,19 @@
-"""``DeviceOptions`` and ``BuildOptions``: a caller's choices for a device and for a build, one value each.
+"""``DeviceOptions`` and ``BuildOptions``: a caller's choices for a device and for a build, and their keys.
 
 Options that only some backends know are fields here, so that no signature between a command and its backend names them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from artifacts import EngineKey, UsageError
 from engines.build_progress import UNWATCHED, BuildWatch
+from engines.identity.keys import BackendIdentity
+from engines.identity.onnx_facts import read_onnx_facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,3 +67,39 @@ def check_batch_sizes(sizes: Sequence[int], max_batch_size: int) -> tuple[int, .
     if max_batch_size < 1 or any(not 1 <= size <= max_batch_size for size in checked):
         raise UsageError(f"batch sizes {checked} must lie within 1 to max_batch_size={max_batch_size}")
     return checked
+
+
+def make_graph_key(
+    onnx: Path,
+    options: BuildOptions,
+    *,
+    backend: str,
+    identify: Callable[[], BackendIdentity],
+    recorded: Mapping[str, str],
+) -> EngineKey:
+    """Returns the key of an engine whose batch axis stays one axis, whatever sizes it is for.
+
+    Args:
+        onnx: the graph, its batch axis a named dimension.
+        options: what it is built for.
+        backend: the name of the backend.
+        identify: returns the identity of the backend on this machine.
+        recorded: the backend's own options, by name.
+
+    Raises:
+        UsageError: a batch size is not within 1 to the largest.
+        EngineError: ``onnx`` is not an ONNX graph.
+        MissingExtraError: the backend is not installed.
+    """
+    sizes = check_batch_sizes(options.batch_sizes, options.max_batch_size)
+    facts, identity = read_onnx_facts(onnx), identify()
+    return EngineKey(
+        onnx_digest=facts.digest,
+        backend=backend,
+        backend_version=identity.version,
+        device=identity.device,
+        precision=facts.precision,
+        batch_sizes=sizes,
+        max_batch_size=options.max_batch_size,
+        options=recorded,
+    )

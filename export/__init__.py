@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from export.graphs.loading import load_graph
     from export.nets.family import Family
     from export.nets.heads import HEAD_KINDS, answer_reduced, build_head, features_read, reduce_features
-    from export.nets.multi_exit import MultiExitNet, attach_heads, load_weights, read_weights, save_weights
+    from export.nets.multi_exit import MultiExitNet, attach_heads
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
+    from export.nets.weights import load_weights, read_weights, save_weights
     from export.sources import ensure_model, export_model
 
 _HOMES = {
@@ -52,9 +53,10 @@ _HOMES = {
     "graphs.loading": ("load_graph",),
     "nets.family": ("Family",),
     "nets.heads": ("HEAD_KINDS", "answer_reduced", "build_head", "features_read", "reduce_features"),
-    "nets.multi_exit": ("MultiExitNet", "attach_heads", "load_weights", "read_weights", "save_weights"),
+    "nets.multi_exit": ("MultiExitNet", "attach_heads"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
+    "nets.weights": ("load_weights", "read_weights", "save_weights"),
     "sources": ("ensure_model", "export_model"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}

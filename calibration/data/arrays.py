@@ -116,7 +116,7 @@ def load_npz(
             f"{source}: there is no array 'labels', and {unknown} are unknown; name the labels 'labels', or leave "
             "'images' (and 'split') alone for queries without labels"
         )
-    images, labels = _arrange(source, arrays["images"], want), arrays.get("labels")
+    images, labels = arrange_images(source, arrays["images"], want), arrays.get("labels")
     classes: tuple[str, ...] = ()
     if labels is not None:
         labels = check_labels(source, np.array(labels), count=len(images))
@@ -131,8 +131,12 @@ def load_npz(
     )  # fmt: skip
 
 
-def _arrange(source: Path, images: np.ndarray, want: ImageInput) -> np.ndarray:
-    """Returns a view of the images in the network's layout."""
+def arrange_images(source: Path, images: np.ndarray, want: ImageInput) -> np.ndarray:
+    """Returns a view of RGB or grey images (N, ...) uint8 in the network's layout and order of channels.
+
+    Raises:
+        InputError: they have another size than the network takes.
+    """
     expected = want.row_shape
     last = want.preprocessing.layout == "NHWC"
     if images.ndim == 3:

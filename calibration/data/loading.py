@@ -16,6 +16,7 @@ from calibration.data.arrays import ArrayImages, load_npz
 from calibration.data.files import FileImages, FolderFiles
 from calibration.data.folders import CLASSES_TXT, describe_counts, find_images, natural_key, read_classes
 from calibration.data.image_input import ImageInput
+from calibration.data.published.cifar10 import find_cifar10, load_cifar10
 from calibration.data.samples import PARTS
 from calibration.data.splits import Splitting, settle_parts, split_by_names
 from calibration.data.tables import find_tables, load_tables
@@ -30,9 +31,10 @@ def load_samples(
 ) -> ArrayImages | FileImages:  # fmt: skip
     """Loads one's own images, with labels or without, for a network.
 
-    Class folders (``calibration.data.folders``), Parquet or Arrow files (``calibration.data.tables``), a ``.csv`` with
-    the columns ``path`` and, where given, ``label`` and ``part``, or an ``.npz`` with ``images`` and, where given,
-    ``labels`` and ``split``. Image files are decoded, resized and normalised when they are asked for.
+    Class folders (``calibration.data.folders``), the binary files of CIFAR-10, Parquet or Arrow files
+    (``calibration.data.tables``), a ``.csv`` with the columns ``path`` and, where given, ``label`` and ``part``, or an
+    ``.npz`` with ``images`` and, where given, ``labels`` and ``split``. Image files are decoded, resized and normalised
+    when they are asked for.
 
     Data without parts is split at random, each class 60 / 20 / 20; without labels nothing can be trained, and 80
     calibrate and 20 test. Of data with only one part besides that for training, half calibrates and half tests.
@@ -48,7 +50,9 @@ def load_samples(
         InputError: nothing there, or not in one of these forms.
     """
     samples: ArrayImages | FileImages
-    if tables := find_tables(source):
+    if files := find_cifar10(source):
+        samples = load_cifar10(source, files, want, splitting=splitting, report=report)
+    elif tables := find_tables(source):
         samples = load_tables(source, tables, want, class_count=class_count, splitting=splitting, report=report)
     elif source.is_dir():
         samples = _load_folder(source, want, class_count, splitting, report)

@@ -1,12 +1,14 @@
 """The table of backends: every backend that PAME knows, one line each.
 
-A new backend is a folder with a ``backend.py`` beside ``ort`` and ``trt``, a line here, and an extra of its name.
+A new backend is a folder with a ``backend.py`` beside ``ort``, ``ov`` and ``trt``, a line here, and an extra of its
+name.
 """
 
 from __future__ import annotations
 
-from artifacts import unknown_name
+from artifacts import UsageError, unknown_name
 from engines.ort.backend import ONNXRUNTIME_BACKEND, ONNXRUNTIME_CUDA_BACKEND
+from engines.ov.backend import OPENVINO_BACKEND, OPENVINO_BF16_BACKEND
 from engines.protocols import Backend
 from engines.trt.backend import TENSORRT_BACKEND, TENSORRT_RTX_BACKEND
 
@@ -15,6 +17,8 @@ TABLE = (
     ONNXRUNTIME_CUDA_BACKEND,
     TENSORRT_BACKEND,
     TENSORRT_RTX_BACKEND,
+    OPENVINO_BACKEND,
+    OPENVINO_BF16_BACKEND,
 )
 BACKENDS = tuple(backend.name for backend in TABLE)
 DEFAULT_BACKEND = TABLE[0].name
@@ -30,3 +34,20 @@ def find_backend(name: str) -> Backend:
     if name not in _BY_NAME:
         raise unknown_name("engine backend", name, BACKENDS)
     return _BY_NAME[name]
+
+
+def choose_backend(name: str, precision: str | None) -> tuple[str, str | None]:
+    """Returns the backend and the precision of the graph that ``--engine`` and ``--precision`` mean together.
+
+    A precision may be arithmetic that a backend computes in, whatever the graph: ``openvino`` and ``bf16`` are
+    ``openvino-bf16``. Every other one is a property of the graph, and is returned as it is.
+
+    Raises:
+        UsageError: no engines of this backend compute in it, but those of another one do.
+    """
+    if f"{name}-{precision}" in _BY_NAME:
+        return f"{name}-{precision}", None
+    others = [other for other in BACKENDS if precision is not None and other.endswith(f"-{precision}")]
+    if others:
+        raise UsageError(f"--precision {precision}: {name} does not compute in it; use --engine {others[0]}")
+    return name, precision

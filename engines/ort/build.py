@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import EngineError, EngineKey
-from engines.options import BuildOptions
+from engines.options import BuildOptions, make_graph_key
 from engines.ort.blocked_layout import find_entries, insert_entries, used_entries
 from engines.ort.files import graph_file, weights_file
 from engines.ort.session import (
     ONNXRUNTIME,
     identify_onnxruntime,
     load_onnxruntime,
-    make_key,
     open_session,
     open_unchanged,
     session_options,
@@ -44,8 +43,10 @@ class OrtBuilder:
         return ONNXRUNTIME
 
     def key(self, onnx: Path) -> EngineKey:
-        """Returns the key of the engine that ``build`` would make; errors as ``make_key``."""
-        return make_key(onnx, self._options, backend=ONNXRUNTIME, identify=identify_onnxruntime, recorded=BUILD_OPTIONS)
+        """Returns the key of the engine that ``build`` would make; errors as ``make_graph_key``."""
+        return make_graph_key(
+            onnx, self._options, backend=ONNXRUNTIME, identify=identify_onnxruntime, recorded=BUILD_OPTIONS
+        )
 
     def build(self, onnx: Path, folder: Path, key: EngineKey) -> None:
         """Writes the optimised graph, or one per batch size, into ``folder``.

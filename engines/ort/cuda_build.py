@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from artifacts import EngineKey
-from engines.options import BuildOptions
+from engines.options import BuildOptions, make_graph_key
 from engines.ort.blocked_layout import load_onnx
 from engines.ort.cuda_session import (
     GRAPH_FILE,
@@ -19,7 +19,6 @@ from engines.ort.cuda_session import (
     identify_onnxruntime_cuda,
     open_cuda_session,
 )
-from engines.ort.session import make_key
 
 
 class OrtCudaBuilder:
@@ -33,12 +32,12 @@ class OrtCudaBuilder:
         return ONNXRUNTIME_CUDA
 
     def key(self, onnx: Path) -> EngineKey:
-        """Returns the key of the engine that ``build`` would make; errors as ``make_key``.
+        """Returns the key of the engine that ``build`` would make; errors as ``make_graph_key``.
 
         Raises:
             EngineError: there is no GPU.
         """
-        return make_key(
+        return make_graph_key(
             onnx, self._options, backend=ONNXRUNTIME_CUDA, identify=identify_onnxruntime_cuda, recorded=PROVIDER_OPTIONS
         )
 

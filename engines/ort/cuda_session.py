@@ -6,8 +6,8 @@ from typing import Any
 
 from artifacts import EngineError, MissingExtraError
 from engines.gpu.detection import find_gpu
+from engines.host.forks import outlive_forks
 from engines.identity.keys import BackendIdentity
-from engines.ort.forks import outlive_forks
 from engines.ort.session import load_onnxruntime, ort_errors, session_options, translate_error
 
 ONNXRUNTIME_CUDA = "onnxruntime-cuda"

@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from artifacts import EngineError, unknown_name
-from engines.ort.forks import check_process
+from engines.host.forks import check_process
 from engines.ort.session import open_session, ort_errors, session_options, translate_error
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.host.buffer_checks import check_host_buffers
+from engines.host.forks import check_process
 from engines.identity.keys import rebuild_command
 from engines.ort.files import graph_file
-from engines.ort.forks import check_process
 from engines.ort.session import DTYPES, bind_addresses, open_unchanged, ort_errors, translate_error
 from engines.protocols import Buffer, Execution
 

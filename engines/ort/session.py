@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from artifacts import EngineError, EngineKey, GraphSpec, MissingExtraError, UsageError, cpu_features_digest, cpu_name
+from artifacts import EngineError, GraphSpec, MissingExtraError, UsageError, cpu_features_digest, cpu_name
 from engines.gpu.arrays import DeviceArray
+from engines.host.forks import outlive_forks
 from engines.identity.keys import BackendIdentity
-from engines.identity.onnx_facts import read_onnx_facts
-from engines.options import BuildOptions, check_batch_sizes
-from engines.ort.forks import import_for_forks, outlive_forks
+from engines.ort.forks import import_for_forks
 
 ONNXRUNTIME = "onnxruntime"
 PROVIDERS = ["CPUExecutionProvider"]
@@ -62,42 +61,6 @@ def identify_onnxruntime() -> BackendIdentity:
     """Returns the identity of ONNX Runtime: optimised graphs have layouts for one version and one instruction set."""
     return BackendIdentity(
         version=load_onnxruntime().__version__, device=f"{cpu_name()} (features {cpu_features_digest()})"
-    )
-
-
-def make_key(
-    onnx: Path,
-    options: BuildOptions,
-    *,
-    backend: str,
-    identify: Callable[[], BackendIdentity],
-    recorded: Mapping[str, str],
-) -> EngineKey:
-    """Returns the key of an engine of one of ONNX Runtime's providers.
-
-    Args:
-        onnx: the graph, its batch axis a named dimension.
-        options: what it is built for.
-        backend: the name of the backend.
-        identify: returns the identity of the backend on this machine.
-        recorded: the backend's own options, by name.
-
-    Raises:
-        UsageError: a batch size is not within 1 to the largest.
-        EngineError: ``onnx`` is not an ONNX graph.
-        MissingExtraError: the provider is not installed.
-    """
-    sizes = check_batch_sizes(options.batch_sizes, options.max_batch_size)
-    facts, identity = read_onnx_facts(onnx), identify()
-    return EngineKey(
-        onnx_digest=facts.digest,
-        backend=backend,
-        backend_version=identity.version,
-        device=identity.device,
-        precision=facts.precision,
-        batch_sizes=sizes,
-        max_batch_size=options.max_batch_size,
-        options=recorded,
     )
 
 

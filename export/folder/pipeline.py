@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts import SAID_BY, Model, RunFolder, TensorSpec, find_task, read_json
+from export.answers.small import make_small
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.choice import ends_linear, find_terms, is_yes_or_no, widen_yes_or_no
 from export.cuts.parity import PARITY_JSON, ParityReport
@@ -16,7 +17,6 @@ from export.folder.recipe import CONFIDENCE, ExportRecipe
 from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_model
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import probe_tensors, sample_answers
-from export.graphs.small_answers import make_small
 from export.pixels.taking_bytes import take_bytes
 from export.precision.passes import apply_precision
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from artifacts import InputError, RunFolder, UsageError, unknown_name
 from export.folder.pipeline import ExportResult
 from export.from_torch.modules import TorchNetwork, publish_network
-from export.nets.multi_exit import read_weights
+from export.nets.weights import read_weights
 from export.options import PRETRAINED, TORCH_PREFIX, ExportOptions
 
 _PARALLEL = "module."  # what DataParallel writes before every key

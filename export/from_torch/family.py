@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from artifacts import PRECISIONS, Preprocessing, RunFolder, TensorSpec, UsageError, file_digest, open_artifact
+from artifacts import (
+    PRECISIONS,
+    GraphError,
+    Preprocessing,
+    RunFolder,
+    TensorSpec,
+    UsageError,
+    file_digest,
+    open_artifact,
+)
 from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
@@ -30,11 +39,12 @@ from export.folder.recipe import (
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
-from export.nets.family import Family
+from export.nets.family import Family, replace_options, settle_options
 from export.nets.heads import answer_features, features_read
-from export.nets.multi_exit import MultiExitNet, backbone_cuts, load_weights, read_weights, save_weights
+from export.nets.multi_exit import MultiExitNet, backbone_cuts
 from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
 from export.nets.table import HEADS, NetConfig, find_family
+from export.nets.weights import load_weights, read_weights, save_weights, split_heads, strip_parallel
 from export.options import INPUTS, PRETRAINED, RANDOM, ExportOptions
 from export.pixels.statements import Statement, read_statement, record_statements, settle_preprocessing
 
@@ -111,8 +121,12 @@ def export_family(
     run: RunFolder, family: Family, options: ExportOptions, *, report: Callable[[str], None]
 ) -> ExportResult:  # fmt: skip
     """Exports a net of a family, or reuses what is there; errors as ``export_model``."""
-    config = options.net or family.config()
-    source, recipe = _find_weights(family, config, options.weights)
+    config, given = options.net or family.config(), _GivenWeights()
+    if options.weights == PRETRAINED:
+        given = _find_shipped(family, config)
+    elif options.weights != RANDOM:
+        config, given = _read_given(family, config, Path(options.weights))
+    recipe = given.recipe
     said = None if options.preprocess is None else read_statement(options.preprocess)
     image = TensorSpec(name=INPUT, dtype="float32", row_shape=tuple(config.input_shape))
     settled = settle_preprocessing([] if said is None else [said], [image])
@@ -121,7 +135,7 @@ def export_family(
         config=config,
         every=options.every or (recipe.every if recipe else 1),
         head=options.head or (recipe.head if recipe else HEADS[0]),
-        weights=source.name if options.weights not in (PRETRAINED, RANDOM) and source else options.weights,
+        weights=options.weights if options.weights in (PRETRAINED, RANDOM) else Path(options.weights).name,
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision,
         input=options.input,
@@ -130,7 +144,7 @@ def export_family(
         said=said,
     )
     provenance = Provenance(
-        inputs={f"{EXPORT_PREFIX}weights": file_digest(source)} if source else {},
+        inputs={f"{EXPORT_PREFIX}weights": file_digest(given.file)} if given.file else {},
         parameters=settings.parameters(segments=options.segments),
         command=options.command(run),
     )
@@ -140,25 +154,26 @@ def export_family(
     own = settings.preprocessing
     for note in settled.notes if said or own is None else [f"images, as the weights' recipe says: {own.describe()}"]:
         report(note)
-    report(f"exporting {family.title(config)} ({settings.weights} weights) into {run.model}")
-    net, trained = build_net(settings, source)
+    shape = "x".join(map(str, config.input_shape))
+    report(
+        f"exporting {family.title(config)} ({settings.weights} weights) with {config.classes} classes and input "
+        f"{shape} into {run.model}"
+    )
+    net, trained = build_net(settings, given.state, where=str(given.file))
     return publish_family(run, net, settings, trained=trained, segments=options.segments, provenance=provenance)
 
 
-def _find_weights(family: Family, config: NetConfig, weights: str) -> tuple[Path | None, Recipe | None]:
-    if weights == RANDOM:
-        return None, None
-    if weights != PRETRAINED:
-        path = Path(weights)
-        if not path.is_file():
-            raise UsageError(f"--weights {path}: there is no such file; give a .safetensors or .pth file, or random")
-        recipe = read_recipe(path.parent) if (path.parent / RECIPE_JSON).is_file() else None
-        if recipe is not None and recipe.family != family.name:
-            raise UsageError(
-                f"--weights {path}: {RECIPE_JSON} beside it says that they are of the family '{recipe.family}', not of "
-                f"'{family.name}'. Export that family: python -m export {recipe.family} --weights {path}"
-            )
-        return path, recipe
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GivenWeights:
+    """Weights, where they come from, and what a recipe beside them says; nothing of that for a random start."""
+
+    file: Path | None = None
+    state: Mapping[str, Tensor] | None = None
+    recipe: Recipe | None = None
+
+
+def _find_shipped(family: Family, config: NetConfig) -> _GivenWeights:
+    """Returns the weights that ship with PAME for just these options."""
     folder = find_pretrained(family.name, family.record(config))
     if folder is None:
         raise UsageError(
@@ -166,18 +181,47 @@ def _find_weights(family: Family, config: NetConfig, weights: str) -> tuple[Path
             f"{','.join(map(str, config.input_shape))}. Give some with --weights FILE, or start with --weights random"
         )
     artifact = open_artifact(folder, kind="weights", remedy="pip install --force-reinstall pame")
-    return artifact.path(WEIGHTS_FILE), read_recipe(folder)
+    file = artifact.path(WEIGHTS_FILE)
+    return _GivenWeights(file=file, state=read_weights(file), recipe=read_recipe(folder))
 
 
-def build_net(settings: NetSettings, weights: Path | None) -> tuple[MultiExitNet, tuple[str, ...]]:
+def _read_given(family: Family, config: NetConfig, path: Path) -> tuple[NetConfig, _GivenWeights]:
+    """Reads weights of one's own, or of others, and settles with them which network of the family it is."""
+    state = read_weights(path)
+    recipe = read_recipe(path.parent) if (path.parent / RECIPE_JSON).is_file() else None
+    if recipe is not None and recipe.family != family.name:
+        raise UsageError(
+            f"--weights {path}: {RECIPE_JSON} beside it says that they are of the family '{recipe.family}', not of "
+            f"'{family.name}'. Export that family: python -m export {recipe.family} --weights {path}"
+        )
+    if recipe is not None and config.input_shape == family.config().input_shape:
+        config = replace_options(config, input_shape=family.read(recipe.options).input_shape)
+    if family.fit_state is None:
+        return config, _GivenWeights(file=path, state=state, recipe=recipe)
+    backbone, heads = split_heads(state)
+    try:
+        fitted = family.fit_state(strip_parallel(backbone))
+    except GraphError as error:
+        raise GraphError(f"--weights {path}: {error}") from error
+    settled = settle_options(family, config, fitted, where=str(path))
+    return settled, _GivenWeights(file=path, state={**fitted.state, **heads}, recipe=recipe)
+
+
+def build_net(
+    settings: NetSettings, state: Mapping[str, Tensor] | None, *, where: str
+) -> tuple[MultiExitNet, tuple[str, ...]]:
     """Builds a net and loads its weights; untrained parts are drawn with seed 0.
+
+    Args:
+        settings: which net.
+        state: its weights in the family's names; ``None``: all is drawn.
+        where: names them in messages.
 
     Returns:
         The net in evaluation mode, and the cuts whose heads were loaded.
 
     Raises:
-        InputError: the file cannot be read as weights.
-        GraphError: they do not fit the net.
+        GraphError: the weights do not fit the net.
     """
     family, config = settings.family, settings.config
     with torch.random.fork_rng(devices=[]):
@@ -190,9 +234,7 @@ def build_net(settings: NetSettings, weights: Path | None) -> tuple[MultiExitNet
             )
             for cut in thin(cuts[:-1], settings.every)
         })  # fmt: skip
-    trained: tuple[str, ...] = ()
-    if weights is not None:
-        trained = load_weights(net, read_weights(weights), where=str(weights))
+    trained = () if state is None else load_weights(net, state, where=where)
     net.eval()
     return net, trained
 

@@ -26,6 +26,7 @@ from artifacts import (
     recorded_command,
     write_model_spec,
 )
+from export.answers.small import SMALL_ANSWERS, make_small
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.recipe import LOGITS, PROBABILITIES
 from export.cuts.splitting import PartOutline, extract_part
@@ -36,10 +37,9 @@ from export.from_torch.head_graphs import write_head
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
-from export.graphs.small_answers import SMALL_ANSWERS, make_small
 from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read
-from export.nets.multi_exit import head_state
 from export.nets.shipped_weights import WEIGHTS_FILE
+from export.nets.weights import head_state
 from export.precision.passes import apply_precision
 
 _log = logging.getLogger("pame.export")

@@ -12,6 +12,7 @@ from export.folder.writing import export_inputs, run_of
 from export.from_torch.family import build_net, publish_family, read_net_settings
 from export.nets.multi_exit import MultiExitNet
 from export.nets.shipped_weights import WEIGHTS_FILE, Recipe
+from export.nets.weights import read_weights
 
 
 def rebuild_net(model: Model) -> MultiExitNet:
@@ -26,7 +27,8 @@ def rebuild_net(model: Model) -> MultiExitNet:
             f"python -m calibration --train frozen --run {run_of(model).root}"
         )
     settings = read_net_settings(model.spec.family, model.spec.settings, None)
-    net, _ = build_net(settings, model.artifact.path(WEIGHTS_FILE))
+    file = model.artifact.path(WEIGHTS_FILE)
+    net, _ = build_net(settings, read_weights(file), where=str(file))
     return net
 
 

@@ -1,8 +1,11 @@
-"""The ``resnet`` family: CIFAR-style 20/32/44/56 and ImageNet-style 18/34/50/101/152.
+"""The ``resnet`` family: CIFAR-style 20/32/44/56/110 and ImageNet-style 18/34/50/101/152.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016. The ImageNet ones name their parameters as
 torchvision does, so that its checkpoints load; the CIFAR ones follow the same scheme with three stages of
-16, 32 and 64 channels and projection shortcuts. An exit may sit after every residual block but the last.
+16, 32 and 64 channels. Where a stage begins, the shortcut is a projection or, as in the paper's CIFAR networks
+("option A"), every second pixel with channels of zeros beside, which has no parameters. What state dicts of others are
+of, and how their names become these, stands in ``export.nets.resnet_states``. An exit may sit after every residual
+block but the last.
 """
 
 from __future__ import annotations
@@ -13,17 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from artifacts import UsageError
-from export.nets.family import Backbone, Family
+from artifacts import UsageError, unknown_name
+from export.nets.family import Backbone, Family, check_image_options
+from export.nets.resnet_states import CIFAR_WIDTHS, IMAGENET_BLOCKS, fit_state
 
-CIFAR_DEPTHS = (20, 32, 44, 56)
-IMAGENET_BLOCKS = {
-    18: (2, 2, 2, 2),
-    34: (3, 4, 6, 3),
-    50: (3, 4, 6, 3),
-    101: (3, 4, 23, 3),
-    152: (3, 8, 36, 3),
-}
+CIFAR_DEPTHS = (20, 32, 44, 56, 110)
+SHORTCUTS = ("projection", "padding")
+STEMS = ("auto", "cifar", "imagenet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +30,26 @@ class ResNetConfig:
     """Which ResNet.
 
     Attributes:
-        depth: 20, 32, 44, 56 (CIFAR style) or 18, 34, 50, 101, 152 (ImageNet style).
+        depth: 20, 32, 44, 56, 110 (CIFAR style) or 18, 34, 50, 101, 152 (ImageNet style).
+        shortcut: where a stage begins: ``projection`` (1x1 convolution) or, in the CIFAR style, ``padding``.
+        stem: ``imagenet``: a 7x7 convolution and a pooling, which leave a sixteenth of the pixels; ``cifar``: a 3x3
+            convolution; ``auto``: as the style says.
         classes: number of classes.
         input_shape: (channels, height, width) of an image.
     """
 
     depth: int = field(default=32, metadata={"help": "which ResNet"})
+    shortcut: str = field(
+        default=SHORTCUTS[0],
+        metadata={
+            "help": f"{' or '.join(SHORTCUTS)}, which has no parameters: where a stage begins",
+            "recorded_if_changed": True,
+        },
+    )
+    stem: str = field(
+        default=STEMS[0],
+        metadata={"help": f"{', '.join(STEMS)}: how a network begins; auto: by its depth", "recorded_if_changed": True},
+    )
     classes: int = field(default=10, metadata={"help": "number of classes"})
     input_shape: tuple[int, int, int] = (1, 28, 28)
 
@@ -44,10 +57,35 @@ class ResNetConfig:
         if self.depth not in (*CIFAR_DEPTHS, *IMAGENET_BLOCKS):
             choices = ", ".join(map(str, sorted((*CIFAR_DEPTHS, *IMAGENET_BLOCKS))))
             raise UsageError(f"there is no ResNet of depth {self.depth}; choose --depth from {choices}")
-        if self.classes < 2:
-            raise UsageError(f"--classes {self.classes}: a classifier needs at least 2")
-        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
-            raise UsageError(f"--input-shape {self.input_shape}: expected channels,height,width, e.g. 3,224,224")
+        check_image_options(self)
+        if self.shortcut not in SHORTCUTS:
+            raise unknown_name("shortcut", self.shortcut, SHORTCUTS)
+        if self.stem not in STEMS:
+            raise unknown_name("stem", self.stem, STEMS)
+        if self.shortcut != SHORTCUTS[0] and not self.is_small:
+            raise UsageError(f"--shortcut {self.shortcut}: ResNet-{self.depth} has projections; leave the flag out")
+
+    @property
+    def is_small(self) -> bool:
+        """Is it one of the CIFAR style?"""
+        return self.depth in CIFAR_DEPTHS
+
+    @property
+    def keeps_pixels(self) -> bool:
+        """Does its first convolution keep the resolution?"""
+        return self.is_small if self.stem == STEMS[0] else self.stem == "cifar"
+
+
+class PaddedShortcut(nn.Module):
+    """Every second pixel, between channels of zeros: (B, C, H, W) -> (B, out, H/2, W/2); no parameters."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        before = (out - channels) // 2
+        self.padding = (0, 0, 0, 0, before, out - channels - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x[:, :, ::2, ::2], self.padding)
 
 
 class BasicBlock(nn.Module):
@@ -55,13 +93,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, *, shortcut: str) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = _shortcut(channels, width, stride)
+        self.downsample = _build_shortcut(channels, width, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -74,7 +112,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, *, shortcut: str) -> None:
         super().__init__()
         out = width * self.expansion
         self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
@@ -83,7 +121,7 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
-        self.downsample = _shortcut(channels, out, stride)
+        self.downsample = _build_shortcut(channels, out, stride, shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn1(self.conv1(x)))
@@ -92,9 +130,11 @@ class Bottleneck(nn.Module):
         return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
-def _shortcut(channels: int, out: int, stride: int) -> nn.Module | None:
+def _build_shortcut(channels: int, out: int, stride: int, kind: str) -> nn.Module | None:
     if stride == 1 and channels == out:
         return None
+    if kind == "padding":
+        return PaddedShortcut(channels, out)
     return nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
 
@@ -111,14 +151,16 @@ class ResNet(Backbone):
         blocks: tuple[int, ...]
         widths: tuple[int, ...]
         kind: type[BasicBlock] | type[Bottleneck]
-        if config.depth in CIFAR_DEPTHS:
-            blocks, widths, kind = ((config.depth - 2) // 6,) * 3, (16, 32, 64), BasicBlock
-            self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
-            self.maxpool: nn.Module = nn.Identity()
+        if config.is_small:
+            blocks, widths, kind = ((config.depth - 2) // 6,) * 3, CIFAR_WIDTHS, BasicBlock
         else:
             blocks, widths = IMAGENET_BLOCKS[config.depth], (64, 128, 256, 512)
             kind = BasicBlock if config.depth < 50 else Bottleneck
-            self.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
+        if config.keeps_pixels:
+            self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
+            self.maxpool: nn.Module = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(channels, widths[0], 7, 2, 3, bias=False)
             self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.layers: list[str] = []
@@ -126,7 +168,8 @@ class ResNet(Backbone):
         for index, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             layer = nn.Sequential()
             for position in range(count):
-                layer.append(kind(inner, width, 2 if index > 0 and position == 0 else 1))
+                stride = 2 if index > 0 and position == 0 else 1
+                layer.append(kind(inner, width, stride, shortcut=config.shortcut))
                 inner = width * kind.expansion
             self.add_module(f"layer{index + 1}", layer)
             self.layers.append(f"layer{index + 1}")
@@ -157,4 +200,7 @@ class ResNet(Backbone):
         return features, self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
 
 
-FAMILY = Family(name="resnet", config=ResNetConfig, build=ResNet, title=lambda config: f"ResNet-{config.depth}")
+FAMILY = Family(
+    name="resnet", config=ResNetConfig, build=ResNet, fit_state=fit_state,
+    title=lambda config: f"ResNet-{config.depth}",
+)  # fmt: skip

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from export.nets.family import Family
 
 FAMILIES = {
-    "posenet": "export.nets.posenet",
+    "mobilenetv2": "export.nets.mobilenetv2",
+    "posenet": "export.nets.dense.posenet",
     "resnet": "export.nets.resnet",
-    "segmentation": "export.nets.segmentation",
+    "segmentation": "export.nets.dense.segmentation",
+    "vgg16": "export.nets.vgg",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
-_ANNOUNCED = ("bert", "mobilenetv2", "vgg16")
+_ANNOUNCED = ("bert",)
 
 
 class NetConfig(Protocol):

@@ -20,6 +20,7 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from calibration import CalibrationOptions, add_calibration_flags, read_training
+from engines import choose_backend
 from export import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
 from planner.certify.evidence import metric_word
 from planner.commands.sweep import read_tolerances, sweep
@@ -73,6 +74,7 @@ def main(argv: Sequence[str], *, epilog: str = "") -> int:
     words = list(argv)
 
     def body(_: argparse.Namespace) -> dict[str, Any]:
+        arguments.engine, arguments.precision = choose_backend(arguments.engine, arguments.precision)
         if arguments.source is not None:
             return plan_from_source(arguments, family, words)
         _check_no_source_flags(arguments)

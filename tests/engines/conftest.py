@@ -131,17 +131,18 @@ def ort_folder(onnx_file: Path, graph: GraphSpec, cache: Path) -> Path:
     return ensure_engine(onnx_file, graph, cache, backend="onnxruntime", options=BuildOptions(max_batch_size=16))
 
 
-@pytest.fixture(params=["fake", "fake fixed", "onnxruntime", "onnxruntime fixed"])
+@pytest.fixture(params=["fake", "fake fixed", "onnxruntime", "onnxruntime fixed", "openvino", "openvino fixed"])
 def engine(request: pytest.FixtureRequest, graph: GraphSpec, cache: Path) -> Iterator[Engine]:
     """Every kind of engine: up to 16 rows, or exactly 2, 4 and 8."""
     sizes = (2, 4, 8) if "fixed" in request.param else ()
     if request.param.startswith("fake"):
         made: Engine = FakeEngine(graph, max_batch_size=16, batch_sizes=sizes)
     else:
-        pytest.importorskip("onnxruntime")
+        backend = request.param.partition(" ")[0]
+        pytest.importorskip(backend)
         onnx = request.getfixturevalue("onnx_file")
         options = BuildOptions(max_batch_size=16, batch_sizes=sizes)
-        folder = ensure_engine(onnx, graph, cache, backend="onnxruntime", options=options)
+        folder = ensure_engine(onnx, graph, cache, backend=backend, options=options)
         made = open_engine(folder, graph, threads=2, onnx=onnx)
     yield made
     made.close()

@@ -30,7 +30,7 @@ from engines import (
     open_engine,
 )
 from engines.backends import table
-from engines.backends.table import TABLE, find_backend
+from engines.backends.table import TABLE, choose_backend, find_backend
 from engines.cli import main
 from engines.identity.description import EngineDescription
 from engines.identity.keys import ENGINE_JSON, KIND, BackendIdentity
@@ -38,7 +38,7 @@ from engines.protocols import Backend, EngineBuilder
 
 ROOT = Path(__file__).parents[3]
 ENGINES = Path(engines.__file__).parent
-OWN_FOLDERS = ("ort", "trt")
+OWN_FOLDERS = ("ort", "ov", "trt")
 
 
 def test_every_backend_has_every_factory() -> None:
@@ -79,7 +79,7 @@ def test_an_unknown_backend_is_refused_everywhere() -> None:
 
 def test_no_backend_is_named_outside_its_folder_and_the_table() -> None:
     """Adding a backend must need its folder, a line of the table and an extra, and nothing else."""
-    pattern = re.compile(r"\bif .*backend (==|!=|in|not in)\b|TENSORRT|ONNXRUNTIME")
+    pattern = re.compile(r"\bif .*backend (==|!=|in|not in)\b|TENSORRT|ONNXRUNTIME|OPENVINO")
     allowed = {ENGINES / "backends" / "table.py"}
     sources = [
         path
@@ -159,3 +159,23 @@ def test_a_backend_of_the_table_is_opened_listed_verified_and_inspected(
     assert builder("other", BuildOptions(max_batch_size=8)).backend == "other"
     assert fixed_batch_sizes("other", BuildOptions(max_batch_size=8, batch_sizes=(2,))) == (2,)
     assert open_device("other").name == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "expected"),
+    [
+        ("openvino", "bf16", ("openvino-bf16", None)),
+        ("openvino", "fp16", ("openvino", "fp16")),
+        ("onnxruntime", None, ("onnxruntime", None)),
+        ("nonsense", "fp32", ("nonsense", "fp32")),
+    ],
+)
+def test_a_precision_may_be_arithmetic_of_a_backend(
+    name: str, precision: str | None, expected: tuple[str, str | None]
+) -> None:
+    assert choose_backend(name, precision) == expected
+
+
+def test_arithmetic_that_a_backend_does_not_have_names_one_that_does() -> None:
+    with pytest.raises(UsageError, match="onnxruntime does not compute in it; use --engine openvino-bf16"):
+        choose_backend("onnxruntime", "bf16")

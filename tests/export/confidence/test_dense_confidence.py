@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from artifacts import GraphError, TensorSpec, find_keypoints
+from export.answers.small import SMALL_ANSWERS, make_small
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.recipe import LOGITS, PROBABILITIES
 from export.graphs.loading import load_graph
 from export.graphs.probing import open_graph
-from export.graphs.small_answers import SMALL_ANSWERS, make_small
 from export.options import ANSWERS
 
 onnx = pytest.importorskip("onnx", reason="writes ONNX graphs: pip install 'pame[export]'")

@@ -219,11 +219,23 @@ def test_weights_files(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
-    save_file(ResNet(ResNetConfig(depth=20, classes=5)).state_dict(), tmp_path / "w.safetensors")
-    options = dataclasses.replace(TINY, weights=str(tmp_path / "w.safetensors"))
-    with pytest.raises(GraphError, match="does not fit this network.*--classes"):
-        export_model(RunFolder(root=tmp_path / "run"), options)
-    assert not (tmp_path / "run" / "model").exists()
+    state = ResNet(ResNetConfig(depth=20)).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    run = RunFolder(root=tmp_path / "run")
+    deeper = ExportOptions(net=ResNetConfig(depth=44), weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(UsageError, match=r"--depth 44: .*w\.safetensors is of a network with 20"):
+        export_model(run, deeper)
+    coloured = ExportOptions(net=ResNetConfig(input_shape=(3, 32, 32)), weights=str(tmp_path / "w.safetensors"))
+    with pytest.raises(UsageError, match="--input-shape 3,32,32: .* images of 1 channels"):
+        export_model(run, coloured)
+    del state["layer2.1.bn1.weight"]
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(GraphError, match=r"does not fit this network.*layer2\.1\.bn1\.weight.*Check the options"):
+        export_model(run, dataclasses.replace(TINY, weights=str(tmp_path / "w.safetensors")))
+    save_file({"blocks.0.weight": torch.zeros(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(GraphError, match="not of a ResNet: they begin with blocks.0.weight"):
+        export_model(run, dataclasses.replace(TINY, weights=str(tmp_path / "w.safetensors")))
+    assert not run.model.exists()
 
 
 def test_stored_weights_hold_the_trained_heads_only(tiny_run: RunFolder, tiny_with_heads: Model) -> None:

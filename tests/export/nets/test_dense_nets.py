@@ -9,13 +9,13 @@ import torch
 from artifacts import GraphError, UsageError
 from export.from_torch.graphs import export_module
 from export.graphs.probing import open_graph, relative_error
-from export.nets import posenet, segmentation
+from export.nets.dense import posenet, segmentation
+from export.nets.dense.trunks import shared_before, stride_of
 from export.nets.family import Family
 from export.nets.heads import features_read
 from export.nets.mobilenet import build_features
 from export.nets.multi_exit import MultiExitNet, backbone_cuts
 from export.nets.resnet import ResNet, ResNetConfig
-from export.nets.trunks import shared_before, stride_of
 
 SIZE = (3, 32, 64)
 CASES = [

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from artifacts import Cut, UsageError
-from export.nets.dense_heads import FusedHead, MapsHead
-from export.nets.family import Backbone, Family
-from export.nets.segmentation import check_kind, mobilenet_shapes
-from export.nets.trunks import (
+from export.nets.dense.heads import FusedHead, MapsHead
+from export.nets.dense.segmentation import check_kind, mobilenet_shapes
+from export.nets.dense.trunks import (
     MOBILENET,
     SHARED,
     adapt_to_trunk,
@@ -25,6 +24,7 @@ from export.nets.trunks import (
     shared_before,
     stride_of,
 )
+from export.nets.family import Backbone, Family
 
 _STRIDE = 4  # of the heat maps
 _EXIT_WIDTH, _FINAL_WIDTH = 48, 96

@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from artifacts import Cut, UsageError
-from export.nets.dense_heads import FusedHead, MapsHead, ObjectContext
-from export.nets.family import Backbone, Family
-from export.nets.table import HEADS
-from export.nets.trunks import (
+from export.nets.dense.heads import FusedHead, MapsHead, ObjectContext
+from export.nets.dense.trunks import (
     MOBILENET,
     SHARED,
     adapt_to_trunk,
@@ -25,6 +23,8 @@ from export.nets.trunks import (
     shared_before,
     stride_of,
 )
+from export.nets.family import Backbone, Family
+from export.nets.table import HEADS
 
 _FINEST = 4  # the stride of fused answers, before they are enlarged
 _EXIT_WIDTH, _FINAL_WIDTH = 32, 64

@@ -1,0 +1,77 @@
+"""Load: how many rows come per second, measured with exponentially fading memory, and the switch that follows it."""
+
+from __future__ import annotations
+
+import math
+
+from runtime.scheduling.decisions import AUTO, POOLED, Policy
+from runtime.scheduling.tables import StageCosts
+
+_LEAST_GAIN = 1.05  # below it, what pooling saves is within the error of the times
+_SWITCH_AT = 0.85  # of the chain's capacity; below it, pooling costs more waiting than it saves
+_HYSTERESIS = 0.05
+_LEAST_CHAINS = 2.3  # where there is less time than that many passes of a full batch, pooling makes more rows late
+
+
+class LoadMeter:
+    """Rows per second. A row that came ``t`` ago counts ``exp(-t / window)``.
+
+    Args:
+        window_s: how long ago things fade.
+    """
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._rows = 0.0
+        self._at = -math.inf
+        self._since: float | None = None
+
+    def add(self, rows: int, now: float) -> None:
+        """Counts rows that come now; a time before the last one counts as the last."""
+        self._fade(now)
+        self._rows += rows
+
+    def rows_per_s(self, now: float) -> float:
+        """Returns the rate; while less than a window has passed since the first row, that of the time that has."""
+        if self._since is None:
+            return 0.0
+        self._fade(now)
+        seen = 1 - math.exp(-(self._at - self._since) / self._window_s)
+        return self._rows / (self._window_s * max(seen, 0.1))
+
+    def _fade(self, now: float) -> None:
+        if self._since is None:
+            self._since = self._at = now
+        elif now > self._at:
+            self._rows *= math.exp(-(now - self._at) / self._window_s)
+            self._at = now
+
+
+class PoolingSwitch:
+    """Whether batches share stages. ``auto`` pools where the tables promise a gain, the requests leave the time for it,
+    and the load is near what the chain can do; the chain wins every tie.
+
+    Args:
+        policy: what was asked for.
+        costs: of the stages.
+        slo_s: how long after it came a request is due.
+    """
+
+    def __init__(self, policy: Policy, costs: StageCosts, slo_s: float) -> None:
+        self._worth_it = (
+            policy.kind == AUTO and costs.gain >= _LEAST_GAIN and slo_s >= _LEAST_CHAINS * costs.remaining_s[0][-1]
+        )
+        self._capacity = costs.chain_capacity
+        self.pooling = policy.kind == POOLED
+        self.margin_s = policy.margin_s
+
+    @property
+    def follows_load(self) -> bool:
+        """Whether ``update`` can change anything."""
+        return self._worth_it
+
+    def update(self, rows_per_s: float) -> None:
+        """Follows the load."""
+        if self._worth_it:
+            limit = _SWITCH_AT - _HYSTERESIS if self.pooling else _SWITCH_AT
+            self.pooling = rows_per_s >= limit * self._capacity
