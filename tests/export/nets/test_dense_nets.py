@@ -1,14 +1,11 @@
-"""Dense families: the ONNX of each is its torch net at every batch size; a classifier's weights start their trunks."""
+"""Dense families: what exits read, the shapes of answers; a classifier's weights start their trunks."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from artifacts import GraphError, UsageError
-from export.from_torch.graphs import export_module
-from export.graphs.probing import open_graph, relative_error
 from export.nets.dense import posenet, segmentation
 from export.nets.dense.trunks import shared_before, stride_of
 from export.nets.family import Family
@@ -18,11 +15,6 @@ from export.nets.multi_exit import MultiExitNet, backbone_cuts
 from export.nets.resnet import ResNet, ResNetConfig
 
 SIZE = (3, 32, 64)
-CASES = [
-    (family, trunk, answer)
-    for family, answer in ((segmentation.FAMILY, (5, 32, 64)), (posenet.FAMILY, (5, 8, 16)))
-    for trunk in ("mobilenetv2", "resnet18")
-]
 
 
 def build(family: Family, trunk: str) -> MultiExitNet:
@@ -33,33 +25,15 @@ def build(family: Family, trunk: str) -> MultiExitNet:
     return MultiExitNet(backbone, heads).eval()
 
 
-class Flat(torch.nn.Module):
-    """All answers of a net, the final one last."""
+@pytest.mark.parametrize("trunk", ["mobilenetv2", "resnet18", "resnet50"])
+@pytest.mark.parametrize(("family", "answer"), [(segmentation.FAMILY, (5, 32, 64)), (posenet.FAMILY, (5, 8, 16))])
+def test_every_exit_answers_like_the_final_head(family: Family, trunk: str, answer: tuple[int, ...]) -> None:
+    net = build(family, trunk)
+    with torch.inference_mode():
+        exits, final = net(torch.rand(2, *SIZE))
 
-    def __init__(self, net: MultiExitNet) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        exits, final = self.net(x)
-        return (*exits.values(), final)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "trunk", "answer"), CASES)
-def test_the_graph_is_the_net_at_every_batch_size(family: Family, trunk: str, answer: tuple[int, ...]) -> None:
-    net = Flat(build(family, trunk))
-    loaded = export_module(net, (torch.rand(2, *SIZE),))
-    with open_graph(loaded.model) as runner:
-        for rows in (1, 3, 32):
-            x = torch.rand(rows, *SIZE)
-            with torch.inference_mode():
-                expected = net(x)
-            found = list(runner.run({loaded.inputs[0].name: x.numpy()}).values())
-            assert len(found) == len(expected) > 3
-            for mine, theirs in zip(found, expected, strict=True):
-                assert mine.shape == (rows, *answer)
-                assert relative_error(mine, np.asarray(theirs.numpy()))[1] < 1e-4
+    assert {tuple(found.shape) for found in (*exits.values(), final)} == {(2, *answer)}
+    assert len(exits) == len([*net.backbone.blocks()]) - 1
 
 
 def test_exits_read_what_is_there_by_then() -> None:
