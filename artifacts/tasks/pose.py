@@ -43,7 +43,8 @@ class Pose:
     def agreement(self, answers: Answers, final: Answers, /) -> np.ndarray:
         mine, theirs = (find_keypoints(found[0])[..., :2] for found in (answers, final))
         close: np.ndarray = np.linalg.norm(mine - theirs, axis=-1) <= _SAME_PLACE
-        return close.mean(axis=1).astype(np.float32)
+        shares: np.ndarray = close.mean(axis=1)
+        return shares.astype(np.float32)
 
     def counts(self, _answers: Answers, _targets: np.ndarray, /) -> np.ndarray | None:
         return None

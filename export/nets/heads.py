@@ -20,6 +20,7 @@ that, which is small, and never the features themselves: ``reduce_features`` and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +151,8 @@ def reduce_features(head: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
     ``features_read`` names; with them they become one row.
     """
     if features_read(head):
-        packed: Tensor = head.reduce(x, *others)
+        fused: Any = head
+        packed: Tensor = fused.reduce(x, *others)
         return packed
     if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
         return reduce_features(head[1], head[0](x))
@@ -161,8 +163,9 @@ def answer_reduced(head: nn.Module, reduced: Tensor) -> Tensor:
     """Returns a head's logits for what ``reduce_features`` returned."""
     if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
         return answer_reduced(head[1], reduced)
+    own: Any = head
     begins = isinstance(head, MapHead | TokenHead) or features_read(head)
-    answer: Tensor = head.answer(reduced) if begins else head(reduced)
+    answer: Tensor = own.answer(reduced) if begins else own(reduced)
     return answer
 
 

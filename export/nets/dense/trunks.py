@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from artifacts import GraphError, UsageError, unknown_name
 from export.nets.mobilenet import build_features, run_blocks
-from export.nets.resnet import IMAGENET_BLOCKS, ResNet, ResNetConfig
+from export.nets.resnet import ResNet, ResNetConfig
+from export.nets.resnet_states import IMAGENET_BLOCKS
 
 MOBILENET = "mobilenetv2"
 TRUNKS = (MOBILENET, *(f"resnet{depth}" for depth in IMAGENET_BLOCKS))
@@ -32,7 +33,7 @@ class MobileNetTrunk(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.features = build_features(channels)[:-1]
+        self.features = nn.Sequential(*list(build_features(channels))[:-1])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return run_blocks(self.features, x)[0]
@@ -134,7 +135,8 @@ def stride_of(block: str, *, dilated: bool) -> int:
         position = int(block.removeprefix("features."))
         return 8 if position < 7 else 16 if position < 14 else 32
     stage = int(block.removeprefix("layer").partition(".")[0])
-    return min(2 ** (stage + 1), 8) if dilated else 2 ** (stage + 1)
+    stride = 1 << (stage + 1)
+    return min(stride, 8) if dilated else stride
 
 
 def adapt_to_trunk(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
