@@ -149,6 +149,7 @@ class FeatureCache:
         reduced = {
             name: piece.reshape(-1, *shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
         }
+        targets: np.ndarray | None
         if self._dtype is not None:
             targets = reduced.pop(_TARGETS).numpy().astype(self._dtype)
         else:

@@ -81,6 +81,12 @@ def draw_latency(data: ReportData) -> Any:
     return figure
 
 
+def _draw_examples(data: ReportData) -> Any:
+    if data.examples is None:
+        raise TypeError("a report without examples has no picture of them")
+    return draw_answers(data.examples)
+
+
 def _always(_: ReportData) -> bool:
     return True
 
@@ -97,6 +103,6 @@ _FIGURES: Mapping[str, tuple[Callable[[ReportData], Any], Callable[[ReportData],
     "inference_times": (draw_times, _always),
     "survivors": (draw_survivors, _always),
     "latency": (draw_latency, lambda data: data.bench is not None),
-    "answers": (lambda data: draw_answers(data.examples), lambda data: data.examples is not None),
+    "answers": (_draw_examples, lambda data: data.examples is not None),
     "pareto": (draw_pareto, _always),
 }

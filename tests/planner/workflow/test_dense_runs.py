@@ -144,3 +144,20 @@ def test_miou_is_tested_by_the_bootstrap(planned: RunFolder, capsys: pytest.Capt
     else:
         assert code == 1
         assert "the trace holds none: it is for the task segmentation" in said.err
+
+
+@pytest.mark.parametrize("write", [write_scenes, write_figures], ids=["segmentation", "pose"])
+def test_heads_are_trained_on_a_frozen_backbone(write: Any, tmp_path: Path) -> None:
+    words, place = write(tmp_path / "data"), ["--run", str(tmp_path / "run")]
+    assert export([*words, "--segments", "--every", "3", "--weights", "random", *place]) == 0
+    target = tmp_path / "calibrated.json"
+    frozen = ["--epochs", "2", "--samples", "16", "--train-batch-size", "8", "--workers", "0", "--threads", "1"]
+    assert calibrate([*place, "--data", str(tmp_path / "data"), *frozen, "--json", str(target)]) == 0
+
+    model = open_model(tmp_path / "run" / "model", remedy="")
+    (cut, head), *others = model.spec.heads.items()
+    assert not others
+    assert [tensor.name for tensor in head.inputs] == [cut, "features.3", "features.6"]
+    assert head.answers[0].startswith(f"{cut}/{model.spec.full.answers[0]}")
+    found = json.loads(target.read_text())
+    assert [exit_["exit"] for exit_ in found["exits"]] == [cut, "final"]
