@@ -22,9 +22,8 @@ NETS = {
     "vgg16": (VGGConfig(width=4, input_shape=(1, 28, 28)), 5),
     "mobilenetv2": (MobileNetConfig(width=10, style="cifar", classes=5, input_shape=(3, 16, 16)), 8),
     "segmentation": (SegmentationConfig(classes=3, input_shape=(3, 32, 64)), 2),
-    "segmentation resnet18": (SegmentationConfig(trunk="resnet18", classes=3, input_shape=(3, 32, 64)), 3),
-    "posenet": (PoseConfig(classes=2, input_shape=(3, 32, 64)), 2),
-    "posenet resnet18": (PoseConfig(trunk="resnet18", classes=2, input_shape=(3, 32, 64)), 3),
+    "segmentation resnet18": (SegmentationConfig(trunk="resnet18", classes=3, input_shape=(3, 32, 64)), 4),
+    "posenet resnet18": (PoseConfig(trunk="resnet18", classes=2, input_shape=(3, 32, 64)), 4),
 }
 
 
