@@ -18,7 +18,7 @@ from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
 from calibration.data.splits import Splitting
-from calibration.dense.loading import load_dense
+from calibration.dense.loading import has_answers, load_dense
 
 FASHION_MNIST = "fashion-mnist"
 DENSE_TASKS = ("segmentation", "pose")
@@ -75,10 +75,15 @@ def load_run_data(
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
         samples = _open_reference(source, model, given=data is not None)
-    elif model.spec.task in DENSE_TASKS:
+    elif model.spec.task in DENSE_TASKS and has_answers(Path(source)):
         return load_dense(Path(source), model, splitting=splitting, report=report)
     else:
         samples = _open_images(source, model, splitting, report)
+    if model.spec.task in DENSE_TASKS and samples.labelled and not is_reference(source):
+        raise InputError(
+            f"--data {source} holds labels of whole images, and {model.spec.name} is of the task {model.spec.task}: "
+            "name a folder of images with masks or joints (docs/dense.md), or of images alone"
+        )
     classes = class_count(model)
     if classes is not None and isinstance(samples, ImageSamples) and len(samples.classes) > classes:
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import InputError, Model, Preprocessing, image_size, locate_points
+from artifacts import IMAGE_SUFFIXES, InputError, Model, Preprocessing, image_size, locate_points
 from calibration.data.files import FileImages, FolderFiles
 from calibration.data.folders import CLASSES_TXT, read_classes
 from calibration.data.image_input import ImageInput, image_input_of
@@ -25,6 +25,14 @@ from calibration.dense.samples import DenseImages
 _CLASSES_JSON = "classes.json"
 
 Report = Callable[[str], None]
+
+
+def has_answers(source: Path) -> bool:
+    """Tells whether a folder holds more than images: masks or places of joints, in one of the known layouts, or what
+    might be meant as such; images that lie in it directly are queries without labels."""
+    if not source.is_dir():
+        return False
+    return not any(path.suffix.lower() in IMAGE_SUFFIXES for path in source.iterdir())
 
 
 def load_dense(source: Path, model: Model, *, splitting: Splitting, report: Report) -> DenseImages:
@@ -153,5 +161,10 @@ def _place(
         ends = locate_points(np.array([[0.0, 0.0], [person.head, person.head]]), size, wanted)
         seen = ((places[row, :, :2] >= 0) & (places[row, :, :2] < 1)).all(axis=1)
         places[row, :, 2] = (person.joints[:, 2] > 0) & seen
+        if not places[row, :, 2].any():
+            raise InputError(
+                f"{person.image}: no joint of the person lies within what the network is shown of it "
+                f"({wanted.describe()}). Export it with a --preprocess that does not crop: resize squash"
+            )
         places[row, :, 3:] = ends[1] - ends[0]
     return places

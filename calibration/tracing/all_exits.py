@@ -49,7 +49,7 @@ def fit_rows(spec: ModelSpec, memory: int) -> int:
         spec: the network.
         memory: bytes that may be used.
     """
-    graphs = (*spec.segments, spec.final_head) if spec.final_head is not None else (spec.full,)
+    graphs = (*spec.segments, *spec.heads.values(), spec.final_head) if spec.final_head is not None else (spec.full,)
     row = sum(_row_bytes(tensor) for tensor in (*spec.full.inputs, *(t for graph in graphs for t in graph.outputs)))
     inside = sum(max(map(_row_bytes, (*graph.inputs, *graph.outputs))) for graph in graphs)
     budget = min(_ENOUGH, _MEMORY_SHARE * memory)

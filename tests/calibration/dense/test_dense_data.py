@@ -15,7 +15,7 @@ from PIL import Image
 from artifacts import VOID, InputError, Preprocessing, TensorSpec, UsageError
 from calibration.data.splits import Splitting, split_groups
 from calibration.dense.layouts import find_masks
-from calibration.dense.loading import load_dense
+from calibration.dense.loading import has_answers, load_dense
 from calibration.dense.people import find_people, frame_person
 from calibration.dense.samples import DenseImages
 from calibration.training.config import JointConfig
@@ -309,6 +309,22 @@ def test_mpii_people_are_cut_out_by_centre_and_scale(tmp_path: Path) -> None:
     assert found[0, 3:] == pytest.approx([0.1, 0.1])
     assert found[15, 2] == 0
     assert frame_person((10, 10, 40, 80), 1.0) == (-20, 0, 80, 100)
+
+
+def test_a_crop_that_shows_no_joint_is_refused(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        write_crops(tmp_path, part, [[[1, 10, 1], [1, 4, 1], [2, 15, 1], [0, 0, 0]]])
+
+    with pytest.raises(InputError, match=r"train0.png: no joint of the person lies within .* resize squash"):
+        load_pose(tmp_path, 4, resize="centre-crop", shorter_side=32)
+
+
+def test_images_alone_are_queries_without_answers(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((4, 4, 3), np.uint8))
+    assert not has_answers(tmp_path)
+    write_pair(tmp_path / "pairs", "images/a.png", "masks/a.png")
+    assert has_answers(tmp_path / "pairs")
+    assert not has_answers(tmp_path / "queries.npz")
 
 
 def test_files_of_other_forms_are_named(tmp_path: Path) -> None:
