@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +70,24 @@ def _load_masks(
             f"{source} names {len(classes)} classes ({', '.join(classes)}), and the network tells {count} apart. "
             f"Export one with --classes {len(classes)}"
         )
-    images = _images(source, found.images, found.parts, want, splitting, report)
+    images = _images(source, _Listed(paths=found.images, parts=found.parts), want, splitting, report)
     masks = Masks(
         files=FolderFiles(root=source, paths=found.masks), wanted=want.preprocessing, class_count=count, void=void
     )
     return DenseImages(images=images, truth=masks, classes=classes)
 
 
-def _images(
-    source: Path, paths: np.ndarray, parts: np.ndarray | None, want: ImageInput, splitting: Splitting,
-    report: Report, boxes: np.ndarray | None = None,
-) -> FileImages:  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Listed:
+    """The images of a folder: paths (N,) bytes, our names of their parts, and what is cut out of each."""
+
+    paths: np.ndarray
+    parts: np.ndarray | None
+    boxes: np.ndarray | None = None
+
+
+def _images(source: Path, listed: _Listed, want: ImageInput, splitting: Splitting, report: Report) -> FileImages:
+    paths, parts = listed.paths, listed.parts
     named = None if parts is None else {part: np.flatnonzero(parts == part) for part in PARTS}
     names = [os.fsdecode(path) for path in paths]
     settled, seed = settle_parts(
@@ -88,7 +95,7 @@ def _images(
     )
     return FileImages(
         name=source.name, files=FolderFiles(root=source, paths=paths), labels=None, classes=(), parts=settled,
-        input=want, split_seed=seed, boxes=boxes,
+        input=want, split_seed=seed, boxes=listed.boxes,
     )  # fmt: skip
 
 
@@ -131,10 +138,11 @@ def _load_people(
     framed = [None if person.box is None else frame_person(person.box, shape) for person in people]
     whole = all(frame is None for frame in framed)
     boxes = None if whole else np.array(framed, np.int32)
-    images = _images(
-        source, np.array([os.fsencode(person.image) for person in people], np.bytes_),
-        np.array([person.part for person in people], np.str_), want, splitting, report, boxes,
+    listed = _Listed(
+        paths=np.array([os.fsencode(person.image) for person in people], np.bytes_),
+        parts=np.array([person.part for person in people], np.str_), boxes=boxes,
     )  # fmt: skip
+    images = _images(source, listed, want, splitting, report)
     places = _place(source, people, framed, want.preprocessing)
     return DenseImages(images=images, truth=_joints(found, places), classes=found.joint_names)
 
