@@ -2,6 +2,7 @@
 
 from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
+from artifacts.confidences import FEATURES, LEAST_PROBABILITY, MAX_SOFTMAX, LearnedConfidence, describe_choice
 from artifacts.environment import (
     allowed_processors,
     cpu_features_digest,
@@ -97,6 +98,7 @@ from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 
 __all__ = [
     # words
+    "FEATURES", "LEAST_PROBABILITY", "MAX_SOFTMAX", "LearnedConfidence", "describe_choice",
     "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BundleSpec", "Certificate", "Cut",
     "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit",
     "PredictedLatency", "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace",

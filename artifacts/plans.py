@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from artifacts.confidences import LearnedConfidence
+
 EXIT_PLAN_JSON = "exit_plan.json"
 
 
@@ -124,6 +126,7 @@ class ExitPlan:
         load: batch size -> share of the batches that was planned for; empty: all have ``batch_size`` queries.
         risk: the risk that the tolerance bounds, see ``Certificate``. For ``agreement``, which needs no labels,
             all metrics of the plan are the agreement with the full network.
+        confidences: cut -> the learned confidence of its exit; exits without one have that of their head.
     """
 
     model_digest: str
@@ -143,3 +146,4 @@ class ExitPlan:
     objective: str = "mean"
     load: Mapping[str, float] = field(default_factory=dict)
     risk: str = "metric"
+    confidences: Mapping[str, LearnedConfidence] = field(default_factory=dict)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from artifacts.confidences import FEATURES, LearnedConfidence
 from artifacts.errors import CorruptArtifactError, InputError
 from artifacts.graphs import FINAL_HEAD
 from artifacts.store import load_arrays, save_arrays
@@ -15,7 +17,7 @@ from artifacts.store import load_arrays, save_arrays
 TRACE_NPZ = "trace.npz"
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
-_OPTIONAL = ("predictions", "counts", "labels")
+_OPTIONAL = ("predictions", "counts", "labels", "features")
 _SAMPLE_AXIS = {"labels": 0}  # of every other array it is the second
 
 
@@ -45,6 +47,8 @@ class Trace:
         counts: (E + 1, N, k) float64, what each answer adds to the counts that decide the task's metric (pixels of an
             intersection and of a union, for instance), where that metric is not a mean over samples.
         labels: (N,) int32, the true classes.
+        features: (E + 1, N, 4) float32, what learned confidences are made of (``artifacts.FEATURES``), where answers
+            are a choice among classes; none in traces of 0.1.0.
         labelled: False where the true answers are not given; the metric is the agreement then.
     """
 
@@ -55,6 +59,7 @@ class Trace:
     predictions: np.ndarray | None = None
     counts: np.ndarray | None = None
     labels: np.ndarray | None = None
+    features: np.ndarray | None = None
     labelled: bool = True
 
     def __post_init__(self) -> None:
@@ -79,6 +84,10 @@ class Trace:
         counts = self.counts
         if counts is not None and (counts.ndim != 3 or counts.shape[:2] != shape or not np.isfinite(counts).all()):
             raise InputError(f"trace: counts has shape {counts.shape}, expected {shape} and k finite counts each")
+        features = self.features
+        expected_features = (*shape, len(FEATURES))
+        if features is not None and (features.shape != expected_features or not np.isfinite(features).all()):
+            raise InputError(f"trace: features has shape {features.shape}, expected {expected_features}, all finite")
         if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, self.agreement)):
             raise InputError("trace: without labels the metric is the agreement; collect the trace again")
 
@@ -113,6 +122,24 @@ class Trace:
         """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
         arrays = {name: array.take(samples, axis=_SAMPLE_AXIS.get(name, 1)) for name, array in self._arrays().items()}
         return Trace(exits=self.exits, labelled=self.labelled, **arrays)
+
+    def with_confidences(self, learned: Mapping[str, LearnedConfidence]) -> Trace:
+        """Returns the trace in which some exits have learned confidences, by their names; others stay as they are.
+
+        Raises:
+            InputError: the trace holds no features.
+        """
+        if not learned:
+            return self
+        if self.features is None or self.predictions is None:
+            raise InputError(
+                "trace: it holds no features of the answers, which learned confidences need; collect the trace again"
+            )
+        confidence = self.confidence.copy()
+        for row, name in enumerate(self.exits):
+            if name in learned:
+                confidence[row] = learned[name].apply(self.features[row], self.predictions[row])
+        return replace(self, confidence=confidence)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         found = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL)}

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import Model, RunFolder, environment_fingerprint, find_run, open_model
+from artifacts import ExitPlan, Model, RunFolder, describe_choice, environment_fingerprint, find_run, open_model
 from artifacts.console import add_common_arguments, print_table, run_command, track
 from calibration import as_batch, load_run_data
 from engines import GraphRunner
@@ -45,12 +45,14 @@ class Expected:
 class HandMadeChain:
     """Chain of the graphs of a model folder, each on its own and over all rows."""
 
-    def __init__(self, model: Model, exits: Sequence[str], thresholds: np.ndarray, stack: ExitStack) -> None:
-        spec = model.spec
+    def __init__(self, model: Model, plan: ExitPlan, stack: ExitStack) -> None:
+        spec, exits = model.spec, [exit_.cut for exit_ in plan.exits]
         graphs = [*spec.segments, *(spec.heads[name] for name in exits), spec.final_head or spec.full]
         self._runners = [(graph, stack.enter_context(GraphRunner(model.path(graph)))) for graph in graphs]
         self._input = spec.full.inputs[0].name
-        self._thresholds = thresholds
+        self._thresholds = np.array([exit_.threshold for exit_ in plan.exits], np.float32)
+        self._learned = [plan.confidences.get(name) for name in exits]
+        self._probabilities = spec.settings.get("confidence") == "max"
         self._heads = [graph for graph, _ in self._runners[len(spec.segments) :]]
 
     def answer(self, batch: np.ndarray) -> Expected:
@@ -62,7 +64,12 @@ class HandMadeChain:
             values |= made
             if graph in self._heads:
                 confidence = made[graph.confidence] if graph.confidence else np.ones(len(batch), np.float32)
-                found.append((made[graph.answers[0]], confidence))
+                answers = made[graph.answers[0]]
+                learned = self._learned[len(found)] if len(found) < len(self._learned) else None
+                if learned is not None:
+                    features = describe_choice(answers, probabilities=self._probabilities)
+                    confidence = learned.apply(features, answers.argmax(axis=1))
+                found.append((answers, confidence))
         confidences = np.stack([confidence for _, confidence in found])
         leaves = np.concatenate([confidences[:-1] >= self._thresholds[:, None], np.ones((1, len(batch)), np.bool_)])
         exit_index = leaves.argmax(axis=0)
@@ -104,7 +111,7 @@ def compare(run: RunFolder, bundle: Path, *, batches: int, seed: int, data: Path
         exits = runtime.spec.plan.exits
         model = open_model(run.model, remedy=run.remedy("export"))
         thresholds = np.array([exit_.threshold for exit_ in exits], np.float32)
-        chain = HandMadeChain(model, [exit_.cut for exit_ in exits], thresholds, stack)
+        chain = HandMadeChain(model, runtime.spec.plan, stack)
         sizes = random.integers(1, 2 * runtime.spec.max_batch_size + 1, batches)
         found = []
         for size in track(sizes, description="comparing", total=batches):

@@ -219,10 +219,12 @@ def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:
     if data[0] != data[1]:
         raise UsageError(f"--against {against}: its trace is of other data than that of {artifact.folder}")
     thresholds: dict[str, float] = {}
+    earlier = Trace.load(before.path(TRACE_NPZ))
     if (other.plan / EXIT_PLAN_JSON).is_file():
         plan = read_json(other.plan / EXIT_PLAN_JSON, ExitPlan)
         thresholds = {planned.cut: planned.threshold for planned in plan.exits}
-    return count_flips(Trace.load(before.path(TRACE_NPZ)), trace, thresholds)
+        earlier, trace = (each.with_confidences(plan.confidences) for each in (earlier, trace))
+    return count_flips(earlier, trace, thresholds)
 
 
 def print_flips(flips: FlipReport, *, against: Path) -> None:

@@ -37,7 +37,7 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
     add_common_arguments(parser)
     parser.add_argument("--segments", action="store_true", help="also cut the network; without: full.onnx alone")
     parser.add_argument(
-        "--confidence", metavar="NAME",
+        "--confidence", dest="recipe", metavar="NAME",
         help="of a family: how sure an answer is, by one of the recipes of its task (default: the task's; "
         "python -m calibration --confidence auto chooses)",
     )  # fmt: skip
@@ -153,7 +153,7 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
         net=None if family is None else _read_config(arguments, family, shapes.pop("", None)),
         head=arguments.head, precision=arguments.precision or _DEFAULTS.precision, input_shapes=shapes,
         preprocess=arguments.preprocess, input=arguments.input,
-        answers=arguments.answers, confidence=getattr(arguments, "confidence", None),
+        answers=arguments.answers, confidence=getattr(arguments, "recipe", None),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from artifacts import UsageError, unknown_name
+from artifacts import MAX_SOFTMAX, UsageError, unknown_name
 from calibration import RISKS
 from planner.predict.objectives import MEAN
 from planner.predict.traffic import Load
@@ -115,6 +115,8 @@ class PlanConfig:
         load: the batches that enter; ``None``: all have ``batch_size`` queries.
         search: name of the search, one of ``rules.OFFERED_SEARCHES``.
         objective: the value that the plan minimises, one of ``objectives.OBJECTIVES``.
+        confidence: by what rows leave: ``max-softmax``, the largest probability; ``learned``, a model of each exit that
+            is fitted to the samples for tuning; ``auto``: the one with the faster plan on these.
         max_exits: the most exits that a plan may have; ``None``: as many as pay.
         max_engines: the most engines of a bundle, where an engine is bound to one batch size; ``None``: any number.
         memory_mb: the most megabytes that their files may have together; ``None``: any.
@@ -133,6 +135,7 @@ class PlanConfig:
     load: Load | None = None
     search: str = JOINT
     objective: str = MEAN
+    confidence: str = "auto"
     max_exits: int | None = None
     max_engines: int | None = None
     memory_mb: float | None = None
@@ -154,6 +157,8 @@ class PlanConfig:
         threshold_grid(self.grid_step)
         if self.search not in OFFERED_SEARCHES:
             raise unknown_name("search", self.search, OFFERED_SEARCHES)
+        if self.confidence not in CONFIDENCES:
+            raise unknown_name("confidence", self.confidence, CONFIDENCES)
         _ = self.rules  # checks itself
         if self.search == GREEDY and (self.objective != MEAN or self.max_exits is not None):
             raise UsageError("--search greedy minimises the mean latency with any number of exits, as in the paper; "
@@ -179,3 +184,5 @@ class PlanConfig:
 
 
 CERTIFY_METHODS = ("ltt", "none")
+AUTO, LEARNED = "auto", "learned"
+CONFIDENCES = (AUTO, MAX_SOFTMAX, LEARNED)

@@ -16,7 +16,7 @@ from typing import Any
 from artifacts import UsageError, allowed_processors, to_plain, unknown_name
 from calibration import RISKS
 from engines import BACKENDS, PROFILE_WAYS
-from planner.config import CERTIFY_METHODS, PlanConfig, TimingConfig, batch_sizes_up_to
+from planner.config import CERTIFY_METHODS, CONFIDENCES, PlanConfig, TimingConfig, batch_sizes_up_to
 from planner.load_file import read_load
 from planner.predict.objectives import OBJECTIVES
 from planner.predict.traffic import Load
@@ -136,6 +136,14 @@ FLAGS: tuple[Flag, ...] = (
         group="search",
         help="what to minimise: latency of the mean query, its 99th percentile, or the time until a whole batch is "
         "done (default: %(default)s)",
+    ),
+    Flag(
+        name="--confidence",
+        field="confidence",
+        choices=CONFIDENCES,
+        group="search",
+        help="by what rows leave: their largest probability; a model of each exit that is fitted to the samples for "
+        "tuning; auto: the one with the faster plan on these (default: %(default)s)",
     ),
     Flag(
         name="--max-exits",

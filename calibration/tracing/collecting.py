@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from artifacts import Answers, Model, Task, Trace
+from artifacts import MAX_SOFTMAX, Answers, Model, Task, Trace, describe_choice
 from artifacts.console import track
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
@@ -22,6 +22,7 @@ class _Chunks:
     predictions: list[np.ndarray] = field(default_factory=list)
     counts: list[np.ndarray] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)
 
 
 def collect_trace(
@@ -47,6 +48,10 @@ def collect_trace(
         targets = samples.targets(chunk) if samples.labelled else None
         _judge(found, task, [answers for answers, _ in answered], targets)
         found.confidence.append(np.stack([confidence for _, confidence in answered]))
+        if task.confidence == MAX_SOFTMAX and model.spec.full.confidence is not None:
+            probabilities = model.spec.settings.get("confidence") == "max"
+            choices = [describe_choice(answers[0], probabilities=probabilities) for answers, _ in answered]
+            found.features.append(np.stack(choices))
     agreement = np.concatenate(found.agreement, axis=1).astype(np.float32)
     return Trace(
         exits=tuple(cut.name for cut in model.spec.candidates),
@@ -56,6 +61,7 @@ def collect_trace(
         predictions=np.concatenate(found.predictions, axis=1) if found.predictions else None,
         counts=np.concatenate(found.counts, axis=1) if found.counts else None,
         labels=np.concatenate(found.labels) if found.labels else None,
+        features=np.concatenate(found.features, axis=1) if found.features else None,
         labelled=samples.labelled,
     )
 

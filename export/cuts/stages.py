@@ -14,7 +14,8 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from artifacts import GraphError, GraphSpec, Model, RunFolder, TensorSpec, UsageError, unknown_name
+from artifacts import GraphError, GraphSpec, LearnedConfidence, Model, RunFolder, TensorSpec, UsageError, unknown_name
+from export.confidence.learned import replace_confidence
 from export.graphs.files import finish_model, save_graph
 
 
@@ -27,7 +28,9 @@ class _Outline:
     ending: GraphSpec
 
 
-def merge_stage(model: Model, *, after: str | None, until: str | None, path: Path) -> GraphSpec:
+def merge_stage(
+    model: Model, *, after: str | None, until: str | None, path: Path, confidence: LearnedConfidence | None = None
+) -> GraphSpec:
     """Merges the segments between two cuts and the exit head (or the final head) into one ONNX file.
 
     Args:
@@ -35,6 +38,7 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
         after: the cut where the stage starts; ``None``: at the network's inputs.
         until: the cut whose exit head ends the stage; ``None``: on to the network's outputs.
         path: the file to write.
+        confidence: in the place of the exit head's own; ``None``: that stays.
 
     Returns:
         The stage, called as the file: inputs are the tensors of cut ``after`` that are needed here; outputs the tensors
@@ -47,6 +51,12 @@ def merge_stage(model: Model, *, after: str | None, until: str | None, path: Pat
     """
     outline = _outline_stage(model, after, until)
     loaded = [(part, ir.load(model.path(part))) for part in outline.parts]
+    ending = outline.ending
+    if confidence is not None and ending.confidence is not None:
+        replace_confidence(
+            loaded[-1][1].graph, answer=ending.answers[0], confidence=ending.confidence, learned=confidence,
+            probabilities=model.spec.settings.get("confidence") == "max",
+        )  # fmt: skip
     merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
     template = functools.reduce(_wider_opsets, [item for _, item in loaded])
     specs = {spec.name: spec for part in outline.parts for spec in part.inputs}

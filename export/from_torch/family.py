@@ -123,7 +123,7 @@ def export_family(
     """Exports a net of a family, or reuses what is there; errors as ``export_model``."""
     config, given = options.net or family.config(), _GivenWeights()
     if options.weights == PRETRAINED:
-        given = _find_shipped(family, config)
+        config, given = _find_shipped(family, config)
     elif options.weights != RANDOM:
         config, given = _read_given(family, config, Path(options.weights))
     recipe = given.recipe
@@ -172,17 +172,19 @@ class _GivenWeights:
     recipe: Recipe | None = None
 
 
-def _find_shipped(family: Family, config: NetConfig) -> _GivenWeights:
-    """Returns the weights that ship with PAME for just these options."""
+def _find_shipped(family: Family, config: NetConfig) -> tuple[NetConfig, _GivenWeights]:
+    """Returns the weights that ship with PAME for just these options; where none were given, those of the family."""
     folder = find_pretrained(family.name, family.record(config))
+    if folder is None and config == family.config():
+        folder = find_pretrained(family.name, None)
     if folder is None:
         raise UsageError(
             f"no weights are shipped for {family.title(config)} with {config.classes} classes and input "
             f"{','.join(map(str, config.input_shape))}. Give some with --weights FILE, or start with --weights random"
         )
     artifact = open_artifact(folder, kind="weights", remedy="pip install --force-reinstall pame")
-    file = artifact.path(WEIGHTS_FILE)
-    return _GivenWeights(file=file, state=read_weights(file), recipe=read_recipe(folder))
+    file, recipe = artifact.path(WEIGHTS_FILE), read_recipe(folder)
+    return family.read(recipe.options), _GivenWeights(file=file, state=read_weights(file), recipe=recipe)
 
 
 def _read_given(family: Family, config: NetConfig, path: Path) -> tuple[NetConfig, _GivenWeights]:

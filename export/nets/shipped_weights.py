@@ -46,17 +46,17 @@ def pretrained_folder(name: str, *, root: Path | None = None) -> Path | None:
     return folder if (folder / RECIPE_JSON).is_file() else None
 
 
-def find_pretrained(family: str, options: Mapping[str, object], *, root: Path | None = None) -> Path | None:
+def find_pretrained(family: str, options: Mapping[str, object] | None, *, root: Path | None = None) -> Path | None:
     """Returns the folder of shipped weights for a network, or ``None``; the first by name where there are several.
 
     Args:
         family: a family's name.
-        options: of the family, as in the settings of ``model.json``.
+        options: of the family, as in the settings of ``model.json``; ``None``: any.
         root: where to look; ``None``: what ships with PAME.
     """
     for folder in _recipe_folders(PRETRAINED_ROOT if root is None else root):
         recipe = read_recipe(folder)
-        if (recipe.family, dict(recipe.options)) == (family, dict(options)):
+        if recipe.family == family and (options is None or dict(recipe.options) == dict(options)):
             return folder
     return None
 

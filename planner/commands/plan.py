@@ -247,6 +247,11 @@ def _print_exits(plan: ExitPlan, arrival_ms: Sequence[float], *, to_stderr: bool
         rows,
         to_stderr=to_stderr,
     )
+    if plan.confidences:
+        print(
+            f"confidence: learned at {', '.join(plan.confidences)} (docs/confidence.md)",
+            file=sys.stderr if to_stderr else sys.stdout,
+        )
 
 
 def _final_metric(plan: ExitPlan, leaving: float) -> float | None:

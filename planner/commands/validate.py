@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import check_plot, find_run
+from artifacts import MAX_SOFTMAX, check_plot, find_run
 from artifacts.console import add_common_arguments, print_table, run_command, say, track
 from planner.certify.evidence import metric_word, risk_trace
+from planner.confidence.fitting import can_learn
 from planner.config import CertifyConfig, PlanConfig
 from planner.flags import BY_FIELD, add_flags, read_batches
 from planner.search.problem import check_tolerance
@@ -53,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=_DEFAULT.seed, help="of the draws (default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses as a PNG")
-    add_flags(parser, [BY_FIELD[field] for field in ("batch_size", "load", "certify.delta", "grid_step")])
+    add_flags(parser, [BY_FIELD[field] for field in ("batch_size", "load", "certify.delta", "grid_step", "confidence")])
     return parser
 
 
@@ -82,7 +83,10 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
         f"drawing {config.resplits} calibration sets of {samples} samples from the {population.sample_count} of "
         f"{run.trace}"
     )
-    methods = make_methods(costs, config, certify, search=_name_search(arguments), step=arguments.grid_step)
+    methods = make_methods(
+        costs, config, certify, search=_name_search(arguments), step=arguments.grid_step,
+        learns=arguments.confidence != MAX_SOFTMAX and can_learn(population),
+    )  # fmt: skip
     records = validate_methods(population, costs, methods, config, over=_progress(config.resplits))
     result = describe_validation(records, config, certify, samples=samples) | {
         "run": str(run.root),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from planner.commit.exit_plan import PlanOrigin, make_exit_plan
 from planner.commit.measuring import draw_batches, measure_plans, open_serve
 from planner.commit.stages import TimedStages, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
 from planner.commit.stream_reference import describe_reference
+from planner.confidence.fitting import Learned
 from planner.config import PlanConfig
 from planner.measure.timing import Clock, EngineSettings, time_graphs
 from planner.predict.costs import price_staying
@@ -51,6 +52,7 @@ class PlanningCase:
         trace: the calibration data, with the metric that the risk is about.
         trace_digest: of the artifact that the trace came from.
         config: what was asked for.
+        learned: the learned confidences that the trace has; empty: those of the exit heads.
     """
 
     run: RunFolder
@@ -58,6 +60,7 @@ class PlanningCase:
     trace: Trace
     trace_digest: str
     config: PlanConfig
+    learned: Learned = field(default_factory=dict)
 
     @property
     def load(self) -> Load:
@@ -113,7 +116,7 @@ def commit_plan(
 
 def _time_stages(case: PlanningCase, plans: Sequence[Exits], folder: Path, clock: Clock) -> TimedStages:
     config = case.config
-    merged = merge_stages(case.model, plans, folder)
+    merged = merge_stages(case.model, plans, folder, learned=case.learned)
     itm = time_graphs(
         stage_graphs(case.model, merged), case.model.spec, case.run.engines, config.timing, EngineSettings.of(config),
         clock=clock,
@@ -160,7 +163,7 @@ def describe_plan(priced: PricedExits, case: PlanningCase, certificate: Certific
     """Returns the exit plan of priced exits; ``certificate``: what is guaranteed of it."""
     origin = PlanOrigin(
         model_digest=case.model.digest, trace_digest=case.trace_digest, full_metric=case.trace.full_metric,
-        backend=case.config.backend, threads=case.config.threads,
+        backend=case.config.backend, threads=case.config.threads, learned=case.learned,
     )  # fmt: skip
     return make_exit_plan(priced, case.config, origin, certificate, describe_reference(case.trace, priced.exits))
 

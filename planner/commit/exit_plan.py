@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from artifacts import Certificate, ExitPlan, StreamReference
+from planner.confidence.fitting import Learned
 from planner.config import PlanConfig
 from planner.predict.replay import PricedExits
 
@@ -19,6 +20,7 @@ class PlanOrigin:
         full_metric: of the full network on the trace.
         backend: of the engines that were timed.
         threads: of each engine.
+        learned: the learned confidences that the trace has.
     """
 
     model_digest: str
@@ -26,6 +28,7 @@ class PlanOrigin:
     full_metric: float
     backend: str
     threads: int
+    learned: Learned = field(default_factory=dict)
 
 
 def make_exit_plan(
@@ -62,4 +65,5 @@ def make_exit_plan(
         objective=config.objective,
         load={} if config.load is None else config.load.to_plain(),
         risk=config.certify.risk,
+        confidences={cut: origin.learned[cut] for cut in priced.exits.cuts if cut in origin.learned},
     )

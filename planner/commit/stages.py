@@ -24,6 +24,7 @@ from artifacts import (
     ExitPlan,
     GraphSpec,
     InferenceTimeMatrix,
+    LearnedConfidence,
     Model,
     StageSpec,
     TensorSpec,
@@ -71,13 +72,16 @@ def stage_bounds(exits: Sequence[str]) -> tuple[StageBounds, ...]:
     return tuple(itertools.pairwise([None, *exits, None]))
 
 
-def merge_stages(model: Model, plans: Iterable[Exits], folder: Path) -> dict[StageBounds, MergedStage]:
+def merge_stages(
+    model: Model, plans: Iterable[Exits], folder: Path, *, learned: Mapping[str, LearnedConfidence] | None = None
+) -> dict[StageBounds, MergedStage]:
     """Merges every stage that one of the plans needs, each once, in the order of the data flow.
 
     Args:
         model: the model folder.
         plans: choices of exits.
         folder: where the ``.onnx`` files go; the whole network stays where it is.
+        learned: cut -> the confidence of its exit, in the place of that of its head.
     """
     folder.mkdir(parents=True, exist_ok=True)
     needed = {bounds for plan in plans for bounds in stage_bounds(plan.cuts)}
@@ -88,7 +92,8 @@ def merge_stages(model: Model, plans: Iterable[Exits], folder: Path) -> dict[Sta
         else:
             start, stop = _order(model, (after, until))
             path = folder / f"stage_{start + 1:03d}_{stop:03d}.onnx"  # the same name, so the same engine, in every plan
-            graph = merge_stage(model, after=after, until=until, path=path)
+            confidence = None if until is None or learned is None else learned.get(until)
+            graph = merge_stage(model, after=after, until=until, path=path, confidence=confidence)
         stages[after, until] = MergedStage(after=after, until=until, graph=graph, onnx=path)
     return stages
 

@@ -11,7 +11,7 @@ from typing import Any
 from artifacts import ExitPlan, RunFolder, UsageError, is_current, to_plain
 from planner.certify.evidence import risk_trace
 from planner.commit.exit_plan import PlanOrigin, make_exit_plan
-from planner.config import PlanConfig
+from planner.config import LEARNED, PlanConfig
 from planner.flags import planner_command
 from planner.search.greedy import draw_candidate_patterns
 from planner.search.problem import SearchedPlan
@@ -49,6 +49,11 @@ def plan_imported(
         raise UsageError(
             f"--batch-size {config.batch_size}: the imported times go up to {largest} rows; plan for no more, or "
             "import times of larger batches"
+        )
+    if config.confidence == LEARNED:
+        raise UsageError(
+            f"--confidence learned: {run.root} is an imported run, and its heads are not ours to change; leave the "
+            "flag out"
         )
     parameters: dict[str, Any] = {"config": to_plain(config), "imported": True}
     if is_current(run.plan, kind="plan", inputs=inputs.digests, parameters=parameters):

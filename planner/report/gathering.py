@@ -71,7 +71,7 @@ def gather_report(
         spec=model.spec,
         plan=plan,
         considered=read_considered(planned),
-        trace=risk_trace(inputs.trace, plan.risk),
+        trace=risk_trace(inputs.trace, plan.risk).with_confidences(plan.confidences),
         costs=inputs.costs(batch_size=config.batch_size, load=config.load),
         sweep=sweep,
         patterns=read_patterns(planned),

@@ -23,6 +23,7 @@ from artifacts import (
 )
 from artifacts.console import track
 from planner.certify.evidence import risk_trace
+from planner.confidence.choosing import settle_confidence
 from planner.config import PlanConfig
 from planner.flags import planner_command
 from planner.search.problem import SearchResult
@@ -30,11 +31,12 @@ from planner.search.searches import find_search
 from planner.search.threshold_grids import KeptGrids
 from planner.sweep.points import Sweep, sweep_levels, sweep_tolerances
 from planner.workflow.inputs import PlanningInputs
-from planner.workflow.record import GRID_NPZ, read_grids, reusable_grids, share_grids, write_grids
+from planner.workflow.record import GRID_NPZ, fresh_grids, read_grids, reusable_grids, share_grids, write_grids
 from planner.workflow.searching import make_problem
 
 SWEEP_JSON = "sweep.json"
 _FORM = 2  # of ``sweep.json``
+_DECIDED_AT = 0.01  # the tolerance at which the confidence of all points is chosen
 
 
 def ensure_sweep(
@@ -64,7 +66,9 @@ def ensure_sweep(
         artifact = open_artifact(run.sweep, kind="sweep", remedy=run.remedy("sweep"))
         return read_json(artifact.path(SWEEP_JSON), Sweep), True
     costs = inputs.costs(batch_size=config.batch_size, load=config.load)
-    grids = _find_grids(inputs, config)
+    settled = settle_confidence(trace, costs, replace(config, tolerance=_DECIDED_AT), report)
+    trace = settled.trace
+    grids = fresh_grids(config) if settled.learned else _find_grids(inputs, config)
     found = len(grids.grids)
 
     def search(tolerance: float) -> SearchResult:
@@ -81,7 +85,8 @@ def ensure_sweep(
     notes = {COMMAND: command or planner_command(run.root, config, sweep=tolerances or ())}
     with new_artifact(run.sweep, kind="sweep", inputs=inputs.digests, parameters=parameters, notes=notes) as staging:
         write_json(staging / SWEEP_JSON, sweep)
-        write_grids(staging / GRID_NPZ, grids)
+        if not settled.learned:  # kept ones are of the trace's own confidences
+            write_grids(staging / GRID_NPZ, grids)
     return sweep, False
 
 

@@ -9,7 +9,9 @@ import numpy as np
 
 from artifacts import Trace, environment_fingerprint
 from planner.certify.certified import plan_certified
-from planner.config import CertifyConfig
+from planner.confidence.choosing import settle_confidence
+from planner.confidence.fitting import Learned
+from planner.config import LEARNED, CertifyConfig, PlanConfig
 from planner.predict.costs import NetworkCosts
 from planner.predict.replay import Exits
 from planner.search.problem import SearchProblem
@@ -22,7 +24,13 @@ _BINS = 40  # of the histograms of losses
 
 
 def make_methods(
-    costs: NetworkCosts, config: ValidationConfig, certify: CertifyConfig, *, search: str, step: float
+    costs: NetworkCosts,
+    config: ValidationConfig,
+    certify: CertifyConfig,
+    *,
+    search: str,
+    step: float,
+    learns: bool = False,
 ) -> dict[str, Method]:
     """Returns the methods to compare by name: the search certified, the same uncertified, and others for comparison.
 
@@ -32,6 +40,7 @@ def make_methods(
         certify: risk and delta.
         search: one of ``SEARCHES``.
         step: distance of the thresholds of the grids.
+        learns: also the certified search with learned confidences, which the trace must have the features for.
     """
     thresholds = threshold_grid(step)
 
@@ -40,18 +49,24 @@ def make_methods(
             trace=drawn, costs=costs, tolerances=(config.tolerance,), grids=KeptGrids(thresholds=thresholds)
         )
 
-    def certified(drawn: Trace, seed: int) -> Exits:
+    def certified(drawn: Trace, seed: int) -> tuple[Exits, Learned]:
         settings = CertifyConfig(risk=certify.risk, delta=certify.delta, seed=seed)
-        return plan_certified(problem(drawn), SEARCHES[search], settings).boldest
+        return plan_certified(problem(drawn), SEARCHES[search], settings).boldest, {}
+
+    def learning(drawn: Trace, seed: int) -> tuple[Exits, Learned]:
+        settings = CertifyConfig(risk=certify.risk, delta=certify.delta, seed=seed)
+        settled = settle_confidence(drawn, costs, PlanConfig(confidence=LEARNED, certify=settings))
+        return plan_certified(problem(settled.trace), SEARCHES[search], settings).boldest, settled.learned
 
     def uncertified(name: str) -> Method:
-        return lambda drawn, _: SEARCHES[name](problem(drawn))[0].best.exits
+        return lambda drawn, _: (SEARCHES[name](problem(drawn))[0].best.exits, {})
 
     return {
         f"{search}, certified": certified,
+        **({f"{search}, certified, learned confidence": learning} if learns else {}),
         **({} if search == GREEDY else {f"{search}, not certified": uncertified(search)}),
         "greedy (the paper's)": uncertified(GREEDY),
-        "per-exit grid": lambda drawn, _: plan_per_exit(drawn, tolerance=config.tolerance, step=step),
+        "per-exit grid": lambda drawn, _: (plan_per_exit(drawn, tolerance=config.tolerance, step=step), {}),
     }
 
 

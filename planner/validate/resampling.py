@@ -24,12 +24,14 @@ import numpy as np
 from artifacts import Trace, UsageError
 from calibration import lower_share, upper_share
 from planner.certify.evidence import metric_under
+from planner.confidence.fitting import Learned
 from planner.predict.costs import NetworkCosts, expect_mean_ms
 from planner.predict.replay import NO_EXITS, Exits, evaluate_exits
 from planner.search.greedy import configure_candidates
 from planner.search.threshold_grids import evaluate_grid, threshold_grid
 
-Method = Callable[[Trace, int], Exits]  # a calibration set and a seed -> the plan that the method would ship
+Method = Callable[[Trace, int], tuple[Exits, Learned]]
+"""A calibration set and a seed -> the plan that the method would ship, and the confidences that it learned for it."""
 _ROUNDING = 1e-9
 _SURE = 0.025  # on either side: 95 % intervals of the frequencies
 
@@ -121,9 +123,10 @@ def validate_methods(
         seen = float(full[held_out].mean(dtype=np.float64))
         calibration = population.select(drawn)
         for name, method in methods.items():
-            plan = method(calibration, resplit)
-            metric = metric_under(population, plan)
-            survival = evaluate_exits(population, plan).survival
+            plan, learned = method(calibration, resplit)
+            judged = population.with_confidences(learned)
+            metric = metric_under(judged, plan)
+            survival = evaluate_exits(judged, plan).survival
             latency = expect_mean_ms(costs.plan_costs(plan.cuts), survival, costs.load) / without
             loss = 1 - float(metric.mean(dtype=np.float64)) / whole
             apparent = 1 - float(metric[held_out].mean(dtype=np.float64)) / seen if seen else 0.0

@@ -13,6 +13,7 @@ from planner.certify.evidence import risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
 from planner.commit.engine_sizes import check_limits
 from planner.commit.stages import publish_bundle
+from planner.confidence.choosing import settle_confidence
 from planner.config import PlanConfig
 from planner.flags import planner_command
 from planner.search.greedy import draw_candidate_patterns
@@ -21,6 +22,7 @@ from planner.workflow.record import (
     PlanningResult,
     PlanRecord,
     describe_considered,
+    fresh_grids,
     open_plan,
     publish_plan,
     read_result,
@@ -79,15 +81,20 @@ def plan_inputs(
     if found is not None:
         report(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
-    trace, trace_digest = risk_trace(inputs.trace, config.certify.risk), inputs.trace_artifact.digest
     costs = inputs.costs(batch_size=config.batch_size, load=config.load)
-    problem = make_problem(trace, costs, config, reusable_grids(run, inputs.trace_artifact, config))
+    settled = settle_confidence(risk_trace(inputs.trace, config.certify.risk), costs, config, report)
+    trace, trace_digest = settled.trace, inputs.trace_artifact.digest
+    grids = fresh_grids(config) if settled.learned else reusable_grids(run, inputs.trace_artifact, config)
+    problem = make_problem(trace, costs, config, grids)
     result, certified = search_plans(problem, config.search, config.certify, report)
-    case = PlanningCase(run=run, model=model, trace=trace, trace_digest=trace_digest, config=config)
+    case = PlanningCase(
+        run=run, model=model, trace=trace, trace_digest=trace_digest, config=config, learned=settled.learned
+    )  # fmt: skip
     with commit_plan(case, result, load_run_data(run, data), report) as commitment:
         record = PlanRecord(
             plan=commitment.winner.plan, considered=describe_considered(result, commitment),
-            patterns=draw_candidate_patterns(problem, config.tolerance), certified=certified, grids=problem.grids,
+            patterns=draw_candidate_patterns(problem, config.tolerance), certified=certified,
+            grids=None if settled.learned else problem.grids,  # kept ones are of the trace's own confidences
             stage_times=commitment.itm,
         )  # fmt: skip
         plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters, command=command)

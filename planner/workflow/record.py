@@ -281,7 +281,7 @@ def read_grids(path: Path) -> KeptGrids:
 
 def reusable_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptGrids:
     """Returns the grids that the last planning left, if they are of this trace, this risk and these thresholds."""
-    fresh = KeptGrids(thresholds=threshold_grid(config.grid_step))
+    fresh = fresh_grids(config)
     try:
         plan = open_plan(run)
         if not share_grids(plan.manifest, trace, config):
@@ -290,6 +290,11 @@ def reusable_grids(run: RunFolder, trace: Artifact, config: PlanConfig) -> KeptG
     except ArtifactError:
         return fresh
     return grids if np.array_equal(grids.thresholds, fresh.thresholds) else fresh
+
+
+def fresh_grids(config: PlanConfig) -> KeptGrids:
+    """Returns grids in which nothing is evaluated yet."""
+    return KeptGrids(thresholds=threshold_grid(config.grid_step))
 
 
 def share_grids(earlier: Manifest, trace: Artifact, config: PlanConfig) -> bool:

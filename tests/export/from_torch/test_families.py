@@ -168,6 +168,8 @@ def test_shipped_weights_bring_their_exits(tmp_path: Path, monkeypatch: pytest.M
     assert list(model.spec.heads) == ["layer1.2", "layer2.2"]
     assert {name: model.spec.settings[name] for name in ("every", "head")} == {"every": 3, "head": "simple"}
     assert model.spec.preprocessing == model.spec.stated_preprocessing() == PIXELS
+    # no options given: what ships for the family
+    assert ensure_model(RunFolder(root=tmp_path / "any"), ExportOptions()).spec.settings["depth"] == 20
     with pytest.raises(UsageError, match="--weights FILE, or start with --weights random"):
         export_model(run, ExportOptions(net=dataclasses.replace(TINY_NET, depth=32)))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from artifacts import GraphError, InputError, RunFolder, UsageError
-from export import ExportOptions, Family, ResNet, ResNetConfig, export_model, read_weights
+from engines import run_graph
+from export import ExportOptions, Family, ResNet, ResNetConfig, export_model, read_weights, rebuild_net
 from export.nets import mobilenetv2, resnet, vgg
 from export.nets.family import settle_options
 from export.nets.mobilenetv2 import MobileNet, MobileNetConfig
@@ -128,35 +129,31 @@ def test_a_padded_shortcut_is_option_a_of_the_paper() -> None:
     assert not padded[:, 24:].any()
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".th"])
-def test_weights_of_others_need_no_flags(suffix: str, tmp_path: Path) -> None:
+def test_weights_of_others_need_no_flags(tmp_path: Path) -> None:
     torch.manual_seed(3)
     config = ResNetConfig(depth=20, shortcut="padding", classes=4, input_shape=(3, 32, 32))
     net = ResNet(config).eval()
     state = rename(net.state_dict(), ("fc.", "linear."))
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    path = tmp_path / f"theirs{suffix}"
-    if suffix == ".npz":
-        np.savez(path, **{key: value.numpy().astype(np.float16) for key, value in state.items()})
-        net.load_state_dict({key: value.half().float() for key, value in net.state_dict().items()})
-    else:
-        torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 1}, path)
-    run, said = RunFolder(root=tmp_path / "run"), []
-    result = export_model(run, ExportOptions(weights=str(path), every=4), report=said.append)
-    settings = result.model.spec.settings
+    torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}, "epoch": 1}, tmp_path / "w.th")
+    assert settle(resnet.FAMILY, strip_parallel(read_weights(tmp_path / "w.th"))) == config
+    path = tmp_path / "theirs.npz"
+    np.savez(path, **{key: value.numpy().astype(np.float16) for key, value in state.items()})
+    net.load_state_dict({key: value.half().float() for key, value in net.state_dict().items()})
+    said: list[str] = []
+    run, options = RunFolder(root=tmp_path / "run"), ExportOptions(weights=str(path), every=8)
+    model = export_model(run, options, report=said.append).model
+    settings = model.spec.settings
     assert {name: settings[name] for name in ("depth", "shortcut", "classes", "input_shape", "weights")} == {
-        "depth": 20, "shortcut": "padding", "classes": 4, "input_shape": "3,32,32", "weights": f"theirs{suffix}",
+        "depth": 20, "shortcut": "padding", "classes": 4, "input_shape": "3,32,32", "weights": "theirs.npz",
     }  # fmt: skip
     assert any("ResNet-20" in line and "4 classes and input 3x32x32" in line for line in said)
-    assert export_model(run, ExportOptions(weights=str(path), every=4)).reused
-    from engines import run_graph
-    from export import rebuild_net
-
+    assert export_model(run, options).reused
     rows = np.random.default_rng(0).standard_normal((3, 3, 32, 32), dtype=np.float32)
     expected = net(torch.from_numpy(rows)).detach().numpy()
-    found = run_graph(result.model.path(result.model.spec.full), {"input": rows})["logits"]
+    found = run_graph(model.path(model.spec.full), {"input": rows})["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    np.testing.assert_allclose(rebuild_net(result.model)(torch.from_numpy(rows))[1].detach(), expected, atol=1e-5)
+    np.testing.assert_allclose(rebuild_net(model)(torch.from_numpy(rows))[1].detach(), expected, atol=1e-5)
 
 
 def test_an_npz_with_code_is_refused(tmp_path: Path) -> None:

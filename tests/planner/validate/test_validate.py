@@ -23,7 +23,7 @@ PLAN = Exits(cuts=("cut0", "cut2"), thresholds=(0.6, 0.7))
 def test_truth_is_that_of_the_population() -> None:
     trace = make_trace(1, samples=300)
     config = ValidationConfig(tolerance=0.1, resplits=5, samples=50)
-    methods = {"none": lambda *_: NO_EXITS, "plan": lambda *_: PLAN}
+    methods = {"none": lambda *_: (NO_EXITS, {}), "plan": lambda *_: (PLAN, {})}
     none, plan = validate_methods(trace, COSTS, methods, config)
     outcome = evaluate_exits(trace, PLAN)
     np.testing.assert_allclose(plan.loss, 1 - outcome.metric / trace.full_metric)
@@ -40,11 +40,11 @@ def test_every_method_plans_on_the_same_sets_and_the_seed_decides() -> None:
     seen: dict[str, list[float]] = {"a": [], "b": []}
 
     def watch(name: str):
-        def method(drawn: Trace, seed: int) -> Exits:
+        def method(drawn: Trace, seed: int) -> tuple[Exits, dict]:
             seen[name].append(float(drawn.confidence.sum()))
             assert drawn.sample_count == 40
             assert seed == len(seen[name]) - 1
-            return NO_EXITS
+            return NO_EXITS, {}
 
         return method
 

@@ -1,0 +1,1 @@
+"""Learned confidences of a plan: fitted on the samples for tuning, and taken where they save time (pure)."""
