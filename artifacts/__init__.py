@@ -15,6 +15,7 @@ from artifacts.environment import (
 from artifacts.errors import (
     ArtifactError,
     CorruptArtifactError,
+    DeadlineError,
     EngineError,
     GraphError,
     InputError,
@@ -22,6 +23,7 @@ from artifacts.errors import (
     MissingExtraError,
     NoPlanError,
     PameError,
+    RefusedError,
     SchemaError,
     StaleArtifactError,
     UsageError,
@@ -123,6 +125,7 @@ __all__ = [
     # pictures
     "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes", "save_plot",
     # errors
-    "ArtifactError", "CorruptArtifactError", "EngineError", "GraphError", "InputError", "MissingArtifactError",
-    "MissingExtraError", "NoPlanError", "PameError", "SchemaError", "StaleArtifactError", "UsageError", "unknown_name",
+    "ArtifactError", "CorruptArtifactError", "DeadlineError", "EngineError", "GraphError", "InputError",
+    "MissingArtifactError", "MissingExtraError", "NoPlanError", "PameError", "RefusedError", "SchemaError",
+    "StaleArtifactError", "UsageError", "unknown_name",
 ]  # fmt: skip

@@ -7,6 +7,8 @@
     ├── GraphError                              a network that cannot be cut, split or merged
     ├── MissingExtraError                       an optional package is not installed
     ├── EngineError                             a backend failed to build, open or run an engine
+    ├── RefusedError                            a serving host did not take a request in
+    ├── DeadlineError                           a request's deadline passed before its answer was there
     └── ArtifactError                           a folder on disk
         ├── MissingArtifactError                not there (yet)
         ├── CorruptArtifactError                its bytes are not those that its manifest lists
@@ -59,6 +61,24 @@ class MissingExtraError(PameError):
 
 class EngineError(PameError):
     """A backend failed to build, open or run an engine."""
+
+
+class RefusedError(PameError):
+    """A serving host did not take a request in.
+
+    Attributes:
+        reason: ``queue_full``, ``deadline``, ``draining``, ``stuck`` or ``closed``.
+        retry_after_s: when it is worth trying again, by what waits now; ``None`` where it is not.
+    """
+
+    def __init__(self, message: str, *, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(PameError):
+    """The deadline of a request passed before its answer was there."""
 
 
 class ArtifactError(PameError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,11 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from calibration.data.sources import DATA_HELP, load_run_data, source_name
+from calibration.launch import Launch
 from calibration.options import CalibrationOptions
 from calibration.tracing.flips import FlipReport, count_flips
 from calibration.tracing.metrics import set_metrics
-from calibration.training.config import AUGMENTATIONS, FrozenConfig, JointConfig
+from calibration.training.config import AUGMENTATIONS, PRECISIONS, FrozenConfig, JointConfig
 
 WAYS = ("frozen", "joint")
 
@@ -120,6 +122,14 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N",
         help="processes that decode images for training (default: one per allowed processor; 0: none besides this one)",
     )  # fmt: skip
+    group.add_argument(
+        "--accumulate", type=int, metavar="N",
+        help="let the samples of a step through in N pieces, one after the other, for 1/N of the memory (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mixed-precision", choices=PRECISIONS,
+        help="in what training computes besides float32; fp16 needs a GPU (default: no)",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, help="decides order, augmentation and initialisation")
 
 
@@ -128,20 +138,67 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     arguments = make_parser().parse_args(words)
     arguments.words = words
+    if os.environ.get("RANK", "0") != "0":
+        arguments.json = None  # the first of several processes writes it
     return run_command(calibrate, arguments)
 
 
 def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Trains, traces, prints the table of exits and returns the result for ``--json``."""
-    config = read_training(arguments)
-    flow = _load("calibration.tracing_flow")
+    """Trains, traces, prints the table of exits and returns the result for ``--json``.
+
+    Of several processes that ``torchrun`` or ``accelerate launch`` started, the first does this, and the others help it
+    to train.
+    """
+    config, launch = read_training(arguments), Launch.read(os.environ)
+    if launch.count == 1:
+        return _calibrate(arguments, config, None)
+    with _load("calibration.training.processes").Processes(
+        config.mixed_precision, launch, workers=arguments.workers
+    ) as processes:
+        if not launch.leads:
+            _follow(arguments, config, processes)
+            return {}
+        try:
+            return _calibrate(arguments, config, processes)
+        finally:
+            processes.dismiss()
+
+
+def _follow(arguments: argparse.Namespace, config: FrozenConfig | JointConfig, processes: Any) -> None:
+    """Helps the first process to train, without a word."""
     run = find_run(arguments.run, name=arguments.name)
-    engine = flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
-    options = CalibrationOptions(
-        task=None if arguments.task is None else load_task(arguments.task), report=say, parts=arguments.parts,
+    options = read_calibration(arguments, run, report=_say_nothing)
+    _load("calibration.training.following").follow_training(
+        run, lambda: load_run_data(run, arguments.data, parts=arguments.parts, report=_say_nothing), config,
+        read_engine(arguments), options=options, processes=processes,
+    )  # fmt: skip
+
+
+def _say_nothing(_: str) -> None: ...
+
+
+def read_engine(arguments: argparse.Namespace) -> Any:
+    """Returns the engines that the flags ask for."""
+    flow = _load("calibration.tracing_flow")
+    return flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
+
+
+def read_calibration(
+    arguments: argparse.Namespace, run: RunFolder, *, report: Callable[[str], None]
+) -> CalibrationOptions:  # fmt: skip
+    """Returns what the flags say about everything but training."""
+    return CalibrationOptions(
+        task=None if arguments.task is None else load_task(arguments.task), report=report, parts=arguments.parts,
         trace_samples=arguments.trace_samples, command=describe_command(arguments, run), force=arguments.force,
         memory_gb=arguments.memory_gb, workers=arguments.workers,
     )  # fmt: skip
+
+
+def _calibrate(arguments: argparse.Namespace, config: FrozenConfig | JointConfig, processes: Any) -> dict[str, Any]:
+    flow = _load("calibration.tracing_flow")
+    run = find_run(arguments.run, name=arguments.name)
+    engine = read_engine(arguments)
+    options = dataclasses.replace(read_calibration(arguments, run, report=say), processes=processes)
     model = flow.ensure_model(run, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)
     source = source_name(samples, arguments.data, run)
@@ -154,7 +211,7 @@ def calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
             run, samples, config, engine, source=source, options=options
         )
     if arguments.confidence is not None:
-        choice = _load("calibration.training.confidences")
+        choice = _load("calibration.training.objectives.confidences")
         model = choice.settle_confidence(model, samples, options.task_of(model), arguments.confidence, report=say)
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
     exits, metric_name = describe_exits(trace, options, model)

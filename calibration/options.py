@@ -6,8 +6,12 @@ import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from artifacts import COMMAND, Model, RunFolder, Task, UsageError, find_task, memory_limit
+
+if TYPE_CHECKING:
+    from calibration.training.processes import Processes
 
 _log = logging.getLogger("pame.calibration")
 
@@ -25,6 +29,7 @@ class CalibrationOptions:
         force: go on with a network that is no good on the samples.
         memory_gb: GiB that may be used; ``None``: half of what is free.
         workers: processes that decode samples for training; ``None``: one per allowed processor for image files.
+        processes: those that train together; ``None``: this one alone.
     """
 
     task: Task | None = None
@@ -35,6 +40,7 @@ class CalibrationOptions:
     force: bool = False
     memory_gb: float | None = None
     workers: int | None = None
+    processes: Processes | None = None
 
     def __post_init__(self) -> None:
         memory_limit(self.memory_gb)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from export.confidence.adding import recipes_like
     from export.confidence.scoring import Scorer
     from export.cuts.parity import ParityReport, check_parity
+    from export.cuts.portable import PortableOutline, PortableStage, write_portable
     from export.cuts.separators import CutPlace, find_places
     from export.cuts.splitting import CutReport
     from export.cuts.stages import merge_stage
@@ -41,6 +42,7 @@ _HOMES = {
     "confidence.scoring": ("Scorer",),
     "cuts.parity": ("ParityReport", "check_parity"),
     "cuts.separators": ("CutPlace", "find_places"),
+    "cuts.portable": ("PortableOutline", "PortableStage", "write_portable"),
     "cuts.splitting": ("CutReport",),
     "cuts.stages": ("merge_stage",),
     "folder.pipeline": ("ExportResult",),
@@ -66,8 +68,8 @@ __all__ = [
     "ExportOptions", "ExportResult", "HEAD_SIZES", "add_heads", "build_head_ladders", "build_missing_heads",
     "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "rebuild_net", "write_heads",
     # cutting, proving, merging
-    "CutPlace", "CutReport", "DataFlow", "ParityReport", "check_parity", "find_places", "load_graph", "merge_stage",
-    "spread_evenly",
+    "CutPlace", "CutReport", "DataFlow", "ParityReport", "PortableOutline", "PortableStage", "check_parity",
+    "find_places", "load_graph", "merge_stage", "spread_evenly", "write_portable",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
     "Scorer", "build_head", "features_read", "load_weights", "make_recipe", "pretrained_folder", "read_weights",

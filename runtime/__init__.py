@@ -2,9 +2,13 @@
 returns answers in input order.
 
 ``import runtime`` needs numpy alone, starts nothing and reads nothing; ``Runtime.load`` needs the bundle's backend.
+What serves requests from an event loop is imported when it is asked for.
 """
 
 from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from runtime.inputs import Batch
 from runtime.loading import OpenBundle, open_bundle, without_leaving
@@ -14,9 +18,21 @@ from runtime.options import RuntimeOptions
 from runtime.preprocess import prepare_images
 from runtime.runtime import Outputs, Result, Runtime
 
+if TYPE_CHECKING:
+    from runtime.hosting.async_runtime import AsyncRuntime, HostSnapshot
+    from runtime.hosting.options import HostOptions
+
+_HOMES = {
+    "AsyncRuntime": "hosting.async_runtime",
+    "HostSnapshot": "hosting.async_runtime",
+    "HostOptions": "hosting.options",
+}
+
 __all__ = [
     # the whole of it
     "Result", "Runtime", "RuntimeOptions",
+    # requests that come one by one
+    "AsyncRuntime", "HostOptions", "HostSnapshot",
     # what goes into it
     "prepare_images",
     # watching it
@@ -26,3 +42,9 @@ __all__ = [
     # for planning: open bundles, and counting as the statistics do
     "CONFIDENCE_BINS", "OpenBundle", "count_cells", "open_bundle", "without_leaving",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'runtime' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"runtime.{_HOMES[name]}"), name)

@@ -1,8 +1,11 @@
-"""FileImages: encoded images, listed at once and decoded when they are asked for."""
+"""FileImages: encoded images, listed at once and decoded when they are asked for, or kept once they are."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
+import mmap
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +18,7 @@ from calibration.data.image_input import CHUNK_ROWS, MEASURED_IMAGES, measure_no
 from calibration.data.samples import in_chunks
 from calibration.data.stored import StoredImages
 
+_log = logging.getLogger("pame.calibration")
 _WHOLE_ENDS = (b"\xff\xd9", b"IEND\xaeB`\x82")  # of JPEG and of PNG
 
 
@@ -62,16 +66,70 @@ class FolderFiles:
         return self.root / os.fsdecode(self.paths[index])
 
 
+class DecodedPixels:
+    """The pixels of some images, each in a place of its own, filled by whichever process decodes it first.
+
+    Of images that are gone through again and again in any order, which ones are kept makes no difference; so these are
+    settled beforehand, and nothing is ever driven out. The memory is taken as it is filled. An image is asked for once
+    in an epoch, and workers end with it: nobody reads what another is about to write.
+    """
+
+    def __init__(self, indices: np.ndarray, row_shape: tuple[int, ...], memory: int) -> None:
+        """Makes room.
+
+        Args:
+            indices: of the images; if there are too many, the first are kept.
+            row_shape: of one image's uint8 pixels.
+            memory: bytes for all of them.
+        """
+        fitting = min(len(indices), max(0, memory) // (math.prod(row_shape) + 1))
+        self._indices: np.ndarray = np.sort(indices[:fitting])
+        self._filled: np.ndarray = np.zeros(0, np.uint8)
+        self._pixels: np.ndarray = np.zeros((0, *row_shape), np.uint8)
+        if fitting == 0:
+            return
+        try:
+            self._filled = np.frombuffer(mmap.mmap(-1, fitting), np.uint8)
+            self._pixels = np.frombuffer(mmap.mmap(-1, fitting * math.prod(row_shape)), np.uint8)
+        except OSError as error:  # the memory is not granted; then it is slower, and that is all
+            _log.warning("decoded images are not kept: %s", error)
+            self._indices = self._indices[:0]
+            return
+        self._pixels = self._pixels.reshape(fitting, *row_shape)
+
+    def __len__(self) -> int:
+        """How many images have a place."""
+        return len(self._indices)
+
+    def find(self, index: int) -> np.ndarray | None:
+        """Returns an image's pixels, to be read only; ``None`` where they are not kept (yet)."""
+        place = self._place(index)
+        return None if place is None or not self._filled[place] else self._pixels[place]
+
+    def keep(self, index: int, pixels: np.ndarray) -> None:
+        """Keeps an image's pixels if it has a place."""
+        place = self._place(index)
+        if place is not None:
+            self._pixels[place] = pixels
+            self._filled[place] = 1
+
+    def _place(self, index: int) -> int | None:
+        place = int(np.searchsorted(self._indices, index))
+        return place if place < len(self._indices) and self._indices[place] == index else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FileImages(StoredImages):
     """Encoded images, with labels or without; an implementation of ``ImageSamples``.
 
     Attributes:
         files: the images, one after the other.
+        decoded: where pixels stay once they are decoded; ``None``: nowhere.
         boxes: (N, 4) int32: the part of each picture that is the sample (``artifacts.Box``); ``None``: all of it.
     """
 
     files: EncodedFiles
+    decoded: DecodedPixels | None = None
     boxes: np.ndarray | None = None
     _read_digests: list[str] = field(default_factory=list)
 
@@ -86,7 +144,7 @@ class FileImages(StoredImages):
         """
         found = np.empty((len(indices), *self.input.row_shape), np.uint8)
         for row, index in enumerate(indices):
-            found[row] = self._decode(int(index), self.files.read(index))
+            found[row] = self._read(int(index))
         return found
 
     def content_digest(self) -> str:
@@ -117,6 +175,24 @@ class FileImages(StoredImages):
         step = max(1, len(measured) // MEASURED_IMAGES)
         chunks = (self.pixels(chunk) for chunk in in_chunks(measured[::step], CHUNK_ROWS))
         return replace(self, input=self.input.normalised_by(*measure_normalisation(chunks)))
+
+    def keeping_pixels(self, indices: np.ndarray, memory: int) -> FileImages:
+        """Returns the same images, some of which are decoded once and then kept, by this process and by those that it
+        forks from now on.
+
+        Args:
+            indices: the images that are asked for again and again.
+            memory: bytes for their pixels; what does not fit is decoded every time.
+        """
+        return replace(self, decoded=DecodedPixels(indices, self.input.row_shape, memory))
+
+    def _read(self, index: int) -> np.ndarray:
+        found = None if self.decoded is None else self.decoded.find(index)
+        if found is None:
+            found = self._decode(index, self.files.read(index))
+            if self.decoded is not None:
+                self.decoded.keep(index, found)
+        return found
 
     def _decode(self, index: int, content: bytes) -> np.ndarray:
         box: Box | None = None

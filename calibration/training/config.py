@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from artifacts import UsageError, unknown_name
+from artifacts import UsageError, to_plain, unknown_name
 
 AUGMENTATIONS = ("none", "crop", "crop-mirror")
 """How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
+PRECISIONS = ("no", "bf16", "fp16")
+"""In what a training computes besides float32."""
 ENOUGH_STEPS = 300
 EPOCHS = (4, 100)
 """The fewest and the most epochs of frozen training, where their number is not given."""
@@ -35,6 +38,8 @@ class FrozenConfig:
         max_candidates: how many exits an imported network gets at most.
         head_share: of the time behind a cut, what its exit head may take.
         seed: decides initialisation, order and augmentation.
+        accumulate: in how many pieces a step's batch goes through, one after the other, for less memory.
+        mixed_precision: one of ``PRECISIONS``.
     """
 
     epochs: int | None = None
@@ -49,6 +54,8 @@ class FrozenConfig:
     max_candidates: int = 12
     head_share: float = 0.05
     seed: int = 0
+    accumulate: int = 1
+    mixed_precision: str = PRECISIONS[0]
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
@@ -62,6 +69,7 @@ class FrozenConfig:
         check_samples(self.samples)
         check_batch_size(self.batch_size)
         check_augmentation(self.augment)
+        check_passes(self.accumulate, self.mixed_precision)
 
     def count_epochs(self, steps: int) -> int:
         """Returns how many epochs of so many steps are trained."""
@@ -88,6 +96,8 @@ class JointConfig:
         crop_padding: pixels of zero padding for random crops.
         samples: how many of the train part are used; ``None``: all.
         seed: decides the order and the augmentation.
+        accumulate: in how many pieces a step's batch goes through, one after the other, for less memory.
+        mixed_precision: one of ``PRECISIONS``.
     """
 
     epochs: int = 13
@@ -103,6 +113,8 @@ class JointConfig:
     crop_padding: int = 2
     samples: int | None = None
     seed: int = 0
+    accumulate: int = 1
+    mixed_precision: str = PRECISIONS[0]
 
     def __post_init__(self) -> None:
         check_samples(self.samples)
@@ -113,6 +125,28 @@ class JointConfig:
             )
         check_batch_size(self.batch_size)
         check_augmentation(self.augment)
+        check_passes(self.accumulate, self.mixed_precision)
+
+
+_LATER = ("accumulate", "mixed_precision")
+
+
+def describe_training(config: FrozenConfig | JointConfig) -> dict[str, Any]:
+    """Returns what artifacts record of a configuration, as plain values.
+
+    What a later release added is left out at its default, so that what was trained before it is not trained again.
+    """
+    usual = {field.name: field.default for field in fields(config)}
+    found: dict[str, Any] = to_plain(config)
+    return {name: value for name, value in found.items() if name not in _LATER or value != usual[name]}
+
+
+def check_passes(accumulate: int, mixed_precision: str) -> None:
+    """Raises ``UsageError`` for a number of pieces or a precision that cannot be."""
+    if accumulate < 1:
+        raise UsageError(f"--accumulate {accumulate}: expected at least 1")
+    if mixed_precision not in PRECISIONS:
+        raise unknown_name("mixed precision", mixed_precision, PRECISIONS)
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -3,14 +3,16 @@
 The loss of the second phase is the task's loss of the final head plus, for every exit, a mix of the task's loss and the
 divergence from the softened answer of the final head (Hinton et al. 2015, arXiv:1503.02531; Phuong and Lampert,
 "Distillation-Based Training for Multi-Exit Architectures", ICCV 2019). Every epoch draws its randomness from
-(seed, epoch) alone and ends with a checkpoint, so that an interrupted training continues as if nothing had happened.
+(seed, epoch) alone, and there is a checkpoint every few minutes, so that an interrupted training continues as if
+nothing had happened. Several processes may share it (``calibration.training.processes``).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,77 +22,115 @@ from artifacts import FINAL_HEAD, Task, UsageError
 from artifacts.console import track
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.metrics import MetricSum
-from calibration.training.checkpoints import Checkpoint, EpochResult, History, record_epoch
+from calibration.training.checkpoints import Checkpoint, EpochResult, History, Keeper, Progress, record_epoch
 from calibration.training.config import JointConfig
-from calibration.training.loss import Loss
 from calibration.training.losses import settle_loss
-from calibration.training.minibatches import Chunk, Epoch, draw_epoch
+from calibration.training.minibatches import Chunk, Epoch, Share, draw_epoch, load_chunks
+from calibration.training.objectives.loss import Loss
+from calibration.training.processes import Processes
 from export import MultiExitNet
 
-MEASURED_ROWS = 32  # at once: masks of all exits have to fit into memory
+_MEASURED_NUMBERS = 1 << 22  # of inputs at once: masks of all exits have to fit into memory
+_MOST_ROWS = 500
 
 
 def train_joint(
     net: MultiExitNet, samples: Samples, task: Task, config: JointConfig, checkpoint: Checkpoint,
-    *, workers: int | None = None,
+    *, processes: Processes | None = None,
 ) -> History:  # fmt: skip
     """Trains ``net`` in place.
 
     Args:
-        net: its parameters are where the training starts; it takes one input.
+        net: its parameters are where the training starts; it takes one input. It comes back on the processor.
         samples: the train part is trained on; the calibrate part is only measured, after every epoch.
         task: its loss teaches, its metric measures.
         config: how.
-        checkpoint: takes the state after every epoch; a matching one is continued.
-        workers: processes that decode, as for ``load_chunks``.
+        checkpoint: takes the state after every epoch and every few minutes; a matching one is continued.
+        processes: those that train together, of which the first alone measures and saves, and the workers that decode
+            for them; ``None``: this one alone.
 
     Returns:
         Per epoch its number, phase, mean loss, seconds and the metric of every exit on the calibrate part.
     """
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    processes = processes or Processes(config.mixed_precision)
+    net.to(device=processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(
         net.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
     )
-    history = checkpoint.resume(net, optimiser)
-    loss_of = settle_loss(task, samples)
+    progress = processes.resume(checkpoint, net, optimiser)
+    teaching = _Teaching(
+        net=net, loss_of=settle_loss(task, samples), config=config, optimiser=optimiser, processes=processes,
+        keeper=Keeper(checkpoint, net, optimiser, leads=processes.leads),
+    )  # fmt: skip
+    history = progress.history
+    share = Share(rank=processes.launch.rank, count=processes.launch.count, pieces=config.accumulate)
     for epoch in range(len(history), config.epochs):
         started = time.monotonic()
-        drawn = draw_epoch(samples, config, epoch, workers=workers)
-        loss = _train_epoch(net, drawn, loss_of, config, optimiser)
-        metric = measure_exits(net, samples, task, "calibrate")
-        phase = "joint" if epoch >= config.backbone_epochs else "backbone"
-        result = EpochResult(phase=phase, loss=loss, seconds=time.monotonic() - started, metric=metric)
-        history = record_epoch(history, result, epochs=config.epochs, report=checkpoint.report)
-        checkpoint.save(net, optimiser, history)
+        drawn = draw_epoch(samples, config, epoch, workers=processes.workers, share=share, first=progress.steps)
+        loss = teaching.teach(drawn, progress)
+        if processes.leads:
+            metric = measure_exits(net, samples, task, "calibrate", workers=processes.workers)
+            phase = "joint" if epoch >= config.backbone_epochs else "backbone"
+            result = EpochResult(phase=phase, loss=loss, seconds=time.monotonic() - started, metric=metric)
+            history = record_epoch(history, result, epochs=config.epochs, report=checkpoint.report)
+            teaching.keeper.keep(history)
+        progress = Progress(history=history)
+    net.to("cpu")
     return history
 
 
-def _train_epoch(
-    net: MultiExitNet, epoch: Epoch, loss_of: Loss, config: JointConfig, optimiser: torch.optim.SGD
-) -> float:  # fmt: skip
-    net.train()
-    total = 0.0
-    batches = track(epoch.batches, description=f"epoch {epoch.number + 1}", total=epoch.steps)
-    for step, chunk in enumerate(batches):
-        for group in optimiser.param_groups:
-            progress = (epoch.number + (step + 0.5) / epoch.steps) / config.epochs
-            group["lr"] = config.learning_rate * _one_cycle(progress)
-        x = _tensor(chunk.inputs)
-        y = _targets(chunk)
-        if epoch.number >= config.backbone_epochs:
-            loss = _joint_loss(net, x, y, loss_of, config)
-        else:
-            loss = loss_of.of_targets(net.backbone(x), y)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        total += float(loss.detach())
-    return total / epoch.steps
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Teaching:
+    """A net and all that changes it, step by step."""
+
+    net: MultiExitNet
+    loss_of: Loss
+    config: JointConfig
+    optimiser: torch.optim.SGD
+    processes: Processes
+    keeper: Keeper
+
+    def teach(self, epoch: Epoch, progress: Progress) -> float:
+        """Goes through an epoch, or through what is left of it; returns its mean loss."""
+        stepping = self.processes.prepare(self.optimiser)
+        self.net.train()
+        total = progress.loss
+        for done, pieces in enumerate(self._tracked(epoch), start=epoch.first):
+            for group in self.optimiser.param_groups:
+                passed = (epoch.number + (done + 0.5) / epoch.steps) / self.config.epochs
+                group["lr"] = self.config.learning_rate * _one_cycle(passed)
+            self.processes.seed(self.config.seed, epoch.number, done)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss = sum(self._learn(piece, epoch.number) for piece in pieces)
+            total += self.processes.average(self.net, loss)
+            stepping.step()
+            if done + 1 < epoch.steps:
+                self.keeper.keep(progress.history, steps=done + 1, loss=total)
+        return total / epoch.steps
+
+    def _tracked(self, epoch: Epoch) -> Iterable[tuple[Chunk, ...]]:
+        if not self.processes.leads:
+            return epoch.batches
+        left = epoch.steps - epoch.first
+        return track(epoch.batches, description=f"epoch {epoch.number + 1}", total=left)
+
+    def _learn(self, chunk: Chunk, epoch: int) -> float:
+        """Adds the gradients of one piece of a batch; returns its share of the batch's loss."""
+        net, config, loss_of = self.net, self.config, self.loss_of
+        x, y = _tensor(chunk.inputs, self.processes.device), _targets(chunk).to(self.processes.device)
+        with self.processes.autocast():
+            if epoch >= config.backbone_epochs:
+                loss = _joint_loss(net, x, y, loss_of, config)
+            else:
+                loss = loss_of.of_targets(net.backbone(x), y)
+        loss = loss / config.accumulate
+        self.processes.backward(loss)
+        return float(loss.detach())
 
 
-def _tensor(inputs: Mapping[str, np.ndarray]) -> Tensor:
+def _tensor(inputs: Mapping[str, np.ndarray], device: torch.device) -> Tensor:
     (array,) = inputs.values()
-    tensor = torch.from_numpy(array)
+    tensor = torch.from_numpy(array).to(device)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
@@ -121,15 +161,24 @@ def _joint_loss(net: MultiExitNet, x: Tensor, targets: Tensor, loss_of: Loss, co
     return loss
 
 
-def measure_exits(net: MultiExitNet, samples: Samples, task: Task, part: str) -> dict[str, float]:
+def measure_exits(
+    net: MultiExitNet, samples: Samples, task: Task, part: str, *, workers: int | None = None
+) -> dict[str, float]:  # fmt: skip
     """Returns the metric of every exit, and that of the final head under its own name, on a part of the samples."""
     net.eval()
+    device = next(net.parameters()).device
     indices = samples.indices_of(part)
     sums: dict[str, MetricSum] = {}
+    chunks = list(in_chunks(indices, _count_rows(samples, indices)))
     with torch.inference_mode():
-        for chunk in in_chunks(indices, MEASURED_ROWS):
-            targets = samples.targets(chunk)
-            exits, final = net(_tensor(samples.inputs(chunk)))
+        for chunk in load_chunks(samples, chunks, workers=workers):
+            exits, final = net(_tensor(chunk.inputs, device))
             for name, answers in {**exits, FINAL_HEAD: final}.items():
-                sums.setdefault(name, MetricSum(task)).add((answers.numpy(),), targets)
+                sums.setdefault(name, MetricSum(task)).add((answers.cpu().numpy(),), _targets(chunk).numpy())
     return {name: total.value for name, total in sums.items()}
+
+
+def _count_rows(samples: Samples, indices: np.ndarray) -> int:
+    """Returns how many samples are measured at once."""
+    numbers = sum(array.size for array in samples.inputs(indices[:1]).values()) if len(indices) else 1
+    return max(1, min(_MOST_ROWS, _MEASURED_NUMBERS // max(1, numbers)))

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from artifacts import InputError
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
-from calibration.training.minibatches import Augmentation, Chunk, load_chunks
+from calibration.training.minibatches import Augmentation, Chunk, keep_pixels, load_chunks
 from export import features_read, reduce_features
 
 DISK_SHARE = 0.5
@@ -64,6 +64,7 @@ class FeatureMaker:
         rows: how many rows the runner was opened for.
         samples: what goes in.
         workers: processes that decode, as for ``load_chunks``.
+        pixel_bytes: memory for decoded images, where they are needed in every epoch.
     """
 
     heads: Mapping[str, nn.Module]
@@ -71,11 +72,20 @@ class FeatureMaker:
     rows: int
     samples: Samples
     workers: int | None
+    pixel_bytes: int = 0
 
-    def make(self, indices: np.ndarray, *, augmentation: Augmentation | None = None) -> Generator[Features, None, None]:
-        """Yields the features of some samples in their order, ``rows`` at a time."""
+    def keeping_pixels(self, indices: np.ndarray) -> FeatureMaker:
+        """Returns the same, with images that are decoded once as far as there is memory for them."""
+        return replace(self, samples=keep_pixels(self.samples, indices, self.pixel_bytes))
+
+    def make(
+        self, indices: np.ndarray, *, augmentation: Augmentation | None = None, first: int = 0
+    ) -> Generator[Features, None, None]:
+        """Yields the features of some samples in their order, ``rows`` at a time, from the ``first`` chunk on."""
         chunks = list(in_chunks(indices, self.rows))
-        for chunk in load_chunks(self.samples, chunks, workers=self.workers, augmentation=augmentation):
+        for chunk in load_chunks(
+            self.samples, chunks, workers=self.workers, augmentation=augmentation, first=first
+        ):  # fmt: skip
             yield self._run(chunk)
 
     def _run(self, chunk: Chunk) -> Features:

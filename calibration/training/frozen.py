@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from artifacts import Task, UsageError
 from artifacts.console import track
 from calibration.data.samples import in_chunks
+from calibration.launch import Launch
 from calibration.tracing.metrics import MetricSum
-from calibration.training.checkpoints import Checkpoint, EpochResult, History, record_epoch
+from calibration.training.checkpoints import Checkpoint, EpochResult, History, Keeper, Progress, record_epoch
 from calibration.training.config import FrozenConfig
 from calibration.training.features import FeatureCache, FeatureMaker, Features, fits_on_disk, join_features
-from calibration.training.loss import Loss
 from calibration.training.losses import to_logits
-from calibration.training.minibatches import Augmentation, training_indices
+from calibration.training.minibatches import Augmentation, Share, training_indices
+from calibration.training.objectives.loss import Loss
+from calibration.training.processes import Processes
 from export import answer_reduced
 
 MEASURED_SAMPLES = 512
@@ -56,70 +58,94 @@ class FrozenTask:
 
 
 def train_frozen(
-    heads: Mapping[str, nn.Module], maker: FeatureMaker, what: FrozenTask, checkpoint: Checkpoint, *, folder: Path
-) -> History:
+    heads: Mapping[str, nn.Module], maker: FeatureMaker, what: FrozenTask, checkpoint: Checkpoint,
+    *, folder: Path, processes: Processes | None = None,
+) -> History:  # fmt: skip
     """Trains ``heads`` in place.
 
     Args:
-        heads: cut name -> head from features (B, ...) to logits (B, ...).
+        heads: cut name -> head from features (B, ...) to logits (B, ...). They come back on the processor.
         maker: makes their features. The train part of its samples is trained on, the calibrate part only measured; its
             runner is closed once it is not needed any more.
         what: task and configuration.
-        checkpoint: takes the state after every epoch; a matching one is continued.
+        checkpoint: takes the state after every epoch and every few minutes; a matching one is continued.
         folder: where features may be kept meanwhile.
+        processes: those that train together; each runs the backbone over its share of the train part, and the first
+            alone measures and saves. ``None``: this one alone.
 
     Returns:
         Per epoch its number, phase, mean loss of a head, seconds and the metric of every exit on samples of the
         calibrate part: that of the task, or without labels the agreement with the full network.
 
     Raises:
-        UsageError: there are fewer than two samples to train on.
+        UsageError: there are too few samples to train on.
     """
     config = what.config
+    processes = processes or Processes(config.mixed_precision)
     indices = training_indices(maker.samples, config)
-    batch_size = min(config.batch_size, len(indices))
-    if batch_size < 2:
-        raise UsageError(f"{maker.samples.name} has one sample to train on; batch normalisation needs at least 2")
+    batch_size, rows = _size_batches(maker, len(indices), config, processes.launch)
     steps = len(indices) // batch_size
     epochs = config.count_epochs(steps)
-    net = nn.ModuleList(heads.values())
+    net = nn.ModuleList(heads.values()).to(processes.device)
     optimiser = torch.optim.AdamW(net.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    history = checkpoint.resume(net, optimiser)
-    if len(history) >= epochs:
-        return history
+    progress = processes.resume(checkpoint, net, optimiser)
+    history = progress.history
     with ExitStack() as stack:
-        source = _Source(maker=maker, indices=indices, batch_size=batch_size, config=config)
+        stack.callback(net.to, "cpu")
+        if len(history) >= epochs:
+            return history
+        own = indices[processes.launch.rank :: processes.launch.count]
+        source = _Source(maker=maker, indices=own, rows=rows, steps=steps, config=config, launch=processes.launch)
         source.keep(folder, stack, report=checkpoint.report)
-        held_out = _keep_held_out(maker, folder)
+        held_out = _keep_held_out(maker, folder) if processes.leads else None
         if held_out is not None:
             stack.enter_context(held_out)
         if source.kept:
             maker.runner.close()  # what its engines hold is needed for the heads now
-        pool = stack.enter_context(_head_pool(len(heads)))
+        teaching = _Teaching(
+            heads=heads, net=net, what=what, optimiser=optimiser, processes=processes, steps=steps, epochs=epochs,
+            keeper=Keeper(checkpoint, net, optimiser, leads=processes.leads),
+            pool=stack.enter_context(_head_pool(len(heads))),
+        )  # fmt: skip
         for epoch in range(len(history), epochs):
             started = time.monotonic()
-            net.train()
-            total = 0.0
-            for step, batch in enumerate(track(source.batches(epoch), description=f"epoch {epoch + 1}", total=steps)):
-                for group in optimiser.param_groups:
-                    progress = (epoch + (step + 0.5) / steps) / epochs
-                    group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-                total += _step(heads, batch, what, optimiser, pool)
-            net.eval()
-            metric = _measure(heads, held_out, what)
-            result = EpochResult(
-                phase="frozen", loss=total / steps, seconds=time.monotonic() - started, metric=metric
-            )  # fmt: skip
-            history = record_epoch(history, result, epochs=epochs, report=checkpoint.report)
-            checkpoint.save(net, optimiser, history)
+            loss = teaching.teach(source.batches(epoch, progress.steps), epoch, progress)
+            if processes.leads:
+                metric = _measure(heads, held_out, what, processes.device)
+                result = EpochResult(phase="frozen", loss=loss, seconds=time.monotonic() - started, metric=metric)
+                history = record_epoch(history, result, epochs=epochs, report=checkpoint.report)
+                teaching.keeper.keep(history)
+            progress = Progress(history=history)
     return history
 
 
-class _Source:
-    """The train part as features, batch by batch: out of a cache, or made anew in every epoch."""
+def _size_batches(maker: FeatureMaker, count: int, config: FrozenConfig, launch: Launch) -> tuple[int, int]:
+    """Returns the samples per step of all processes together, and of this one.
 
-    def __init__(self, maker: FeatureMaker, indices: np.ndarray, batch_size: int, config: FrozenConfig) -> None:
-        self._maker, self._indices, self._batch_size, self._config = maker, indices, batch_size, config
+    Raises:
+        UsageError: there are fewer than two samples for every piece of a batch, or it cannot be divided.
+    """
+    parts = launch.count * config.accumulate
+    batch_size = min(config.batch_size, count - count % parts)
+    if batch_size < 2 * parts:
+        raise UsageError(
+            f"{maker.samples.name}: {count} samples to train on, in batches of {config.batch_size} at most; batch "
+            f"normalisation needs at least {2 * parts}, two for each of {parts} parts of a batch"
+            if parts > 1
+            else f"{maker.samples.name} has one sample to train on; batch normalisation needs at least 2"
+        )
+    size = Share(count=launch.count, pieces=config.accumulate).size(batch_size)
+    return batch_size, size * config.accumulate
+
+
+class _Source:
+    """One process's share of the train part as features, batch by batch: out of a cache, or made anew each epoch."""
+
+    def __init__(
+        self, *, maker: FeatureMaker, indices: np.ndarray, rows: int, steps: int, config: FrozenConfig, launch: Launch
+    ) -> None:
+        self._maker, self._indices, self._rows, self._steps = maker, indices, rows, steps
+        self._config, self._launch = config, launch
         self._cache: FeatureCache | None = None
 
     def keep(self, folder: Path, stack: ExitStack, *, report: Callable[[str], None]) -> None:
@@ -128,16 +154,21 @@ class _Source:
         folder.mkdir(parents=True, exist_ok=True)
         if self._config.augment != "none":
             report(f"the backbone runs over {count} samples in every epoch, since images vary (--augment)")
+            self._maker = self._maker.keeping_pixels(self._indices)
             return
         made = self._maker.make(self._indices)
         first = next(made)
-        if not fits_on_disk(folder, first, count):
+        if not fits_on_disk(folder, first, count * self._launch.here):
             report(f"the backbone runs over {count} samples in every epoch: their features do not fit on the disk")
             made.close()
+            self._maker = self._maker.keeping_pixels(self._indices)
             return
         cache = stack.enter_context(FeatureCache(folder, first))
         chunks = -(-count // self._maker.rows)
-        for features in track(chain([first], made), description="running the backbone", total=chunks):
+        running: Iterator[Features] = chain([first], made)
+        if self._launch.leads:
+            running = track(running, description="running the backbone", total=chunks)
+        for features in running:
             cache.append(features)
         self._cache = cache
 
@@ -146,21 +177,25 @@ class _Source:
         """Whether the backbone has done its work."""
         return self._cache is not None
 
-    def batches(self, epoch: int) -> Iterator[Features]:
-        """Yields the train part in an order of (seed, epoch) alone; the last, smaller batch is left out."""
-        order = np.random.default_rng([self._config.seed, epoch]).permutation(len(self._indices))
-        order = order[: len(order) - len(order) % self._batch_size]
+    def batches(self, epoch: int, first: int) -> Iterator[Features]:
+        """Yields the batches of an epoch from the ``first`` on, in an order of (seed, epoch) and the process alone; the
+        last, smaller batch is left out."""
+        seed = [self._config.seed, epoch, *([self._launch.rank] if self._launch.rank else [])]
+        order = np.random.default_rng(seed).permutation(len(self._indices))[: self._steps * self._rows]
         if self._cache is not None:
-            for positions in in_chunks(order, self._batch_size):
+            for positions in in_chunks(order[first * self._rows :], self._rows):
                 yield self._cache.read(positions)
             return
+        augmentation = Augmentation.of(self._config, epoch, self._launch.rank)
+        chunk, over = divmod(first * self._rows, self._maker.rows)
         waiting: list[Features] = []
-        for features in self._maker.make(self._indices[order], augmentation=Augmentation.of(self._config, epoch)):
-            waiting.append(features)
+        for features in self._maker.make(self._indices[order], augmentation=augmentation, first=chunk):
+            waiting.append(features.rows(over, None))
+            over = 0
             joined = join_features(waiting)
-            while len(joined.answers) >= self._batch_size:
-                yield joined.rows(0, self._batch_size)
-                joined = joined.rows(self._batch_size, None)
+            while len(joined.answers) >= self._rows:
+                yield joined.rows(0, self._rows)
+                joined = joined.rows(self._rows, None)
             waiting = [joined] if len(joined.answers) else []
 
 
@@ -174,24 +209,59 @@ def _keep_held_out(maker: FeatureMaker, folder: Path) -> FeatureCache | None:
     return cache
 
 
-def _step(
-    heads: Mapping[str, nn.Module], batch: Features, what: FrozenTask, optimiser: torch.optim.Optimizer,
-    pool: ThreadPoolExecutor,
-) -> float:  # fmt: skip
-    """Moves all heads by one batch and returns their mean loss."""
-    loss_of = what.loss
-    targets = None if batch.targets is None else torch.from_numpy(batch.targets)
-    teacher = to_logits(batch.answers, probabilities=what.probabilities)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Teaching:
+    """All heads and all that changes them, step by step."""
 
-    def learn(name: str) -> float:
-        loss = _loss(answer_reduced(heads[name], batch.reduced[name]), targets, teacher, loss_of, what.config)
-        loss.backward()
-        return float(loss.detach())
+    heads: Mapping[str, nn.Module]
+    net: nn.Module
+    what: FrozenTask
+    optimiser: torch.optim.Optimizer
+    processes: Processes
+    keeper: Keeper
+    pool: ThreadPoolExecutor
+    steps: int
+    epochs: int
 
-    optimiser.zero_grad(set_to_none=True)
-    total = sum(pool.map(learn, heads))
-    optimiser.step()
-    return total / len(heads)
+    def teach(self, batches: Iterator[Features], epoch: int, progress: Progress) -> float:
+        """Goes through an epoch, or through what is left of it; returns the mean loss of a head."""
+        stepping = self.processes.prepare(self.optimiser)
+        config = self.what.config
+        self.net.train()
+        if self.processes.leads:
+            batches = track(batches, description=f"epoch {epoch + 1}", total=self.steps - progress.steps)
+        total = progress.loss
+        for done, batch in enumerate(batches, start=progress.steps):
+            for group in self.optimiser.param_groups:
+                passed = (epoch + (done + 0.5) / self.steps) / self.epochs
+                group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * passed))
+            self.processes.seed(config.seed, epoch, done)
+            self.optimiser.zero_grad(set_to_none=True)
+            rows = len(batch.answers) // config.accumulate
+            starts = range(0, len(batch.answers), rows)
+            loss = sum(self._learn(batch.rows(start, start + rows)) for start in starts)
+            total += self.processes.average(self.net, loss)
+            stepping.step()
+            if done + 1 < self.steps:
+                self.keeper.keep(progress.history, steps=done + 1, loss=total)
+        self.net.eval()
+        return total / self.steps
+
+    def _learn(self, batch: Features) -> float:
+        """Adds the gradients of one piece of a batch to all heads; returns its share of the batch's loss."""
+        what, device = self.what, self.processes.device
+        loss_of = what.loss
+        targets = None if batch.targets is None else torch.from_numpy(batch.targets).to(device)
+        teacher = to_logits(batch.answers.to(device), probabilities=what.probabilities)
+
+        def learn(name: str) -> float:
+            with self.processes.autocast():
+                answers = answer_reduced(self.heads[name], batch.reduced[name].to(device))
+                loss = _loss(answers, targets, teacher, loss_of, what.config) / what.config.accumulate
+            self.processes.backward(loss)
+            return float(loss.detach())
+
+        return sum(self.pool.map(learn, self.heads)) / len(self.heads)
 
 
 @contextmanager
@@ -217,7 +287,9 @@ def _loss(logits: Tensor, targets: Tensor | None, teacher: Tensor, loss_of: Loss
     return loss
 
 
-def _measure(heads: Mapping[str, nn.Module], held_out: FeatureCache | None, what: FrozenTask) -> dict[str, float]:
+def _measure(
+    heads: Mapping[str, nn.Module], held_out: FeatureCache | None, what: FrozenTask, device: torch.device
+) -> dict[str, float]:
     """Returns the metric of every head, or without labels its agreement with the full network."""
     if held_out is None:
         return {}
@@ -230,7 +302,7 @@ def _measure(heads: Mapping[str, nn.Module], held_out: FeatureCache | None, what
             features = held_out.read(positions)
             labelled = features.targets is not None
             for name, head in heads.items():
-                answers = (answer_reduced(head, features.reduced[name]).numpy(),)
+                answers = (answer_reduced(head, features.reduced[name].to(device)).cpu().numpy(),)
                 if features.targets is None:
                     agreed[name] += float(task.agreement(answers, (features.answers.numpy(),)).sum())
                 else:

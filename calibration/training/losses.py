@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from artifacts import Task, unknown_name
 from calibration.data.samples import Samples
-from calibration.training.dense_losses import PLACE_LOSS, pixel_loss, weigh_classes
-from calibration.training.loss import Loss
+from calibration.training.objectives.dense import PLACE_LOSS, pixel_loss, weigh_classes
+from calibration.training.objectives.loss import Loss
 
 _LEAST = 1e-7  # of a probability
 _PIXELS = "pixel-cross-entropy"

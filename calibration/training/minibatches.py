@@ -53,6 +53,38 @@ def training_indices(samples: Samples, config: FrozenConfig | JointConfig) -> np
     return np.sort(drawn)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which rows of every batch one process trains on, and in how many pieces.
+
+    Attributes:
+        rank: of the process, from 0.
+        count: of all processes.
+        pieces: into which its rows are divided.
+    """
+
+    rank: int = 0
+    count: int = 1
+    pieces: int = 1
+
+    def size(self, batch_size: int) -> int:
+        """Returns the rows of one piece.
+
+        Raises:
+            UsageError: the batch cannot be divided so.
+        """
+        parts = self.count * self.pieces
+        if batch_size % parts or batch_size // parts < 2:
+            raise UsageError(
+                f"a batch of {batch_size} cannot be divided among {self.count} processes with {self.pieces} pieces "
+                f"each (--accumulate): --train-batch-size must be a multiple of {parts}, and at least {2 * parts}"
+            )
+        return batch_size // parts
+
+
+WHOLE = Share()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Epoch:
     """One pass over the train part.
@@ -60,16 +92,19 @@ class Epoch:
     Attributes:
         number: from 0.
         steps: how many batches there are.
-        batches: in random order; the last, smaller one is left out.
+        first: the first of them that is still to come.
+        batches: in random order, each in the pieces of one process; the last, smaller one is left out.
     """
 
     number: int
     steps: int
-    batches: Iterator[Chunk]
+    first: int
+    batches: Iterator[tuple[Chunk, ...]]
 
 
 def draw_epoch(
-    samples: Samples, config: FrozenConfig | JointConfig, number: int, *, workers: int | None = None
+    samples: Samples, config: FrozenConfig | JointConfig, number: int,
+    *, workers: int | None = None, share: Share = WHOLE, first: int = 0,
 ) -> Epoch:  # fmt: skip
     """Returns an epoch over the train part.
 
@@ -81,9 +116,11 @@ def draw_epoch(
         config: batch size, augmentation and seed.
         number: of the epoch, from 0.
         workers: as for ``load_chunks``.
+        share: the rows of each batch that are loaded.
+        first: the batch to begin with.
 
     Raises:
-        UsageError: there are fewer samples to train on than one batch takes.
+        UsageError: there are fewer samples to train on than one batch takes, or a batch cannot be divided.
     """
     order = np.random.default_rng([config.seed, number]).permutation(training_indices(samples, config))
     if len(order) < config.batch_size:
@@ -91,9 +128,15 @@ def draw_epoch(
             f"{samples.name} has {len(order)} samples to train on, fewer than one batch of {config.batch_size}; "
             "lower --train-batch-size"
         )
-    chunks = list(in_chunks(order[: len(order) - len(order) % config.batch_size], config.batch_size))
-    batches = load_chunks(samples, chunks, workers=workers, augmentation=Augmentation.of(config, number))
-    return Epoch(number=number, steps=len(chunks), batches=batches)
+    size = share.size(config.batch_size)
+    pieces = list(in_chunks(order[: len(order) - len(order) % config.batch_size], size))
+    own = [piece for place, piece in enumerate(pieces) if place // share.pieces % share.count == share.rank]
+    chunks = load_chunks(
+        samples, own, workers=workers, augmentation=Augmentation.of(config, number, share.rank),
+        first=first * share.pieces,
+    )  # fmt: skip
+    batches = zip(*[chunks] * share.pieces, strict=True)
+    return Epoch(number=number, steps=len(own) // share.pieces, first=first, batches=batches)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +151,13 @@ class Augmentation:
 
     way: str
     padding: int
-    seed: tuple[int, int]
+    seed: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: FrozenConfig | JointConfig, epoch: int) -> Augmentation:
-        """Returns the augmentation of an epoch."""
-        return cls(way=config.augment, padding=config.crop_padding, seed=(config.seed, epoch))
+    def of(cls, config: FrozenConfig | JointConfig, epoch: int, rank: int = 0) -> Augmentation:
+        """Returns the augmentation of an epoch in one of several processes."""
+        seed = (config.seed, epoch, rank) if rank else (config.seed, epoch)
+        return cls(way=config.augment, padding=config.crop_padding, seed=seed)
 
     def draw(self, number: int, count: int, size: tuple[int, int]) -> Moves:
         """Draws how the images of a chunk are moved: by up to ``padding`` pixels, and half of them mirrored.
@@ -131,7 +175,7 @@ class Augmentation:
 
 def load_chunks(
     samples: Samples, chunks: Sequence[np.ndarray], *, workers: int | None = None,
-    augmentation: Augmentation | None = None,
+    augmentation: Augmentation | None = None, first: int = 0,
 ) -> Iterator[Chunk]:  # fmt: skip
     """Yields samples chunk by chunk, in order, loaded by worker processes.
 
@@ -141,22 +185,23 @@ def load_chunks(
         workers: processes; 0: this one. ``None``: one per allowed processor for image files, which have to be decoded,
             and none for samples that are arrays or a user's own, which may not survive a fork.
         augmentation: of images; ``None``: as they are.
+        first: the chunk to begin with; it is augmented as if those before it had been loaded.
 
     Raises:
         PameError: a sample cannot be read; with its name.
     """
     if workers is None:
         workers = allowed_processors() if isinstance(samples, FileImages | DenseImages) else 0
-    workers = min(workers, len(chunks))
+    workers = min(workers, len(chunks) - first)
     reading = _Reading(samples, chunks, augmentation)
     if workers == 0:
-        for number in range(len(chunks)):
+        for number in range(first, len(chunks)):
             yield _prepare(samples, *reading.read(number))
         return
     forked = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     loader = DataLoader(
-        reading, batch_size=None, num_workers=workers, collate_fn=_as_it_is, prefetch_factor=_AHEAD,
-        multiprocessing_context=forked,
+        reading, batch_size=None, sampler=range(first, len(chunks)), num_workers=workers, collate_fn=_as_it_is,
+        prefetch_factor=_AHEAD, multiprocessing_context=forked,
     )  # fmt: skip
     try:
         for found in loader:
@@ -170,6 +215,19 @@ def load_chunks(
             f"a worker process that decodes {samples.name} ended ({error}): where memory is short, use fewer of them "
             "with --workers, or 0"
         ) from error
+
+
+def keep_pixels(samples: Samples, indices: np.ndarray, memory: int) -> Samples:
+    """Returns samples whose images, where they have to be decoded, stay in memory as far as they fit.
+
+    Args:
+        samples: any.
+        indices: those that every epoch needs.
+        memory: bytes.
+    """
+    if not isinstance(samples, FileImages) or "fork" not in multiprocessing.get_all_start_methods():
+        return samples
+    return samples.keeping_pixels(indices, memory)
 
 
 Read = tuple[np.ndarray | Mapping[str, np.ndarray], np.ndarray | None]

@@ -58,7 +58,7 @@ def merge_stage(
             probabilities=model.spec.settings.get("confidence") == "max",
         )  # fmt: skip
     merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
-    template = functools.reduce(_wider_opsets, [item for _, item in loaded])
+    template = functools.reduce(wider_opsets, [item for _, item in loaded])
     specs = {spec.name: spec for part in outline.parts for spec in part.inputs}
     inputs = tuple(specs[value.name] for value in merged.inputs if value.name)
     stage = finish_model(merged, template, name=path.stem, inputs=inputs, outputs=outline.outputs)
@@ -102,7 +102,7 @@ def _join(parts: Sequence[tuple[str, ir.Graph]], outputs: Sequence[str]) -> ir.G
     merged = ir.Graph([], [], nodes=[], name="stage", opset_imports={})
     tensors: dict[str, ir.Value] = {}
     for name, graph in parts:
-        _rename_inner(graph, name)
+        rename_inner(graph, name)
         made = list(graph.outputs)
         graph.outputs.clear()
         for value in list(graph.inputs):
@@ -123,7 +123,8 @@ def _join(parts: Sequence[tuple[str, ir.Graph]], outputs: Sequence[str]) -> ir.G
     return merged
 
 
-def _rename_inner(graph: ir.Graph, prefix: str) -> None:
+def rename_inner(graph: ir.Graph, prefix: str) -> None:
+    """Puts everything that a graph names, but its inputs and outputs, under a prefix."""
     shared = {value.name for value in (*graph.inputs, *graph.outputs)}
     for inner in (graph, *graph.subgraphs()):
         for value in list(inner.initializers.values()):
@@ -133,13 +134,13 @@ def _rename_inner(graph: ir.Graph, prefix: str) -> None:
             for value in inner.inputs:
                 value.name = f"{prefix}/{value.name}"
         for node in inner:
-            node.name = f"{prefix}/{node.name or node.op_type}"
+            node.name = f"{prefix}/{node.name or node.outputs[0].name or node.op_type}"
             for value in node.outputs:
                 if value.name and value.name not in shared:
                     value.name = f"{prefix}/{value.name}"
 
 
-def _wider_opsets(a: ir.Model, b: ir.Model) -> ir.Model:
+def wider_opsets(a: ir.Model, b: ir.Model) -> ir.Model:
     """Returns ``a`` with the opsets of both.
 
     Raises:

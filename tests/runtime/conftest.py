@@ -175,8 +175,10 @@ class FakeNet:
 
     def open_on(self, device: Device) -> Runtime:
         """Opens the network over buffers of another device; its fakes still compute on the host."""
-        sets = [EngineSet(HostedEngine(fake, device), stage.covers) for fake, stage in self._pairs()]
-        return Runtime(self.spec(), sets, device, RuntimeOptions(check_finite=self.check_finite))
+        return Runtime(self.spec(), self.engine_sets_on(device), device, RuntimeOptions(check_finite=self.check_finite))
+
+    def engine_sets_on(self, device: Device) -> list[EngineSet]:
+        return [EngineSet(HostedEngine(fake, device), stage.covers) for fake, stage in self._pairs()]
 
     def _pairs(self) -> list[tuple[FakeEngine, EngineSet]]:
         self.fakes.clear()

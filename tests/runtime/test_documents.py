@@ -32,6 +32,15 @@ def test_embedding(toy_run: Any, tmp_path: Path) -> None:
     assert sorted(answered) == list(range(20))
 
 
+def test_serving(toy_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks_of("docs/serving.md")
+    answered: list[int] = []
+    names = {"rows": toy_run.inputs[:20], "answer": lambda places, outputs: answered.extend(places.tolist())}
+    run_block(block.replace("runs/resnet/bundle", str(toy_run.bundle)), tmp_path, names)
+    assert sorted(answered) == list(range(20))
+    assert "'answered': 2" in capsys.readouterr().out
+
+
 def test_the_hosts_own_tests(toy_run: Any, tmp_path: Path) -> None:
     (block,) = [block for block in blocks_of("docs/embedding.md") if "FakeEngine" in block]
     block = block.replace("runs/resnet/bundle/bundle.json", str(toy_run.bundle / BUNDLE_JSON))

@@ -219,7 +219,7 @@ def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
     config = JointConfig(batch_size=8, crop_padding=1)
 
     def take(epoch: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(chunk.inputs["images"], chunk.targets) for chunk in draw_epoch(data, config, epoch).batches]
+        return [(chunk.inputs["images"], chunk.targets) for (chunk,) in draw_epoch(data, config, epoch).batches]
 
     first, again, other = take(), take(), take(epoch=1)
     assert len(first) == draw_epoch(data, config, 0).steps == 2

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from artifacts import VOID, Pose, Segmentation
-from calibration.training.confidences import risk_area
-from calibration.training.dense_losses import PLACE_LOSS, pixel_loss, weigh_classes
 from calibration.training.losses import find_loss
+from calibration.training.objectives.confidences import risk_area
+from calibration.training.objectives.dense import PLACE_LOSS, pixel_loss, weigh_classes
 
 
 def test_void_pixels_teach_nothing() -> None:

@@ -109,16 +109,19 @@ def test_without_labels_heads_learn_the_answers_of_the_network(tmp_path: Path) -
     assert set(last["accuracy"]) == set(model.spec.heads)
 
 
+@pytest.mark.parametrize(("augment", "every_s", "killed"), [("none", 1e9, 3), ("none", 0.0, 4), ("crop", 0.0, 4)])
 def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str, every_s: float, killed: int
 ) -> None:
+    config = dataclasses.replace(CONFIG, augment=augment, epochs=4)
     monkeypatch.setattr("calibration.training.candidates.time_parts", lambda parts, *_: [1.0] * len(parts))
     bars = draw_bars(160)
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
     for root in (whole, pieces):
         root.mkdir()
         export_chain(root)
-    expected = train_missing(RunFolder(root=whole / "run"), bars, CONFIG, ENGINE, options=FORCED)
+    expected = train_missing(RunFolder(root=whole / "run"), bars, config, ENGINE, options=FORCED)
+    monkeypatch.setattr("calibration.training.checkpoints.SAVE_EVERY_S", every_s)
 
     class KilledError(Exception):
         pass
@@ -131,10 +134,10 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_then_die)
-        for _ in range(3):
+        for _ in range(killed):  # every_s of 0: after every step, of which an epoch has three
             with pytest.raises(KilledError):
-                train_missing(RunFolder(root=pieces / "run"), bars, CONFIG, ENGINE, options=FORCED)
-    found = train_missing(RunFolder(root=pieces / "run"), bars, CONFIG, ENGINE, options=FORCED)
+                train_missing(RunFolder(root=pieces / "run"), bars, config, ENGINE, options=FORCED)
+    found = train_missing(RunFolder(root=pieces / "run"), bars, config, ENGINE, options=FORCED)
     assert _head_bytes(found) == _head_bytes(expected)
 
 

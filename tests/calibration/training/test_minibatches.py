@@ -34,7 +34,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> FileImages:
 def test_workers_change_nothing(files: FileImages) -> None:
     config = JointConfig(batch_size=4, augment="crop-mirror")
     alone, together = (
-        [(chunk.inputs["images"], chunk.targets) for chunk in draw_epoch(files, config, 3, workers=workers).batches]
+        [(chunk.inputs["images"], chunk.targets) for (chunk,) in draw_epoch(files, config, 3, workers=workers).batches]
         for workers in (0, 2)
     )
     assert len(alone) == len(together) == 4

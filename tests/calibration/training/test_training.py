@@ -12,7 +12,7 @@ import torch
 from artifacts import Classification, UsageError, to_plain
 from calibration.data.arrays import ArrayImages, make_samples
 from calibration.data.splits import split_indices
-from calibration.training.checkpoints import Checkpoint, History
+from calibration.training.checkpoints import Checkpoint, History, Progress
 from calibration.training.config import FrozenConfig, JointConfig
 from calibration.training.end_to_end import measure_exits, train_joint
 from export.nets.multi_exit import MultiExitNet, attach_heads
@@ -84,10 +84,16 @@ def test_the_first_phase_leaves_the_heads_alone(bars: ArrayImages, tmp_path: Pat
     assert not torch.equal(net.backbone.conv1.weight, untrained.backbone.conv1.weight)
 
 
-def test_an_interrupted_training_continues_to_the_same_end(bars: ArrayImages, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("every_s", "after", "killed"), [(1e9, 1, 3), (0.0, 5, 3)])
+def test_an_interrupted_training_continues_to_the_same_end(
+    bars: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_s: float, after: int, killed: int
+) -> None:
     torch.set_num_threads(1)
+    config = dataclasses.replace(CONFIG, crop_padding=1)
     whole = make_net()
-    history = train(whole, bars, CONFIG, tmp_path / "whole", {"data": "1"})
+    history = train(whole, bars, config, tmp_path / "whole", {"data": "1"})
+    monkeypatch.setattr("calibration.training.checkpoints.SAVE_EVERY_S", every_s)
+    saved: list[Progress] = []
 
     class KilledError(Exception):
         pass
@@ -96,16 +102,20 @@ def test_an_interrupted_training_continues_to_the_same_end(bars: ArrayImages, tm
 
     def save_then_die(*args: object) -> None:
         save(*args)
-        raise KilledError
+        saved.append(args[-1])
+        if len(saved) % after == 0:
+            raise KilledError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Checkpoint, "save", save_then_die)
-        for _ in range(CONFIG.epochs):
+        for _ in range(killed):
             with pytest.raises(KilledError):
-                train(make_net(), bars, CONFIG, tmp_path / "pieces", {"data": "1"})
+                train(make_net(), bars, config, tmp_path / "pieces", {"data": "1"})
+    assert any(progress.steps for progress in saved) == (every_s == 0)
     pieces = make_net()
-    again = train(pieces, bars, CONFIG, tmp_path / "pieces", {"data": "1"})
+    again = train(pieces, bars, config, tmp_path / "pieces", {"data": "1"})
     assert [entry["accuracy"] for entry in again] == [entry["accuracy"] for entry in history]
+    assert [entry["loss"] for entry in again] == [entry["loss"] for entry in history]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, pieces.state_dict()[name]), name
 
@@ -116,7 +126,7 @@ def test_another_training_does_not_continue_this_one(bars: ArrayImages, tmp_path
     net = make_net()
     optimiser = torch.optim.SGD(net.parameters(), 0.1)
     before = net.backbone.conv1.weight.clone()
-    assert checkpoint_at(tmp_path / "checkpoint", short, {"data": "2"}).resume(net, optimiser) == ()
+    assert checkpoint_at(tmp_path / "checkpoint", short, {"data": "2"}).resume(net, optimiser) == Progress()
     assert torch.equal(net.backbone.conv1.weight, before)
 
 

@@ -23,6 +23,7 @@ SUITES = (
     "tests/engines/gpu/test_cuda_device.py",
     "tests/engines/gpu/test_cuda_interop.py",
     "tests/engines/trt/test_run.py",
+    "tests/runtime/hosting/test_arenas.py",
     "tests/runtime/test_captured_chain.py",
     "tests/runtime/test_cuda_provider.py",
     "tests/runtime/test_on_gpu.py",

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from artifacts import VOID
 from calibration.data.samples import Samples
-from calibration.training.loss import Loss
+from calibration.training.objectives.loss import Loss
 
 _WEIGHED_MASKS = 128
 _SOFTEST = 1.1

@@ -18,11 +18,11 @@ import torch
 
 from artifacts import FINAL_HEAD, Model, Task
 from calibration.data.samples import Samples, in_chunks
-from calibration.training.end_to_end import MEASURED_ROWS
 from export import MultiExitNet, Scorer, publish_net, rebuild_net, recipes_like
 
 AUTO = "auto"
 _MOST_SAMPLES = 400
+_ROWS = 32  # at once: masks of all exits have to fit into memory
 
 
 def settle_confidence(
@@ -63,7 +63,7 @@ def rank_confidences(net: MultiExitNet, samples: Samples, task: Task) -> dict[st
     scorer: Scorer | None = None
     net.eval()
     try:
-        for chunk in in_chunks(indices, MEASURED_ROWS):
+        for chunk in in_chunks(indices, _ROWS):
             targets = samples.targets(chunk)
             (inputs,) = samples.inputs(chunk).values()
             with torch.inference_mode():

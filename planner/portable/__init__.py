@@ -1,0 +1,1 @@
+"""Portable files: a committed plan as one ONNX graph, proven against the runtime."""

@@ -1,0 +1,259 @@
+"""Making a portable file: both forms are written, proven against the runtime row by row, and timed; the faster is kept.
+
+The rows are those of the data's test part, in batches of the plan's size; the contenders take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from artifacts import (
+    BUNDLE_JSON,
+    Artifact,
+    BundleSpec,
+    EngineError,
+    GraphError,
+    GraphSpec,
+    RunFolder,
+    UsageError,
+    open_artifact,
+    package_version,
+    read_json,
+    to_plain,
+)
+from artifacts.console import track
+from calibration import BatchReader, Samples, as_batch
+from engines import GraphRunner
+from export import PortableOutline, PortableStage, write_portable
+from runtime import Result, Runtime
+
+GUARDED, FLAT, RUNTIME = "If", "no rows", "runtime"
+"""The two forms of a file, by what becomes of a stage that no row comes to; and what both are compared with."""
+_CLOSE = {"fp32": 1e-4, "fp16": 1e-2}
+"""How far confidences of one row may lie apart, and answers relative to the largest: another graph is optimised
+elsewhere; by the precision of the network."""
+_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortableFile:
+    """A portable file that was proven.
+
+    Attributes:
+        path: the file.
+        graph: its interface.
+        form: ``If`` or ``no rows``.
+        rows: on how many it was compared with the runtime.
+        flips: how many of them left elsewhere, all with a confidence at a threshold.
+        difference: the largest of an answer, relative to the largest answer.
+        batch_ms: contender -> median time of a batch.
+        reason: why there is only one form to choose from; ``None``: both were timed.
+    """
+
+    path: Path
+    graph: GraphSpec
+    form: str
+    rows: int
+    flips: int
+    difference: float
+    batch_ms: Mapping[str, float]
+    reason: str | None = None
+
+
+def make_portable(
+    run: RunFolder, output: Path, samples: Samples, *, count: int, report: Callable[[str], None]
+) -> PortableFile:
+    """Writes the plan of a run's bundle as one ONNX file.
+
+    Args:
+        run: it has a bundle, whose engines run here.
+        output: the file.
+        samples: their test part is what the file is proven on.
+        count: at most so many of them.
+        report: takes lines about the progress.
+
+    Raises:
+        UsageError: there is no test part, or ``output`` is no place for a file.
+        GraphError: the file does not answer as the runtime does.
+        PameError: the bundle cannot be loaded here.
+    """
+    if output.suffix != ".onnx" or output.is_dir():
+        raise UsageError(f"--output {output}: expected the name of an .onnx file")
+    rows = samples.indices_of("test")
+    if len(rows) == 0:
+        raise UsageError(f"{samples.name} has no test part to prove the file on; name data that has one with --data")
+    artifact = open_artifact(run.bundle, kind="bundle", remedy=run.remedy("planner"))
+    spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)
+    rows = rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.int64)]
+    chunks = [rows[start : start + spec.plan.batch_size] for start in range(0, len(rows), spec.plan.batch_size)]
+    batches = BatchReader(samples, chunks)
+    _check_arithmetic(spec, run)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".portable-", dir=output.parent) as folder:
+        made = {form: _write(artifact, spec, form, Path(folder) / form / output.name) for form in (GUARDED, FLAT)}
+        with ExitStack() as stack:
+            runtime = stack.enter_context(Runtime.load(run.bundle, drift=None))
+            runners = {}
+            for form in made:
+                path = Path(folder) / form / output.name
+                runners[form] = stack.enter_context(GraphRunner(path, threads=spec.plan.threads))
+            reason = _why_not_flat(artifact, spec, Path(folder), batches[0])
+            if reason is not None:
+                report(f"every stage is guarded by If: {reason}")
+                runners.pop(FLAT).close()
+            contest = _Contest(spec, runtime, runners)
+            for lap in range(_ROUNDS):
+                for place in track(range(len(chunks)), description="proving", total=len(chunks)):
+                    contest.run(batches[place], first_lap=lap == 0)
+        form = min(runners, key=lambda name: contest.batch_ms[name])
+        for file in sorted((Path(folder) / form).iterdir()):  # the weights beside it first, where there are any
+            if file.name != output.name:
+                file.replace(output.with_name(file.name))
+        (Path(folder) / form / output.name).replace(output)
+    return PortableFile(
+        path=output, graph=made[form], form=form, rows=len(rows), flips=contest.flips[form],
+        difference=contest.difference[form], batch_ms=contest.batch_ms, reason=reason,
+    )  # fmt: skip
+
+
+def _check_arithmetic(spec: BundleSpec, run: RunFolder) -> None:
+    """Refuses a plan for engines that compute otherwise than the graph says: nothing in a file asks for that."""
+    if spec.backend.endswith("-bf16"):
+        raise UsageError(
+            f"{run.bundle} was planned and certified on {spec.backend}, whose arithmetic a file cannot ask of its "
+            f"host. Plan for the network's own: python -m planner --run {run.root} --tolerance {spec.plan.tolerance:g} "
+            "--engine onnxruntime"
+        )
+
+
+def _write(artifact: Artifact, spec: BundleSpec, form: str, path: Path) -> GraphSpec:
+    outline = PortableOutline(
+        name=spec.name, inputs=spec.inputs, outputs=spec.outputs, guarded=form == GUARDED,
+        metadata=_describe(artifact, spec),
+    )  # fmt: skip
+    return write_portable(_stages(artifact, spec), outline, path)
+
+
+def _stages(artifact: Artifact, spec: BundleSpec, threshold: float | None = None) -> list[PortableStage]:
+    """Returns the stages, with one threshold for all exits where that is given."""
+    return [
+        PortableStage(
+            graph=stage.graph,
+            path=artifact.path(stage.graph.file),
+            threshold=stage.threshold if threshold is None or stage.threshold is None else threshold,
+        )
+        for stage in spec.stages
+    ]
+
+
+def _describe(artifact: Artifact, spec: BundleSpec) -> dict[str, str]:
+    """Returns what a file says of itself: the plan with its certificate, and how the network wants its inputs."""
+    stated = {} if spec.preprocessing is None else {"pame.preprocessing": _json(spec.preprocessing)}
+    return {
+        "pame.version": package_version("pame") or "",
+        "pame.bundle_digest": artifact.digest,
+        "pame.exit_plan": _json(spec.plan),
+        "pame.task": spec.task,
+        **stated,
+    }
+
+
+def _json(value: object) -> str:
+    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"))
+
+
+def _why_not_flat(
+    artifact: Artifact, spec: BundleSpec, folder: Path, batch: Mapping[str, np.ndarray]
+) -> str | None:  # fmt: skip
+    """Tells why a stage cannot run on no rows; ``None`` where all of them can: all rows leave at the first exit."""
+    outline = PortableOutline(name=spec.name, inputs=spec.inputs, outputs=spec.outputs, guarded=False)
+    write_portable(_stages(artifact, spec, threshold=-1.0), outline, folder / "empty.onnx")
+    try:
+        with GraphRunner(folder / "empty.onnx", threads=spec.plan.threads) as runner:
+            runner.run(batch)
+    except EngineError as error:
+        return f"the network cannot run on no rows ({error})"
+    return None
+
+
+class _Contest:
+    """Runs batches through the runtime and the forms of the file in turns, and compares what they answer.
+
+    Attributes:
+        flips, difference: form -> as in ``PortableFile``.
+    """
+
+    def __init__(self, spec: BundleSpec, runtime: Runtime, runners: Mapping[str, GraphRunner]) -> None:
+        self._spec, self._runtime, self._runners = spec, runtime, runners
+        self._close = _CLOSE[str(spec.settings.get("precision", "fp32"))]
+        self._thresholds = [stage.threshold for stage in spec.stages]
+        self._seconds: dict[str, list[float]] = {name: [] for name in (RUNTIME, *runners)}
+        self._turn = 0
+        self.flips = dict.fromkeys(runners, 0)
+        self.difference = dict.fromkeys(runners, 0.0)
+
+    @property
+    def batch_ms(self) -> dict[str, float]:
+        """Contender -> median time of a batch of the plan's size."""
+        return {name: float(np.median(seconds)) * 1e3 for name, seconds in self._seconds.items()}
+
+    def run(self, batch: Mapping[str, np.ndarray], *, first_lap: bool) -> None:
+        """Runs a batch through every contender; each comes first in turn. In the first lap flips are counted.
+
+        Raises:
+            GraphError: a row is answered otherwise.
+        """
+        names = list(self._seconds)
+        names = names[self._turn % len(names) :] + names[: self._turn % len(names)]
+        self._turn += 1
+        found: dict[str, dict[str, np.ndarray]] = {}
+        for name in names:
+            started = perf_counter()
+            if name == RUNTIME:
+                result = self._runtime.run(as_batch(batch))
+            else:
+                found[name] = self._runners[name].run(batch)
+            self._seconds[name].append(perf_counter() - started)
+        for name, outputs in found.items():
+            flips = self._compare(name, outputs, result)
+            self.flips[name] += flips if first_lap else 0
+
+    def _compare(self, form: str, outputs: Mapping[str, np.ndarray], wanted: Result) -> int:
+        """Returns how many rows left elsewhere, with a confidence that is at the threshold."""
+        *answers, exit_index, confidence = outputs.values()
+        same = exit_index == wanted.exit_index
+        for row in np.flatnonzero(~same):
+            limit = self._thresholds[min(exit_index[row], wanted.exit_index[row])]
+            if limit is None or abs(limit - _nearer(confidence[row], wanted.confidence[row], limit)) > self._close:
+                raise GraphError(
+                    f"the portable file ({form}) lets a row leave at exit {exit_index[row]}, the runtime at "
+                    f"{wanted.exit_index[row]}, and its confidence is not at the threshold; please report it"
+                )
+        expected = wanted.outputs if isinstance(wanted.outputs, tuple) else (wanted.outputs,)
+        for answer, right in zip(answers, expected, strict=True):
+            self._compare_answers(form, answer[same], np.asarray(right)[same])
+        return int((~same).sum())
+
+    def _compare_answers(self, form: str, answers: np.ndarray, wanted: np.ndarray) -> None:
+        if not len(wanted):
+            return
+        largest = max(float(np.abs(wanted).max()), 1.0)
+        difference = float(np.abs(answers.astype(np.float64) - wanted).max()) / largest
+        self.difference[form] = max(self.difference[form], difference)
+        if difference > self._close:
+            raise GraphError(
+                f"the portable file ({form}) answers otherwise than the runtime, by {difference:.1e} of the largest "
+                "answer; please report it"
+            )
+
+
+def _nearer(a: float, b: float, limit: float) -> float:
+    return a if abs(a - limit) < abs(b - limit) else b

@@ -1,0 +1,229 @@
+"""``Generation``: one open bundle of a host, warmed up, with its thread, and the requests that it was given.
+
+A host that reloads has two for a while: the new one takes requests in, the old one finishes its own. All but ``open``
+runs in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from artifacts import BundleSpec, DeadlineError, EngineError, InputError, PameError, RefusedError
+from engines import Buffer, Device, EngineSet
+from runtime.checks import check_stages
+from runtime.hosting.arenas import StageArenas
+from runtime.hosting.options import HostOptions, read_costs
+from runtime.hosting.requests import LeftRows, Request
+from runtime.hosting.worker import EngineWorker, Report
+from runtime.monitor.stats import StatsCollector
+from runtime.scheduling.decisions import (
+    CANCELLED,
+    DRAINING,
+    EXPIRED,
+    FAILED,
+    QUEUE_FULL,
+    TOO_LATE,
+    TOO_MANY_ROWS,
+    Done,
+    Rejected,
+)
+from runtime.scheduling.machine import Scheduler
+
+_EARLY_S = 0.001
+_tickets = itertools.count()  # of the process: a ticket says which generation it belongs to by being in it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BundleParts:
+    """What a host serves: a bundle, one engine set per stage, and their device. The host closes them."""
+
+    spec: BundleSpec
+    engine_sets: Sequence[EngineSet]
+    device: Device
+
+    def close(self) -> None:
+        """Closes the engines, then the device; may be called twice."""
+        with ExitStack() as stack:
+            stack.callback(self.device.close)
+            for engines in self.engine_sets:
+                stack.callback(engines.close)
+
+
+class Generation:
+    """One open bundle.
+
+    Attributes:
+        parts: what it serves.
+        faults: how many runs failed since one succeeded.
+        stuck: why the device is given up; ``None`` while it is not.
+        stats: its statistics; ``None`` where they are switched off.
+    """
+
+    def __init__(self, parts: BundleParts, options: HostOptions, loop: asyncio.AbstractEventLoop) -> None:
+        """Checks, allocates and warms up; takes long and belongs into another thread than the loop's.
+
+        Raises:
+            SchemaError, EngineError: as ``Runtime``; the parts are not closed then.
+        """
+        spec = parts.spec
+        check_stages(spec, parts.engine_sets)
+        self.parts = parts
+        self.faults = 0
+        self.stuck: str | None = None
+        self._options = options
+        scheduler = Scheduler(read_costs(spec, parts.engine_sets), options.scheduling())
+        arenas = StageArenas(spec, parts.engine_sets, parts.device, capacity=scheduler.capacity)
+        arenas.warm_up(spec.max_batch_size)
+        drift = None if options.policy == "full" else options.drift  # no row leaves: nothing to compare
+        self.stats = StatsCollector(spec.plan, drift=drift) if options.stats else None
+        self._requests: dict[int, Request] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._worker = EngineWorker(scheduler, arenas, _poster(loop, self._deliver))
+
+    def start(self) -> None:
+        """Starts the engine thread."""
+        self._worker.start()
+
+    def enter(
+        self, arrays: Sequence[np.ndarray | Buffer], *, timeout_s: float | None, priority: int, streams: bool
+    ) -> Request:
+        """Takes a request in.
+
+        Raises:
+            InputError: it has more rows than may ever wait, or there is no such priority.
+            RefusedError: the host is full, drains or has lost its device.
+        """
+        if self.stuck is not None:
+            raise RefusedError(f"this host has lost its device: {self.stuck}. Restart the process", reason="stuck")
+        request = Request(next(_tickets), arrays, streams=streams)
+        deadline = None if timeout_s is None else request.started + timeout_s
+        try:
+            found = self._worker.submit(request, deadline, priority)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if isinstance(found, Rejected):
+            raise _refusal(found, request)
+        self._requests[request.ticket] = request
+        self._empty.clear()
+        if timeout_s is not None:
+            request.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request whose client has gone."""
+        self._end_all(self._worker.cancel(request.ticket))
+
+    async def finish(self, timeout_s: float) -> int:
+        """Admits no more, waits for what was admitted, and fails the rest; returns how many requests that were."""
+        self._worker.drain()
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout_s)
+        except TimeoutError:
+            left = self._worker.abandon(f"the host was closed, and its {timeout_s:g} s for requests under way are over")
+            self._end_all(left)
+            return len(left)
+        return 0
+
+    async def close(self) -> None:
+        """Ends the thread and frees the engines; those of a thread that hangs stay as they are."""
+        self._worker.stop()
+        grace_s = self._options.hang_grace_s
+        if await asyncio.to_thread(self._worker.join, 0.0 if self.stuck is not None else grace_s + 1):
+            await asyncio.to_thread(self.parts.close)
+
+    def check_hanging(self) -> None:
+        """Gives the device up if a run hangs, or the thread has ended: whatever is not done fails."""
+        if self.stuck is not None:
+            return
+        if self._worker.late_by_s(self._options.hang_factor) > self._options.hang_grace_s:
+            self.stuck = "an engine run does not come to its end"
+        elif self._worker.join(0.0):
+            self.stuck = "the engine thread has ended; the log says why"
+        if self.stuck is not None:
+            self._end_all(self._worker.abandon(self.stuck))
+
+    @property
+    def worker(self) -> EngineWorker:
+        """The thread."""
+        return self._worker
+
+    def _expire(self, request: Request) -> None:
+        if request.ticket not in self._requests:
+            return
+        self._end_all(self._worker.expire())
+        if request.ticket in self._requests:  # the timer was a little early
+            request.timer = asyncio.get_running_loop().call_later(_EARLY_S, self._expire, request)
+
+    def _deliver(self, report: Report) -> None:
+        """Hands the answers of a run to their requests; one that is gone already is passed over."""
+        if report.fault is not None:
+            self.faults += 1
+        elif report.ran:
+            self.faults = 0
+        for ticket in {ticket for ticket, _ in report.ran}:
+            if (request := self._requests.get(ticket)) is not None:
+                request.engine_s += report.engine_s
+        if report.left is not None:
+            self._hand_out(report.left)
+        self._end_all(report.done)
+
+    def _hand_out(self, left: LeftRows) -> None:
+        places: dict[int, list[int]] = {}
+        for place, (ticket, _) in enumerate(left.rows):
+            places.setdefault(ticket, []).append(place)
+        answered: list[int] = []
+        for ticket, own in places.items():
+            if (request := self._requests.get(ticket)) is not None:
+                request.take(left, own)
+                answered += own
+        if self.stats is not None and answered:
+            self.stats.add([left.exit_index] * len(answered), left.confidence[answered].tobytes(), ())
+
+    def _end_all(self, done: Sequence[Done]) -> None:
+        for ended in done:
+            request = self._requests.pop(ended.ticket, None)
+            if request is not None:
+                request.end(_error_of(ended, request))
+        if not self._requests:
+            self._empty.set()
+
+
+def _poster(loop: asyncio.AbstractEventLoop, deliver: Callable[[Report], None]) -> Callable[[Report], None]:
+    def post(report: Report) -> None:
+        loop.call_soon_threadsafe(deliver, report)
+
+    return post
+
+
+def _error_of(done: Done, request: Request) -> PameError | None:
+    if done.outcome == EXPIRED:
+        return DeadlineError(
+            f"the deadline of a request of {request.count} rows passed before all of them were answered; give it a "
+            "longer timeout_ms, or send less"
+        )
+    if done.outcome == FAILED:
+        return EngineError(f"a request of {request.count} rows failed with its run: {done.error}")
+    if done.outcome == CANCELLED:
+        return RefusedError("this request was cancelled", reason="cancelled")
+    return None
+
+
+def _refusal(found: Rejected, request: Request) -> PameError:
+    wait = f"{found.retry_after_s:.3g} s"
+    if found.reason == TOO_MANY_ROWS:
+        return InputError(
+            f"a request of {request.count} rows is more than may wait at once; send fewer, or raise max_waiting_rows"
+        )
+    if found.reason == QUEUE_FULL:
+        message = f"the queue is full: what waits takes about {wait}. Try again then"
+        return RefusedError(message, reason=QUEUE_FULL, retry_after_s=found.retry_after_s)
+    if found.reason == TOO_LATE:
+        return DeadlineError(f"the deadline cannot be met: what waits takes about {wait}. Give it a longer timeout_ms")
+    return RefusedError("this host drains and takes no more requests; send it to another", reason=DRAINING)

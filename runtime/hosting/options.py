@@ -1,0 +1,90 @@
+"""``HostOptions``: how a serving host admits, schedules and gives up, and the costs that its scheduler reckons with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from artifacts import BundleSpec, SchemaError, UsageError
+from engines import EngineSet
+from runtime.monitor.drift import DriftConfig
+from runtime.scheduling.decisions import SchedulerConfig, parse_policy
+from runtime.scheduling.tables import StageCosts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOptions:
+    """Options of an ``AsyncRuntime``; the usual ones are also keywords of ``AsyncRuntime.load``.
+
+    Attributes:
+        policy: ``full`` (no row leaves early), ``chain`` (a batch goes through by itself), ``pooled:MARGIN`` (rows of
+            several batches share stages, everybody is to be answered MARGIN ms before he is due) or ``auto``.
+        slo_ms: a request is due this long after it came. It orders rows and cancels nothing; ``timeout_ms`` of a
+            request does. ``None``: ten times what the largest batch takes by itself.
+        max_waiting_rows: a request is refused if more rows would wait; ``None``: four of the largest batches.
+        priorities: how many levels a request's ``priority`` has.
+        refuse_late: refuse at once what will probably miss its deadline.
+        check_finite: refuse rows with NaN or infinity.
+        stats: keep running statistics, and watch for drift.
+        drift: when to raise an alarm; ``None``: never.
+        max_engine_faults: after so many failed runs in a row the host is not ready, until one succeeds.
+        hang_factor, hang_grace_s: a run that takes longer than ``hang_factor`` times what it should and
+            ``hang_grace_s`` seconds hangs.
+        drain_timeout_s: how long closing waits for requests that were admitted.
+
+    Raises:
+        UsageError: a value is out of range, or there is no such policy.
+    """
+
+    policy: str = "auto"
+    slo_ms: float | None = None
+    max_waiting_rows: int | None = None
+    priorities: int = 3
+    refuse_late: bool = False
+    check_finite: bool = True
+    stats: bool = True
+    drift: DriftConfig | None = field(default_factory=DriftConfig)
+    max_engine_faults: int = 3
+    hang_factor: float = 10.0
+    hang_grace_s: float = 5.0
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        self.scheduling()
+        if self.max_engine_faults < 1:
+            raise UsageError(f"max_engine_faults={self.max_engine_faults}: expected a number from 1")
+        for name in ("hang_factor", "hang_grace_s", "drain_timeout_s"):
+            if not (math.isfinite(value := getattr(self, name)) and value >= 0):
+                raise UsageError(f"{name}={value}: expected a number from 0")
+
+    def scheduling(self) -> SchedulerConfig:
+        """Returns the rules of the scheduler."""
+        try:
+            return SchedulerConfig(
+                policy=parse_policy(self.policy),
+                max_waiting_rows=self.max_waiting_rows,
+                slo_s=None if self.slo_ms is None else self.slo_ms / 1e3,
+                priorities=self.priorities,
+                refuse_late=self.refuse_late,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+
+def read_costs(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> StageCosts:
+    """Returns the expected times of the stages: the covers' measured times, and the leaving shares of the exit plan.
+
+    Raises:
+        SchemaError: a time is 0 or not a number.
+    """
+    reaching, staying = 1.0, []
+    for planned in spec.plan.exits:
+        left = max(0.0, reaching - planned.leaving_share)
+        staying.append(min(1.0, left / reaching) if reaching > 0 else 0.0)
+        reaching = left
+    run_s = [[ms / 1e3 for ms in engines.covers.cost_ms.tolist()] for engines in engine_sets]
+    try:
+        return StageCosts(run_s, [*staying, 0.0])
+    except ValueError as error:
+        raise SchemaError(f"bundle '{spec.name}' cannot be scheduled: {error}") from error

@@ -1,0 +1,99 @@
+"""Requests: a call of a client on its way, and its answers as they come. Used by the event loop alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+import numpy as np
+
+from artifacts import PameError
+from engines import Buffer
+from runtime.runtime import Outputs, Result
+
+
+@dataclass(slots=True)
+class LeftRows:
+    """Rows that left after one run.
+
+    Attributes:
+        rows: ticket and row of the request.
+        exit_index: the stage after which they left.
+        confidence: (len(rows),) float32.
+        outputs: one array (len(rows), ...) per output of the network.
+    """
+
+    rows: Sequence[tuple[int, int]]
+    exit_index: int
+    confidence: np.ndarray
+    outputs: tuple[np.ndarray, ...]
+
+
+class Request:
+    """A call under way.
+
+    Attributes:
+        ticket: its name at the scheduler.
+        arrays: one per input of the network; its own copies.
+        engine_s: seconds inside engines of the runs that it had rows in.
+        ended: resolves when the request is done, to the error that ended it, or ``None``.
+        timer: what ends it at its deadline; ``None`` without one.
+        parts: of a stream: the answers that have not been fetched yet, ``None`` at the end; otherwise ``None``.
+    """
+
+    def __init__(self, ticket: int, arrays: Sequence[np.ndarray | Buffer], *, streams: bool) -> None:
+        self.ticket = ticket
+        self.arrays = arrays
+        self.count = len(arrays[0])
+        self.started = monotonic()
+        self.engine_s = 0.0
+        self.ended: asyncio.Future[PameError | None] = asyncio.get_running_loop().create_future()
+        self.parts: asyncio.Queue[tuple[np.ndarray, Outputs] | None] | None = asyncio.Queue() if streams else None
+        self.timer: asyncio.TimerHandle | None = None
+        self._outputs: list[np.ndarray] = []
+        self._exit_index = np.zeros(0 if streams else self.count, np.int64)
+        self._confidence = np.zeros(0 if streams else self.count, np.float32)
+        self._latency_ms = np.zeros(0 if streams else self.count, np.float64)
+
+    def take(self, left: LeftRows, places: Sequence[int]) -> None:
+        """Keeps answers: those at ``places`` of what left are this request's."""
+        rows = [left.rows[place][1] for place in places]
+        whole = len(places) == len(left.rows)
+        outputs = left.outputs if whole else tuple(array[places] for array in left.outputs)
+        if self.parts is not None:
+            self.parts.put_nowait((np.array(rows), as_outputs(outputs)))
+            return
+        if not self._outputs:
+            self._outputs = [np.zeros((self.count, *array.shape[1:]), array.dtype) for array in outputs]
+        for kept, array in zip(self._outputs, outputs, strict=True):
+            kept[rows] = array
+        self._exit_index[rows] = left.exit_index
+        self._confidence[rows] = left.confidence if whole else left.confidence[places]
+        self._latency_ms[rows] = (monotonic() - self.started) * 1e3
+
+    def end(self, error: PameError | None) -> None:
+        """Wakes whoever waits. A client that has gone meanwhile is nothing to do."""
+        self.arrays = ()
+        if self.timer is not None:
+            self.timer.cancel()
+        if not self.ended.done():
+            self.ended.set_result(error)
+        if self.parts is not None:
+            self.parts.put_nowait(None)
+
+    def result(self) -> Result:
+        """Returns the answers; all rows have left."""
+        return Result(
+            outputs=as_outputs(tuple(self._outputs)),
+            exit_index=self._exit_index,
+            confidence=self._confidence,
+            latency_ms=self._latency_ms,
+            engine_ms=self.engine_s * 1e3,
+        )
+
+
+def as_outputs(arrays: tuple[np.ndarray, ...]) -> Outputs:
+    """Returns the outputs as ``Result.outputs`` has them."""
+    return arrays[0] if len(arrays) == 1 else arrays
