@@ -148,7 +148,7 @@ def test_masks_move_with_their_images(tmp_path: Path) -> None:
     samples = load(tmp_path, (16, 24), mean=(0.5,))
     config = JointConfig(batch_size=8, augment="crop-mirror", crop_padding=3)
 
-    (chunk,) = draw_epoch(samples, config, 0, workers=0).batches
+    ((chunk,),) = draw_epoch(samples, config, 0, workers=0).batches
 
     seen = np.round((chunk.inputs["input"][:, 0] + 0.5) * 2.55)
     targets = np.asarray(chunk.targets)
@@ -243,7 +243,7 @@ def test_joints_move_with_their_images_and_swap_sides(tmp_path: Path) -> None:
     samples = load_pose(tmp_path, 4)
     config = JointConfig(batch_size=16, augment="crop-mirror", crop_padding=2)
 
-    (chunk,) = draw_epoch(samples, config, 0, workers=0).batches
+    ((chunk,),) = draw_epoch(samples, config, 0, workers=0).batches
 
     mirrored = 0
     for found in np.asarray(chunk.targets):
@@ -315,7 +315,7 @@ def test_a_crop_that_shows_no_joint_is_refused(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         write_crops(tmp_path, part, [[[1, 10, 1], [1, 4, 1], [2, 15, 1], [0, 0, 0]]])
 
-    with pytest.raises(InputError, match=r"train0.png: no joint of the person lies within .* resize squash"):
+    with pytest.raises(InputError, match=r"test0.png: no joint of the person lies within .* resize squash"):
         load_pose(tmp_path, 4, resize="centre-crop", shorter_side=32)
 
 
