@@ -1,7 +1,7 @@
 """Artifacts: the words of PAME as frozen types, the file formats and the store. Imports none of the other rooms."""
 
 from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
-from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
+from artifacts.codec import OPTIONAL, canonical_json, from_plain, read_json, to_plain, write_json
 from artifacts.confidences import FEATURES, LEAST_PROBABILITY, MAX_SOFTMAX, LearnedConfidence, describe_choice
 from artifacts.environment import (
     allowed_processors,
@@ -41,7 +41,9 @@ from artifacts.graphs import (
     GraphSpec,
     Model,
     ModelSpec,
+    SequenceSpec,
     TensorSpec,
+    check_lengths,
     check_precision,
     open_model,
     write_model_spec,
@@ -95,16 +97,17 @@ from artifacts.tasks.pose import Pose, find_keypoints
 from artifacts.tasks.protocol import Answers, Task
 from artifacts.tasks.segmentation import VOID, Segmentation
 from artifacts.tasks.table import TASKS, find_task, load_task
-from artifacts.timings import InferenceTimeMatrix
+from artifacts.timings import InferenceTimeMatrix, LengthTimes
 from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 
 __all__ = [
     # words
     "FEATURES", "LEAST_PROBABILITY", "MAX_SOFTMAX", "LearnedConfidence", "describe_choice",
     "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BundleSpec", "Certificate", "Cut",
-    "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "Model", "ModelSpec", "PlannedExit",
-    "PredictedLatency", "Preprocessing", "StageSpec", "StreamReference", "TensorSpec", "Trace",
-    "check_precision", "name_channels",
+    "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "LengthTimes", "Model", "ModelSpec",
+    "PlannedExit", "PredictedLatency", "Preprocessing", "SequenceSpec", "StageSpec", "StreamReference", "TensorSpec",
+    "Trace",
+    "check_lengths", "check_precision", "name_channels",
     "find_first_true",
     # images
     "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Box", "Convention", "check_image", "decode_image",
@@ -114,10 +117,10 @@ __all__ = [
     "TASKS", "VOID", "Answers", "Classification", "Pose", "Segmentation", "Task", "find_keypoints", "find_task",
     "load_task",
     # folders and files
-    "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "TRACE_NPZ", "Artifact", "Manifest", "RunFolder",
-    "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",
-    "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json", "read_manifest",
-    "recorded_command", "replace_file", "save_arrays", "work_alone",
+    "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "OPTIONAL", "TRACE_NPZ", "Artifact", "Manifest",
+    "RunFolder", "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current",
+    "load_arrays", "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json",
+    "read_manifest", "recorded_command", "replace_file", "save_arrays", "work_alone",
     "to_plain", "write_json", "write_model_spec",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "free_memory",

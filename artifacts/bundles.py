@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from artifacts.graphs import GraphSpec, TensorSpec
+from artifacts.codec import OPTIONAL
+from artifacts.graphs import GraphSpec, SequenceSpec, TensorSpec
 from artifacts.images.preprocessing import Preprocessing
 from artifacts.plans import ExitPlan
 
@@ -25,6 +26,7 @@ class EngineKey:
         batch_sizes: the fixed batch sizes, or () for any up to ``max_batch_size``.
         max_batch_size: the largest batch.
         options: build options by name.
+        lengths: the lengths of rows that it takes; empty where its rows have one shape.
     """
 
     onnx_digest: str
@@ -35,6 +37,7 @@ class EngineKey:
     batch_sizes: tuple[int, ...]
     max_batch_size: int
     options: Mapping[str, str]
+    lengths: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +48,20 @@ class StageSpec:
         graph: the merged ONNX graph; its file lies in the bundle.
         engine: POSIX path of the engine's folder in the bundle, with the engine's own manifest.
         threshold: rows with at least this confidence leave; ``None`` for the last stage, where all leave.
-        median_ms: batch size -> measured time of the engine, for ``EngineSet.cover``.
+        median_ms: batch size -> measured time of the engine, for ``EngineSet.cover``; at the largest length.
+        shorter_ms: length -> the same for rows of that length, for every length but the largest.
     """
 
     graph: GraphSpec
     engine: str
     threshold: float | None
     median_ms: Mapping[str, float]
+    shorter_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict, metadata=OPTIONAL)
+
+    def at_length(self, length: int) -> StageSpec:
+        """Returns the stage as it is where rows are ``length`` long."""
+        median_ms = self.shorter_ms.get(str(length), self.median_ms)
+        return replace(self, graph=self.graph.at_length(length), median_ms=median_ms, shorter_ms={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +80,7 @@ class BundleSpec:
         settings: the model's settings, for the record.
         preprocessing: how the network wants its images; ``None`` where that is not recorded or the input is not an
             image.
+        sequence: the lengths of its rows; ``None`` where all rows have one shape.
     """
 
     name: str
@@ -83,3 +94,19 @@ class BundleSpec:
     plan: ExitPlan
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    sequence: SequenceSpec | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that its rows may have; none where all rows have one shape."""
+        return () if self.sequence is None else self.sequence.lengths
+
+    def at_length(self, length: int) -> BundleSpec:
+        """Returns the bundle as it is where rows are ``length`` long; all its shapes are fixed then."""
+        return replace(
+            self,
+            inputs=tuple(tensor.at_length(length) for tensor in self.inputs),
+            outputs=tuple(tensor.at_length(length) for tensor in self.outputs),
+            stages=tuple(stage.at_length(length) for stage in self.stages),
+            sequence=None,
+        )

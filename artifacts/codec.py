@@ -19,11 +19,15 @@ from artifacts.errors import CorruptArtifactError, SchemaError
 
 T = TypeVar("T")
 
+OPTIONAL = {"optional": True}
+"""Metadata of a field that is not written while it is empty: artifacts from before it was there keep their bytes."""
+
 
 def to_plain(value: Any) -> Any:
     """Turns dataclasses, tuples and mappings into values that ``json`` can write."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        pairs = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: to_plain(item) for f, item in pairs if item or "optional" not in f.metadata}
     if isinstance(value, Mapping):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

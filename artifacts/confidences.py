@@ -50,7 +50,8 @@ class LearnedConfidence:
     Attributes:
         weights: one per feature, in the order of ``FEATURES``.
         bias: added to their sum.
-        class_biases: added where the answer is that class, one per class; none: the class does not count.
+        class_biases: added where the answer is that class, one per class from the first; 0 for classes behind the last,
+            which no sample that this was fitted to has as its answer.
     """
 
     weights: tuple[float, ...]
@@ -72,6 +73,8 @@ class LearnedConfidence:
         """
         total = features.astype(np.float64) @ np.array(self.weights) + self.bias
         if self.class_biases:
-            total = total + np.array(self.class_biases)[classes]
+            biases = np.zeros(max(len(self.class_biases), int(classes.max(initial=0)) + 1))
+            biases[: len(self.class_biases)] = self.class_biases
+            total = total + biases[classes]
         found: np.ndarray = (1 / (1 + np.exp(-np.clip(total, -60, 60)))).astype(np.float32)
         return found

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from artifacts.codec import read_json, write_json
-from artifacts.errors import SchemaError, UsageError, unknown_name
+from artifacts.codec import OPTIONAL, read_json, write_json
+from artifacts.errors import InputError, SchemaError, UsageError, unknown_name
 from artifacts.images.preprocessing import Preprocessing, name_channels
 from artifacts.store import Artifact, open_artifact
 
@@ -33,12 +33,58 @@ class TensorSpec:
     Attributes:
         name: its name in the graph.
         dtype: the numpy name of its element type, e.g. ``float32``.
-        row_shape: the shape of one row, without the batch axis.
+        row_shape: the shape of one row, without the batch axis; of the largest length, where rows have several.
+        length_axes: the axes of a row that are as long as the rows of the batch, 0 for the first behind the batch.
     """
 
     name: str
     dtype: str
     row_shape: tuple[int, ...]
+    length_axes: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
+
+    def at_length(self, length: int) -> TensorSpec:
+        """Returns the tensor as it is where rows are ``length`` long; its shape is fixed then."""
+        if not self.length_axes:
+            return self
+        row = tuple(length if axis in self.length_axes else size for axis, size in enumerate(self.row_shape))
+        return TensorSpec(name=self.name, dtype=self.dtype, row_shape=row)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceSpec:
+    """The lengths that the rows of a network may have.
+
+    Attributes:
+        lengths: those that there are engines for, ascending; rows are padded to the next of them.
+        mask: the input that is 0 at the padding of a row.
+    """
+
+    lengths: tuple[int, ...]
+    mask: str
+
+    def __post_init__(self) -> None:
+        check_lengths(self.lengths)
+
+    def bucket(self, length: int) -> int:
+        """Returns the smallest length that holds rows of ``length``.
+
+        Raises:
+            InputError: none does.
+        """
+        for bucket in self.lengths:
+            if length <= bucket:
+                return bucket
+        shown = ",".join(map(str, self.lengths))
+        raise InputError(
+            f"a row is {length} long, and the network was exported for rows up to {self.lengths[-1]}. Cut the row "
+            f"there, or export and plan again with --lengths {shown},{length}"
+        )
+
+
+def check_lengths(lengths: tuple[int, ...]) -> None:
+    """Refuses lengths that do not ascend from at least 1, or that are none."""
+    if not lengths or lengths[0] < 1 or list(lengths) != sorted(set(lengths)):
+        raise UsageError(f"--lengths {','.join(map(str, lengths))}: expected ascending numbers from 1, e.g. 16,32,64")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +98,7 @@ class GraphSpec:
         outputs: the tensors that a run writes.
         confidence: the output that holds one fp32 confidence per row; ``None`` for graphs that answer nothing.
         answers: the outputs that answer a query, in the order of the model's outputs; empty for a segment.
+        lengths: the lengths that it is run at, ascending; empty where no tensor of its interface has a length.
     """
 
     name: str
@@ -60,6 +107,16 @@ class GraphSpec:
     outputs: tuple[TensorSpec, ...]
     confidence: str | None = None
     answers: tuple[str, ...] = ()
+    lengths: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
+
+    def at_length(self, length: int) -> GraphSpec:
+        """Returns the graph as it is where rows are ``length`` long: an interface of fixed shapes."""
+        if not self.lengths:
+            return self
+        if length not in self.lengths:
+            raise unknown_name(f"length of {self.name}", str(length), list(map(str, self.lengths)))
+        inputs, outputs = (tuple(spec.at_length(length) for spec in specs) for specs in (self.inputs, self.outputs))
+        return replace(self, inputs=inputs, outputs=outputs, lengths=())
 
     def output(self, name: str) -> TensorSpec:
         """Returns the output called ``name``."""
@@ -106,6 +163,7 @@ class ModelSpec:
             image.
         classes: names of the classes that it tells apart, in the order of its answers; none where they are not
             recorded.
+        sequence: the lengths of its rows; ``None`` where all rows have one shape.
     """
 
     name: str
@@ -119,6 +177,12 @@ class ModelSpec:
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
+    sequence: SequenceSpec | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths that its rows may have; none where all rows have one shape."""
+        return () if self.sequence is None else self.sequence.lengths
 
     @property
     def precision(self) -> str:

@@ -17,8 +17,8 @@ from artifacts.store import load_arrays, save_arrays
 TRACE_NPZ = "trace.npz"
 _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place above 1
 _ARRAYS = ("confidence", "metric", "agreement")
-_OPTIONAL = ("predictions", "counts", "labels", "features")
-_SAMPLE_AXIS = {"labels": 0}  # of every other array it is the second
+_OPTIONAL = ("predictions", "counts", "labels", "features", "lengths")
+_SAMPLE_AXIS = {"labels": 0, "lengths": 0}  # of every other array it is the second
 
 
 def find_first_true(flags: np.ndarray) -> np.ndarray:
@@ -50,6 +50,7 @@ class Trace:
         features: (E + 1, N, 4) float32, what learned confidences are made of (``artifacts.FEATURES``), where answers
             are a choice among classes; none in traces of 0.1.0.
         labelled: False where the true answers are not given; the metric is the agreement then.
+        lengths: (N,) int32, how long each row is without padding, where rows have several lengths.
     """
 
     exits: tuple[str, ...]
@@ -61,6 +62,7 @@ class Trace:
     labels: np.ndarray | None = None
     features: np.ndarray | None = None
     labelled: bool = True
+    lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.exits)) != len(self.exits):
@@ -78,7 +80,10 @@ class Trace:
             raise InputError("trace: no samples")
         if not (self.agreement[-1] == 1).all():
             raise InputError("trace: the final head must agree with itself: the last row of agreement is all 1")
-        for name, array, expected in (("predictions", self.predictions, shape), ("labels", self.labels, shape[1:])):
+        for name, array, expected in (
+            ("predictions", self.predictions, shape), ("labels", self.labels, shape[1:]),
+            ("lengths", self.lengths, shape[1:]),
+        ):  # fmt: skip
             if array is not None and array.shape != expected:
                 raise InputError(f"trace: {name} has shape {array.shape}, expected {expected}")
         counts = self.counts

@@ -33,6 +33,7 @@ from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
 from calibration.tracing.collecting import collect_trace
 from calibration.tracing.network_check import ask_network
+from calibration.tracing.row_check import check_padding
 from calibration.training.config import FrozenConfig
 from export import ensure_model
 
@@ -111,6 +112,7 @@ def trace_model(
         with SegmentRunner(model, run.engines, engine, rows=rows, with_heads=True) as runner:
             if not _asked_in_training(run, model, inputs):
                 ask_network(model, runner, samples, task, rows=rows, options=options)
+            check_padding(model, runner, samples, traced, rows=rows)
             trace = collect_trace(model, runner, samples, traced, task, rows=rows)
         notes = options.notes(run, source=source)
         if isinstance(samples, ImageSamples) and samples.split_seed is not None:

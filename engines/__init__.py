@@ -13,7 +13,9 @@ from engines.gpu.arrays import DeviceArray
 from engines.gpu.foreign_arrays import is_device_array
 from engines.gpu.pycuda_bridge import as_gpuarray, wrap_allocation
 from engines.host.fake_engine import FakeEngine
+from engines.host.fitting import find_length, fit_length, row_lengths
 from engines.host.host_device import HostDevice
+from engines.identity.keys import open_key
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.options import BuildOptions, DeviceOptions
 from engines.ort.graph_runner import GraphRunner, run_graph
@@ -39,11 +41,13 @@ __all__ = [
     "BACKENDS", "DEFAULT_BACKEND", "PROFILE_WAYS", "BuildOptions", "BuildWatch", "DeviceOptions", "build_engine",
     "builder", "choose_backend", "fixed_batch_sizes", "open_device", "open_engine",
     # cache
-    "CachedEngine", "ensure_engine", "list_engines",
+    "CachedEngine", "ensure_engine", "list_engines", "open_key",
     # covers
     "Covers", "EngineSet", "Run", "choose_branches", "plan_covers",
     # arrays on a GPU, and those of PyCUDA
     "DeviceArray", "as_gpuarray", "is_device_array", "wrap_allocation",
+    # rows of several lengths
+    "find_length", "fit_length", "row_lengths",
     # host and fake
     "FakeEngine", "HostDevice",
     # any ONNX graph

@@ -112,14 +112,14 @@ def _build_run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     largest = arguments.max_batch_size or max(sizes, default=DEFAULT_MAX_BATCH_SIZE)
     backend, precision = choose_backend(arguments.engine or DEFAULT_BACKEND, arguments.precision)
     options = BuildOptions(max_batch_size=largest, batch_sizes=sizes, profiles=arguments.profiles)
-    made_by = builder(backend, options)
+    builder(backend, options)  # refuses options that the backend does not have, before the model is read
     model = open_model(run.model, remedy=run.remedy("export"))
     check_precision(model.spec, precision, run=run.root)
     results, graphs = [], _model_graphs(model.spec)
     with show_progress("building engines") as report:
         for index, graph in enumerate(graphs):
             path, started = model.path(graph), time.monotonic()
-            key = made_by.key(path)
+            key = builder(backend, replace(options, lengths=graph.lengths)).key(path)
             reused = is_built(run.engines / key_digest(key), key)
             report(graph.name, index / len(graphs))
             folder = ensure_engine(

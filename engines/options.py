@@ -41,6 +41,7 @@ class BuildOptions:
         profiles: the layout of TensorRT's shape profiles, one of ``PROFILE_WAYS``; ``None`` for the backend's default.
         timings: where TensorRT stores the kernel times that it measures, from build to build; ``None``: nowhere.
         watch: is informed of the progress of a build, and may cancel it; TensorRT only.
+        lengths: the lengths of rows to build for; () where they have one shape.
     """
 
     max_batch_size: int
@@ -48,13 +49,15 @@ class BuildOptions:
     profiles: str | None = None
     timings: Path | None = None
     watch: BuildWatch = UNWATCHED
+    lengths: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, key: EngineKey) -> Self:
         """Returns the options that an engine was built with, to build another one like it."""
         return cls(
-            max_batch_size=key.max_batch_size, batch_sizes=tuple(key.batch_sizes), profiles=key.options.get("profiles")
-        )
+            max_batch_size=key.max_batch_size, batch_sizes=tuple(key.batch_sizes), lengths=tuple(key.lengths),
+            profiles=key.options.get("profiles"),
+        )  # fmt: skip
 
 
 def check_batch_sizes(sizes: Sequence[int], max_batch_size: int) -> tuple[int, ...]:
@@ -102,4 +105,5 @@ def make_graph_key(
         batch_sizes=sizes,
         max_batch_size=options.max_batch_size,
         options=recorded,
+        lengths=options.lengths,
     )

@@ -81,6 +81,11 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
         "--input", default=_DEFAULTS.input, metavar="|".join(INPUTS),
         help="uint8: the network scales and normalises images itself and takes bytes (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--lengths", type=_read_lengths, default=_DEFAULTS.lengths, metavar="L,L,...",
+        help="the lengths to build engines for, of a network whose rows have several: rows are padded to the next one "
+        "(default: all rows have one shape)",
+    )  # fmt: skip
     if family is not None:
         group = parser.add_argument_group(f"the family {family.name}")
         for field in _own_options(family):
@@ -152,7 +157,7 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
         source=arguments.source, segments=arguments.segments, weights=arguments.weights, every=arguments.every,
         net=None if family is None else _read_config(arguments, family, shapes.pop("", None)),
         head=arguments.head, precision=arguments.precision or _DEFAULTS.precision, input_shapes=shapes,
-        preprocess=arguments.preprocess, input=arguments.input,
+        preprocess=arguments.preprocess, input=arguments.input, lengths=arguments.lengths,
         answers=arguments.answers, confidence=getattr(arguments, "recipe", None),
     )  # fmt: skip
 
@@ -192,6 +197,13 @@ def _read_shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, shape
 
 
+def _read_lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: expected ascending numbers from 1, e.g. 16,32,64") from error
+
+
 def _show(result: ExportResult) -> dict[str, Any]:
     model, spec = result.model, result.model.spec
     last = len(spec.cuts) - 1
@@ -223,7 +235,7 @@ def _show(result: ExportResult) -> dict[str, Any]:
         "model": spec.name, "family": spec.family, "task": spec.task, "folder": str(model.artifact.folder),
         "digest": model.digest, "reused": result.reused, "cuts": cuts, "settings": dict(spec.settings),
         "precision": spec.precision, "preprocessing": to_plain(spec.stated_preprocessing()),
-        "parity": to_plain(result.parity),
+        "parity": to_plain(result.parity), **({"lengths": spec.lengths} if spec.lengths else {}),
     }  # fmt: skip
 
 
@@ -231,7 +243,10 @@ def parity_lines(result: ExportResult) -> list[str]:
     """Returns the lines that say how far the parts are from the whole, and the whole from its source."""
     parity, lines = result.parity, []
     if parity.chain:
-        errors = ", ".join(f"{item.max_relative:.1e} at batch {item.batch_size}" for item in parity.chain)
+        errors = ", ".join(
+            f"{item.max_relative:.1e} at batch {item.batch_size}" + f" and length {item.length}" * bool(item.length)
+            for item in parity.chain
+        )
         lines.append(
             f"parity: chained segments against full.onnx, relative error {errors} (limit {parity.tolerance:.0e})"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import PRECISIONS, RunFolder, UsageError, unknown_name
+from artifacts import PRECISIONS, RunFolder, UsageError, check_lengths, unknown_name
 from export.nets.table import HEADS, NetConfig
 
 PRETRAINED = "pretrained"
@@ -49,6 +49,8 @@ class ExportOptions:
         answers: what the network answers with, one of ``ANSWERS``; ``None``: what it says as it is.
         confidence: of a family: the recipe by which confidences are computed; ``None``: the task's.
         input: ``float``: images are scaled and normalised before they enter; ``uint8``: the network does that itself.
+        lengths: the lengths that there shall be engines for, ascending, for a network whose rows have several; none:
+            all rows have one shape.
     """
 
     source: str = "resnet"
@@ -63,6 +65,7 @@ class ExportOptions:
     input: str = INPUTS[0]
     answers: str | None = None
     confidence: str | None = None
+    lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.confidence is not None and is_import(self.source):
@@ -92,6 +95,13 @@ class ExportOptions:
             raise unknown_name("head kind", self.head, HEADS)
         if self.input not in INPUTS:
             raise unknown_name("input", self.input, INPUTS)
+        if self.lengths:
+            check_lengths(self.lengths)
+            if not (self.is_file or self.is_hugging_face):
+                raise UsageError(
+                    f"--lengths: {self.source} is exported with rows of one shape. Export an ONNX file whose sequence "
+                    "axis is dynamic, or leave --lengths out"
+                )
 
     @property
     def is_file(self) -> bool:
@@ -162,6 +172,8 @@ class ExportOptions:
             yield "--answers", self.answers
         if self.confidence is not None:
             yield "--confidence", self.confidence
+        if self.lengths:
+            yield "--lengths", _to_text(self.lengths)
 
 
 def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:

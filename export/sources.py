@@ -85,7 +85,7 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
         report(f"{run.model} is up to date")
         return reuse_model(run)
     report(f"exporting {path} into {run.model}")
-    loaded = load_graph(path, input_shapes=options.input_shapes)
+    loaded = load_graph(path, input_shapes=options.input_shapes, lengths=options.lengths)
     settled = settle_preprocessing(statements, loaded.inputs)
     for note in settled.notes:
         report(note)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import BundleSpec, EngineError, UsageError
-from engines import Buffer, CapturedChain, Device, EngineSet
+from engines import Buffer, CapturedChain, Device, EngineSet, find_length
 from runtime.buffers import ChainBuffers, StageBuffers
 from runtime.scheduling.batch_steps import BatchState, LeavingRows, StageCall, StageOutcome, next_step, record_outcome
 
@@ -43,7 +43,7 @@ class StageChain:
     def __init__(
         self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device, *, captured: bool = False
     ) -> None:
-        """Allocates every buffer.
+        """Allocates every buffer, for each length that rows may have.
 
         Args:
             spec: a bundle whose stages have passed ``check_stages``.
@@ -53,10 +53,13 @@ class StageChain:
                 meanwhile. Where that is not possible the reason is logged as a warning.
         """
         self._device = device
-        self._buffers = ChainBuffers(spec, engine_sets, device)
-        self._stages = self._buffers.stages
-        self.answers = self._buffers.answers
-        self.answers_on_device = self._buffers.answers_on_device
+        self._inputs = spec.inputs
+        views = {length: spec.at_length(length) for length in spec.lengths} or {0: spec}
+        self._by_length = {
+            length: ChainBuffers(view, [engines.at_length(length) for engines in engine_sets], device)
+            for length, view in views.items()
+        }
+        self._buffers = self._by_length[max(self._by_length)]
         self._captured = self._capture() if captured else None
 
     def run(self, inputs: Sequence[np.ndarray | Buffer], state: BatchState) -> Iterator[LeavingRows]:
@@ -64,20 +67,35 @@ class StageChain:
 
         Args:
             inputs: one array (B, ...) per input of the network, 1 <= B <= ``max_batch_size``, of the host or adopted
-                by the device.
+                by the device; where rows have several lengths, of one of these (``engines.fit_length``).
             state: of a batch of B rows that has not entered yet; it is moved on, and says at the end how long engines
                 took and which shadowed rows can be compared.
 
         Yields:
             The rows that leave, stage by stage; together every row of the batch exactly once.
         """
-        self._buffers.fill(inputs)
-        stage_count = len(self._stages)
+        self._enter(inputs)
+        stage_count = len(self._buffers.stages)
         while (call := next_step(state, stage_count)) is not None:
             outcome = self._execute(call)
             leaving = record_outcome(state, outcome)
             if leaving is not None:
                 yield leaving
+
+    def answers(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """As ``ChainBuffers.answers``, of the batch that entered last."""
+        return self._buffers.answers(places)
+
+    def answers_on_device(self, places: Sequence[int]) -> tuple[np.ndarray, tuple[Buffer, ...]]:
+        """As ``ChainBuffers.answers_on_device``, of the batch that entered last."""
+        return self._buffers.answers_on_device(places)
+
+    def _enter(self, inputs: Sequence[np.ndarray | Buffer]) -> int:
+        """Copies a batch into the buffers of its length, which it returns."""
+        length = find_length(inputs, self._inputs)
+        self._buffers = self._by_length[length]
+        self._buffers.fill(inputs)
+        return length
 
     @property
     def captured(self) -> bool:
@@ -96,8 +114,8 @@ class StageChain:
         """
         if self._captured is None:
             raise UsageError("this chain was not captured; send the batch through run")
-        device, graph, count = self._device, self._captured, len(inputs[0])
-        self._buffers.fill(inputs)
+        device, count = self._device, len(inputs[0])
+        graph = self._captured[self._enter(inputs)]
         started = device.mark()
         graph.launch(count)
         ended = device.mark()
@@ -111,16 +129,17 @@ class StageChain:
             outputs = tuple(arrays)
         return CapturedAnswers(graph.exits(count), confidence, outputs, device.seconds_between(started, ended))
 
-    def _capture(self) -> CapturedChain | None:
+    def _capture(self) -> dict[int, CapturedChain] | None:
+        """Makes one graph per length; ``None`` where one of them cannot be."""
         try:
-            return self._buffers.capture()
+            return {length: buffers.capture() for length, buffers in self._by_length.items()}
         except EngineError as error:
             _log.warning("the chain runs stage by stage and not as one CUDA graph: %s", error)
             return None
 
     def _execute(self, call: StageCall) -> StageOutcome:
         """Runs the engines of a stage over the rows in its buffers and splits the rows by their confidence."""
-        device, stage = self._device, self._stages[call.stage]
+        device, stage = self._device, self._buffers.stages[call.stage]
         executions = stage.executions(call.count)
         started = device.mark()
         for execute in executions:

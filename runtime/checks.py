@@ -23,7 +23,11 @@ def check_stages(spec: BundleSpec, engine_sets: Sequence[EngineSet], *, remedy: 
         SchemaError: they do not; says which stage and why.
     """
     found = chain(
-        _find_engine_misfits(spec, engine_sets),
+        _find_length_misfits(spec),
+        *(
+            _find_engine_misfits(spec, [engines.at_length(length) for engines in engine_sets])
+            for length in spec.lengths or (0,)
+        ),
         _find_flow_misfits(spec),
         *(_find_answer_misfits(spec, stage.graph) for stage in spec.stages),
         _find_threshold_misfits(spec),
@@ -48,6 +52,17 @@ def check_task(spec: BundleSpec, task: Task | None) -> Task | None:
             "with, or none"
         )
     return task
+
+
+def _find_length_misfits(spec: BundleSpec) -> Iterator[str]:
+    for stage in spec.stages:
+        if stage.graph.lengths not in ((), spec.lengths):
+            yield f"stage '{stage.graph.name}' has the lengths {stage.graph.lengths}, the bundle {spec.lengths}"
+    if spec.sequence is None:
+        return
+    mask = next((tensor for tensor in spec.inputs if tensor.name == spec.sequence.mask), None)
+    if mask is None or mask.length_axes != (0,) or len(mask.row_shape) != 1:
+        yield f"the mask '{spec.sequence.mask}' is no input (batch, length)"
 
 
 def _find_engine_misfits(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> Iterator[str]:

@@ -38,7 +38,7 @@ def read_batch(
 
     Args:
         batch: one array (B, ...) for a network with one input; otherwise a mapping by input name or a sequence in
-            the order of ``inputs``. Any memory layout; B >= 1.
+            the order of ``inputs``. Any memory layout; B >= 1; any length, the same for all inputs that have one.
         inputs: those of the network.
         device: where it will run; adopts arrays that lie on a GPU (``__dlpack__``, ``__cuda_array_interface__``).
         check_finite: refuse rows with NaN or infinity; for an array on the GPU that waits for a kernel.
@@ -59,6 +59,7 @@ def read_batch(
             break
     for array, spec in zip(arrays, inputs, strict=True):
         _check_array(array, spec)
+    _check_lengths(arrays, inputs)
     if len(arrays) > 1 and len({len(array) for array in arrays}) > 1:
         counts = ", ".join(f"{len(array)} of '{spec.name}'" for array, spec in zip(arrays, inputs, strict=True))
         raise InputError(f"the inputs have different numbers of rows: {counts}. Pass one row of each per query")
@@ -108,9 +109,12 @@ def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[Any, ...]:
 
 def _check_array(array: Any, spec: TensorSpec) -> None:
     is_array = isinstance(array, np.ndarray) or isinstance(array, DeviceArray)  # noqa: SIM101 - twice as fast this way
+    if spec.length_axes and is_array and array.ndim == len(spec.row_shape) + 1:
+        spec = spec.at_length(array.shape[1 + spec.length_axes[0]])
     if is_array and array.ndim and array.shape[1:] == spec.row_shape and array.dtype == spec.dtype:
         return
-    wanted = ", ".join(["B", *map(str, spec.row_shape)]) + ("" if spec.row_shape else ",")
+    row = ["L" if axis in spec.length_axes else str(size) for axis, size in enumerate(spec.row_shape)]
+    wanted = ", ".join(["B", *row]) + ("" if row else ",")
     if not is_array:
         raise InputError(
             f"input '{spec.name}': expected a numpy array ({wanted}), got {type(array).__name__}. "
@@ -122,6 +126,18 @@ def _check_array(array: Any, spec: TensorSpec) -> None:
     raise InputError(
         f"input '{spec.name}': expected {spec.dtype}, got {array.dtype}. Convert it with .astype(np.{spec.dtype})"
     )
+
+
+def _check_lengths(arrays: Sequence[Any], inputs: Sequence[TensorSpec]) -> None:
+    """Refuses inputs whose rows have different lengths, or none."""
+    lengths = {
+        spec.name: array.shape[1 + spec.length_axes[0]]
+        for array, spec in zip(arrays, inputs, strict=True)
+        if spec.length_axes
+    }
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        found = ", ".join(f"{length} of '{name}'" for name, length in lengths.items())
+        raise InputError(f"the inputs have rows of the lengths {found}. Pad all of them to one length, at least 1")
 
 
 def _check_finite(array: np.ndarray | Buffer, spec: TensorSpec, device: Device) -> None:

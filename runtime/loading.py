@@ -78,12 +78,16 @@ def without_leaving(spec: BundleSpec) -> BundleSpec:
 
 
 def _cover_stage(engine: Engine, stage: StageSpec, spec: BundleSpec, remedy: str) -> EngineSet:
+    fixed = bool(engine.key.batch_sizes)
     try:
-        median_ms = {int(size): ms for size, ms in stage.median_ms.items()}
+        covers, *shorter = (
+            plan_covers({int(size): ms for size, ms in times.items()}, largest=spec.max_batch_size, fixed=fixed)
+            for times in (stage.median_ms, *stage.shorter_ms.values())
+        )
+        lengths = [int(length) for length in stage.shorter_ms]
     except ValueError as error:
         raise SchemaError(
             f"bundle '{spec.name}': the times of stage '{stage.graph.name}' are not by batch size ({error}). "
             f"Make it again with: {remedy}"
         ) from error
-    covers = plan_covers(median_ms, largest=spec.max_batch_size, fixed=bool(engine.key.batch_sizes))
-    return EngineSet(engine, covers)
+    return EngineSet(engine, covers, dict(zip(lengths, shorter, strict=True)))

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from artifacts import BundleSpec, InputError, Task, UsageError, find_task
-from engines import Buffer, Device, DeviceOptions, EngineSet
+from engines import Buffer, Device, DeviceOptions, EngineSet, fit_length
 from runtime.chain import StageChain
 from runtime.checks import check_stages, check_task
 from runtime.inputs import Batch, read_batch
@@ -194,7 +194,9 @@ class Runtime:
         Args:
             batch: (B, ...) array for a network with one input; otherwise a mapping by input name, or a sequence in the
                 order of ``spec.inputs``. Exactly the dtype and row shape of ``spec.inputs``, any memory layout, any
-                B >= 1: a batch of more than ``spec.max_batch_size`` rows runs in parts, one after the other. Where the
+                B >= 1: a batch of more than ``spec.max_batch_size`` rows runs in parts, one after the other. Where rows
+                have several lengths (``spec.sequence``), padded to any length, with zeros in the mask: every part runs
+                at the smallest length that holds its rows. Where the
                 runtime works on a GPU, also contiguous arrays on it, of anything with ``__dlpack__`` or
                 ``__cuda_array_interface__``: they do not pass through the host.
             stream: where arrays on the GPU were made, if not on the stream that they name: a handle, an object with
@@ -217,7 +219,7 @@ class Runtime:
         chain = self._pool.take()
         try:
             if count <= largest:
-                return self._answer_part(chain, arrays, started, on_device=on_device)
+                return self._answer_part(chain, self._fit(arrays), started, on_device=on_device)
             return _join_parts([self._answer_part(chain, part, started) for _, part in self._parts(arrays)])
         finally:
             self._pool.give_back(chain)
@@ -359,10 +361,15 @@ class Runtime:
         """Yields a batch in parts of at most ``max_batch_size`` rows, each with the position of its first row."""
         count, largest = len(arrays[0]), self._spec.max_batch_size
         if count <= largest:
-            yield 0, arrays
+            yield 0, self._fit(arrays)
             return
         for start in range(0, count, largest):
-            yield start, [array[start : start + largest] for array in arrays]
+            yield start, self._fit([array[start : start + largest] for array in arrays])
+
+    def _fit(self, arrays: Sequence[np.ndarray | Buffer]) -> Sequence[np.ndarray | Buffer]:
+        """Brings a part of a batch to the smallest length that holds its rows."""
+        spec = self._spec
+        return arrays if spec.sequence is None else fit_length(arrays, spec.inputs, spec.sequence)
 
 
 def _join_parts(parts: Sequence[Result]) -> Result:

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from artifacts import InputError, Model, Preprocessing, UsageError
+from artifacts import InputError, Model, Preprocessing, TensorSpec, UsageError
 
 PARTS = ("train", "calibrate", "test")
 
@@ -91,13 +91,22 @@ def check_inputs(samples: Samples, model: Model) -> None:
     first = next((samples.indices_of(part)[:1] for part in PARTS if len(samples.indices_of(part))), None)
     if first is None:
         raise InputError(f"{samples.name} has no samples in any of its parts {', '.join(PARTS)}")
-    expected = {spec.name: (spec.dtype, (1, *spec.row_shape)) for spec in model.spec.full.inputs}
-    found = {name: (str(array.dtype), array.shape) for name, array in samples.inputs(first).items()}
+    inputs = samples.inputs(first)
+    expected = {spec.name: (spec.dtype, (1, *_row_shape(spec, inputs))) for spec in model.spec.full.inputs}
+    found = {name: (str(array.dtype), array.shape) for name, array in inputs.items()}
     if found != expected:
         raise InputError(
             f"{samples.name} does not fit {model.spec.name}: one sample has the inputs {_describe(found)}; the network "
             f"takes {_describe(expected)}"
         )
+
+
+def _row_shape(spec: TensorSpec, inputs: Mapping[str, np.ndarray]) -> tuple[int, ...]:
+    """Returns the shape of a row at the length that the inputs have, whatever it is."""
+    given = inputs.get(spec.name)
+    if not spec.length_axes or given is None or given.ndim != len(spec.row_shape) + 1:
+        return spec.row_shape
+    return spec.at_length(given.shape[1 + spec.length_axes[0]]).row_shape
 
 
 def _describe(inputs: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:

@@ -7,9 +7,9 @@ trace that planning reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +17,18 @@ from typing import Self
 import numpy as np
 
 from artifacts import GraphSpec, Model, ModelSpec, TensorSpec
-from engines import Buffer, BuildOptions, DeviceOptions, Execution, ensure_engine, open_device, open_engine
+from engines import (
+    Buffer,
+    BuildOptions,
+    DeviceOptions,
+    Engine,
+    Execution,
+    ensure_engine,
+    find_length,
+    fit_length,
+    open_device,
+    open_engine,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +55,15 @@ def fit_rows(spec: ModelSpec, memory: int) -> int:
 
     Its engines each keep the memory that they needed once, for what they read and write and for what is in between.
     That is estimated from above, and may take half of the memory that there is, or ``_ENOUGH`` where there is plenty.
+    There are buffers for every length of rows.
 
     Args:
         spec: the network.
         memory: bytes that may be used.
     """
     graphs = (*spec.segments, *spec.heads.values(), spec.final_head) if spec.final_head is not None else (spec.full,)
-    row = sum(_row_bytes(tensor) for tensor in (*spec.full.inputs, *(t for graph in graphs for t in graph.outputs)))
+    tensors = (*spec.full.inputs, *(tensor for graph in graphs for tensor in graph.outputs))
+    row = sum(_row_bytes(tensor.at_length(length)) for tensor in tensors for length in spec.lengths or (0,))
     inside = sum(max(map(_row_bytes, (*graph.inputs, *graph.outputs))) for graph in graphs)
     budget = min(_ENOUGH, _MEMORY_SHARE * memory)
     return int(max(1, min(MOST_ROWS, budget // max(1, row + _INSIDE * inside))))
@@ -58,6 +71,14 @@ def fit_rows(spec: ModelSpec, memory: int) -> int:
 
 def _row_bytes(tensor: TensorSpec) -> int:
     return math.prod(tensor.row_shape) * np.dtype(tensor.dtype).itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Bound:
+    """Buffers for rows of one length, and the runs of all engines over them, in order."""
+
+    buffers: Mapping[str, Buffer]
+    runs: list[Execution]
 
 
 class SegmentRunner:
@@ -79,37 +100,61 @@ class SegmentRunner:
         spec = model.spec
         self._spec = spec
         self._rows = rows
+        self._sequence = spec.sequence
+        if spec.sequence is not None and not with_heads:  # features of one shape are what training reads
+            self._sequence = replace(spec.sequence, lengths=spec.lengths[-1:])
         self._stack = ExitStack()
         self._device = open_device(engine.backend, DeviceOptions(kernel_folder=cache))
         self._stack.callback(self._device.close)
-        self._buffers: dict[str, Buffer] = {}
-        for tensor in spec.full.inputs:
-            self._buffers[tensor.name] = self._device.allocate(tensor, rows)
         heads = tuple(spec.heads[cut.name] for cut in spec.candidates) if with_heads else ()
         self._heads = heads
         final = (spec.final_head,) if spec.final_head is not None else (spec.full,)
-        self._runs: list[Execution] = []
+        self._engines: list[Engine] = []
         for graph in (*spec.segments, *heads, *final):
             options = BuildOptions(max_batch_size=rows)
             folder = ensure_engine(model.path(graph), graph, cache, backend=engine.backend, options=options)
             opened = open_engine(folder, graph, threads=engine.threads, device=self._device)
             self._stack.callback(opened.close)
-            self._runs.append(opened.bind(self._buffers_of(graph)))
+            self._engines.append(opened)
         self._final: GraphSpec = final[0]
+        self._bound: dict[int, _Bound] = {}
+        self._current = self._bind(spec.lengths[-1] if spec.lengths else 0)
 
-    def _buffers_of(self, graph: GraphSpec) -> dict[str, Buffer]:
-        for tensor in graph.outputs:
-            self._buffers.setdefault(tensor.name, self._device.allocate(tensor, self._rows))
-        return {tensor.name: self._buffers[tensor.name] for tensor in (*graph.inputs, *graph.outputs)}
+    def _bind(self, length: int) -> _Bound:
+        """Returns buffers for rows of a length and the runs over them, which are made when they are first needed."""
+        if length not in self._bound:
+            buffers: dict[str, Buffer] = {}
+            for tensor in (*self._spec.full.inputs, *(t for engine in self._engines for t in engine.graph.outputs)):
+                if tensor.name not in buffers:
+                    buffers[tensor.name] = self._device.allocate(tensor.at_length(length), self._rows)
+            runs = [
+                engine.bind(
+                    {tensor.name: buffers[tensor.name] for tensor in (*engine.graph.inputs, *engine.graph.outputs)}
+                )
+                for engine in self._engines
+            ]
+            self._bound[length] = _Bound(buffers=buffers, runs=runs)
+        return self._bound[length]
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> int:
-        """Sends up to ``rows`` rows of every input through everything; returns how many."""
-        count = len(next(iter(inputs.values())))
-        for name, array in inputs.items():
-            self._device.upload(array, self._buffers[name])
-        for execute in self._runs:
+    def run(self, inputs: Mapping[str, np.ndarray], *, longest: bool = False) -> int:
+        """Sends up to ``rows`` rows of every input through everything; returns how many.
+
+        Args:
+            inputs: name -> (n, ...); rows of several lengths run at the smallest that holds them, as they are served.
+            longest: run them at the largest length instead.
+        """
+        specs = self._spec.full.inputs
+        arrays: Sequence[np.ndarray | Buffer] = [inputs[spec.name] for spec in specs]
+        if (sequence := self._sequence) is not None:
+            arrays = fit_length(
+                arrays, specs, replace(sequence, lengths=sequence.lengths[-1:]) if longest else sequence
+            )
+        self._current = self._bind(find_length(arrays, specs))
+        for spec, array in zip(specs, arrays, strict=True):
+            self._device.upload(array, self._current.buffers[spec.name])
+        for execute in self._current.runs:
             execute()
-        return count
+        return len(arrays[0])
 
     def features(self, count: int, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Returns copies of the main tensors of some cuts, or of all, after ``run``: cut name -> (count, ...); float16
@@ -138,11 +183,12 @@ class SegmentRunner:
         return found
 
     def _read(self, name: str, count: int) -> np.ndarray:
-        return self._device.download(self._buffers[name], range(count))
+        return self._device.download(self._current.buffers[name], range(count))
 
     def close(self) -> None:
         """Closes the engines; may be called twice."""
-        self._runs.clear()
+        self._bound.clear()
+        self._current = _Bound(buffers={}, runs=[])
         self._stack.close()
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ from artifacts import MAX_SOFTMAX, Answers, Model, Task, Trace, describe_choice
 from artifacts.console import track
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
+from engines import row_lengths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,6 +24,7 @@ class _Chunks:
     counts: list[np.ndarray] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
+    lengths: list[np.ndarray] = field(default_factory=list)
 
 
 def collect_trace(
@@ -44,7 +46,10 @@ def collect_trace(
     found = _Chunks()
     chunks = in_chunks(indices, rows)
     for chunk in track(chunks, description="tracing samples", total=-(-len(indices) // rows)):
-        answered = runner.answers(runner.run(samples.inputs(chunk)))
+        inputs = samples.inputs(chunk)
+        answered = runner.answers(runner.run(inputs))
+        if model.spec.sequence is not None:
+            found.lengths.append(row_lengths(inputs[model.spec.sequence.mask]).astype(np.int32))
         targets = samples.targets(chunk) if samples.labelled else None
         _judge(found, task, [answers for answers, _ in answered], targets)
         found.confidence.append(np.stack([confidence for _, confidence in answered]))
@@ -63,6 +68,7 @@ def collect_trace(
         labels=np.concatenate(found.labels) if found.labels else None,
         features=np.concatenate(found.features, axis=1) if found.features else None,
         labelled=samples.labelled,
+        lengths=np.concatenate(found.lengths) if found.lengths else None,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from artifacts import GraphSpec
 from engines.backends.table import find_backend
-from engines.identity.keys import BackendIdentity, open_key, vet_key
+from engines.identity.keys import BackendIdentity, open_key, refuse_differences, vet_key
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.protocols import Device, Engine
 
@@ -32,6 +32,8 @@ def open_engine(
         MissingExtraError: its backend is not installed.
     """
     artifact, key = open_key(folder)
+    if tuple(key.lengths) != graph.lengths:
+        refuse_differences(folder, [f"lengths is {tuple(key.lengths)}, here {graph.lengths}"])
     identity = identify_backend(key.backend, 0 if device is None else device.index)
     vet_key(folder, key, identity, onnx=None if onnx is None else read_onnx_facts(onnx))
     return find_backend(key.backend).open(artifact, key, graph, threads=threads, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def ensure_engine(
 
     Args:
         onnx: the graph's file.
-        graph: its interface, for messages.
+        graph: its interface: the lengths of its rows, and a name for messages.
         cache: the folder of all engines, e.g. ``RunFolder.engines``.
         backend: e.g. ``onnxruntime``.
         options: what to build for; ``timings`` default to a folder in the cache.
@@ -47,7 +47,7 @@ def ensure_engine(
         EngineError: the backend refuses the graph.
         ArtifactError: the cache cannot be written.
     """
-    key = builder(backend, options).key(onnx)
+    key = builder(backend, replace(options, lengths=graph.lengths)).key(onnx)
     folder = cache / key_digest(key)
     if is_built(folder, key):
         _log.info("reusing the engine of %s at %s", graph.name, folder)

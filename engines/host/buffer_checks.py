@@ -38,6 +38,30 @@ def check_host_buffers(
     return arrays, count_rows(graph, key, arrays)
 
 
+def view_graph(graph: GraphSpec, key: EngineKey, buffers: Mapping[str, object]) -> GraphSpec:
+    """Returns the interface of a graph at the length that the buffers of a binding have.
+
+    Raises:
+        EngineError: the engine does not take that length.
+    """
+    length = read_length(graph, buffers)
+    if length not in (0, *key.lengths):
+        taken = ", ".join(map(str, key.lengths))
+        raise EngineError(
+            f"{graph.name}: the buffers have rows of length {length}, this engine takes {taken}; pad them to one"
+        )
+    return graph.at_length(length) if length else graph
+
+
+def read_length(graph: GraphSpec, buffers: Mapping[str, object]) -> int:
+    """Returns the length of the rows in the buffers of a binding; 0 where no buffer tells, or rows have one shape."""
+    for spec in (*graph.inputs, *graph.outputs):
+        shape = getattr(buffers.get(spec.name), "shape", ())
+        if spec.length_axes and len(shape) == len(spec.row_shape) + 1:
+            return int(shape[1 + spec.length_axes[0]])
+    return 0
+
+
 def specs_by_name(graph: GraphSpec, buffers: Mapping[str, object]) -> dict[str, TensorSpec]:
     """Returns what each buffer must be; raises ``EngineError`` when a name is missing or unknown."""
     specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}

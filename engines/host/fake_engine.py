@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, UsageError
-from engines.host.buffer_checks import check_host_buffers
+from engines.host.buffer_checks import check_host_buffers, view_graph
 from engines.protocols import Buffer, Execution
 
 Outputs = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -55,8 +55,9 @@ class FakeEngine:
             batch_sizes=tuple(batch_sizes),
             max_batch_size=max_batch_size,
             options={},
+            lengths=graph.lengths,
         )
-        self._outputs = outputs or (lambda inputs: default_outputs(graph, inputs))
+        self._outputs = outputs
         self._pause = pause or (lambda _: None)
         self._faults = dict(faults or {})
         self._closed = False
@@ -73,7 +74,8 @@ class FakeEngine:
     def bind(self, buffers: Mapping[str, Buffer]) -> Execution:
         """As ``Engine.bind``, with the same checks as a real engine on the host."""
         self._check_open()
-        bound, rows = check_host_buffers(self._graph, self._key, buffers)
+        graph = view_graph(self._graph, self._key, buffers)
+        bound, rows = check_host_buffers(graph, self._key, buffers)
 
         def execute() -> None:
             self._check_open()
@@ -82,8 +84,9 @@ class FakeEngine:
             if fault is not None:
                 raise fault
             self._pause(rows)
-            made = self._outputs({spec.name: bound[spec.name] for spec in self._graph.inputs})
-            for spec in self._graph.outputs:
+            inputs = {spec.name: bound[spec.name] for spec in graph.inputs}
+            made = default_outputs(graph, inputs) if self._outputs is None else self._outputs(inputs)
+            for spec in graph.outputs:
                 if spec.name not in made:
                     raise EngineError(f"{self._graph.name}: the fake's outputs lack '{spec.name}'; return every output")
                 bound[spec.name][...] = made[spec.name]

@@ -30,6 +30,7 @@ from engines.gpu.buffer_checks import check_device_buffers
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.driver import call
 from engines.gpu.graphs import CapturedGraph, capture_or_warn, log
+from engines.host.buffer_checks import view_graph
 from engines.ort.cuda_session import GRAPH_FILE, open_cuda_session
 from engines.ort.run import check_session_interface
 from engines.ort.session import bind_addresses, load_onnxruntime, ort_errors, translate_error
@@ -79,8 +80,9 @@ class OrtCudaEngine:
         """As ``Engine.bind``; the returned call keeps the buffers alive and raises ``EngineError`` after ``close``."""
         if self._session is None:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
-        arrays, _ = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
-        bound = _CudaRun(self._session, self._graph, arrays, self._device)
+        graph = view_graph(self._graph, self._key, buffers)
+        arrays, _ = check_device_buffers(graph, self._key, buffers, device=self._device.index)
+        bound = _CudaRun(self._session, graph, arrays, self._device)
         self._bound.add(bound)
         return bound
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
-from engines.host.buffer_checks import check_host_buffers
+from engines.host.buffer_checks import check_host_buffers, view_graph
 from engines.host.forks import check_process
 from engines.identity.keys import rebuild_command
 from engines.ort.files import graph_file
@@ -89,9 +89,10 @@ class OrtEngine:
         if not self._sessions:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
         check_process(self._process, self._graph.name)
-        arrays, rows = check_host_buffers(self._graph, self._key, buffers)
+        graph = view_graph(self._graph, self._key, buffers)
+        arrays, rows = check_host_buffers(graph, self._key, buffers)
         session = self._sessions[rows if self._key.batch_sizes else None]
-        bound = _HostRun(session, self._graph, arrays)
+        bound = _HostRun(session, graph, arrays)
         self._bound.add(bound)
         return bound
 

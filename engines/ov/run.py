@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
-from engines.host.buffer_checks import check_host_buffers
+from engines.host.buffer_checks import check_host_buffers, view_graph
 from engines.host.forks import check_process, outlive_forks
 from engines.identity.keys import rebuild_command
 from engines.ov.build import BLOB_FILE
@@ -104,8 +104,9 @@ class OvEngine:
         if self._opened is None:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
         check_process(self._process, self._graph.name)
-        arrays, _ = check_host_buffers(self._graph, self._key, buffers)
-        bound = _OvRun(self._opened, self._graph, arrays)
+        graph = view_graph(self._graph, self._key, buffers)
+        arrays, _ = check_host_buffers(graph, self._key, buffers)
+        bound = _OvRun(self._opened, graph, arrays)
         self._bound.add(bound)
         return bound
 

@@ -14,13 +14,17 @@ class EngineSet:
 
     Args:
         engine: an engine for all batch sizes, or several engines of the same graph, each for some of them.
-        covers: from ``plan_covers``, over the measured times of these engines.
+        covers: from ``plan_covers``, over the measured times of these engines; at the largest length, where rows have
+            several.
+        shorter: length -> the covers for rows of that length, for every length but the largest.
 
     Raises:
         EngineError: no engines, engines of different graphs, or a cover needs a batch size that no engine takes.
     """
 
-    def __init__(self, engine: Engine | Sequence[Engine], covers: Covers) -> None:
+    def __init__(
+        self, engine: Engine | Sequence[Engine], covers: Covers, shorter: Mapping[int, Covers] | None = None
+    ) -> None:
         engines = tuple(engine) if isinstance(engine, Sequence) else (engine,)
         if not engines:
             raise EngineError("an engine set needs at least one engine")
@@ -28,12 +32,14 @@ class EngineSet:
             names = ", ".join(sorted({other.graph.name for other in engines}))
             raise EngineError(f"an engine set holds engines of one graph, got engines of several ({names})")
         self._engines = engines
+        self._graph = engines[0].graph
         self._covers = covers
+        self._shorter = dict(shorter or {})
         self._by_size = {size: self._find_engine(size) for size in covers.batch_sizes}
 
     @property
     def graph(self) -> GraphSpec:
-        return self._engines[0].graph
+        return self._graph
 
     @property
     def key(self) -> EngineKey:
@@ -43,6 +49,12 @@ class EngineSet:
     @property
     def covers(self) -> Covers:
         return self._covers
+
+    def at_length(self, length: int) -> EngineSet:
+        """Returns the same engines for batches whose rows are ``length`` long."""
+        view = EngineSet(self._engines, self._shorter.get(length, self._covers))
+        view._graph = self._graph.at_length(length)
+        return view
 
     def cover(self, n: int) -> tuple[Run, ...]:
         """Returns the cheapest runs for ``n`` rows; raises ``InputError`` beyond ``covers.largest``."""

@@ -85,6 +85,7 @@ class TrtBuilder:
             batch_sizes=sizes,
             max_batch_size=self._options.max_batch_size,
             options=engine_options(self._flavour, self._profiles),
+            lengths=self._options.lengths,
         )
 
     def build(self, onnx: Path, folder: Path, key: EngineKey) -> None:
@@ -196,8 +197,11 @@ def _read_interface(
 ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Returns inputs and outputs as the parser saw them, after a check that they can be served in batches."""
     network = parsed.network
-    inputs = tuple(_describe_tensor(parsed, network.get_input(index)) for index in range(network.num_inputs))
-    outputs = tuple(_describe_tensor(parsed, network.get_output(index)) for index in range(network.num_outputs))
+    longest = key.lengths[-1] if key.lengths else None
+    inputs, outputs = (
+        tuple(_describe_tensor(parsed, get(index), longest) for index in range(count))
+        for get, count in ((network.get_input, network.num_inputs), (network.get_output, network.num_outputs))
+    )
     expected = read_interface_names(onnx)
     for kind, specs, names in (("inputs", inputs, expected[0]), ("outputs", outputs, expected[1])):
         if {spec.name for spec in specs} != set(names):
@@ -216,20 +220,23 @@ def _read_interface(
     return inputs, outputs
 
 
-def _describe_tensor(parsed: ParsedNetwork, tensor: Any) -> TensorSpec:
+def _describe_tensor(parsed: ParsedNetwork, tensor: Any, longest: int | None) -> TensorSpec:
+    """Returns a tensor of the interface; an open axis behind the batch is ``longest``, where rows have lengths."""
     names = {
         parsed.trt.DataType.FLOAT: "float32", parsed.trt.DataType.HALF: "float16", parsed.trt.DataType.BOOL: "bool",
         parsed.trt.DataType.INT32: "int32", parsed.trt.DataType.INT64: "int64", parsed.trt.DataType.INT8: "int8",
         parsed.trt.DataType.UINT8: "uint8",
     }  # fmt: skip
     shape = tuple(tensor.shape)
-    if tensor.dtype not in names or not shape or any(size < 0 for size in shape[1:]):
+    axes = tuple(axis for axis, size in enumerate(shape[1:]) if size < 0)
+    if tensor.dtype not in names or not shape or (axes and longest is None):
         raise EngineError(
             f"{_product(parsed)}: tensor '{tensor.name}' of {parsed.onnx} has type {tensor.dtype.name} and shape "
             f"{shape}; expected a type that numpy has, and only the leading axis open. Export the network again with "
             "the shape of one row fixed"
         )
-    return TensorSpec(name=tensor.name, dtype=names[tensor.dtype], row_shape=shape[1:])
+    row = tuple(longest or 0 if size < 0 else size for size in shape[1:])
+    return TensorSpec(name=tensor.name, dtype=names[tensor.dtype], row_shape=row, length_axes=axes)
 
 
 def _show_sizes(key: EngineKey) -> str:
@@ -248,7 +255,8 @@ def _make_config(parsed: ParsedNetwork, job: _Job) -> Any:
     for profile in job.profiles:
         shapes = parsed.builder.create_optimization_profile()
         for spec in job.inputs:
-            least, best, most = ((rows, *spec.row_shape) for rows in (profile.least, profile.best, profile.most))
+            row = spec.at_length(profile.length).row_shape
+            least, best, most = ((rows, *row) for rows in (profile.least, profile.best, profile.most))
             shapes.set_shape(spec.name, least, best, most)
         if config.add_optimization_profile(shapes) != profile.index:
             raise EngineError(

@@ -7,9 +7,9 @@ manifest, so no file is read before its digest was checked.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from artifacts import EngineError, EngineKey, GraphSpec, TensorSpec
+from artifacts import OPTIONAL, EngineError, EngineKey, GraphSpec, TensorSpec
 from engines.trt.profiles import SEPARATE
 
 PROFILES_JSON = "profiles.json"
@@ -28,6 +28,7 @@ class Profile:
         file: the serialised engine.
         index: the profile's number in it.
         least, best, most: the fewest rows that it takes, the rows that it is tuned for, and the most that it takes.
+        length: of these rows; 0 where all rows have one shape.
     """
 
     file: str
@@ -35,6 +36,7 @@ class Profile:
     least: int
     best: int
     most: int
+    length: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class EngineFiles:
 
     Attributes:
         inputs, outputs: the interface; the batch is every tensor's leading axis.
-        profiles: ascending by the rows that they take.
+        profiles: ascending by the rows that they take, for each length one after the other.
         activation_bytes: scratch memory of a run as the builder reported it, per file; 0 where it did not report it.
     """
 
@@ -57,41 +59,45 @@ class EngineFiles:
         """The serialised engines, each once."""
         return tuple(dict.fromkeys(profile.file for profile in self.profiles))
 
-    def profile_of(self, batch_size: int) -> Profile:
+    def profile_of(self, batch_size: int, length: int = 0) -> Profile:
         """Returns the profile that runs a batch of this size: preferably the profile for exactly this size.
+
+        Args:
+            batch_size: rows.
+            length: of the rows; 0 where all rows have one shape, or the graph has no tensor with a length.
 
         Raises:
             EngineError: no profile takes it.
         """
-        for profile in self.profiles:
+        long = [profile for profile in self.profiles if profile.length == length]
+        for profile in long:
             if profile.least == profile.best == profile.most == batch_size:
                 return profile
-        for profile in self.profiles:
+        for profile in long:
             if profile.least <= batch_size <= profile.most:
                 return profile
         taken = ", ".join(_show_rows(profile) for profile in self.profiles)
+        asked = f"{batch_size} rows of length {length}" if length else str(batch_size)
         raise EngineError(
-            f"this engine has no profile for a batch of {batch_size}, only for {taken}; pad or split the batch"
+            f"this engine has no profile for a batch of {asked}, only for {taken}; pad or split the batch"
         )
 
 
 def plan_profiles(key: EngineKey, *, separate: bool) -> tuple[Profile, ...]:
-    """Returns the profiles of the engine with this key.
+    """Returns the profiles of the engine with this key, for each length those of all batch sizes.
 
     Args:
         key: without batch sizes it gets a range profile, tuned for the largest batch, which is what enters a network.
         separate: one file per batch size instead of one for all.
     """
-    if not key.batch_sizes:
-        return (Profile(file=engine_file(None), index=0, least=1, best=key.max_batch_size, most=key.max_batch_size),)
-    return tuple(
-        Profile(
-            file=engine_file(size if separate else None),
-            index=0 if separate else index,
-            least=size, best=size, most=size,
-        )
-        for index, size in enumerate(key.batch_sizes)
-    )  # fmt: skip
+    whole, profiles = [(1, key.max_batch_size)], []
+    used: dict[str, int] = {}
+    for length in key.lengths or (0,):
+        for least, most in [(size, size) for size in key.batch_sizes] or whole:
+            file = engine_file(most if separate and key.batch_sizes else None)
+            index = used[file] = used.get(file, -1) + 1
+            profiles.append(Profile(file=file, index=index, least=least, best=most, most=most, length=length))
+    return tuple(profiles)
 
 
 def file_differences(found: EngineFiles, key: EngineKey, graph: GraphSpec | None) -> tuple[str, ...]:
@@ -112,7 +118,8 @@ def _show_profiles(profiles: tuple[Profile, ...]) -> str:
 
 
 def _show_rows(profile: Profile) -> str:
-    return str(profile.least) if profile.least == profile.most else f"{profile.least} to {profile.most}"
+    rows = str(profile.least) if profile.least == profile.most else f"{profile.least} to {profile.most}"
+    return f"{rows} x {profile.length}" if profile.length else rows
 
 
 def _show_tensors(specs: tuple[TensorSpec, ...]) -> str:

@@ -24,6 +24,7 @@ from engines.gpu.alignment import AlignedBuffers
 from engines.gpu.buffer_checks import check_device_buffers
 from engines.gpu.cuda_device import CudaDevice
 from engines.gpu.graphs import CapturedGraph, run_and_capture
+from engines.host.buffer_checks import read_length, view_graph
 from engines.identity.keys import rebuild_command
 from engines.protocols import Buffer, Execution
 from engines.trt.files import EngineFiles, Profile
@@ -104,10 +105,11 @@ class TrtEngine:
         """
         if not self._engines:
             raise EngineError(f"{self._graph.name}: the engine is closed; open it again")
-        arrays, rows = check_device_buffers(self._graph, self._key, buffers, device=self._device.index)
+        graph = view_graph(self._graph, self._key, buffers)
+        arrays, rows = check_device_buffers(graph, self._key, buffers, device=self._device.index)
         self._device.cuda.enter()
-        profile = self._files.profile_of(rows)
-        aligned = AlignedBuffers(self._graph, arrays, self._device)
+        profile = self._files.profile_of(rows, read_length(self._graph, arrays))
+        aligned = AlignedBuffers(graph, arrays, self._device)
         what = f"{self._graph.name} with {rows} rows"
         context = self._make_context(self._engines[profile.file], profile, aligned, what=what)
         bound = _ContextRun(self._key.backend, context, aligned, self._device, what=what)

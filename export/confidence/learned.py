@@ -5,32 +5,39 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from artifacts import LEAST_PROBABILITY, GraphError, LearnedConfidence
+from artifacts import LEAST_PROBABILITY, GraphError, LearnedConfidence, TensorSpec
 from export.graphs.dataflow import name_of
 from export.graphs.surgery import add_constant, make_node
 
 
 def replace_confidence(
-    graph: ir.Graph, *, answer: str, confidence: str, learned: LearnedConfidence, probabilities: bool
+    graph: ir.Graph, *, answer: TensorSpec, confidence: str, learned: LearnedConfidence, probabilities: bool
 ) -> None:
     """Computes an output of a graph, the confidence of an answer, by a learned model; the nodes of the old one go.
 
     Args:
         graph: an exit head's; changed in place.
-        answer: name of its output (B, K), logits or probabilities.
+        answer: its output (B, K), logits or probabilities.
         confidence: name of its output (B,) float32, which keeps name and place.
         learned: the model.
         probabilities: whether the answer holds probabilities.
 
     Raises:
-        GraphError: there are no such outputs.
+        GraphError: there are no such outputs, or the model knows more classes than the answer has.
     """
     outputs = {name_of(output): output for output in graph.outputs}
-    if answer not in outputs or confidence not in outputs:
-        raise GraphError(f"{graph.name} has the outputs {', '.join(outputs)}; expected {answer} and {confidence}")
+    if answer.name not in outputs or confidence not in outputs:
+        raise GraphError(f"{graph.name} has the outputs {', '.join(outputs)}; expected {answer.name} and {confidence}")
+    classes = answer.row_shape[0]
+    if len(learned.class_biases) > classes:
+        raise GraphError(
+            f"'{answer.name}' answers with {classes} classes, the learned confidence knows "
+            f"{len(learned.class_biases)}: it is of another network. Plan again"
+        )
     old = outputs[confidence]
     old.name = f"{confidence}/given"
-    value = _Writer(graph, confidence).write(outputs[answer], learned, probabilities=probabilities)
+    writer = _Writer(graph, confidence)
+    value = writer.write(outputs[answer.name], learned, classes=classes, probabilities=probabilities)
     value.name, value.type, value.shape = confidence, old.type, old.shape
     graph.outputs[:] = [value if output is old else output for output in graph.outputs]
     _remove_unread(graph, old.producer())
@@ -52,7 +59,7 @@ class _Writer:
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self._graph, self._prefix = graph, prefix
 
-    def write(self, answer: ir.Value, learned: LearnedConfidence, *, probabilities: bool) -> ir.Value:
+    def write(self, answer: ir.Value, learned: LearnedConfidence, *, classes: int, probabilities: bool) -> ir.Value:
         """Appends all of them; returns the confidence (B,)."""
         if answer.dtype not in (None, ir.DataType.FLOAT):
             answer = self._add("Cast", [answer], "float32", to=ir.DataType.FLOAT)
@@ -75,7 +82,9 @@ class _Writer:
         bias = self._constant("bias", np.array([learned.bias], np.float32))
         total = self._add("Gemm", [features, weights, bias], "total")
         if learned.class_biases:
-            table = self._constant("class_biases", np.array(learned.class_biases, np.float32))
+            biases = np.zeros(classes, np.float32)  # a class that no sample had in fitting counts 0
+            biases[: len(learned.class_biases)] = learned.class_biases
+            table = self._constant("class_biases", biases)
             chosen = self._add("ArgMax", [answer], "class", axis=1, keepdims=1)
             total = self._add("Add", [total, self._add("Gather", [table, chosen], "class_bias", axis=0)], "sum_total")
         shape = self._constant("shape", np.array([-1], np.int64))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from artifacts import GraphError, ModelSpec
+from artifacts import OPTIONAL, GraphError, ModelSpec
 from engines import GraphRunner
 from export.graphs.probing import TOLERANCES, relative_error, sample_rows
 
@@ -26,11 +26,13 @@ class BatchParity:
         batch_size: rows.
         max_absolute: largest absolute difference.
         max_relative: the same relative to the largest magnitude of the output it was found in.
+        length: of the rows; 0 for the largest, or where all rows have one shape.
     """
 
     batch_size: int
     max_absolute: float
     max_relative: float
+    length: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,8 @@ def check_parity(
         seed: decides the random rows.
 
     Returns:
-        The errors per batch size, and the outputs' sensitivity at the largest one (see ``ParityReport``).
+        The errors per batch size, then at shorter lengths, and the outputs' sensitivity at the largest batch (see
+        ``ParityReport``).
 
     Raises:
         GraphError: the outputs differ by more than ``limit`` of their magnitude, or are not finite.
@@ -100,14 +103,16 @@ def check_parity(
     with ExitStack() as stack:
         full = stack.enter_context(GraphRunner(folder / spec.full.file))
         parts = [stack.enter_context(GraphRunner(folder / part.file)) for part in (*spec.segments, spec.final_head)]
-        for rows in batches:
-            inputs = sample_rows(spec.full.inputs, rows, seed=seed, highest=highest, pixels=pixels)
+        runs = [(rows, 0) for rows in batches] + [(min(batches), length) for length in spec.lengths[:-1]]
+        for rows, length in runs:
+            specs = [tensor.at_length(length) if length else tensor for tensor in spec.full.inputs]
+            inputs = sample_rows(specs, rows, seed=seed, highest=highest, pixels=pixels)
             reference = full.run(inputs)
             tensors = dict(inputs)
             for part in parts:
                 tensors.update(part.run({name: tensors[name] for name in part.input_names}))
-            found.append(_compare(rows, reference, tensors, limit=allowed))
-            if rows == max(batches):
+            found.append(replace(_compare(rows, reference, tensors, limit=allowed), length=length))
+            if rows == max(batches) and not length:
                 sensitivity = min(_spread(reference[name]) for name in spec.full.answers)
     return tuple(found), sensitivity
 

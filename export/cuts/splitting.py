@@ -14,7 +14,8 @@ from export.cuts.separators import CutPlace, find_places
 from export.graphs.dataflow import describe_flow
 from export.graphs.files import finish_model
 from export.graphs.loading import LoadedGraph
-from export.graphs.probing import BatchLine, Probe, probe_tensors
+from export.graphs.probes.lines import BatchLine
+from export.graphs.probing import Probe, probe_tensors
 from export.graphs.surgery import add_constant, make_node, prepend_nodes
 
 
@@ -51,7 +52,8 @@ class CutGraph:
 
     Attributes:
         cuts: in the order of the data flow.
-        recomputed: cut name -> shape tensors that cross there and are computed again from the number of rows.
+        recomputed: cut name -> shape tensors that cross there and are computed again from the number of rows, and
+            from their length where they have several.
         specs: every tensor that turned out to have the batch as leading axis.
         report: how the cuts were found.
     """
@@ -129,6 +131,9 @@ def _why_refused(place: CutPlace, probe: Probe) -> str:
     for name in place.recomputed:
         if name not in probe.led and name not in probe.lines:
             return f"'{name}', computed from shapes before the cut and read behind it, {probe.reasons[name]}"
+        line = probe.lines.get(name)
+        if line is not None and line.longer is not None and not probe.led[place.main].length_axes:
+            return f"'{name}' follows the length of the rows, and '{place.main}' does not show that"
     return ""
 
 
@@ -210,33 +215,49 @@ def extract_part(loaded: LoadedGraph, part: PartOutline) -> tuple[ir.Model, Grap
         if (line := part.lines.get(value.name or "")) is not None:
             graph.inputs.remove(value)
             if value.uses():
-                _recompute(graph, value, line, part.main)
+                _recompute(graph, value, line, part.available[part.main])
         elif not value.uses():
             graph.inputs.remove(value)
     inputs = tuple(part.available[value.name] for value in graph.inputs if value.name)
+    has_length = any(spec.length_axes for spec in (*inputs, *part.outputs))
     model = finish_model(graph, loaded.model, name=part.name, inputs=inputs, outputs=part.outputs)
     spec = GraphSpec(
         name=part.name, file="", inputs=inputs, outputs=tuple(part.outputs), answers=part.answers,
         confidence=part.confidence,
+        lengths=() if loaded.sequence is None or not has_length else loaded.sequence.lengths,
     )  # fmt: skip
     return model, spec
 
 
-def _recompute(graph: ir.Graph, value: ir.Value, line: BatchLine, main: str) -> None:
-    """Replaces a former input by ``offset + slope * rows of main``."""
+def _recompute(graph: ir.Graph, value: ir.Value, line: BatchLine, main: TensorSpec) -> None:
+    """Replaces a former input by ``offset + slope * rows of main``, and what comes on top for its length."""
     name = value.name or ""
     offset = add_constant(graph, f"{name}/offset", line.offset)
-    if not line.slope.any():
+    if not line.slope.any() and line.longer is None:
         value.replace_all_uses_with(offset)
         return
-    source = next(item for item in graph.inputs if item.name == main)
+    source = next(item for item in graph.inputs if item.name == main.name)
     slope = add_constant(graph, f"{name}/slope", line.slope)
-    scalar = add_constant(graph, f"{name}/scalar", np.array([], np.int64))
-    rows = make_node("Shape", [source], f"{name}/rows", start=0, end=1)
-    count = make_node("Reshape", [rows.outputs[0], scalar], f"{name}/count")
-    kind = ir.DataType.from_numpy(line.slope.dtype)
-    cast = make_node("Cast", [count.outputs[0]], f"{name}/cast", to=kind)
-    scaled = make_node("Mul", [cast.outputs[0], slope], f"{name}/scaled")
-    shifted = make_node("Add", [scaled.outputs[0], offset], f"{name}/again")
-    value.replace_all_uses_with(shifted.outputs[0])
-    prepend_nodes(graph, [rows, count, cast, scaled, shifted])
+    added: list[ir.Node] = []
+
+    def add(op: str, inputs: list[ir.Value], suffix: str, **attributes: int | ir.DataType) -> ir.Value:
+        added.append(make_node(op, inputs, f"{name}/{suffix}", **attributes))
+        return added[-1].outputs[0]
+
+    def measure(axis: int, what: str, stem: str = "") -> ir.Value:
+        scalar = add_constant(graph, f"{name}/{stem}scalar", np.array([], np.int64))
+        size = add("Shape", [source], what, start=axis, end=axis + 1)
+        count = add("Reshape", [size, scalar], f"{stem}count")
+        return add("Cast", [count], f"{stem}cast", to=ir.DataType.from_numpy(line.slope.dtype))
+
+    if line.longer is not None:
+        length = measure(main.length_axes[0] + 1, "length", "length/")
+        pairs = zip(("offset", "slope"), (offset, slope), line.longer, strict=True)
+        offset, slope = (
+            add("Add", [base, add("Mul", [length, add_constant(graph, f"{name}/{part}/more", more)], f"{part}/scaled")],
+                f"{part}/longer")
+            for part, base, more in pairs
+        )  # fmt: skip
+    scaled = add("Mul", [measure(0, "rows"), slope], "scaled")
+    value.replace_all_uses_with(add("Add", [scaled, offset], "again"))
+    prepend_nodes(graph, added)

@@ -54,8 +54,8 @@ def merge_stage(
     ending = outline.ending
     if confidence is not None and ending.confidence is not None:
         replace_confidence(
-            loaded[-1][1].graph, answer=ending.answers[0], confidence=ending.confidence, learned=confidence,
-            probabilities=model.spec.settings.get("confidence") == "max",
+            loaded[-1][1].graph, answer=ending.output(ending.answers[0]), confidence=ending.confidence,
+            learned=confidence, probabilities=model.spec.settings.get("confidence") == "max",
         )  # fmt: skip
     merged = _join([(part.name, item.graph) for part, item in loaded], [spec.name for spec in outline.outputs])
     template = functools.reduce(wider_opsets, [item for _, item in loaded])
@@ -65,9 +65,11 @@ def merge_stage(
     passes.DeduplicateInitializersPass()(stage)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_graph(stage, path)
+    has_length = any(spec.length_axes for spec in (*inputs, *outline.outputs))
     return GraphSpec(
         name=path.stem, file=path.name, inputs=inputs, outputs=outline.outputs,
         confidence=outline.ending.confidence, answers=outline.ending.answers,
+        lengths=model.spec.lengths if has_length else (),
     )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ def keep_cuts(model: Model, names: Sequence[str], *, settings: Mapping[str, str 
     spec, manifest = model.spec, model.artifact.manifest
     if spec.heads:
         raise GraphError(f"{model.artifact.folder} has exit heads, and the cuts under them cannot change any more")
-    loaded = replace(settle_integers(load_graph(model.path(spec.full))), pixels=spec.preprocessing)
+    loaded = load_graph(model.path(spec.full), lengths=spec.lengths)
+    loaded = replace(settle_integers(loaded), pixels=spec.preprocessing)
     cut = cut_graph(loaded, answers=spec.full.answers, wanted=names)
     parity = read_json(model.artifact.path(PARITY_JSON), ParityReport)
     recipe = ExportRecipe(

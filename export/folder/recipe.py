@@ -107,6 +107,7 @@ def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = (
         "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
         **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
+        **length_record(options.lengths),
     }  # fmt: skip
 
 
@@ -167,6 +168,11 @@ def check_confidence(name: str | None, task: str) -> str | None:
 def answers_record(form: str | None) -> dict[str, str]:
     """Returns what settings and parameters say of a small form of answers."""
     return {} if form is None else {"answers": form}
+
+
+def length_record(lengths: tuple[int, ...]) -> dict[str, list[int]]:
+    """Returns what parameters say of the lengths of rows; nothing where all rows have one shape."""
+    return {"lengths": list(lengths)} if lengths else {}
 
 
 def precision_record(precision: str) -> dict[str, str]:

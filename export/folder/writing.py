@@ -126,6 +126,7 @@ def _write_graphs(staging: Path, blueprint: Blueprint) -> ModelSpec:
         settings={**recipe.settings, **precision_record(loaded.precision)},
         preprocessing=recipe.preprocessing,
         classes=recipe.classes,
+        sequence=loaded.sequence,
     )
     if not blueprint.cuts:
         return spec

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import GraphError
-from export.graphs.files import BATCH
+from export.graphs.files import BATCH, LENGTH
 from export.graphs.loading import LoadedGraph, prepare_graph
 from export.graphs.normalising import OPSET, normalise_model
 
@@ -25,14 +25,16 @@ def export_module(
     *,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    lengths: tuple[int, ...] = (),
 ) -> LoadedGraph:
-    """Exports a torch module as a graph with a symbolic batch.
+    """Exports a torch module as a graph with a symbolic batch and, where rows have several lengths, a symbolic length.
 
     Args:
         module: in evaluation mode.
         examples: one tensor per input, each with the batch as leading axis; at least 2 rows, since torch specialises
             on sizes of 1.
         input_names, output_names: names in the graph; ``None`` leaves them to torch.
+        lengths: the lengths that rows may have; examples are of the largest, which is the size of their second axis.
 
     Raises:
         GraphError: torch cannot export the module, or fixes its batch size.
@@ -46,7 +48,7 @@ def export_module(
                 examples,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=_dynamic_shapes(module, len(examples)),
+                dynamic_shapes=_dynamic_shapes(module, examples, lengths),
                 input_names=input_names,
                 output_names=output_names,
                 verbose=False,
@@ -63,13 +65,14 @@ def export_module(
                 f"torch fixed the batch of input '{value.name}' while exporting {type(module).__name__}: its forward "
                 "method depends on the number of rows"
             )
-    return prepare_graph(normalise_model(model), input_shapes={}, where=type(module).__name__)
+    return prepare_graph(normalise_model(model), input_shapes={}, where=type(module).__name__, lengths=lengths)
 
 
-def _dynamic_shapes(module: nn.Module, count: int) -> tuple[Any, ...]:
-    """Returns the dynamic batch of ``count`` inputs in the structure of ``module.forward``'s parameters."""
-    batch = torch.export.Dim(BATCH)
-    shapes = [{0: batch} for _ in range(count)]
+def _dynamic_shapes(module: nn.Module, examples: tuple[Tensor, ...], lengths: tuple[int, ...]) -> tuple[Any, ...]:
+    """Returns the dynamic axes of inputs in the structure of ``module.forward``'s parameters."""
+    batch, length = torch.export.Dim(BATCH), torch.export.Dim(LENGTH, min=1)
+    long = lengths[-1:]
+    shapes = [{0: batch, 1: length} if example.shape[1:2] == long else {0: batch} for example in examples]
     for position, parameter in enumerate(inspect.signature(module.forward).parameters.values()):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return (*shapes[:position], tuple(shapes[position:]))

@@ -257,6 +257,7 @@ def _finish_heads(
     """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
     half = [tensor.name for cut in cuts.values() for tensor in cut.tensors if tensor.dtype == "float16"]
     loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
+    loaded = replace(loaded, sequence=model.spec.sequence)
     recipe = find_recipe(str(model.spec.settings.get(RECIPE) or find_task(model.spec.task).confidence))
     parts = {}
     for name, cut in cuts.items():

@@ -97,8 +97,9 @@ def publish_network(
     module.eval()
     try:
         loaded = export_module(
-            module, network.examples, input_names=network.input_names, output_names=network.output_names
-        )
+            module, network.examples, input_names=network.input_names, output_names=network.output_names,
+            lengths=options.lengths,
+        )  # fmt: skip
         source = compare_with_torch(loaded, module)
     finally:
         module.train(was_training)

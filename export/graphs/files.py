@@ -13,6 +13,7 @@ from onnx_ir.passes import common as passes
 from artifacts import TensorSpec
 
 BATCH = "batch"
+LENGTH = "length"
 PRODUCER = "pame"
 PROTO_LIMIT = 1 << 30  # bytes of weights in one message, which holds 2 GiB at most
 
@@ -20,6 +21,12 @@ PROTO_LIMIT = 1 << 30  # bytes of weights in one message, which holds 2 GiB at m
 def weight_bytes(model: ir.Model) -> int:
     """Returns the size of all constants of a model."""
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def symbolic_shape(spec: TensorSpec) -> ir.Shape:
+    """Returns the shape of a tensor in a graph: batch and length are symbols."""
+    row = [LENGTH if axis in spec.length_axes else size for axis, size in enumerate(spec.row_shape)]
+    return ir.Shape([BATCH, *row])
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
@@ -66,7 +73,7 @@ def finish_model(
             value.type = None
     for value, spec in [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]:
         value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype)))
-        value.shape = ir.Shape([BATCH, *spec.row_shape])
+        value.shape = symbolic_shape(spec)
     model = ir.Model(graph, ir_version=template.ir_version, producer_name=PRODUCER)
     model.opset_imports.update(template.opset_imports)
     passes.RemoveUnusedOpsetsPass()(model)

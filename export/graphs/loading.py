@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
-from artifacts import GraphError, Preprocessing, TensorSpec, UsageError, unknown_name
+from artifacts import GraphError, Preprocessing, SequenceSpec, TensorSpec, UsageError, check_lengths, unknown_name
 from export.graphs.batch_axis import free_batch
-from export.graphs.files import BATCH
+from export.graphs.files import symbolic_shape
 from export.graphs.normalising import normalise_model
 from export.graphs.number_formats import batch_wide_quantisation, precision_of, rounding_of
 from export.graphs.outputs import check_outputs, take_off_maps
@@ -31,6 +31,7 @@ class LoadedGraph:
         rounding: the coarsest number format in it, a key of ``export.graphs.probing.TOLERANCES``.
         highest: the largest integer that is drawn for integer inputs where it is run on random rows.
         pixels: how its only input is made of images, where that is known: then random images are drawn.
+        sequence: the lengths that its rows may have; ``None`` where all rows have one shape.
     """
 
     model: ir.Model
@@ -42,9 +43,12 @@ class LoadedGraph:
     rounding: str = "fp32"
     highest: int = 1
     pixels: Preprocessing | None = None
+    sequence: SequenceSpec | None = None
 
 
-def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> LoadedGraph:
+def load_graph(
+    path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None, lengths: tuple[int, ...] = ()
+) -> LoadedGraph:
     """Loads an ONNX file.
 
     A fixed batch size is rewritten into a symbolic one; whether that was right is for ``probe_tensors`` to prove.
@@ -53,22 +57,27 @@ def load_graph(path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None
         path: the file.
         input_shapes: input name -> row shape, for inputs whose shape the file leaves open. The empty name stands for
             the only input.
+        lengths: the lengths that rows may have, ascending: the size of every axis that the file leaves open and
+            ``input_shapes`` does not name. None: all rows have one shape.
 
     Raises:
-        UsageError: no such file or input, a shape is missing or contradicts the file.
+        UsageError: no such file or input, a shape is missing or contradicts the file, or no axis is open for the
+            lengths.
         InputError: the file is not ONNX.
         GraphError: the graph cannot be brought to the current opset, or an input has no batch axis.
     """
     model = normalise_model(read_model(path))
-    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path))
+    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path), lengths=lengths)
 
 
-def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str) -> LoadedGraph:
+def prepare_graph(
+    model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str, lengths: tuple[int, ...] = ()
+) -> LoadedGraph:
     """Gives every input a symbolic batch and a fixed row shape, and drops the shapes of everything else.
 
     Args:
         model: a normalised model; changed in place.
-        input_shapes: as in ``load_graph``.
+        input_shapes, lengths: as in ``load_graph``.
         where: the file, for messages.
     """
     graph = model.graph
@@ -83,7 +92,10 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
         )
     _open_axes(graph)
     shapes = _name_shapes(graph, input_shapes)
-    specs = tuple(_input_spec(value, shapes.get(value.name or ""), where) for value in graph.inputs)
+    if lengths:
+        check_lengths(lengths)
+    specs = tuple(_input_spec(value, shapes.get(value.name or ""), where, lengths) for value in graph.inputs)
+    sequence = SequenceSpec(lengths=lengths, mask=_find_mask(specs, where)) if lengths else None
     if not specs:
         raise GraphError(f"{where} has no inputs, so there is nothing to batch")
     if not graph.outputs:
@@ -101,7 +113,7 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
         for value in node.outputs:
             value.shape = None
     for value, spec in zip(graph.inputs, specs, strict=True):
-        value.shape = ir.Shape([BATCH, *spec.row_shape])
+        value.shape = symbolic_shape(spec)
     return LoadedGraph(
         model=model,
         inputs=specs,
@@ -110,6 +122,7 @@ def prepare_graph(model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]
         notes=notes,
         precision=precision_of(graph),
         rounding=rounding_of(graph),
+        sequence=sequence,
     )
 
 
@@ -133,7 +146,27 @@ def _name_shapes(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict
     return found
 
 
-def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> TensorSpec:
+def _find_mask(specs: Sequence[TensorSpec], where: str) -> str:
+    """Returns the input that says which positions of a row are padding: as long as the row, and called a mask."""
+    long = [spec for spec in specs if spec.length_axes]
+    if not long:
+        raise UsageError(
+            f"--lengths: {where} leaves no axis of a row open. Export the network with a dynamic sequence axis, or "
+            "leave --lengths out"
+        )
+    masks = [spec.name for spec in long if "mask" in spec.name.lower() and len(spec.row_shape) == 1]
+    if len(masks) != 1:
+        found = ", ".join(f"'{spec.name}'" for spec in long)
+        raise UsageError(
+            f"--lengths: expected one input of {where} that masks padding, (batch, length) with 'mask' in its name; "
+            f"inputs with a length are {found}. Export the network with an input attention_mask, or leave --lengths out"
+        )
+    return masks[0]
+
+
+def _input_spec(
+    value: ir.Value, wanted: tuple[int, ...] | None, where: str, lengths: tuple[int, ...] = ()
+) -> TensorSpec:
     name = value.name or ""
     if value.dtype is None or not isinstance(value.type, ir.TensorType):
         raise GraphError(f"{where}: input '{name}' is not a tensor; sequences and optionals cannot be batched")
@@ -148,11 +181,18 @@ def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> 
     if dims is not None and not dims:
         raise GraphError(f"{where}: input '{name}' is a scalar without a batch axis; make it a constant first")
     stated = None if dims is None else tuple(dim if isinstance(dim, int) else None for dim in dims[1:])
+    axes: tuple[int, ...] = ()
+    if lengths and wanted is None and stated is not None:
+        axes = tuple(axis for axis, dim in enumerate(stated) if dim is None)
+        stated = tuple(lengths[-1] if dim is None else dim for dim in stated)
     if wanted is None:
         if stated is None or None in stated:
             shown = "all dimensions" if dims is None else ", ".join(str(d) for d in dims[1:] if not isinstance(d, int))
             example = ",".join(["224" if dim is None else str(dim) for dim in stated or ()]) or "3,224,224"
-            raise UsageError(f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}")
+            lengths_too = ", or --lengths 16,32,64 for rows of several lengths" if len(stated or ()) == 1 else ""
+            raise UsageError(
+                f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}{lengths_too}"
+            )
         row: tuple[int, ...] = tuple(dim for dim in stated if dim is not None)
     else:
         if stated is not None and (
@@ -166,4 +206,4 @@ def _input_spec(value: ir.Value, wanted: tuple[int, ...] | None, where: str) -> 
         row = wanted
     if any(dim < 1 for dim in row):
         raise UsageError(f"{where}: input '{name}' has rows of shape {row}; every dimension must be at least 1")
-    return TensorSpec(name=name, dtype=str(value.dtype.numpy()), row_shape=row)
+    return TensorSpec(name=name, dtype=str(value.dtype.numpy()), row_shape=row, length_axes=axes)

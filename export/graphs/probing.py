@@ -17,6 +17,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,8 @@ from artifacts import EngineError, GraphError, Preprocessing, TensorSpec
 from engines import GraphRunner
 from export.graphs.files import PROTO_LIMIT, save_graph, weight_bytes
 from export.graphs.loading import LoadedGraph
+from export.graphs.probes.lengths import Verdict, binary_mask, join_lengths, padded_pairs, shorten_rows
+from export.graphs.probes.lines import BatchLine, fit_line, is_same_line
 from export.graphs.ranges import assume_pixels, draw_images, plain_image
 from export.graphs.reading import read_model, weight_files
 
@@ -38,18 +41,6 @@ _FAR = 100
 _BYTE = 255
 _SLACK = 100  # of the limit, for rounding on values that the network may not be made for
 _BFLOAT16 = "tensor(bfloat16)"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class BatchLine:
-    """A small tensor of fixed shape whose values are ``offset + slope * rows``.
-
-    Attributes:
-        offset, slope: arrays of the tensor's shape and dtype; a slope of zeros is a constant.
-    """
-
-    offset: np.ndarray
-    slope: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +139,9 @@ def settle_integers(loaded: LoadedGraph) -> LoadedGraph:
 
 
 def draw_rows(loaded: LoadedGraph, count: int, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """Draws random inputs for a graph, as ``sample_rows``."""
-    return sample_rows(loaded.inputs, count, seed=seed, highest=loaded.highest, pixels=loaded.pixels)
+    """Draws random inputs for a graph, as ``sample_rows``; the mask of a sequence is 0 or 1."""
+    rows = sample_rows(loaded.inputs, count, seed=seed, highest=loaded.highest, pixels=loaded.pixels)
+    return rows if loaded.sequence is None else binary_mask(rows, loaded.sequence.mask)
 
 
 def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -> Probe:
@@ -170,13 +162,13 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
         for name in [name for name in made if runner.output_types[name] == _BFLOAT16]:
             made.remove(name)
             reasons[name] = "is bfloat16, which engines do not hand over"
-        verdicts = [_judge_rows(runner, loaded, made, draw) for draw in _draws(loaded, seed)]
+        verdicts = [_judge_lengths(runner, loaded, made, draw) for draw in _draws(loaded, seed)]
     led = {spec.name: spec for spec in loaded.inputs}
     lines: dict[str, BatchLine] = {}
     for name in made:
         found = [verdict[name] for verdict in verdicts]
         first, reason = found[0], next((other for other in found if isinstance(other, str)), "")
-        if reason or not all(_is_same(first, other) for other in found):
+        if reason or not all(_is_same(first, other) for other in found[1:]):
             reasons[name] = reason or "has another shape or other values for other inputs"
         elif isinstance(first, TensorSpec):
             led[name] = first
@@ -186,6 +178,11 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
         if name not in led:
             reason = reasons.get(name, "does not depend on the inputs' values")
             raise GraphError(f"the network cannot be served in batches: its output '{name}' {reason}")
+        if led[name].length_axes:
+            raise GraphError(
+                f"--lengths: the output '{name}' of the network is as long as its row; answers must have one shape. "
+                "Export the network with an output of one shape, or leave --lengths out"
+            )
     return Probe(led=led, lines=lines, reasons=reasons)
 
 
@@ -209,10 +206,34 @@ def _draws(loaded: LoadedGraph, seed: int) -> Iterator[_Draw]:
         yield _Draw(rows=draw_rows(replace(loaded, pixels=pixels), _PROBED, seed=seed), assumed=words)
 
 
-_Verdict = TensorSpec | BatchLine | str
+def _judge_lengths(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str], draw: _Draw) -> dict[str, Verdict]:
+    """As ``_judge_rows``, at every length, with the proof that padding does not show in the outputs."""
+    if loaded.sequence is None:
+        return _judge_rows(runner, loaded, names, draw)
+    by_length = {
+        length: _judge_rows(runner, loaded, names, replace(draw, rows=shorten_rows(draw.rows, loaded.inputs, length)))
+        for length in loaded.sequence.lengths
+    }
+    for words, rows, padded in padded_pairs(draw.rows, loaded.inputs, loaded.sequence):
+        expected, found = (_run(runner, given, loaded, loaded.outputs) for given in (rows, padded))
+        for name in loaded.outputs:
+            _, error = relative_error(found[name], expected[name])
+            if error > TOLERANCES[loaded.rounding] and expected[name].shape == found[name].shape:
+                raise GraphError(
+                    f"--lengths: rows {words} have another output '{name}', by {error:.1e} of its magnitude, though "
+                    f"'{loaded.sequence.mask}' is 0 there: the network reads its padding, so a row's answer would "
+                    "depend on its neighbours. Mask the padding wherever positions meet, or leave --lengths out"
+                )
+    return {name: join_lengths({length: found[name] for length, found in by_length.items()}) for name in names}
 
 
-def _judge_rows(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str], draw: _Draw) -> dict[str, _Verdict]:
+def _is_same(a: Verdict, b: Verdict) -> bool:
+    if isinstance(a, BatchLine) and isinstance(b, BatchLine):
+        return is_same_line(a, b)
+    return a == b
+
+
+def _judge_rows(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str], draw: _Draw) -> dict[str, Verdict]:
     """Runs rows together and alone: a tensor is led by the batch, a line of the number of rows, or neither for a
     reason."""
     rows = draw.rows
@@ -222,12 +243,12 @@ def _judge_rows(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str], 
         _run(runner, {name: array[i : i + 1] for name, array in rows.items()}, loaded, names) for i in range(_PROBED)
     ]
     limit = TOLERANCES[loaded.rounding] * (_SLACK if draw.assumed else 1)
-    found: dict[str, _Verdict] = {}
+    found: dict[str, Verdict] = {}
     for name in names:
         runs = [singles[0][name], pair[name], whole[name]]
         alone = [single[name] for single in singles]
         reason = _why_not_led(runs) or _why_mixed(whole[name], pair[name], alone, limit=limit)
-        line = _fit_line(runs) if reason else None
+        line = fit_line(runs) if reason else None
         if not reason:
             row_shape = tuple(whole[name].shape[1:])
             found[name] = TensorSpec(name=name, dtype=str(whole[name].dtype), row_shape=row_shape)
@@ -237,12 +258,6 @@ def _judge_rows(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str], 
             known = f" (on {draw.assumed}; if the network takes others, say so with --preprocess)" * bool(draw.assumed)
             found[name] = reason + known
     return found
-
-
-def _is_same(a: _Verdict, b: _Verdict) -> bool:
-    if isinstance(a, BatchLine) and isinstance(b, BatchLine):
-        return np.array_equal(a.offset, b.offset) and np.array_equal(a.slope, b.slope)
-    return a == b
 
 
 def sample_answers(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 3) -> dict[str, np.ndarray]:
@@ -285,7 +300,8 @@ def prove_same(original: Path, loaded: LoadedGraph, *, seed: int = 1) -> tuple[f
     count = loaded.fixed_batch or 2
     rows = draw_rows(loaded, count, seed=seed)
     with _open_original(original, loaded) as runner:
-        reference = runner.run(rows, outputs=loaded.outputs)
+        run = runner.run if loaded.sequence is None else partial(_run, runner, loaded=loaded)
+        reference = run(rows, outputs=loaded.outputs)
     with open_graph(loaded.model) as runner:
         found = runner.run(rows)
     errors = [relative_error(found[name], reference[name]) for name in loaded.outputs]
@@ -332,12 +348,17 @@ def _expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _run(
-    runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGraph, names: Sequence[str]
+    runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGraph, outputs: Sequence[str]
 ) -> dict[str, np.ndarray]:
     count = len(next(iter(rows.values())))
     try:
-        found = runner.run(rows, outputs=names)
+        found = runner.run(rows, outputs=outputs)
     except EngineError as error:
+        if loaded.sequence is not None:
+            raise GraphError(
+                f"the network does not run at the lengths {','.join(map(str, loaded.sequence.lengths))}: {error}. "
+                "Choose --lengths that it has positions for, up to what it was trained with"
+            ) from error
         if loaded.fixed_batch is None:
             raise GraphError(f"the network does not run with {count} rows: {error}") from error
         raise GraphError(
@@ -376,16 +397,3 @@ def _why_mixed(whole: np.ndarray, pair: np.ndarray, singles: Sequence[np.ndarray
                     "same row alone"
                 )
     return ""
-
-
-def _fit_line(runs: Sequence[np.ndarray]) -> BatchLine | None:
-    single, pair, triple = runs
-    if not single.shape == pair.shape == triple.shape or single.dtype.kind not in "iufb":
-        return None
-    if single.dtype.kind == "b":
-        same = np.array_equal(single, pair) and np.array_equal(pair, triple)
-        return BatchLine(offset=single, slope=np.zeros_like(single)) if same else None
-    slope = pair - single
-    if not np.array_equal(triple, pair + slope):
-        return None
-    return BatchLine(offset=single - slope, slope=slope)

@@ -117,8 +117,8 @@ def settle_options(family: Family, given: NetConfig, fitted: FittedState, *, whe
         wanted = getattr(given, name)
         if wanted not in (getattr(defaults, name), found):
             raise UsageError(
-                f"--{name.replace('_', '-')} {wanted}: {where} is of a network with {found}; leave the flag out, or "
-                "name other weights"
+                f"--{name.replace('_', '-')} {wanted}: {where} is of a network with {name} {found}; leave the "
+                "flag out, or name other weights"
             )
     shape, unsaid = given.input_shape, given.input_shape == defaults.input_shape
     if shape[0] != fitted.channels and not unsaid:

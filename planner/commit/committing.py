@@ -31,12 +31,13 @@ from planner.commit.contenders import Commitment, Contender, pick_contenders, ra
 from planner.commit.engine_sizes import Sizes, choose_sizes
 from planner.commit.exit_plan import PlanOrigin, make_exit_plan
 from planner.commit.measuring import draw_batches, measure_plans, open_serve
-from planner.commit.stages import TimedStages, assemble_bundle, measured_stage_costs, merge_stages, stage_graphs
+from planner.commit.stages import TimedStages, assemble_bundle, measured_length_costs, merge_stages, stage_graphs
 from planner.commit.stream_reference import describe_reference
 from planner.confidence.fitting import Learned
 from planner.config import PlanConfig
 from planner.measure.timing import Clock, EngineSettings, time_graphs
 from planner.predict.costs import price_staying
+from planner.predict.lengths import LengthCosts, LengthMix, stay_by_length
 from planner.predict.replay import NO_EXITS, Exits, PricedExits, evaluate_exits, evaluate_plan
 from planner.predict.traffic import Load
 from planner.search.problem import SearchResult
@@ -130,9 +131,13 @@ def price_plan(
 ) -> PricedExits:  # fmt: skip
     """Evaluates a plan with the measured times of its own stages; ``itm`` holds those of the plan without exits too."""
     load = load or Load.of(batch_size)
-    full = measured_stage_costs(itm, (), batch_size=batch_size)
-    costs = measured_stage_costs(itm, exits.cuts, batch_size=batch_size, sizes=sizes)
-    return evaluate_plan(trace, exits, costs, full_ms=price_staying(full, load), load=load, percentile=True)
+    full = measured_length_costs(itm, (), batch_size=batch_size)
+    costs = measured_length_costs(itm, exits.cuts, batch_size=batch_size, sizes=sizes)
+    if isinstance(full, LengthCosts):
+        full_ms = stay_by_length(full, LengthMix.of(trace.lengths, full.lengths), load)
+    else:
+        full_ms = price_staying(full, load)
+    return evaluate_plan(trace, exits, costs, full_ms=full_ms, load=load, percentile=True)
 
 
 def _price_fitting(

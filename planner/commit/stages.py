@@ -35,6 +35,7 @@ from engines import BuildOptions, ensure_engine
 from export import merge_stage
 from planner.measure.timing import TimedGraph
 from planner.predict.costs import host_row, keep_sizes, price_stage, stage_row
+from planner.predict.lengths import LengthCosts
 from planner.predict.replay import Exits
 
 StageBounds = tuple[str | None, str | None]
@@ -137,6 +138,21 @@ def measured_stage_costs(
     return tuple(costs)
 
 
+def measured_length_costs(
+    itm: InferenceTimeMatrix, exits: Sequence[str], *, batch_size: int,
+    sizes: Mapping[StageBounds, tuple[int, ...]] | None = None,
+) -> Sequence[np.ndarray] | LengthCosts:  # fmt: skip
+    """As ``measured_stage_costs``, at every length where the matrix has several."""
+    if not itm.lengths:
+        return measured_stage_costs(itm, exits, batch_size=batch_size, sizes=sizes)
+    return LengthCosts(
+        by_length={
+            length: measured_stage_costs(itm.at_length(length), exits, batch_size=batch_size, sizes=sizes)
+            for length in itm.lengths
+        }
+    )
+
+
 def assemble_bundle(
     folder: Path, *, model: Model, plan: ExitPlan, stages: TimedStages, inputs: Mapping[str, str],
     sizes: Mapping[StageBounds, tuple[int, ...]] | None = None,
@@ -164,7 +180,7 @@ def assemble_bundle(
             name=model.spec.name, task=model.spec.task, backend=plan.backend, threads=plan.threads,
             max_batch_size=plan.batch_size, inputs=model.spec.full.inputs, outputs=_answers(model.spec.full),
             stages=tuple(specs), plan=plan, settings=model.spec.settings,
-            preprocessing=model.spec.stated_preprocessing(),
+            preprocessing=model.spec.stated_preprocessing(), sequence=model.spec.sequence,
         )  # fmt: skip
         write_json(staging / BUNDLE_JSON, bundle)
         write_json(staging / EXIT_PLAN_JSON, plan)
@@ -186,13 +202,19 @@ def _add_stage(staging: Path, index: int, bounds: StageBounds, plan: ExitPlan, s
     )
     built = ensure_engine(stage.onnx, stage.graph, stages.cache, backend=plan.backend, options=options)
     shutil.copytree(built, staging / engine)
-    medians = itm.row_ms(stage_row(*bounds))
+    row = stage_row(*bounds)
+    shorter = {str(length): itm.at_length(length).row_ms(row) for length in itm.lengths[:-1]}
     return StageSpec(
         graph=replace(stage.graph, name=name, file=file),
         engine=engine,
         threshold=plan.exits[index].threshold if index < len(plan.exits) else None,
-        median_ms={str(size): ms for size, ms in zip(itm.batch_sizes, medians, strict=True)},
+        median_ms=_by_size(itm, itm.row_ms(row)),
+        shorter_ms={length: _by_size(itm, medians) for length, medians in shorter.items()},
     )
+
+
+def _by_size(itm: InferenceTimeMatrix, medians: tuple[float, ...]) -> dict[str, float]:
+    return {str(size): ms for size, ms in zip(itm.batch_sizes, medians, strict=True)}
 
 
 def publish_bundle(

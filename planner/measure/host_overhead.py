@@ -8,6 +8,7 @@ once per batch, also the one without exits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,9 @@ from planner.predict.costs import SERVING
 
 def serving_calls(
     spec: ModelSpec, sizes: tuple[int, ...], device: Device
-) -> dict[tuple[str, int], Callable[[], object]]:
-    """Returns (row, batch size) -> a call that serves one batch of zeros around an idle engine.
+) -> dict[tuple[Any, ...], Callable[[], object]]:
+    """Returns (row, batch size) -> a call that serves one batch around an idle engine; where rows have several lengths,
+    (row, batch size, length) -> likewise.
 
     Args:
         spec: the network whose inputs and answers are served.
@@ -34,10 +36,13 @@ def serving_calls(
     engine = _make_idle_engine(full, largest, device)
     covers = plan_covers({largest: 0.0}, largest=largest, fixed=False)
     runtime = Runtime(_idle_bundle(spec, largest), [EngineSet(engine, covers)], device)
-    calls: dict[tuple[str, int], Callable[[], object]] = {}
+    calls: dict[tuple[Any, ...], Callable[[], object]] = {}
+    ends: list[tuple[int, ...]] = [(length,) for length in spec.lengths] or [()]
     for size in sizes:
-        batch = {tensor.name: np.zeros((size, *tensor.row_shape), tensor.dtype) for tensor in full.inputs}
-        calls[SERVING, size] = _serve(runtime.run, batch)
+        for end in ends:
+            tensors = spec.full.at_length(*end).inputs if end else full.inputs
+            batch = {tensor.name: np.ones((size, *tensor.row_shape), tensor.dtype) for tensor in tensors}
+            calls[SERVING, size, *end] = _serve(runtime.run, batch)
     return calls
 
 
@@ -101,4 +106,5 @@ def _idle_bundle(spec: ModelSpec, largest: int) -> BundleSpec:
         outputs=answers,
         plan=plan,
         stages=(StageSpec(graph=spec.full, engine="", threshold=None, median_ms={}),),
+        sequence=spec.sequence,
     )

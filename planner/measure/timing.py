@@ -27,6 +27,7 @@ from artifacts import (
     EngineError,
     GraphSpec,
     InferenceTimeMatrix,
+    LengthTimes,
     Model,
     ModelSpec,
     RunFolder,
@@ -64,6 +65,9 @@ _WARM_BELOW_S = 0.005
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
+Row = dict[str, tuple[float, ...]]
+Key = tuple[Any, ...]
+"""What is timed: row and batch size, and the length of the rows where they have several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +94,14 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallTimes:
-    """Times of some calls: (row, batch size) -> seconds per round, and the number of rounds."""
+    """Times of some calls: key -> seconds per round, and the number of rounds."""
 
-    seconds: Mapping[tuple[str, int], tuple[float, ...]]
+    seconds: Mapping[Key, tuple[float, ...]]
     rounds: int
 
 
 def time_calls(
-    calls: Mapping[tuple[str, int], Call],
+    calls: Mapping[Key, Call],
     config: TimingConfig,
     *,
     clock: Clock,
@@ -107,7 +111,7 @@ def time_calls(
     """Times calls in interleaved rounds.
 
     Args:
-        calls: (row, batch size) -> the call.
+        calls: key -> the call.
         config: rounds, warm-up and budget.
         clock: seconds, e.g. ``time.perf_counter``.
         cold: the rows that never run twice in a row.
@@ -119,8 +123,8 @@ def time_calls(
     if wait is not None:
         calls = {key: _then(call, wait) for key, call in calls.items()}
         wait()
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in calls}
-    short: set[tuple[str, int]] = set()
+    seconds: dict[Key, list[float]] = {key: [] for key in calls}
+    short: set[Key] = set()
     began, done = clock(), 0
     for _ in track(range(config.rounds), description="timing engines", total=config.rounds):
         if done >= _MIN_ROUNDS and clock() - began > config.budget_s:
@@ -191,7 +195,7 @@ def time_graphs(
 
     Args:
         graphs: in the order of the data flow, so that every engine reads what the one before it wrote.
-        spec: the network that they come from, for the row ``serving``.
+        spec: the network that they come from: the lengths of its rows, and the row ``serving``.
         cache: folder of compiled engines.
         config: batch sizes, rounds and budget.
         settings: how the engines are built and run.
@@ -214,7 +218,8 @@ def time_graphs(
         )
         key = engines[0].key
     backend = f"{key.backend} {key.backend_version}"
-    return _matrix(times, sizes, backend=backend, threads=settings.threads, fixed=bool(key.batch_sizes))
+    matrix = _matrix(times, sizes, backend=backend, threads=settings.threads, fixed=bool(key.batch_sizes))
+    return _add_lengths(matrix, times, spec.lengths)
 
 
 def _open_engines(
@@ -240,15 +245,17 @@ def _open_engines(
 
 def _list_calls(
     graphs: Sequence[TimedGraph], engines: Sequence[Engine], spec: ModelSpec, sizes: tuple[int, ...], device: Device
-) -> dict[tuple[str, int], Call]:
-    """Returns (row, batch size) -> the call to time; the largest first: its warm-up fills all rows of the buffers."""
-    buffers = _SharedBuffers(device, sizes[-1])
+) -> dict[Key, Call]:
+    """Returns key -> the call to time; the largest first: its warm-up fills all rows of the buffers."""
+    buffers = _SharedBuffers(device, sizes[-1], mask="" if spec.sequence is None else spec.sequence.mask)
     serving = serving_calls(spec, sizes, device)
-    calls: dict[tuple[str, int], Call] = {}
-    for size in reversed(sizes):
-        for timed, engine in zip(graphs, engines, strict=True):
-            calls.update({(row, size): call for row, call in buffers.calls(timed, engine, size)})
-        calls.update({key: call for key, call in serving.items() if key[1] == size})
+    calls: dict[Key, Call] = {}
+    ends: list[tuple[int, ...]] = [(length,) for length in reversed(spec.lengths)] or [()]
+    for end in ends:
+        for size in reversed(sizes):
+            for timed, engine in zip(graphs, engines, strict=True):
+                calls.update({(row, size, *end): call for row, call in buffers.calls(timed, engine, size, *end)})
+            calls.update({key: call for key, call in serving.items() if key[1:] == (size, *end)})
     return calls
 
 
@@ -262,20 +269,22 @@ def _common_sizes(engines: Sequence[Engine], wanted: tuple[int, ...]) -> tuple[i
 
 
 class _SharedBuffers:
-    """Buffers that all timed engines share, by tensor; those of floating-point numbers start with seeded noise."""
+    """Buffers that all timed engines share, by tensor; those of floating-point numbers start with seeded noise, and the
+    mask hides nothing."""
 
-    def __init__(self, device: Device, rows: int) -> None:
+    def __init__(self, device: Device, rows: int, *, mask: str) -> None:
         self._device = device
+        self._mask = mask
         self._rows = rows
         self._random = np.random.default_rng(0)
         self._buffers: dict[TensorSpec, Buffer] = {}
 
-    def calls(self, timed: TimedGraph, engine: Engine, size: int) -> Iterator[tuple[str, Call]]:
-        """Yields the rows of one graph at one batch size, each with its call."""
-        specs = (*timed.graph.inputs, *timed.graph.outputs)
+    def calls(self, timed: TimedGraph, engine: Engine, size: int, length: int = 0) -> Iterator[tuple[str, Call]]:
+        """Yields the rows of one graph at one batch size and length, each with its call."""
+        specs = [spec.at_length(length) for spec in (*timed.graph.inputs, *timed.graph.outputs)]
         yield timed.row, engine.bind({spec.name: self._buffer(spec)[:size] for spec in specs})
         if timed.gather is not None:
-            carried = [self._buffer(spec)[:size] for spec in timed.carried]
+            carried = [self._buffer(spec.at_length(length))[:size] for spec in timed.carried]
             half = self._half_leave()[:size]
             yield (
                 gather_row(timed.gather),
@@ -288,6 +297,8 @@ class _SharedBuffers:
             if np.issubdtype(np.dtype(spec.dtype), np.floating):
                 noise = self._random.standard_normal((self._rows, *spec.row_shape), np.float32)
                 self._device.upload(noise.astype(spec.dtype), buffer)
+            elif spec.name == self._mask:
+                self._device.upload(np.ones((self._rows, *spec.row_shape), spec.dtype), buffer)
             self._buffers[spec] = buffer
         return self._buffers[spec]
 
@@ -302,16 +313,34 @@ class _SharedBuffers:
 def _matrix(
     times: CallTimes, sizes: tuple[int, ...], *, backend: str, threads: int, fixed: bool
 ) -> InferenceTimeMatrix:
-    rows = dict.fromkeys(row for row, _ in times.seconds)
-    quartiles = {key: np.percentile(seconds, (25, 50, 75)) * 1e3 for key, seconds in times.seconds.items()}
+    """Returns the matrix of the largest length, or of rows of one shape."""
+    median_ms, spread_ms = _summarise(times, sizes, max((key[2:] for key in times.seconds), default=()))
     return InferenceTimeMatrix(
-        backend=backend,
-        threads=threads,
-        batch_sizes=sizes,
-        fixed=fixed,
-        median_ms={row: tuple(float(quartiles[row, size][1]) for size in sizes) for row in rows},
-        spread_ms={row: tuple(float(np.ptp(quartiles[row, size])) for size in sizes) for row in rows},
+        backend=backend, threads=threads, batch_sizes=sizes, fixed=fixed, median_ms=median_ms, spread_ms=spread_ms,
         environment={**environment_fingerprint(), "timing_rounds": str(times.rounds)},
+    )  # fmt: skip
+
+
+def _add_lengths(matrix: InferenceTimeMatrix, times: CallTimes, lengths: tuple[int, ...]) -> InferenceTimeMatrix:
+    """Returns a matrix with the times at shorter lengths too."""
+    if not lengths:
+        return matrix
+    shorter = {}
+    for length in lengths[:-1]:
+        median_ms, spread_ms = _summarise(times, matrix.batch_sizes, (length,))
+        shorter[str(length)] = LengthTimes(median_ms=median_ms, spread_ms=spread_ms)
+    return replace(matrix, largest_length=lengths[-1], shorter=shorter)
+
+
+def _summarise(times: CallTimes, sizes: tuple[int, ...], end: tuple[int, ...]) -> tuple[Row, Row]:
+    """Returns medians and interquartile ranges in milliseconds of the keys that end so, by row."""
+    rows = dict.fromkeys(key[0] for key in times.seconds if key[2:] == end)
+    quartiles = {
+        (row, size): np.percentile(times.seconds[row, size, *end], (25, 50, 75)) * 1e3 for row in rows for size in sizes
+    }
+    return (
+        {row: tuple(float(quartiles[row, size][1]) for size in sizes) for row in rows},
+        {row: tuple(float(np.ptp(quartiles[row, size])) for size in sizes) for row in rows},
     )
 
 

@@ -49,19 +49,21 @@ left out by the search, for every batch alike.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from artifacts import FINAL_HEAD_GRAPH, InferenceTimeMatrix, UsageError, unknown_name
+from artifacts import FINAL_HEAD_GRAPH, InferenceTimeMatrix, LengthTimes, UsageError, unknown_name
 from calibration import binomial_pmf
 from engines import plan_covers
-from planner.predict.percentiles import TAIL_QUANTILE, latency_quantile
+from planner.predict.lengths import LengthCosts, LengthMix, Part, average_costs, stay_by_length
+from planner.predict.percentiles import TAIL_QUANTILE, find_quantile, latency_distribution, latency_quantile
 from planner.predict.traffic import Load
 
 FULL = "full"
 SERVING = "serving"
+_NOBODY = 1e-9  # a share of the queries
 END = "end"  # the last cut of an imported network, where the final head sits
 
 
@@ -112,7 +114,13 @@ def keep_sizes(itm: InferenceTimeMatrix, sizes: tuple[int, ...]) -> InferenceTim
     def pick(rows: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
         return {name: tuple(row[column] for column in columns) for name, row in rows.items()}
 
-    return replace(itm, batch_sizes=sizes, median_ms=pick(itm.median_ms), spread_ms=pick(itm.spread_ms))
+    return replace(
+        itm, batch_sizes=sizes, median_ms=pick(itm.median_ms), spread_ms=pick(itm.spread_ms),
+        shorter={
+            length: LengthTimes(median_ms=pick(times.median_ms), spread_ms=pick(times.spread_ms))
+            for length, times in itm.shorter.items()
+        },
+    )  # fmt: skip
 
 
 def host_row(itm: InferenceTimeMatrix, after: str | None, until: str | None) -> tuple[float, ...]:
@@ -134,12 +142,15 @@ class NetworkCosts:
         cuts: every cut of the network in order, the last one too.
         batch_size: the largest batch that enters the network.
         mixture: the batches that enter; ``None``: all have ``batch_size`` queries.
+        lengths: how long rows are; ``None``: all have one shape, or the largest length.
     """
 
     itm: InferenceTimeMatrix
     cuts: tuple[str, ...]
     batch_size: int
     mixture: Load | None = None
+    lengths: LengthMix | None = None
+    _views: dict[int, NetworkCosts] = field(default_factory=dict, init=False, repr=False)
     _priced: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False)
     _added: dict[str, float] = field(default_factory=dict, init=False, repr=False)
 
@@ -163,6 +174,8 @@ class NetworkCosts:
     @property
     def full_ms(self) -> float:
         """The mean query of the whole network: its time at the full batch, or the mean over the load's batches."""
+        if self.lengths is not None:
+            return stay_by_length(self._by_length(()), self.lengths, self.load)
         return price_staying(self.plan_costs(()), self.load)
 
     def stay_ms(self, exits: Sequence[str]) -> float:
@@ -172,6 +185,10 @@ class NetworkCosts:
 
     def exit_ms(self, name: str) -> float:
         """The time that an exit adds for the mean query of a batch of which no row leaves: its head and the gather."""
+        if name not in self._added and self.lengths is not None:
+            weights = [self.lengths.batch_shares(rows) for rows in self.load.batch_sizes]
+            views = [self._at_length(length) for length in self.lengths.lengths]
+            self._added[name] = float(np.dot(np.dot(self.load.query_shares, weights), [v.exit_ms(name) for v in views]))
         if name not in self._added:
             head, gather = self.itm.row_ms(head_row(name)), self.itm.row_ms(gather_row(name))
             self._added[name] = price_staying(
@@ -191,15 +208,34 @@ class NetworkCosts:
         if start >= stop and self.cuts:
             raise UsageError(f"exits must follow the data flow: '{until}' does not come after '{after}'")
         key = (start, -1 if until is None else stop)
+        if key not in self._priced and self.lengths is not None:
+            by_length = {length: (self._at_length(length).stage_cost(after, until),) for length in self.lengths.lengths}
+            (self._priced[key],) = average_costs(LengthCosts(by_length=by_length), self.lengths, self.load)
         if key not in self._priced:
             engine, host = self._engine_row(start, stop, until), host_row(self.itm, after, until)
             self._priced[key] = price_stage(tuple(engine.tolist()), host, self.itm, batch_size=self.batch_size)
         return self._priced[key]
 
     def plan_costs(self, exits: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """Returns the cost of every stage of a plan with these exits; ``len(exits) + 1`` arrays."""
+        """Returns the cost of every stage of a plan with these exits; ``len(exits) + 1`` arrays.
+
+        Where rows have several lengths, it is averaged over those of the batches.
+        """
         bounds = [None, *exits, None]
         return tuple(self.stage_cost(after, until) for after, until in itertools.pairwise(bounds))
+
+    def exact_costs(self, exits: Sequence[str]) -> Sequence[np.ndarray] | LengthCosts:
+        """As ``plan_costs``, but of every length by itself where rows have several."""
+        return self.plan_costs(exits) if self.lengths is None else self._by_length(exits)
+
+    def _by_length(self, exits: Sequence[str]) -> LengthCosts:
+        lengths = () if self.lengths is None else self.lengths.lengths
+        return LengthCosts(by_length={length: self._at_length(length).plan_costs(exits) for length in lengths})
+
+    def _at_length(self, length: int) -> NetworkCosts:
+        if length not in self._views:
+            self._views[length] = replace(self, itm=self.itm.at_length(length), lengths=None)
+        return self._views[length]
 
     def _position(self, cut: str) -> int:
         if cut not in self.cuts:
@@ -279,26 +315,68 @@ def expect_mean_ms(costs: Sequence[np.ndarray], survival: Sequence[float], load:
     return float(np.dot(survival, _expect_stages(costs, survival, load or Load.of(len(costs[0]) - 1))[0]))
 
 
-def _expect_stages(costs: Sequence[np.ndarray], survival: Sequence[float], load: Load) -> tuple[np.ndarray, float]:
-    """Returns the time of each stage as its queries see it, and the time of a batch."""
+def expect_mixture(parts: Iterable[Part], load: Load, *, percentile: bool = False) -> ChainTimes:
+    """Returns the expected times of a mixture, as ``planner.predict.lengths`` makes it of batches of several lengths.
+
+    Args:
+        parts: the terms; those of positive weight and the same costs come before those of negative weight.
+        load: the batches that enter.
+        percentile: work out the 99th percentile too.
+    """
+    terms = list(parts)
+    stages = len(terms[0].survival)
+    whole, entered, gone, waited = 0.0, np.zeros(stages), np.zeros(stages), np.zeros(stages)
+    for part in terms:
+        seen, batch = _expect_stages(part.costs, part.survival.tolist(), load, part.chances)
+        share = float(np.dot(load.query_shares, part.chances))
+        leaving = part.survival - np.append(part.survival[1:], 0.0)
+        whole += batch
+        entered += part.survival * seen
+        gone += leaving * share
+        waited += leaving * np.cumsum(seen)
+    paths = (
+        [latency_distribution(part.costs, part.survival.tolist(), load, part.chances) for part in terms]
+        if percentile
+        else []
+    )
+    arrival = np.where(gone > _NOBODY, waited / np.maximum(gone, _NOBODY), np.cumsum(entered))
+    return ChainTimes(
+        mean_ms=float(entered.sum()), batch_ms=whole,
+        p99_ms=find_quantile(*map(np.concatenate, zip(*paths, strict=True))) if paths else None,
+        arrival_ms=tuple(arrival.tolist()),
+    )  # fmt: skip
+
+
+def _expect_stages(
+    costs: Sequence[np.ndarray], survival: Sequence[float], load: Load, chances: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
+    """Returns the time of each stage as its queries see it, and the time of a batch; ``chances`` weigh the load's batch
+    sizes."""
     table, share = np.stack(costs), np.asarray(survival, np.float64)
     whole, seen = 0.0, np.zeros(len(table))
-    for size, batches, queries in zip(load.batch_sizes, load.shares, load.query_shares, strict=True):
-        whole += batches * float((binomial_pmf(size, share) * table[:, : size + 1]).sum())
-        seen += queries * (binomial_pmf(size - 1, share) * table[:, 1 : size + 1]).sum(axis=1)
-    return seen, whole
+    weights = np.ones(len(load.batch_sizes)) if chances is None else chances
+    for size, batches, queries, weight in zip(load.batch_sizes, load.shares, load.query_shares, weights, strict=True):
+        whole += weight * batches * float((binomial_pmf(size, share) * table[:, : size + 1]).sum())
+        seen += weight * queries * (binomial_pmf(size - 1, share) * table[:, 1 : size + 1]).sum(axis=1)
+    return seen, float(whole)
 
 
-def record_times(costs: Sequence[np.ndarray], survivors: np.ndarray) -> ChainTimes:
+def record_times(
+    costs: Sequence[np.ndarray], survivors: np.ndarray, places: np.ndarray | None = None
+) -> ChainTimes:  # fmt: skip
     """Returns the times of given batches: ``expect_times`` with the trace's own batches instead of random ones.
 
     Args:
-        costs: per stage (B + 1,) milliseconds for 0..B rows; K + 1 stages.
+        costs: per stage (B + 1,) milliseconds for 0..B rows; K + 1 stages. With ``places``: (lengths, B + 1).
         survivors: (batches, K) rows that go on past each exit, as from ``survivors.count_survivors``.
+        places: (batches,) the place of each batch's length, where rows have several.
     """
-    batch_size = len(costs[0]) - 1
+    batch_size = costs[0].shape[-1] - 1
     entering = np.concatenate([np.full((len(survivors), 1), batch_size), survivors], axis=1)
-    spent = np.stack([cost[entering[:, j]] for j, cost in enumerate(costs)], axis=1)
+    rows = list(entering.T)
+    spent = np.stack(
+        [cost[n] if places is None else cost[places, n] for cost, n in zip(costs, rows, strict=True)], axis=1
+    )
     leaving = entering - np.concatenate([survivors, np.zeros((len(survivors), 1), np.int64)], axis=1)
     done, gone = np.cumsum(spent, axis=1), leaving.sum(axis=0)
     waited = (leaving * done).sum(axis=0)

@@ -39,7 +39,7 @@ _ROUNDING = 1e-9
 
 
 def latency_distribution(
-    costs: Sequence[np.ndarray], survival: Sequence[float], load: Load
+    costs: Sequence[np.ndarray], survival: Sequence[float], load: Load, chances: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the values that a query's latency takes, in milliseconds, and their probabilities; in no order.
 
@@ -47,13 +47,15 @@ def latency_distribution(
         costs: per stage (B + 1,) milliseconds for 0..B rows.
         survival: per stage the share of all samples that enter it; starts with 1 and never rises.
         load: the batches that enter; none above B.
+        chances: per batch size a weight, which may be negative: for the terms of a mixture.
     """
     going = [
         after / before if before > 0 else 0.0 for before, after in zip(survival, [*survival[1:], 0.0], strict=True)
     ]
     steps = [survivor_transition(load.largest, share) for share in going]
     rows = np.array(load.batch_sizes)
-    entered, weight, waited = rows, np.array(load.query_shares), np.zeros(len(rows))
+    entered, waited = rows, np.zeros(len(rows))
+    weight = np.array(load.query_shares) * (1.0 if chances is None else chances)
     times, weights = [], []
     for cost, share, step in zip(costs, going, steps, strict=True):
         waited = waited + cost[rows]
@@ -81,7 +83,15 @@ def latency_quantile(
     costs: Sequence[np.ndarray], survival: Sequence[float], load: Load, *, quantile: float = TAIL_QUANTILE
 ) -> float:
     """Returns the least latency that at least ``quantile`` of the queries do not exceed, in milliseconds."""
-    times, weights = latency_distribution(costs, survival, load)
+    return find_quantile(*latency_distribution(costs, survival, load), quantile=quantile)
+
+
+def find_quantile(times: np.ndarray, weights: np.ndarray, *, quantile: float = TAIL_QUANTILE) -> float:
+    """Returns the least of some values that at least ``quantile`` of the weight does not exceed.
+
+    Negative weights take back what equal values of positive weight were given too much, so what is taken back later
+    does not count before.
+    """
     order = np.argsort(times, kind="stable")
-    reached = np.cumsum(weights[order])
+    reached = np.minimum.accumulate(np.cumsum(weights[order])[::-1])[::-1]
     return float(times[order[int(np.searchsorted(reached, quantile * reached[-1] - _ROUNDING))]])

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import InputError, PlannedExit, PredictedLatency, Trace, find_first_true, unknown_name
-from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, record_times
+from planner.predict.costs import ChainTimes, NetworkCosts, expect_mixture, expect_times, record_times
+from planner.predict.lengths import LengthCosts, batch_places, split_by_length
 from planner.predict.objectives import MEAN, P99, objective_ms
 from planner.predict.survivors import count_survivors
 from planner.predict.traffic import Load
@@ -165,39 +166,54 @@ def price_exits(trace: Trace, exits: Exits, costs: NetworkCosts, *, percentile: 
         percentile: work out the 99th percentile too, which takes longer than all else.
     """
     return evaluate_plan(
-        trace, exits, costs.plan_costs(exits.cuts), full_ms=costs.full_ms, load=costs.load, percentile=percentile
+        trace, exits, costs.exact_costs(exits.cuts), full_ms=costs.full_ms, load=costs.load, percentile=percentile
     )
 
 
 def evaluate_plan(
-    trace: Trace, exits: Exits, costs: Sequence[np.ndarray], *, full_ms: float, load: Load | None = None,
-    percentile: bool = False,
+    trace: Trace, exits: Exits, costs: Sequence[np.ndarray] | LengthCosts, *, full_ms: float,
+    load: Load | None = None, percentile: bool = False,
 ) -> PricedExits:  # fmt: skip
     """Evaluates K exits on a trace and prices them by the costs of their stages.
 
     Args:
         trace: the samples.
         exits: of the plan, K of them.
-        costs: K + 1 arrays (B + 1,), the milliseconds of each stage for 0..B rows.
+        costs: K + 1 arrays (B + 1,), the milliseconds of each stage for 0..B rows; of every length, where rows have
+            several.
         full_ms: the mean query of the whole network.
         load: the batches that enter; when left out, all have B queries.
         percentile: work out the 99th percentile too, which takes longer than all else.
     """
-    outcome = evaluate_exits(trace, exits)
-    survivors = count_survivors(outcome.leaves_at, exit_count=len(exits.cuts), batch_size=len(costs[0]) - 1)
+    outcome, oracle = evaluate_exits(trace, exits), evaluate_oracle(trace, exits)
+    batch_size = costs.batch_size if isinstance(costs, LengthCosts) else len(costs[0]) - 1
+    load = load or Load.of(batch_size)
+    survivors = count_survivors(outcome.leaves_at, exit_count=len(exits.cuts), batch_size=batch_size)
+    if isinstance(costs, LengthCosts):
+        recorded = record_times(costs.stacked(), survivors, batch_places(trace.lengths, costs.lengths, batch_size))
+    else:
+        recorded = record_times(costs, survivors)
     return PricedExits(
         exits=exits,
         outcome=outcome,
-        times=expect_times(costs, outcome.survival, load, percentile=percentile),
-        recorded=record_times(costs, survivors),
-        oracle_mean_ms=expect_mean_ms(costs, evaluate_oracle(trace, exits).survival, load),
+        times=_expect(trace, outcome, costs, load, percentile=percentile),
+        recorded=recorded,
+        oracle_mean_ms=_expect(trace, oracle, costs, load).mean_ms,
         full_ms=full_ms,
     )
 
 
+def _expect(
+    trace: Trace, outcome: Outcome, costs: Sequence[np.ndarray] | LengthCosts, load: Load, *, percentile: bool = False
+) -> ChainTimes:
+    if isinstance(costs, LengthCosts):
+        parts = split_by_length(costs, outcome.leaves_at, trace.lengths, load)
+        return expect_mixture(parts, load, percentile=percentile)
+    return expect_times(costs, outcome.survival, load, percentile=percentile)
+
+
 def expect_ms(trace: Trace, exits: Exits, costs: NetworkCosts, *, objective: str = MEAN) -> float:
     """Returns the value that an objective minimises, expected for exits on a trace, in milliseconds."""
-    stages, survival = costs.plan_costs(exits.cuts), evaluate_exits(trace, exits).survival
-    if objective == MEAN:
-        return expect_mean_ms(stages, survival, costs.load)
-    return objective_ms(expect_times(stages, survival, costs.load, percentile=objective == P99), objective)
+    outcome = evaluate_exits(trace, exits)
+    times = _expect(trace, outcome, costs.exact_costs(exits.cuts), costs.load, percentile=objective == P99)
+    return objective_ms(times, objective)

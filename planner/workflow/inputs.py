@@ -28,6 +28,7 @@ from calibration import DataSource, check_labels
 from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON, ensure_itm
 from planner.predict.costs import END, NetworkCosts
+from planner.predict.lengths import LengthMix
 from planner.predict.traffic import Load
 
 
@@ -79,7 +80,8 @@ class PlanningInputs:
         Raises:
             UsageError: the batch size was not timed.
         """
-        return NetworkCosts(itm=self.itm, cuts=self.cuts, batch_size=batch_size, mixture=load)
+        lengths = LengthMix.of(self.trace.lengths, self.itm.lengths) if self.itm.lengths else None
+        return NetworkCosts(itm=self.itm, cuts=self.cuts, batch_size=batch_size, mixture=load, lengths=lengths)
 
     def check_risk(self, risk: str) -> None:
         """Refuses a risk that needs labels where there are none; errors as ``calibration.check_labels``."""

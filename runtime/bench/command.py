@@ -110,6 +110,16 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
     ]  # fmt: skip
     columns = ["exit", "threshold", "leaving", _metric_word(result), "agreement", "latency, ms"]
     print_table("", columns, exits, to_stderr=to_stderr)
+    if result.get("lengths"):
+        lengths = [
+            (
+                str(here["length"]), f"{here['query_share']:.1%}", f"{here['batch_share']:.1%}",
+                _number(here["full_batch_ms"], 3), _number(here["early_exit_batch_ms"], 3), _number(here["ratio"], 3),
+            )
+            for here in result["lengths"]
+        ]  # fmt: skip
+        columns = ["length", "queries", "batches", "full, ms", "early exit, ms", "ratio"]
+        print_table("", columns, lengths, to_stderr=to_stderr)
     predicted = _number(result["predicted_mean_latency_ms"], 3)
     print(
         f"mean latency predicted {predicted} ms, replayed {result['replayed_mean_latency_ms']:.3f} ms, "

@@ -15,8 +15,8 @@ from typing import Self
 
 import numpy as np
 
-from artifacts import Answers, BundleSpec, GraphSpec, Task
-from engines import Device, Engine, Execution
+from artifacts import Answers, BundleSpec, GraphSpec, SequenceSpec, Task, TensorSpec
+from engines import Buffer, Device, Engine, Execution, find_length, fit_length, row_lengths
 from runtime.bench.figures import ContenderTimes
 from runtime.bench.grading import Graded, Grader
 from runtime.bench.queries import Queries
@@ -42,6 +42,8 @@ class Recording:
         no_exit_ms: (R, K) the bundle when no row leaves early, for the first K batches.
         exit_index: (N,) where each query left.
         graded: the grades of the answers.
+        row_lengths: (N,) how long each query is, and
+        batch_lengths: (batches,) the length that each batch ran at; empty where all rows have one shape.
     """
 
     full: ContenderTimes
@@ -50,31 +52,51 @@ class Recording:
     no_exit_ms: np.ndarray
     exit_index: np.ndarray
     graded: Graded
+    row_lengths: np.ndarray
+    batch_lengths: np.ndarray
 
 
 class WholeNetwork:
-    """The full network over buffers that are bound once per batch size: as little around the engine as possible."""
+    """The full network over buffers that are bound once per batch size and length: as little around the engine as
+    possible."""
 
-    def __init__(self, engine: Engine, max_batch_size: int, device: Device) -> None:
+    def __init__(
+        self, engine: Engine, max_batch_size: int, device: Device, sequence: SequenceSpec | None = None
+    ) -> None:  # fmt: skip
         self._engine = engine
         self._device = device
-        graph: GraphSpec = engine.graph
-        specs = (*graph.inputs, *graph.outputs)
-        self._buffers = {spec.name: self._device.allocate(spec, max_batch_size) for spec in specs}
-        self._inputs = {spec.name: self._buffers[spec.name] for spec in graph.inputs}
-        self._answers = [self._buffers[name] for name in graph.answers]
-        self._executions: dict[int, Execution] = {}
+        self._rows = max_batch_size
+        self._sequence = sequence
+        self._graph: GraphSpec = engine.graph
+        self._buffers: dict[int, dict[str, Buffer]] = {}
+        self._executions: dict[tuple[int, int], Execution] = {}
 
     def run(self, batch: Batch) -> tuple[np.ndarray, ...]:
         """Answers a batch, (B, ...) per input of the network; the answers are the caller's."""
-        count = len(next(iter(batch.values())))
-        if count not in self._executions:
-            buffers = {name: buffer[:count] for name, buffer in self._buffers.items()}
-            self._executions[count] = self._engine.bind(buffers)
-        for name, buffer in self._inputs.items():
-            self._device.upload(batch[name], buffer)
-        self._executions[count]()
-        return self._device.download_all(self._answers, range(count))
+        specs = self._graph.inputs
+        arrays = fit_batch(batch, specs, self._sequence)
+        count, length = len(arrays[0]), find_length(arrays, specs)
+        buffers = self._buffers.get(length) or self._allocate(length)
+        if (count, length) not in self._executions:
+            bound = {name: buffer[:count] for name, buffer in buffers.items()}
+            self._executions[count, length] = self._engine.bind(bound)
+        for spec, array in zip(specs, arrays, strict=True):
+            self._device.upload(array, buffers[spec.name])
+        self._executions[count, length]()
+        return self._device.download_all([buffers[name] for name in self._graph.answers], range(count))
+
+    def _allocate(self, length: int) -> dict[str, Buffer]:
+        specs = [spec.at_length(length) for spec in (*self._graph.inputs, *self._graph.outputs)]
+        self._buffers[length] = {spec.name: self._device.allocate(spec, self._rows) for spec in specs}
+        return self._buffers[length]
+
+
+def fit_batch(
+    batch: Batch, inputs: Sequence[TensorSpec], sequence: SequenceSpec | None
+) -> Sequence[np.ndarray | Buffer]:  # fmt: skip
+    """Returns the arrays of a batch in the order of the inputs, at the length that they are served at."""
+    arrays = [batch[spec.name] for spec in inputs]
+    return arrays if sequence is None else fit_length(arrays, inputs, sequence)
 
 
 class ExitAnswers:
@@ -82,12 +104,12 @@ class ExitAnswers:
 
     def __init__(self, opened: OpenBundle, index: int) -> None:
         spec = until_exit(opened.spec, index)
-        self._names = [tensor.name for tensor in spec.inputs]
+        self._inputs, self._sequence = spec.inputs, spec.sequence
         self._chain = StageChain(spec, opened.engine_sets[: index + 1], opened.device)
 
     def run(self, batch: Batch) -> Answers:
         """Answers a batch."""
-        inputs = [batch[name] for name in self._names]
+        inputs = fit_batch(batch, self._inputs, self._sequence)
         count = len(inputs[0])
         places = [0] * count
         for leaving in self._chain.run(inputs, BatchState(list(range(count)))):
@@ -109,7 +131,7 @@ class Contenders:
 
     def __init__(self, opened: OpenBundle, full: Engine, *, batch_size: int) -> None:
         self._opened = opened
-        self._full = WholeNetwork(full, batch_size, opened.device)
+        self._full = WholeNetwork(full, batch_size, opened.device, opened.spec.sequence)
         self._stack = ExitStack()
         self._early = self._open(opened.spec)
         self._no_exit = self._open(without_leaving(opened.spec))
@@ -151,7 +173,14 @@ class Contenders:
             no_exit_ms=np.array([round_.no_exit_ms for round_ in taken]),
             exit_index=exit_index,
             graded=grader.finish(),
+            row_lengths=np.concatenate([*taken[0].row_lengths, np.zeros(0, np.int64)]),
+            batch_lengths=self._bucket_of(taken[0].row_lengths),
         )
+
+    def _bucket_of(self, row_lengths: Sequence[np.ndarray]) -> np.ndarray:
+        sequence = self._opened.spec.sequence
+        buckets = [] if sequence is None else [sequence.bucket(int(rows.max())) for rows in row_lengths]
+        return np.array(buckets, np.int64)
 
     def _record_round(self, queries: Queries, number: int, grade: Grade | None) -> _Round:
         taken = _Round()
@@ -164,6 +193,8 @@ class Contenders:
                 turn(batch, taken, answers)
             if grade is not None:
                 grade(index, batch, answers)
+                if (sequence := self._opened.spec.sequence) is not None:
+                    taken.row_lengths.append(row_lengths(batch[sequence.mask]))
         return taken
 
     def _time_full(self, batch: Batch, taken: _Round, answers: _BatchAnswers) -> None:
@@ -188,8 +219,11 @@ class Contenders:
         taken.no_exit_ms.append((perf_counter() - started) * 1e3)
 
     def stage_costs_ms(self) -> list[np.ndarray]:
-        """Returns the measured time of each stage for 0 .. B rows."""
-        return [engines.covers.cost_ms for engines in self._opened.engine_sets]
+        """Returns the measured time of each stage for 0 .. B rows; (lengths, B + 1) where rows have several lengths."""
+        lengths, sets = self._opened.spec.lengths, self._opened.engine_sets
+        if not lengths:
+            return [engines.covers.cost_ms for engines in sets]
+        return [np.stack([engines.at_length(length).covers.cost_ms for length in lengths]) for engines in sets]
 
     def close(self) -> None:
         """Closes the bundle's engines; may be called twice."""
@@ -212,7 +246,8 @@ class _BatchAnswers:
 
 @dataclass(slots=True)
 class _Round:
-    """Times of one round, batch by batch; ``latency_ms`` and ``exit_index`` of the bundle's queries."""
+    """Times of one round, batch by batch; ``latency_ms`` and ``exit_index`` of the bundle's queries; the lengths are
+    those of the first round."""
 
     full_ms: list[float] = field(default_factory=list)
     early_ms: list[float] = field(default_factory=list)
@@ -220,6 +255,7 @@ class _Round:
     engine_ms: list[float] = field(default_factory=list)
     latency_ms: list[np.ndarray] = field(default_factory=list)
     exit_index: list[np.ndarray] = field(default_factory=list)
+    row_lengths: list[np.ndarray] = field(default_factory=list)
 
 
 Grade = Callable[[int, Batch, _BatchAnswers], None]

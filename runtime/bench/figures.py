@@ -14,6 +14,7 @@ between the replayed and the predicted one is the error of the predicted shares.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,20 +79,24 @@ def paired_ratio(batch_ms: np.ndarray, full_ms: np.ndarray) -> float:
     return float(np.median(batch_ms / full_ms))
 
 
-def replay_mean_ms(exit_index: np.ndarray, stage_cost_ms: Sequence[np.ndarray], batch_size: int) -> float:
+def replay_mean_ms(
+    exit_index: np.ndarray, stage_cost_ms: Sequence[np.ndarray], batch_size: int, places: np.ndarray | None = None
+) -> float:
     """Returns the mean latency of queries that leave at given exits, by the measured times of the stages.
 
     Args:
         exit_index: (N,) where each query leaves, in the order in which they form batches.
         stage_cost_ms: per stage, (>= B + 1,) milliseconds for 0 .. B rows.
         batch_size: B; the last batch may be smaller.
+        places: (batches,) the place of each batch's length among those of the network, where rows have several; the
+            costs are (lengths, >= B + 1) then.
     """
     total = 0.0
-    for start in range(0, len(exit_index), batch_size):
+    for batch, start in enumerate(range(0, len(exit_index), batch_size)):
         leaving = exit_index[start : start + batch_size]
         for stage, cost_ms in enumerate(stage_cost_ms):
             rows = int((leaving >= stage).sum())
-            total += rows * float(cost_ms[rows])
+            total += rows * float(cost_ms[rows] if places is None else cost_ms[places[batch], rows])
     return total / len(exit_index)
 
 
@@ -122,6 +127,36 @@ def describe_exits(
                 "metric": grades.metric(here) if count and grades is not None else None,
                 "agreement": float(agreement[here].mean()) if count else None,
                 "mean_latency_ms": float(latency_ms[:, here].mean()) if count else None,
+            }
+        )
+    return found
+
+
+def describe_lengths(
+    lengths: Sequence[int], row_lengths: np.ndarray, batch_lengths: np.ndarray, full_ms: np.ndarray,
+    early_ms: np.ndarray,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Returns the figures of each length of rows.
+
+    Args:
+        lengths: of the network, ascending.
+        row_lengths: (N,) how long each query is.
+        batch_lengths: (batches,) the length that each batch ran at, that of its longest query.
+        full_ms, early_ms: (R, batches) times of the batches.
+    """
+    found: list[dict[str, Any]] = []
+    for shorter, length in itertools.pairwise([0, *lengths]):
+        here = batch_lengths == length
+        full, early = (float(ms[:, here].mean()) if here.any() else None for ms in (full_ms, early_ms))
+        found.append(
+            {
+                "length": length,
+                "query_share": float(((row_lengths > shorter) & (row_lengths <= length)).mean()),
+                "batches": int(here.sum()),
+                "batch_share": float(here.mean()),
+                "full_batch_ms": full,
+                "early_exit_batch_ms": early,
+                "ratio": divide(early, full),
             }
         )
     return found

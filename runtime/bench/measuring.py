@@ -35,6 +35,7 @@ from runtime.bench.figures import (
     compare_times,
     describe_exits,
     describe_latencies,
+    describe_lengths,
     describe_times,
     divide,
     paired_ratio,
@@ -160,7 +161,15 @@ def describe_recording(
 ) -> dict[str, Any]:
     """Returns the figures of the contract that come out of a recording."""
     plan, graded = opened.spec.plan, recording.graded
-    replay = functools.partial(replay_mean_ms, stage_cost_ms=stage_costs_ms, batch_size=batch_size)
+    lengths = opened.spec.lengths
+    places = np.searchsorted(lengths, recording.batch_lengths) if lengths else None
+    replay = functools.partial(replay_mean_ms, stage_cost_ms=stage_costs_ms, batch_size=batch_size, places=places)
+    by_length = {
+        "lengths": describe_lengths(
+            lengths, recording.row_lengths, recording.batch_lengths, recording.full.batch_ms,
+            recording.early_exit.batch_ms,
+        )
+    }  # fmt: skip
     full = describe_times(recording.full, None if graded.full is None else graded.full.metric())
     early = describe_times(recording.early_exit, None if graded.early is None else graded.early.metric())
     per_exit = describe_exits(
@@ -187,4 +196,5 @@ def describe_recording(
         "speedup_mean_by_round": speedup_by_round(recording.full, recording.early_exit),
         "per_exit": per_exit,
         "latency_histogram": describe_latencies(recording.full, recording.early_exit),
+        **(by_length if lengths else {}),
     }

@@ -77,7 +77,7 @@ class Generation:
         self.faults = 0
         self.stuck: str | None = None
         self._options = options
-        scheduler = Scheduler(read_costs(spec, parts.engine_sets), options.scheduling())
+        scheduler = Scheduler(read_costs(spec, [engines.covers for engines in parts.engine_sets]), options.scheduling())
         arenas = StageArenas(spec, parts.engine_sets, parts.device, capacity=scheduler.capacity)
         arenas.warm_up(spec.max_batch_size)
         drift = None if options.policy == "full" else options.drift  # no row leaves: nothing to compare

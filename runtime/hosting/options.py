@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from artifacts import BundleSpec, SchemaError, UsageError
-from engines import EngineSet
+from engines import Covers
 from runtime.monitor.drift import DriftConfig
 from runtime.scheduling.decisions import SchedulerConfig, parse_policy
 from runtime.scheduling.tables import StageCosts
@@ -72,8 +72,13 @@ class HostOptions:
             raise UsageError(str(error)) from error
 
 
-def read_costs(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> StageCosts:
+def read_costs(spec: BundleSpec, covers: Sequence[Covers], *, overhead_ms: float = 0.0) -> StageCosts:
     """Returns the expected times of the stages: the covers' measured times, and the leaving shares of the exit plan.
+
+    Args:
+        spec: the bundle.
+        covers: of each stage.
+        overhead_ms: what a run costs besides its engines.
 
     Raises:
         SchemaError: a time is 0 or not a number.
@@ -83,7 +88,7 @@ def read_costs(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> StageCosts
         left = max(0.0, reaching - planned.leaving_share)
         staying.append(min(1.0, left / reaching) if reaching > 0 else 0.0)
         reaching = left
-    run_s = [[ms / 1e3 for ms in engines.covers.cost_ms.tolist()] for engines in engine_sets]
+    run_s = [[0.0, *((ms + overhead_ms) / 1e3 for ms in table.cost_ms[1:].tolist())] for table in covers]
     try:
         return StageCosts(run_s, [*staying, 0.0])
     except ValueError as error:

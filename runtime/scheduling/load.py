@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from runtime.scheduling.decisions import AUTO, POOLED, Policy
+from runtime.scheduling.policies import BACKLOG
 from runtime.scheduling.tables import StageCosts
 
 _LEAST_GAIN = 1.05  # below it, what pooling saves is within the error of the times
 _SWITCH_AT = 0.85  # of the chain's capacity; below it, pooling costs more waiting than it saves
 _HYSTERESIS = 0.05
-_LEAST_CHAINS = 2.3  # where there is less time than that many passes of a full batch, pooling makes more rows late
+_LEAST_CHAINS = 3  # where there is less time than that many passes of a full batch, pooling makes more rows late
 
 
 class LoadMeter:
@@ -49,7 +50,7 @@ class LoadMeter:
 
 class PoolingSwitch:
     """Whether batches share stages. ``auto`` pools where the tables promise a gain, the requests leave the time for it,
-    and the load is near what the chain can do; the chain wins every tie.
+    and the load is near what the chain can do, or a burst has filled the queue; the chain wins every tie.
 
     Args:
         policy: what was asked for.
@@ -62,6 +63,7 @@ class PoolingSwitch:
             policy.kind == AUTO and costs.gain >= _LEAST_GAIN and slo_s >= _LEAST_CHAINS * costs.remaining_s[0][-1]
         )
         self._capacity = costs.chain_capacity
+        self._batch = costs.largest
         self.pooling = policy.kind == POOLED
         self.margin_s = policy.margin_s
 
@@ -70,8 +72,10 @@ class PoolingSwitch:
         """Whether ``update`` can change anything."""
         return self._worth_it
 
-    def update(self, rows_per_s: float) -> None:
-        """Follows the load."""
-        if self._worth_it:
-            limit = _SWITCH_AT - _HYSTERESIS if self.pooling else _SWITCH_AT
-            self.pooling = rows_per_s >= limit * self._capacity
+    def update(self, rows_per_s: float, waiting_rows: int) -> None:
+        """Follows the load, and the rows that wait at the entry."""
+        if not self._worth_it:
+            return
+        limit = _SWITCH_AT - _HYSTERESIS if self.pooling else _SWITCH_AT
+        backlog = self._batch if self.pooling else BACKLOG * self._batch
+        self.pooling = rows_per_s >= limit * self._capacity or waiting_rows >= backlog

@@ -47,7 +47,7 @@ from runtime.scheduling.decisions import (
     Snapshot,
 )
 from runtime.scheduling.load import LoadMeter, PoolingSwitch
-from runtime.scheduling.policies import Group, choose_chain, choose_pooled
+from runtime.scheduling.policies import Group, PoolingRule, choose_chain, choose_pooled
 from runtime.scheduling.queues import Row, StageQueue, Ticket
 from runtime.scheduling.tables import StageCosts
 
@@ -77,6 +77,7 @@ class Scheduler:
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._meter = LoadMeter(config.load_window_s)
         self._switch = PoolingSwitch(config.policy, self._costs, self._slo_s)
+        self._rule = PoolingRule(self._costs, self._switch.margin_s, self._slo_s)
         self._run: Run | None = None
         self._run_rows: list[Row] = []
         self._run_ends = -math.inf
@@ -124,21 +125,17 @@ class Scheduler:
         return [] if found is None else [self._end(found, CANCELLED)]
 
     def expire(self, now: float) -> list[Done]:
-        """Ends the requests whose deadline has passed, and those that would miss it even alone."""
+        """Ends the requests whose deadline has passed, and those that would miss it in the next run of their stage."""
         done = []
-        shortest = [table[1] for table in self._costs.run_s]
-        horizon = now + max(shortest)
         waits: list[tuple[float, int, Ticket]] = []
-        while self._deadlines and self._deadlines[0][0] <= horizon:
+        longest = max(self._next_run_s(stage) for stage in range(len(self._queues)))
+        while self._deadlines and self._deadlines[0][0] <= now + longest:
             entry = heapq.heappop(self._deadlines)
             deadline, _, ticket = entry
             if not ticket.open:
                 continue
-            late = any(
-                rows and now + seconds > deadline for rows, seconds in zip(ticket.waiting, shortest, strict=True)
-            )
-            if late or deadline <= now:
-                done.append(self._end(ticket, EXPIRED))
+            if deadline <= now or self._is_late(ticket, now):
+                done.append(self._end(ticket, EXPIRED))  # what is left runs faster, so the others may be in time
             else:
                 waits.append(entry)
         for entry in waits:
@@ -159,12 +156,9 @@ class Scheduler:
         if not groups:
             return Idle(self._next_deadline())
         if self._switch.follows_load:
-            self._switch.update(self._meter.rows_per_s(now))
-        if self._switch.pooling:
-            stage = choose_pooled(groups, self._costs, self._switch.margin_s, now)
-        else:
-            stage = choose_chain(groups)
-        return self._start(stage, now)
+            self._switch.update(self._meter.rows_per_s(now), self._queues[0].live)
+        pooling = self._switch.pooling
+        return self._start(choose_pooled(groups, self._rule, now) if pooling else choose_chain(groups), now)
 
     def finished(self, run: Run, left: Collection[int], now: float) -> list[Done]:
         """Records the end of a run.
@@ -228,6 +222,11 @@ class Scheduler:
     def running(self) -> Run | None:
         """The run under way."""
         return self._run
+
+    @property
+    def pooling(self) -> bool:
+        """Whether stages are shared among batches now."""
+        return self._switch.pooling
 
     @property
     def open_tickets(self) -> int:
@@ -310,6 +309,16 @@ class Scheduler:
         while self._deadlines and not self._deadlines[0][2].open:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
+
+    def _next_run_s(self, stage: int) -> float:
+        """Returns how long a run of a stage over what waits for it takes."""
+        return self._costs.run_s[stage][min(max(1, self._queues[stage].live), self._costs.largest)]
+
+    def _is_late(self, ticket: Ticket, now: float) -> bool:
+        for stage, rows in enumerate(ticket.waiting):
+            if rows and now + self._next_run_s(stage) > ticket.deadline:
+                return True
+        return False
 
     def _start(self, stage: int, now: float) -> Run:
         rows, places = self._queues[stage].take(self._costs.largest)

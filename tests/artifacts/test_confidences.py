@@ -38,6 +38,8 @@ def test_a_model_weighs_features_and_classes() -> None:
     found = learned.apply(features, np.array([0, 1]))
     np.testing.assert_allclose(found, [1 / (1 + np.exp(-0.75)), 1 / (1 + np.exp(2.25))], rtol=1e-6)
     assert found.dtype == np.float32
+    unseen = learned.apply(features[:1], np.array([7]))  # a class that no sample had in fitting
+    np.testing.assert_array_equal(unseen, found[:1])
     with pytest.raises(InputError, match="has 1 weights; expected 4"):
         LearnedConfidence(weights=(1.0,), bias=0.0)
     with pytest.raises(InputError, match="not finite"):

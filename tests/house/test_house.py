@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("artifacts", "calibration", "engines", "export", "planner", "runtime")
-COMMANDS = ("calibration", "engines", "export", "planner", "runtime.bench")
+COMMANDS = ("calibration", "engines", "export", "planner", "runtime.bench", "runtime.simulate")
 OPTIONAL = (
     "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors", "rich", "matplotlib", "PIL",
     "tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings", "cuda", "pycuda", "cupy", "polygraphy",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from export.graphs.loading import LoadedGraph, prepare_graph
 from export.graphs.surgery import make_node
 
 CLASSES = 5
+ANSWER = TensorSpec(name="answer", dtype="float32", row_shape=(CLASSES,))
 LEARNED = LearnedConfidence(weights=(2.0, -1.0, -0.5, 0.25), bias=0.125, class_biases=(0.0, 1.0, -2.0, 0.5, 0.0))
 
 
@@ -29,18 +31,18 @@ def answering_graph(terms: str) -> LoadedGraph:
     node.outputs[0].type, node.outputs[0].shape = given.type, given.shape
     graph = ir.Graph([given], [node.outputs[0]], nodes=[node], name="answering", opset_imports={"": 17})
     loaded = prepare_graph(ir.Model(graph, ir_version=8), input_shapes={}, where="answering")
-    answer = TensorSpec(name="answer", dtype="float32", row_shape=(CLASSES,))
-    return add_confidence(loaded, answer, recipe=find_recipe("max-softmax"), terms=terms, name="confidence")[0]
+    return add_confidence(loaded, ANSWER, recipe=find_recipe("max-softmax"), terms=terms, name="confidence")[0]
 
 
 @pytest.mark.parametrize("terms", [LOGITS, PROBABILITIES])
 @pytest.mark.parametrize("with_classes", [True, False])
 def test_the_graph_computes_what_the_trace_holds(terms: str, with_classes: bool, tmp_path: Path) -> None:
     loaded, probabilities = answering_graph(terms), terms == PROBABILITIES
-    learned = LEARNED if with_classes else LearnedConfidence(weights=LEARNED.weights, bias=LEARNED.bias)
+    # the last class never was an answer in fitting, and is one here
+    learned = replace(LEARNED, class_biases=LEARNED.class_biases[:-1] if with_classes else ())
     graph = loaded.model.graph
     replace_confidence(
-        graph, answer="answer", confidence="confidence", learned=learned, probabilities=probabilities
+        graph, answer=ANSWER, confidence="confidence", learned=learned, probabilities=probabilities
     )  # fmt: skip
     assert [node.op_type for node in graph].count("ReduceMax") == 0, "the old confidence is gone"
     assert [node.op_type for node in graph].count("Softmax") == 0
@@ -53,6 +55,7 @@ def test_the_graph_computes_what_the_trace_holds(terms: str, with_classes: bool,
         expected = learned.apply(describe_choice(rows, probabilities=probabilities), rows.argmax(axis=1))
         np.testing.assert_allclose(found["confidence"], expected, atol=2e-6)
         np.testing.assert_array_equal(found["answer"], rows)
+        assert count < 32 or CLASSES - 1 in rows.argmax(axis=1)
 
 
 def test_a_stage_gets_a_learned_confidence(tiny_with_heads: Model, tmp_path: Path) -> None:
@@ -77,5 +80,9 @@ def test_a_stage_gets_a_learned_confidence(tiny_with_heads: Model, tmp_path: Pat
 
 def test_a_graph_without_the_outputs_is_refused() -> None:
     graph = answering_graph(LOGITS).model.graph
+    nothing = replace(ANSWER, name="nothing")
     with pytest.raises(GraphError, match="expected nothing and confidence"):
-        replace_confidence(graph, answer="nothing", confidence="confidence", learned=LEARNED, probabilities=False)
+        replace_confidence(graph, answer=nothing, confidence="confidence", learned=LEARNED, probabilities=False)
+    larger = replace(LEARNED, class_biases=(0.0,) * 9)
+    with pytest.raises(GraphError, match="answers with 5 classes, the learned confidence knows 9"):
+        replace_confidence(graph, answer=ANSWER, confidence="confidence", learned=larger, probabilities=False)

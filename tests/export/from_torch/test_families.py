@@ -225,7 +225,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file(state, tmp_path / "w.safetensors")
     run = RunFolder(root=tmp_path / "run")
     deeper = ExportOptions(net=ResNetConfig(depth=44), weights=str(tmp_path / "w.safetensors"))
-    with pytest.raises(UsageError, match=r"--depth 44: .*w\.safetensors is of a network with 20"):
+    with pytest.raises(UsageError, match=r"--depth 44: .*w\.safetensors is of a network with depth 20"):
         export_model(run, deeper)
     coloured = ExportOptions(net=ResNetConfig(input_shape=(3, 32, 32)), weights=str(tmp_path / "w.safetensors"))
     with pytest.raises(UsageError, match="--input-shape 3,32,32: .* images of 1 channels"):

@@ -55,7 +55,7 @@ def test_a_resnet_is_told_by_its_weights(config: ResNetConfig) -> None:
     cifar = rename(state, ("fc.", "linear."), (".downsample.", ".shortcut."))
     assert settle(resnet.FAMILY, cifar) == config
     assert settle(resnet.FAMILY, cifar, depth=config.depth) == config
-    with pytest.raises(UsageError, match="--classes 11: FILE is of a network with"):
+    with pytest.raises(UsageError, match="--classes 11: FILE is of a network with classes"):
         settle(resnet.FAMILY, state, classes=11)
 
 

@@ -112,6 +112,17 @@ def test_fits_without_losses_or_with_rare_classes_stay_finite() -> None:
     assert all(np.isfinite(model.weights).all() for model in fit_confidences(alike).values())
 
 
+def test_a_class_that_only_the_certification_half_answers_has_no_offset() -> None:
+    trace = make_choices(8, samples=400)
+    halves = split_halves(400, seed=0)
+    predictions = trace.predictions.copy()  # type: ignore[union-attr]
+    predictions[:, halves.tuning] %= 3
+    predictions[:, halves.certification[:5]] = 3
+    settled = settle_confidence(replace(trace, predictions=predictions), COSTS, LEARNED)
+    assert {len(model.class_biases) for model in settled.learned.values()} == {3}
+    assert np.isfinite(settled.trace.confidence).all()
+
+
 def test_cross_fitting_never_fits_a_sample_to_itself() -> None:
     trace = make_choices(3, samples=120)
     right, wrong = trace.metric.copy(), trace.metric.copy()

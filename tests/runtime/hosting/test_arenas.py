@@ -31,7 +31,7 @@ class Played:
         config = SchedulerConfig(policy=parse_policy(policy), slo_s=0.05, ageing_s=0.01, max_waiting_rows=24)
         sets = net.engine_sets() if isinstance(device, HostDevice) else net.engine_sets_on(device)
         self.net, self.random = net, Random(seed)
-        self.scheduler = Scheduler(read_costs(net.spec(), sets), config)
+        self.scheduler = Scheduler(read_costs(net.spec(), [engines.covers for engines in sets]), config)
         self.arenas = StageArenas(net.spec(), sets, device, capacity=self.scheduler.capacity)
         self.arenas.warm_up(net.max_batch_size)
         self.requests: dict[int, tuple[np.ndarray, ...]] = {}

@@ -227,6 +227,19 @@ def test_an_expired_request_frees_its_room_while_a_run_goes_on() -> None:
     assert host.done[3].outcome == "answered"
 
 
+def test_of_many_that_would_be_late_together_only_so_many_are_dropped_that_the_others_are_not() -> None:
+    host = ListHost(Scheduler(affine_costs(1, 8, fixed_s=0.001, row_s=0.001)), 1)
+    for ticket in range(8):
+        host.submit(ticket, 1, deadline=0.0055)
+    host.expire()
+    assert len(host.done) == 4  # a run over 4 rows takes 5 ms
+    run = host.next()
+    assert isinstance(run, Run)
+    host.now += run.expected_s
+    host.finish()
+    assert {ended.outcome for ended in host.done.values()} == {"expired", "answered"}
+
+
 def test_what_would_be_late_even_alone_is_not_run() -> None:
     host = ListHost(Scheduler(affine_costs(2, 4, fixed_s=0.01)), 2)
     host.submit(1, 1, deadline=0.02)

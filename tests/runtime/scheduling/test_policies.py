@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.scheduling.decisions import Policy, SchedulerConfig, parse_policy
 from runtime.scheduling.load import LoadMeter, PoolingSwitch
-from runtime.scheduling.policies import Group, choose_chain, choose_pooled
+from runtime.scheduling.policies import Group, PoolingRule, choose_chain, choose_pooled
 from runtime.scheduling.tables import StageCosts
 from tests.runtime.scheduling.hosts import affine_costs
 
@@ -61,15 +61,24 @@ def test_tables_that_cannot_be_are_refused(
 
 def groups_of(draw: st.DrawFn, costs: StageCosts) -> list[Group]:
     stages = draw(st.lists(st.integers(0, costs.stage_count - 1), min_size=1, unique=True))
-    return [Group(stage, draw(st.integers(1, 12)), draw(st.floats(0, 0.2))) for stage in sorted(stages)]
+    return [Group(stage, draw(st.integers(1, 24)), draw(st.floats(0, 0.2))) for stage in sorted(stages)]
 
 
 @given(st.data())
-def test_without_any_time_to_spare_pooling_is_earliest_due_first(data: st.DataObject) -> None:
+def test_without_any_time_to_spare_pooling_is_earliest_due_first_where_that_helps(data: st.DataObject) -> None:
     costs = affine_costs(5, 8)
     groups = groups_of(data.draw, costs)
-    chosen = choose_pooled(groups, costs, math.inf, 0.0)
-    assert min(groups, key=lambda group: group.due).due == next(g.due for g in groups if g.stage == chosen)
+    rule = PoolingRule(costs, math.inf, 9.0)
+    chosen = next(g for g in groups if g.stage == choose_pooled(groups, rule, 0.0))
+    first = min(groups, key=lambda group: group.due)
+    flooded = groups[0].stage == 0 and groups[0].rows > 16
+    if len(groups) == 1 or (not flooded and costs.group_s(first.stage, first.rows) <= first.due):
+        assert chosen.due == first.due
+    else:
+        best = max(costs.efficiency[group.stage][min(group.rows, 8)] for group in groups)
+        assert costs.efficiency[chosen.stage][min(chosen.rows, 8)] == best
+    late = choose_pooled(groups, PoolingRule(costs, 0.0, 9.0), first.due + 9.1)
+    assert next(group for group in groups if group.stage == late).due == first.due
     assert choose_chain(groups) == max(group.stage for group in groups)
 
 
@@ -80,7 +89,9 @@ def test_with_time_enough_pooling_runs_what_retires_most_work(data: st.DataObjec
     patient = [group._replace(due=group.due + 1e6) for group in groups]
     found = {group.stage: costs.efficiency[group.stage][min(group.rows, 8)] for group in groups}
     best = max(found.values())
-    assert choose_pooled(patient, costs, 0.0, 0.0) == max(stage for stage, value in found.items() if value == best)
+    assert choose_pooled(patient, PoolingRule(costs, 0.0, 1.0), 0.0) == max(
+        stage for stage, value in found.items() if value == best
+    )
 
 
 @given(st.data())
@@ -106,7 +117,7 @@ def test_pooling_never_chooses_what_makes_another_late_if_there_is_another_choic
                 return False
         return True
 
-    chosen = choose_pooled(groups, costs, margin, 0.0)
+    chosen = choose_pooled(groups, PoolingRule(costs, margin, 1.0), 0.0)
     possible = [group.stage for group in groups if all_in_time(group.stage)]
     if possible and len(groups) > 1:
         assert chosen in possible
@@ -141,22 +152,31 @@ def test_the_switch_pools_near_the_capacity_only_and_not_at_every_jitter() -> No
     capacity = costs.chain_capacity
     states = []
     for load in (0.5, 0.84, 0.86, 0.82, 0.79, 0.84, 2.0):
-        switch.update(load * capacity)
+        switch.update(load * capacity, 7)
         states.append(switch.pooling)
     assert states == [False, False, True, True, False, False, True]
+
+
+def test_the_switch_pools_in_a_burst_until_it_is_over() -> None:
+    switch = PoolingSwitch(Policy("auto"), affine_costs(4, 8), 1.0)
+    states = []
+    for waiting in (15, 16, 8, 7, 15):
+        switch.update(0.0, waiting)
+        states.append(switch.pooling)
+    assert states == [False, True, True, False, False]
 
 
 @pytest.mark.parametrize(
     ("costs", "slo_s"),
     [
         (affine_costs(4, 8, fixed_s=1e-9, row_s=0.001, staying=1.0), 1.0),  # no gain: the chain wins the tie
-        (affine_costs(4, 8), 0.01),  # less than 2.3 passes
+        (affine_costs(4, 8), 0.01),  # less than 3 passes
     ],
 )
 def test_auto_stays_with_the_chain_where_pooling_gains_nothing(costs: StageCosts, slo_s: float) -> None:
     switch = PoolingSwitch(Policy("auto"), costs, slo_s)
     assert not switch.follows_load
-    switch.update(1e9)
+    switch.update(1e9, 1000)
     assert not switch.pooling
     assert not PoolingSwitch(Policy("chain"), affine_costs(4, 8), 1.0).follows_load
     assert PoolingSwitch(Policy("pooled"), costs, slo_s).pooling

@@ -1,0 +1,1 @@
+"""Parts of probing: lines of shape tensors, and the length axis."""

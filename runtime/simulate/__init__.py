@@ -1,0 +1,1 @@
+"""Simulation: the scheduler of the host with a simulated device, before anything is deployed."""
