@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo demo-segmentation demo-pose test test-engines test-soak check format rehearse-gpu pack-gpu clean
+.PHONY: demo demo-segmentation demo-pose demo-text demo-vgg test test-engines test-soak check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -33,6 +33,19 @@ demo-pose: $(VENV)/dev  ## poses of composed figures, from nothing to a measured
 	$(BIN)/python -m planner --run runs/figures --tolerance 0.02 --certify none --batch-size 32
 	$(BIN)/python -m runtime.bench --run runs/figures --json runs/figures/bench.json
 	$(BIN)/python -m planner report --run runs/figures
+
+demo-vgg: $(VENV)/dev  ## the same with a narrow VGG-16
+	$(BIN)/python -m export vgg16 --segments
+	$(BIN)/python -m planner --run runs/vgg16 --tolerance 0.01
+	$(BIN)/python -m runtime.bench --run runs/vgg16 --plot runs/vgg16/bench.png --json runs/vgg16/bench.json
+	$(BIN)/python -m planner report --run runs/vgg16
+
+demo-text: $(VENV)/dev ## the same with texts: MiniLM is fetched, fine-tuned with its exits on film reviews, planned and measured
+	$(BIN)/python -m export bert --segments --weights minilm --run runs/film-reviews
+	$(BIN)/python -m calibration --run runs/film-reviews --data film-reviews --train joint --epochs 2 --samples 3000
+	$(BIN)/python -m planner --run runs/film-reviews --tolerance 0.02
+	$(BIN)/python -m runtime.bench --run runs/film-reviews --json runs/film-reviews/bench.json
+	$(BIN)/python -m planner report --run runs/film-reviews
 
 test: $(VENV)/engines  ## all tests but those of test-engines and test-soak
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -29,6 +29,7 @@ from artifacts.errors import (
     UsageError,
     unknown_name,
 )
+from artifacts.files.fetching import PackageFile, cache_folder, fetch_package_file
 from artifacts.files.locks import hold_lock
 from artifacts.files.replacing import replace_file
 from artifacts.graphs import (
@@ -95,8 +96,11 @@ from artifacts.store import (
 from artifacts.tasks.classification import Classification
 from artifacts.tasks.pose import Pose, find_keypoints
 from artifacts.tasks.protocol import Answers, Task
+from artifacts.tasks.regression import Regression
 from artifacts.tasks.segmentation import VOID, Segmentation
 from artifacts.tasks.table import TASKS, find_task, load_task
+from artifacts.text.encoding import EncodedTexts, TextEncoder, TextRow, open_tokenizer
+from artifacts.text.preprocessing import TOKENIZER_JSON, TextPreprocessing, name_token_inputs
 from artifacts.timings import InferenceTimeMatrix, LengthTimes
 from artifacts.traces import TRACE_NPZ, Trace, find_first_true
 
@@ -113,14 +117,18 @@ __all__ = [
     "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Box", "Convention", "check_image", "decode_image",
     "decode_mask", "find_convention", "fit_fields", "image_size", "locate_points", "plain_preprocessing",
     "render_array", "render_image",
+    # texts
+    "TOKENIZER_JSON", "EncodedTexts", "TextEncoder", "TextPreprocessing", "TextRow", "name_token_inputs",
+    "open_tokenizer",
     # tasks
-    "TASKS", "VOID", "Answers", "Classification", "Pose", "Segmentation", "Task", "find_keypoints", "find_task",
-    "load_task",
+    "TASKS", "VOID", "Answers", "Classification", "Pose", "Regression", "Segmentation", "Task", "find_keypoints",
+    "find_task", "load_task",
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "OPTIONAL", "TRACE_NPZ", "Artifact", "Manifest",
-    "RunFolder", "array_digest", "canonical_json", "digest_of", "file_digest", "find_run", "from_plain", "is_current",
-    "load_arrays", "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json",
-    "read_manifest", "recorded_command", "replace_file", "save_arrays", "work_alone",
+    "PackageFile", "RunFolder", "array_digest", "cache_folder", "canonical_json", "digest_of", "fetch_package_file",
+    "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "hold_lock", "new_artifact", "open_artifact",
+    "open_model", "open_scratch", "read_json", "read_manifest", "recorded_command", "replace_file", "save_arrays",
+    "work_alone",
     "to_plain", "write_json", "write_model_spec",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "free_memory",

@@ -9,6 +9,7 @@ from artifacts.codec import OPTIONAL
 from artifacts.graphs import GraphSpec, SequenceSpec, TensorSpec
 from artifacts.images.preprocessing import Preprocessing
 from artifacts.plans import ExitPlan
+from artifacts.text.preprocessing import TextPreprocessing
 
 BUNDLE_JSON = "bundle.json"
 
@@ -81,6 +82,8 @@ class BundleSpec:
         preprocessing: how the network wants its images; ``None`` where that is not recorded or the input is not an
             image.
         sequence: the lengths of its rows; ``None`` where all rows have one shape.
+        text: how the network wants its texts; ``None`` where it takes something else, or no tokenizer is known. The
+            tokenizer lies in the bundle.
     """
 
     name: str
@@ -94,6 +97,7 @@ class BundleSpec:
     plan: ExitPlan
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
+    text: TextPreprocessing | None = field(default=None, metadata=OPTIONAL)
     sequence: SequenceSpec | None = field(default=None, metadata=OPTIONAL)
 
     @property

@@ -10,6 +10,7 @@ from artifacts.codec import OPTIONAL, read_json, write_json
 from artifacts.errors import InputError, SchemaError, UsageError, unknown_name
 from artifacts.images.preprocessing import Preprocessing, name_channels
 from artifacts.store import Artifact, open_artifact
+from artifacts.text.preprocessing import TextPreprocessing
 
 MODEL_JSON = "model.json"
 
@@ -164,6 +165,8 @@ class ModelSpec:
         classes: names of the classes that it tells apart, in the order of its answers; none where they are not
             recorded.
         sequence: the lengths of its rows; ``None`` where all rows have one shape.
+        text: how the network wants its texts; ``None`` where it takes something else, or no tokenizer is known. The
+            tokenizer lies in the same folder.
     """
 
     name: str
@@ -177,6 +180,7 @@ class ModelSpec:
     settings: Mapping[str, str | int | float | bool] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
+    text: TextPreprocessing | None = field(default=None, metadata=OPTIONAL)
     sequence: SequenceSpec | None = field(default=None, metadata=OPTIONAL)
 
     @property

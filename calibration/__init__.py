@@ -29,13 +29,15 @@ from calibration.data.files import FileImages
 from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, Batch, ImageSamples, Samples, as_batch
-from calibration.data.sources import DATA_HELP, DataSource, load_run_data, source_name
+from calibration.data.sources import DATA_HELP, DataSource, check_source, load_run_data, source_name
+from calibration.data.splits import PartShare
 from calibration.options import CalibrationOptions
 from calibration.training.config import FrozenConfig, JointConfig
 
 if TYPE_CHECKING:
     from calibration.cli import add_calibration_flags, read_training
     from calibration.tracing.all_exits import EngineChoice, SegmentRunner
+    from calibration.tracing.network_check import ask_network
     from calibration.tracing_flow import ensure_trace, is_trace_current, missing_heads, trace_model
     from calibration.training.training_flow import retrain_jointly, train_missing
 
@@ -43,6 +45,7 @@ _HOMES = {
     "EngineChoice": "tracing.all_exits",
     "SegmentRunner": "tracing.all_exits",
     "add_calibration_flags": "cli",
+    "ask_network": "tracing.network_check",
     "ensure_trace": "tracing_flow",
     "is_trace_current": "tracing_flow",
     "missing_heads": "tracing_flow",
@@ -54,15 +57,15 @@ _HOMES = {
 
 __all__ = [
     # data
-    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples", "Samples",
-    "as_batch", "image_input", "load_run_data", "load_samples", "source_name",
+    "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples",
+    "PartShare", "Samples", "as_batch", "check_source", "image_input", "load_run_data", "load_samples", "source_name",
     # certified tolerances
     "COUNTED_METRICS", "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test",
     "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves",
     "upper_share",
     # training and traces
-    "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ensure_trace",
-    "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",
+    "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ask_network",
+    "ensure_trace", "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",
     # flags of the command line, for commands that calibrate among other things
     "add_calibration_flags", "read_training",
 ]  # fmt: skip

@@ -35,7 +35,7 @@ from calibration.launch import Launch
 from calibration.options import CalibrationOptions
 from calibration.tracing.flips import FlipReport, count_flips
 from calibration.tracing.metrics import set_metrics
-from calibration.training.config import AUGMENTATIONS, PRECISIONS, FrozenConfig, JointConfig
+from calibration.training.config import AUGMENTATIONS, OPTIMISERS, PRECISIONS, FrozenConfig, JointConfig
 
 WAYS = ("frozen", "joint")
 
@@ -98,6 +98,12 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
         f"classes that a mirror does not change (default: {JointConfig().augment}; with frozen "
         f"{FrozenConfig().augment}, so that the backbone runs once)",
     )  # fmt: skip
+    group.add_argument(
+        "--optimiser", choices=OPTIMISERS, help="with joint (default: sgd; of a network of tokens adamw)"
+    )
+    group.add_argument(
+        "--warm-up", type=float, metavar="SHARE", help="with joint: share of the training in which its rate rises"
+    )
     group.add_argument("--samples", type=int, metavar="N", help="train on N samples, drawn at random (default: all)")
     group.add_argument(
         "--max-candidates", type=int, metavar="N",
@@ -326,10 +332,22 @@ def read_training(arguments: argparse.Namespace) -> FrozenConfig | JointConfig:
     kind = JointConfig if arguments.train == "joint" else FrozenConfig
     if arguments.backbone_epochs is not None and kind is FrozenConfig:
         raise UsageError("--backbone-epochs goes with --train joint")
+    for name in ("optimiser", "warm_up"):
+        if getattr(arguments, name) is not None and kind is FrozenConfig:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --train joint")
     for name in ("max_candidates", "head_share"):
         if getattr(arguments, name) is not None and kind is JointConfig:
             raise UsageError(f"--{name.replace('_', '-')} goes with --train frozen")
+    given = _given_training(arguments, kind)
+    if kind is FrozenConfig:
+        return FrozenConfig(**given)
+    named = tuple(given)
+    if "epochs" in given:  # fewer epochs than usual leave fewer to the backbone alone
+        given.setdefault("backbone_epochs", min(JointConfig().backbone_epochs, max(0, given["epochs"] - 1)))
+    return JointConfig(**given, given=named)
+
+
+def _given_training(arguments: argparse.Namespace, kind: type[FrozenConfig | JointConfig]) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(kind)}
     values = {**vars(arguments), "batch_size": arguments.train_batch_size}
-    given = {name: value for name, value in values.items() if name in fields and value is not None}
-    return kind(**given)
+    return {name: value for name, value in values.items() if name in fields and value is not None}

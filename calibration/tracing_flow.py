@@ -30,6 +30,7 @@ from calibration.certify.risk_tests import check_labels
 from calibration.data.samples import PARTS, ImageSamples, Samples
 from calibration.data.sources import DataSource, load_run_data, recorded_choice, recorded_parts, source_name
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
+from calibration.text.samples import TextSamples
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
 from calibration.tracing.collecting import collect_trace
 from calibration.tracing.network_check import ask_network
@@ -115,8 +116,10 @@ def trace_model(
             check_padding(model, runner, samples, traced, rows=rows)
             trace = collect_trace(model, runner, samples, traced, task, rows=rows)
         notes = options.notes(run, source=source)
-        if isinstance(samples, ImageSamples) and samples.split_seed is not None:
+        if isinstance(samples, ImageSamples | TextSamples) and samples.split_seed is not None:
             notes["split_seed"] = str(samples.split_seed)
+        if isinstance(samples, TextSamples):
+            notes["texts_cut"] = "{} of {} looked at".format(*samples.count_cut())
         with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:
             trace.save(staging / TRACE_NPZ)
             drawn = {"traced": traced} if "samples" in parameters else {}

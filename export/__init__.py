@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
     from export.nets.family import Family
-    from export.nets.heads import HEAD_KINDS, answer_reduced, build_head, features_read, reduce_features
+    from export.nets.heads import answer_reduced, build_head, features_read, mask_of, reduce_features
     from export.nets.multi_exit import MultiExitNet, attach_heads
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
+    from export.nets.table import HEAD_KINDS
     from export.nets.weights import load_weights, read_weights, save_weights
+    from export.pixels.statements import read_statement
     from export.sources import ensure_model, export_model
 
 _HOMES = {
@@ -54,11 +56,13 @@ _HOMES = {
     "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
     "nets.family": ("Family",),
-    "nets.heads": ("HEAD_KINDS", "answer_reduced", "build_head", "features_read", "reduce_features"),
+    "nets.heads": ("answer_reduced", "build_head", "features_read", "mask_of", "reduce_features"),
+    "nets.table": ("HEAD_KINDS",),
     "nets.multi_exit": ("MultiExitNet", "attach_heads"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
     "nets.shipped_weights": ("Recipe", "pretrained_folder", "write_recipe"),
     "nets.weights": ("load_weights", "read_weights", "save_weights"),
+    "pixels.statements": ("read_statement",),
     "sources": ("ensure_model", "export_model"),
 }
 _MODULES = {name: module for module, names in _HOMES.items() for name in names}
@@ -66,14 +70,15 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     # the model folder
     "ExportOptions", "ExportResult", "HEAD_SIZES", "add_heads", "build_head_ladders", "build_missing_heads",
-    "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "rebuild_net", "write_heads",
+    "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "read_statement", "rebuild_net",
+    "write_heads",
     # cutting, proving, merging
     "CutPlace", "CutReport", "DataFlow", "ParityReport", "PortableOutline", "PortableStage", "check_parity",
     "find_places", "load_graph", "merge_stage", "spread_evenly", "write_portable",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
-    "Scorer", "build_head", "features_read", "load_weights", "make_recipe", "pretrained_folder", "read_weights",
-    "recipes_like", "reduce_features", "save_weights", "write_recipe",
+    "Scorer", "build_head", "features_read", "load_weights", "make_recipe", "mask_of", "pretrained_folder",
+    "read_weights", "recipes_like", "reduce_features", "save_weights", "write_recipe",
     # flags of the command line, for commands that export among other things
     "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip

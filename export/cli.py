@@ -9,21 +9,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import CONVENTIONS, PRECISIONS, MissingExtraError, UsageError, find_run, to_plain
+from artifacts import CONVENTIONS, PRECISIONS, TASKS, MissingExtraError, UsageError, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
-from export.nets.table import FAMILIES, HEADS, NetConfig, find_family
-from export.options import ANSWERS, INPUTS, ExportOptions, is_import
+from export.nets.table import FAMILIES, HEAD_KINDS, HEADS, TOKEN_HEAD_KINDS, NetConfig, find_family
+from export.options import ANSWERS, INPUTS, LENGTH, ExportOptions, is_import
 
 if TYPE_CHECKING:
     from export.folder.pipeline import ExportResult
     from export.nets.family import Family
 
 SOURCE_HELP = (
-    "a family's name; any ONNX file; torch:package.module:factory, what makes a torch module; hf:DIR, an image "
-    "classifier as Hugging Face saves it"
+    "a family's name; any ONNX file; torch:package.module:factory, what makes a torch module; hf:DIR, a classifier of "
+    "images or texts as Hugging Face saves it"
 )
 _DEFAULTS = ExportOptions()
 _OF_IMAGES = "input_shape"  # the option of a family that the flag --input-shape gives
+_OF_TEXTS = "length"  # and the one of --length
 
 
 def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
@@ -41,6 +42,9 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
         help="of a family: how sure an answer is, by one of the recipes of its task (default: the task's; "
         "python -m calibration --confidence auto chooses)",
     )  # fmt: skip
+    parser.add_argument(
+        "--task", metavar="NAME", help=f"what the answers mean: {', '.join(TASKS)} (default: classification)"
+    )
     add_network_flags(parser, family)
     return parser
 
@@ -50,8 +54,9 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
     parser.add_argument("--name", help="name of the run in runs/ (default: the family's, or the file's)")
     parser.add_argument("--every", type=int, metavar="K", help="keep every K-th cut as an exit candidate")
     parser.add_argument(
-        "--head", choices=HEADS,
-        help=f"architecture of untrained exit heads (default: as the weights were trained, else {HEADS[0]})",
+        "--head", choices=HEAD_KINDS,
+        help=f"architecture of untrained exit heads; {' and '.join(TOKEN_HEAD_KINDS)} are for networks of tokens "
+        f"(default: as the weights were trained, else {HEADS[0]} or {TOKEN_HEAD_KINDS[0]})",
     )  # fmt: skip
     parser.add_argument(
         "--input-shape", action="append", default=[], metavar="[NAME:]C,H,W",
@@ -63,8 +68,9 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
         f"(default: {_DEFAULTS.precision})",
     )  # fmt: skip
     parser.add_argument(
-        "--weights", default=_DEFAULTS.weights, metavar="FILE|pretrained|random",
-        help="of a family or a torch module: a .safetensors, .pth or .pt file; pretrained: those that ship with PAME, "
+        "--weights", default=_DEFAULTS.weights, metavar="FILE|DIR|pretrained|random",
+        help="of a family or a torch module: a .safetensors, .pth or .pt file; of bert also a folder of Hugging "
+        "Face, or minilm, which is fetched (84 MB); pretrained: those that ship with PAME, "
         "or that the factory loads; random: of a family, none (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
@@ -86,6 +92,11 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
         help="the lengths to build engines for, of a network whose rows have several: rows are padded to the next one "
         "(default: all rows have one shape)",
     )  # fmt: skip
+    group = parser.add_argument_group("networks of tokens")
+    group.add_argument("--length", type=int, metavar="TOKENS", help=f"tokens of a row (default: {LENGTH})")
+    group.add_argument(
+        "--tokenizer", metavar="FILE", help="its tokenizer.json (default: the one beside the weights or the file)"
+    )
     if family is not None:
         group = parser.add_argument_group(f"the family {family.name}")
         for field in _own_options(family):
@@ -97,7 +108,7 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
 
 def _own_options(family: Family) -> list[dataclasses.Field[Any]]:
     config: Any = family.config()
-    return [field for field in dataclasses.fields(config) if field.name != _OF_IMAGES]
+    return [field for field in dataclasses.fields(config) if field.name not in (_OF_IMAGES, _OF_TEXTS)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +169,9 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
         net=None if family is None else _read_config(arguments, family, shapes.pop("", None)),
         head=arguments.head, precision=arguments.precision or _DEFAULTS.precision, input_shapes=shapes,
         preprocess=arguments.preprocess, input=arguments.input, lengths=arguments.lengths,
+        tokenizer=arguments.tokenizer, length=arguments.length,
         answers=arguments.answers, confidence=getattr(arguments, "recipe", None),
+        task=None if ":" in (arguments.task or "") else arguments.task,  # the user's own judges, and exports nothing
     )  # fmt: skip
 
 
@@ -183,6 +196,12 @@ def _read_config(
             text = ",".join(map(str, input_shape))
             raise UsageError(f"--input-shape {text}: expected channels,height,width, e.g. 1,28,28")
         own[_OF_IMAGES] = input_shape
+    if arguments.length is not None:
+        own[_OF_TEXTS] = arguments.length
+    config: Any = family.config()
+    if unknown := {_OF_IMAGES, _OF_TEXTS} & set(own) - {field.name for field in dataclasses.fields(config)}:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(unknown))
+        raise UsageError(f"{flags}: the family {family.name} has no such option")
     return family.config(**own)
 
 

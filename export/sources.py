@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts import MissingArtifactError, Model, RunFolder, file_digest
+from artifacts import MissingArtifactError, Model, RunFolder, TensorSpec, UsageError, file_digest, name_token_inputs
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
-from export.folder.recipe import EXPORT_PREFIX, Provenance, SourceParity, graph_parameters, graph_recipe
+from export.folder.recipe import Provenance, SourceParity, graph_parameters, graph_recipe
+from export.folder.texts import EXPORT_PREFIX, find_text_source, find_tokenizer
 from export.folder.writing import is_model_current, open_run_model
 from export.graphs.class_names import find_class_names
 from export.graphs.loading import load_graph
 from export.graphs.probing import prove_same, settle_integers
 from export.graphs.reading import read_metadata, weight_files
 from export.nets.table import find_family
-from export.options import ExportOptions
+from export.options import LENGTH, ExportOptions
+from export.pixels.neighbours import neighbour_folders
 from export.pixels.statements import gather_statements, settle_preprocessing
 
 _log = logging.getLogger("pame.export")
@@ -80,12 +82,20 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
     inputs = {f"{EXPORT_PREFIX}{name}": file_digest(file) for name, file in sorted(files.items())}
     statements = gather_statements(path, options.preprocess)
     parameters = graph_parameters(options, statements)
+    tokenizer = find_tokenizer(options.tokenizer, neighbour_folders(path))
+    if tokenizer is not None:
+        inputs[f"{EXPORT_PREFIX}tokenizer"] = file_digest(tokenizer)
     provenance = Provenance(inputs=inputs, parameters=parameters, command=options.command(run))
     if is_model_current(run, provenance):
         report(f"{run.model} is up to date")
         return reuse_model(run)
     report(f"exporting {path} into {run.model}")
-    loaded = load_graph(path, input_shapes=options.input_shapes, lengths=options.lengths)
+    length = None if options.lengths else options.length or LENGTH
+    loaded = load_graph(path, input_shapes=options.input_shapes, lengths=options.lengths, length=length)
+    _check_length(options.length, loaded.inputs)
+    text = find_text_source(options.tokenizer, neighbour_folders(path), loaded.inputs)
+    if text is not None:
+        report(f"texts are {text.wanted.describe()} ({text.tokenizer})")
     settled = settle_preprocessing(statements, loaded.inputs)
     for note in settled.notes:
         report(note)
@@ -93,4 +103,15 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
     absolute, relative = prove_same(path, loaded)
     source = SourceParity(label=path.name, absolute=absolute, relative=relative)
     recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
-    return publish_model(run, loaded, replace(recipe, classes=find_class_names(read_metadata(path))))
+    classes = find_class_names(read_metadata(path))
+    return publish_model(run, loaded, replace(recipe, classes=classes, text=text))
+
+
+def _check_length(length: int | None, inputs: Sequence[TensorSpec]) -> None:
+    """Refuses a length for a network that takes no tokens, or that has another one."""
+    found = {spec.row_shape for spec in inputs}
+    if length is not None and (name_token_inputs([spec.name for spec in inputs]) is None or found != {(length,)}):
+        rows = ", ".join(f"{spec.name} {spec.row_shape}" for spec in inputs)
+        raise UsageError(
+            f"--length {length}: the network takes {rows}; omit the flag, or name a file that leaves it open"
+        )

@@ -17,6 +17,7 @@ from runtime.monitor.stats import CONFIDENCE_BINS, ExitStats, RuntimeStats, coun
 from runtime.options import RuntimeOptions
 from runtime.preprocess import prepare_images
 from runtime.runtime import Outputs, Result, Runtime
+from runtime.texts import prepare_texts
 
 if TYPE_CHECKING:
     from runtime.hosting.async_runtime import AsyncRuntime, HostSnapshot
@@ -34,7 +35,7 @@ __all__ = [
     # requests that come one by one
     "AsyncRuntime", "HostOptions", "HostSnapshot",
     # what goes into it
-    "prepare_images",
+    "prepare_images", "prepare_texts",
     # watching it
     "DriftAlarm", "DriftConfig", "DriftState", "ExitStats", "RuntimeStats",
     # for annotations

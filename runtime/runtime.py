@@ -87,6 +87,7 @@ class Runtime:
         self._spec = spec
         self._device = device
         self._check_finite = options.check_finite
+        self._tokenizer: bytes | None = None
 
         def free() -> None:
             with ExitStack() as stack:
@@ -170,8 +171,15 @@ class Runtime:
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.close)
             runtime = cls(opened.spec, opened.engine_sets, opened.device, options)
+            if opened.spec.text is not None:
+                runtime._tokenizer = opened.artifact.path(opened.spec.text.tokenizer).read_bytes()
             unless_it_works.pop_all()
         return runtime
+
+    @property
+    def tokenizer(self) -> bytes | None:
+        """The content of the bundle's tokenizer.json, for ``prepare_texts``; ``None``: the network takes no texts."""
+        return self._tokenizer
 
     @property
     def spec(self) -> BundleSpec:

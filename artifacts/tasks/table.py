@@ -14,9 +14,13 @@ from artifacts.errors import UsageError, unknown_name
 from artifacts.tasks.classification import Classification
 from artifacts.tasks.pose import Pose
 from artifacts.tasks.protocol import Task
+from artifacts.tasks.regression import Regression
 from artifacts.tasks.segmentation import Segmentation
+from artifacts.tasks.set_metrics import F1, Matthews
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(), Segmentation(), Pose())}
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (Classification(), Matthews(), F1(), Regression(), Segmentation(), Pose())
+}
 
 
 def find_task(name: str, settings: Mapping[str, object] | None = None) -> Task:

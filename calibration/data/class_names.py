@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from artifacts import InputError
 from calibration.data.arrays import ArrayImages
 from calibration.data.files import FileImages
+from calibration.text.samples import TextSamples
 
 _SHOWN = 6
 
 
+Named = TypeVar("Named", bound=ArrayImages | FileImages | TextSamples)
+
+
 def follow_network(
-    samples: ArrayImages | FileImages, names: Sequence[str], *, remedy: str, report: Callable[[str], None]
-) -> ArrayImages | FileImages:
+    samples: Named, names: Sequence[str], *, remedy: str, report: Callable[[str], None]
+) -> Named:  # fmt: skip
     """Returns the samples with labels in the order of the network's classes, where theirs have the same names.
 
     A name of several words with commas between them, as ImageNet's are, is known by each of the words. Upper and lower

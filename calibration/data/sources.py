@@ -7,8 +7,21 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from artifacts import MANIFEST, InputError, Model, RunFolder, UsageError, open_model, read_manifest
+from artifacts import (
+    MANIFEST,
+    InputError,
+    Model,
+    Regression,
+    RunFolder,
+    TextEncoder,
+    UsageError,
+    cache_folder,
+    name_token_inputs,
+    open_model,
+    read_manifest,
+)
 from calibration.data.arrays import ArrayImages
 from calibration.data.class_names import follow_network
 from calibration.data.fashion_mnist import find_cache, load_fashion_mnist
@@ -19,12 +32,16 @@ from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
 from calibration.data.splits import Splitting
 from calibration.dense.loading import has_answers, load_dense
+from calibration.text.film_reviews import FILM_REVIEWS, fetch_film_reviews
+from calibration.text.loading import load_texts
+from calibration.text.samples import TextSamples
 
 FASHION_MNIST = "fashion-mnist"
 DENSE_TASKS = ("segmentation", "pose")
 DATA_HELP = (
     "your data: class folders, an .npz or a .csv of images; queries without labels: a folder or an .npz of images "
-    "alone; module:object for samples of your own"
+    "alone; of a network of tokens a .tsv, .csv or .parquet of texts, or a folder of them; module:object for samples "
+    "of your own"
 )
 DataSource = str | Path | Samples
 """What ``--data`` names: a folder, a file, ``module:object`` or ``fashion-mnist``; or samples themselves."""
@@ -65,7 +82,10 @@ def load_run_data(
     if source is None:
         inputs = ", ".join(f"'{spec.name}' {spec.dtype} {spec.row_shape}" for spec in model.spec.full.inputs)
         raise UsageError(
-            f"{model.spec.name} takes {inputs}: name your data with --data DIR "
+            f"{model.spec.name} takes {inputs}: name your data with --data DIR (train.tsv, dev.tsv and test.tsv with "
+            "the columns text and label, or tables like them)"
+            if model.spec.text is not None
+            else f"{model.spec.name} takes {inputs}: name your data with --data DIR "
             "(one sub-folder per class, or an .npz with images and labels; queries without labels: a folder of images, "
             "or an .npz with images alone)"
         )
@@ -77,7 +97,11 @@ def load_run_data(
         samples = _open_reference(source, model, given=data is not None)
     elif model.spec.task in DENSE_TASKS and has_answers(Path(source)):
         return load_dense(Path(source), model, splitting=splitting, report=report)
+    elif model.spec.text is not None:
+        place = fetch_film_reviews(cache_folder(FILM_REVIEWS)) if source == FILM_REVIEWS else Path(source)
+        samples = _open_texts(place, model, splitting, report)
     else:
+        _refuse_untokenised(model)
         samples = _open_images(source, model, splitting, report)
     if model.spec.task in DENSE_TASKS and samples.labelled and not is_reference(source):
         raise InputError(
@@ -85,7 +109,7 @@ def load_run_data(
             "name a folder of images with masks or joints (docs/dense.md), or of images alone"
         )
     classes = class_count(model)
-    if classes is not None and isinstance(samples, ImageSamples) and len(samples.classes) > classes:
+    if classes is not None and isinstance(samples, ImageSamples | TextSamples) and len(samples.classes) > classes:
         raise InputError(
             f"{samples.name} has {len(samples.classes)} classes; {model.spec.name} tells {classes} classes apart"
         )
@@ -132,6 +156,30 @@ def _open_images(
     return samples
 
 
+def _open_texts(source: Path, model: Model, splitting: Splitting, report: Callable[[str], None]) -> Samples:
+    """Loads texts with their classes in the order of ``classes.txt``, else in that of the network's own names."""
+    wanted = model.spec.text
+    if wanted is None:
+        raise TypeError(f"{model.spec.name} takes no texts")
+    encoder = TextEncoder(model.artifact.path(wanted.tokenizer), wanted, model.spec.full.inputs)
+    numbers = model.spec.task == Regression.name
+    samples = load_texts(source, encoder, numbers=numbers, splitting=splitting, report=report)
+    listed = (source if source.is_dir() else source.parent) / CLASSES_TXT
+    known = model.spec.classes if len(model.spec.classes) == class_count(model) and not numbers else ()
+    return follow_network(
+        samples, () if listed.is_file() else known, remedy=f"{listed}, one name a line", report=report
+    )  # fmt: skip
+
+
+def _refuse_untokenised(model: Model) -> None:
+    """Refuses files for a network of tokens whose tokenizer is not known."""
+    if name_token_inputs([spec.name for spec in model.spec.full.inputs]) is not None:
+        raise InputError(
+            f"{model.spec.name} takes tokens, and {model.artifact.folder} holds no tokenizer. Export it again with "
+            "--tokenizer tokenizer.json, or bring token ids as samples of your own with --data module:object"
+        )
+
+
 def _load_named(
     source: Path, want: ImageInput, model: Model, splitting: Splitting, report: Callable[[str], None]
 ) -> ArrayImages | FileImages:
@@ -154,13 +202,7 @@ def _load_fashion_mnist(model: Model, want: ImageInput) -> ArrayImages:
 
 def _import_samples(reference: str, model: Model) -> Samples:
     """Imports the samples that the person at the keyboard named as ``module:object``."""
-    module, _, attribute = reference.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"--data {reference}: {error}; expected module:object, with the module on PYTHONPATH"
-        ) from error
+    found = _import_object(reference)
     made = isinstance(found, type) or (callable(found) and not isinstance(found, Samples))
     samples = found() if made else found
     if not isinstance(samples, Samples):
@@ -171,11 +213,37 @@ def _import_samples(reference: str, model: Model) -> Samples:
     return samples
 
 
+def _import_object(reference: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"--data {reference}: {error}; expected module:object, with the module on PYTHONPATH"
+        ) from error
+
+
 def source_name(samples: Samples, data: DataSource | None, run: RunFolder) -> str:
     """Returns what is recorded so that later commands find the same data by themselves."""
     if data is None:
         return recorded_source(run) or samples.name
     return samples.name if isinstance(data, Samples) else name_source(data)
+
+
+def check_source(data: DataSource | None) -> None:
+    """Refuses data that is not there, before anything is made for it.
+
+    Raises:
+        InputError: nothing lies where ``--data`` says.
+        UsageError: ``module:object`` cannot be imported.
+    """
+    if data is None or isinstance(data, Samples):
+        return
+    source = name_source(data)
+    if is_reference(source):
+        _import_object(source)
+    elif source != FASHION_MNIST and not Path(source).exists():
+        raise InputError(f"--data {data}: there is nothing of that name")
 
 
 def is_reference(source: str) -> bool:
@@ -188,7 +256,7 @@ def is_reference(source: str) -> bool:
 def name_source(data: str | Path) -> str:
     """Returns the absolute path that ``--data`` names, or the name of what is not a path."""
     word = str(data)
-    if is_reference(word) or (word == FASHION_MNIST and not Path(data).exists()):
+    if is_reference(word) or (word in (FASHION_MNIST, FILM_REVIEWS) and not Path(data).exists()):
         return word
     return str(Path(data).resolve())
 

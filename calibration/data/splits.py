@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import InputError, UsageError
+from artifacts import InputError, UsageError, unknown_name
 from calibration.data.samples import PARTS
 
 _SHOWN = 8
@@ -97,6 +97,9 @@ class PartShare:
         """
         part, _, rest = text.partition("=")
         source, _, share = rest.partition(":")
+        unknown = [word for word in (part, source) if word and word.lower() not in PART_NAMES]
+        if unknown and share:
+            raise UsageError(f"--parts {text}: {unknown_name('part of the data', unknown[0], PART_NAMES)}")
         try:
             found = cls(part=PART_NAMES[part.lower()], source=PART_NAMES[source.lower()], share=float(share))
         except (KeyError, ValueError) as error:
@@ -183,7 +186,8 @@ def settle_parts(
         return parts, splitting.seed if named is None else None
     source = parts[share.source]
     if len(source) == 0:
-        raise InputError(f"--parts: {name} has no {share.source} samples to take a share of")
+        there = ", ".join(f"{part} ({len(parts[part])})" for part in PARTS if len(parts[part]))
+        raise InputError(f"--parts: {name} has no {share.source} samples to take a share of; there are {there}")
     shares = {share.part: share.share, share.source: 1 - share.share}
     if groups is not None:
         drawn = split_groups(groups[source], shares, seed=splitting.seed, name=f"the {share.source} part of {name}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from artifacts import UsageError, to_plain, unknown_name
+from artifacts import TensorSpec, UsageError, name_token_inputs, to_plain, unknown_name
 
 AUGMENTATIONS = ("none", "crop", "crop-mirror")
 """How images are varied in training. ``crop`` shifts them by a few pixels; a mirror image may be of another class."""
+OPTIMISERS = ("sgd", "adamw")
 PRECISIONS = ("no", "bf16", "fp16")
 """In what a training computes besides float32."""
 ENOUGH_STEPS = 300
@@ -86,9 +88,11 @@ class JointConfig:
         epochs: of both phases together.
         backbone_epochs: how many of them train the backbone alone.
         batch_size: samples per step.
-        learning_rate: peak of the one-cycle schedule (warm-up over the first fifth, then a cosine to zero).
+        learning_rate: peak of the one-cycle schedule (a warm-up, then a cosine to zero).
+        optimiser: one of ``OPTIMISERS``.
+        warm_up: share of the training in which the learning rate rises.
         momentum: of SGD, in Nesterov's form.
-        weight_decay: of SGD, on every parameter.
+        weight_decay: of SGD on every parameter, of AdamW on matrices alone.
         exit_weight: weight of all exits' losses together; the final head's is 1.
         distillation: share of the divergence in an exit's loss; the rest is the task's loss.
         temperature: softens both answers in the divergence.
@@ -96,6 +100,8 @@ class JointConfig:
         crop_padding: pixels of zero padding for random crops.
         samples: how many of the train part are used; ``None``: all.
         seed: decides the order and the augmentation.
+        given: the settings that the user named, where the others may follow the kind of the network (``fit``);
+            ``None``: all are meant as they are.
         accumulate: in how many pieces a step's batch goes through, one after the other, for less memory.
         mixed_precision: one of ``PRECISIONS``.
     """
@@ -115,9 +121,16 @@ class JointConfig:
     seed: int = 0
     accumulate: int = 1
     mixed_precision: str = PRECISIONS[0]
+    optimiser: str = OPTIMISERS[0]
+    warm_up: float = 0.2
+    given: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_samples(self.samples)
+        if self.optimiser not in OPTIMISERS:
+            raise unknown_name("optimiser", self.optimiser, OPTIMISERS)
+        if not 0 <= self.warm_up < 1:
+            raise UsageError(f"--warm-up {self.warm_up:g}: expected a share from 0 and below 1")
         if not 0 <= self.backbone_epochs < self.epochs:
             raise UsageError(
                 f"--epochs {self.epochs} with --backbone-epochs {self.backbone_epochs}: "
@@ -127,8 +140,14 @@ class JointConfig:
         check_augmentation(self.augment)
         check_passes(self.accumulate, self.mixed_precision)
 
+    def fit(self, inputs: Sequence[TensorSpec]) -> JointConfig:
+        """Returns the configuration for the network at hand: one of tokens has other defaults than one of images."""
+        if self.given is None or name_token_inputs([spec.name for spec in inputs]) is None:
+            return self
+        return replace(self, **{name: value for name, value in TOKEN_DEFAULTS.items() if name not in self.given})
 
-_LATER = ("accumulate", "mixed_precision")
+
+_LATER = ("accumulate", "mixed_precision", "optimiser", "warm_up")
 
 
 def describe_training(config: FrozenConfig | JointConfig) -> dict[str, Any]:
@@ -138,6 +157,7 @@ def describe_training(config: FrozenConfig | JointConfig) -> dict[str, Any]:
     """
     usual = {field.name: field.default for field in fields(config)}
     found: dict[str, Any] = to_plain(config)
+    found.pop("given", None)
     return {name: value for name, value in found.items() if name not in _LATER or value != usual[name]}
 
 
@@ -147,6 +167,13 @@ def check_passes(accumulate: int, mixed_precision: str) -> None:
         raise UsageError(f"--accumulate {accumulate}: expected at least 1")
     if mixed_precision not in PRECISIONS:
         raise unknown_name("mixed precision", mixed_precision, PRECISIONS)
+
+
+TOKEN_DEFAULTS: Mapping[str, Any] = {
+    "optimiser": "adamw", "learning_rate": 1e-4, "weight_decay": 0.01, "warm_up": 0.1, "epochs": 3,
+    "backbone_epochs": 0, "batch_size": 32, "temperature": 2.0, "augment": AUGMENTATIONS[0],
+}  # fmt: skip
+"""What a pretrained network of tokens is fine-tuned with: a few epochs in small steps."""
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -9,7 +9,6 @@ nothing had happened. Several processes may share it (``calibration.training.pro
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from calibration.training.config import JointConfig
 from calibration.training.losses import settle_loss
 from calibration.training.minibatches import Chunk, Epoch, Share, draw_epoch, load_chunks
 from calibration.training.objectives.loss import Loss
+from calibration.training.optimisers import CLIPPED_NORM, make_optimiser, set_rate
 from calibration.training.processes import Processes
 from export import MultiExitNet
 
@@ -41,7 +41,7 @@ def train_joint(
     """Trains ``net`` in place.
 
     Args:
-        net: its parameters are where the training starts; it takes one input. It comes back on the processor.
+        net: its parameters are where the training starts. It comes back on the processor.
         samples: the train part is trained on; the calibrate part is only measured, after every epoch.
         task: its loss teaches, its metric measures.
         config: how.
@@ -54,9 +54,7 @@ def train_joint(
     """
     processes = processes or Processes(config.mixed_precision)
     net.to(device=processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.SGD(
-        net.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay, nesterov=True
-    )
+    optimiser = make_optimiser(net, config)
     progress = processes.resume(checkpoint, net, optimiser)
     teaching = _Teaching(
         net=net, loss_of=settle_loss(task, samples), config=config, optimiser=optimiser, processes=processes,
@@ -86,7 +84,7 @@ class _Teaching:
     net: MultiExitNet
     loss_of: Loss
     config: JointConfig
-    optimiser: torch.optim.SGD
+    optimiser: torch.optim.Optimizer
     processes: Processes
     keeper: Keeper
 
@@ -96,13 +94,13 @@ class _Teaching:
         self.net.train()
         total = progress.loss
         for done, pieces in enumerate(self._tracked(epoch), start=epoch.first):
-            for group in self.optimiser.param_groups:
-                passed = (epoch.number + (done + 0.5) / epoch.steps) / self.config.epochs
-                group["lr"] = self.config.learning_rate * _one_cycle(passed)
+            set_rate(self.optimiser, self.config, (epoch.number + (done + 0.5) / epoch.steps) / self.config.epochs)
             self.processes.seed(self.config.seed, epoch.number, done)
             self.optimiser.zero_grad(set_to_none=True)
             loss = sum(self._learn(piece, epoch.number) for piece in pieces)
             total += self.processes.average(self.net, loss)
+            if self.config.optimiser == "adamw":
+                self.processes.clip(self.net, CLIPPED_NORM)
             stepping.step()
             if done + 1 < epoch.steps:
                 self.keeper.keep(progress.history, steps=done + 1, loss=total)
@@ -117,21 +115,22 @@ class _Teaching:
     def _learn(self, chunk: Chunk, epoch: int) -> float:
         """Adds the gradients of one piece of a batch; returns its share of the batch's loss."""
         net, config, loss_of = self.net, self.config, self.loss_of
-        x, y = _tensor(chunk.inputs, self.processes.device), _targets(chunk).to(self.processes.device)
+        x, y = _tensors(chunk.inputs, self.processes.device), _targets(chunk).to(self.processes.device)
         with self.processes.autocast():
             if epoch >= config.backbone_epochs:
                 loss = _joint_loss(net, x, y, loss_of, config)
             else:
-                loss = loss_of.of_targets(net.backbone(x), y)
+                loss = loss_of.of_targets(net.backbone(*x), y)
         loss = loss / config.accumulate
         self.processes.backward(loss)
         return float(loss.detach())
 
 
-def _tensor(inputs: Mapping[str, np.ndarray], device: torch.device) -> Tensor:
-    (array,) = inputs.values()
-    tensor = torch.from_numpy(array).to(device)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+def _tensors(inputs: Mapping[str, np.ndarray], device: torch.device) -> tuple[Tensor, ...]:
+    tensors = [torch.from_numpy(array).to(device) for array in inputs.values()]
+    return tuple(
+        tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in tensors
+    )
 
 
 def _targets(chunk: Chunk) -> Tensor:
@@ -140,15 +139,10 @@ def _targets(chunk: Chunk) -> Tensor:
     return torch.from_numpy(chunk.targets)
 
 
-def _one_cycle(progress: float) -> float:
-    warm_up = 0.2
-    if progress < warm_up:
-        return 0.04 + 0.96 * progress / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-
-def _joint_loss(net: MultiExitNet, x: Tensor, targets: Tensor, loss_of: Loss, config: JointConfig) -> Tensor:
-    exits, final = net(x)
+def _joint_loss(
+    net: MultiExitNet, x: tuple[Tensor, ...], targets: Tensor, loss_of: Loss, config: JointConfig
+) -> Tensor:  # fmt: skip
+    exits, final = net(*x)
     loss = loss_of.of_targets(final, targets)
     teacher = final.detach()
     for answers in exits.values():
@@ -172,7 +166,7 @@ def measure_exits(
     chunks = list(in_chunks(indices, _count_rows(samples, indices)))
     with torch.inference_mode():
         for chunk in load_chunks(samples, chunks, workers=workers):
-            exits, final = net(_tensor(chunk.inputs, device))
+            exits, final = net(*_tensors(chunk.inputs, device))
             for name, answers in {**exits, FINAL_HEAD: final}.items():
                 sums.setdefault(name, MetricSum(task)).add((answers.cpu().numpy(),), _targets(chunk).numpy())
     return {name: total.value for name, total in sums.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -14,6 +15,7 @@ from calibration.training.objectives.loss import Loss
 
 _LEAST = 1e-7  # of a probability
 _PIXELS = "pixel-cross-entropy"
+_WIDEST = 5.0  # of a log spread, either way
 
 
 def _divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -28,12 +30,25 @@ def to_logits(answers: Tensor, *, probabilities: bool) -> Tensor:
     return answers.clamp_min(_LEAST).log() if probabilities else answers
 
 
+def _normal_likelihood(answers: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of targets (B,) under normal distributions of value and log spread (B, 2)."""
+    value, spread = answers[:, 0], answers[:, 1].clamp(-_WIDEST, _WIDEST)
+    return (0.5 * ((targets - value) * torch.exp(-spread)) ** 2 + spread).mean()
+
+
+def _teacher_likelihood(answers: Tensor, teacher: Tensor, _temperature: float) -> Tensor:
+    """The same for the values that the final head answers."""
+    return _normal_likelihood(answers, teacher[:, 0])
+
+
 LOSSES: Mapping[str, Loss] = {
     "cross-entropy": Loss(of_targets=functional.cross_entropy, of_teacher=_divergence),
+    "normal-likelihood": Loss(of_targets=_normal_likelihood, of_teacher=_teacher_likelihood),
     _PIXELS: pixel_loss(),
     "heatmap-cross-entropy": PLACE_LOSS,
 }
-"""The loss of each name; cross entropy takes logits (B, classes) and class indices (B,)."""
+"""The loss of each name; cross entropy takes logits (B, classes) and class indices (B,), the likelihood (B, 2), value
+and log spread, and numbers (B,)."""
 
 
 def find_loss(task: Task) -> Loss:

@@ -162,6 +162,10 @@ class Processes:
         tensors += [value for value in net.buffers() if value.is_floating_point()]
         return self._average(tensors, loss)
 
+    def clip(self, net: nn.Module, norm: float) -> None:
+        """Scales the gradients down where their norm is larger, once their scaling is undone."""
+        self._accelerator.clip_grad_norm_(net.parameters(), norm)
+
     def _average(self, tensors: Sequence[Tensor], loss: float) -> float:
         flat = torch.cat([torch.tensor([loss], device=self.device), *(value.float().reshape(-1) for value in tensors)])
         mean: Tensor = self._accelerator.reduce(flat, reduction="mean")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from artifacts import (
     Model,
     Preprocessing,
@@ -9,7 +11,6 @@ from artifacts import (
     UsageError,
     digest_of,
     new_artifact,
-    to_plain,
     work_alone,
     write_json,
 )
@@ -96,19 +97,19 @@ def retrain_jointly(
 
     Args:
         run: the run's folder.
-        samples: images with labels.
+        samples: with labels.
         config: how.
         engine: its threads are used.
         options: as for ``train_missing``.
 
     Raises:
-        UsageError: the data has no labels, or is not images.
+        UsageError: the data has no labels.
     """
-    if not isinstance(samples, ImageSamples):
-        raise UsageError(f"{samples.name}: backbone and exits are trained together on images only; omit --train joint")
     _check_labels(run, samples)
     model = ensure_model(run, report=options.report)
-    if samples.preprocessing.in_graph:
+    config = config.fit(model.spec.full.inputs)
+    pixels = _preprocessing(samples)
+    if pixels is not None and pixels.in_graph:
         raise UsageError(
             f"{run.model} normalises its images itself (--input uint8), and training works on floats. Export it again "
             "without --input uint8, train, and export the trained weights with it"
@@ -129,14 +130,17 @@ def retrain_jointly(
     metric = measure_exits(net, samples, task, "test", workers=options.workers)
     measured = ", ".join(f"{name} {value:.4f}" for name, value in metric.items())
     options.report(f"{task.metric_name} on the test part: {measured}")
-    record = {"training": to_plain(config), "history": history, "test_metric": metric}
-    recipe = make_recipe(model, preprocessing=samples.preprocessing, dataset=samples.name, record=record)
+    record = {"training": describe_training(config), "history": history, "test_metric": metric}
+    recipe = make_recipe(model, preprocessing=pixels, dataset=samples.name, record=record)
     with new_artifact(
         run.training / "weights", kind="weights", inputs=job.inputs, parameters=parameters, notes=options.notes(run)
     ) as staging:
         save_weights(staging / "weights.safetensors", net)
         write_recipe(staging, recipe)
-    return publish_net(model, net, inputs={**job.inputs, "training": training}, preprocessing=samples.preprocessing)
+        if model.spec.text is not None:
+            tokenizer = model.spec.text.tokenizer
+            shutil.copyfile(model.artifact.path(tokenizer), staging / tokenizer)
+    return publish_net(model, net, inputs={**job.inputs, "training": training}, preprocessing=pixels)
 
 
 def _check_labels(run: RunFolder, samples: Samples) -> None:

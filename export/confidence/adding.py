@@ -15,6 +15,7 @@ from export.confidence.choice import add_max_softmax, is_choice
 from export.confidence.dense import DENSE, is_dense
 from export.confidence.heatmaps import HEAT_MAPS, is_heat_maps
 from export.confidence.recipe import ConfidenceRecipe
+from export.confidence.spread import add_spread, is_value_with_spread
 from export.graphs.dataflow import name_of
 from export.graphs.files import BATCH
 from export.graphs.loading import LoadedGraph
@@ -24,6 +25,7 @@ RECIPES: Mapping[str, ConfidenceRecipe] = {
     "max-softmax": ConfidenceRecipe(applies=is_choice, add=add_max_softmax),
     **{name: ConfidenceRecipe(applies=is_dense, add=add) for name, add in DENSE.items()},
     **{name: ConfidenceRecipe(applies=is_heat_maps, add=add) for name, add in HEAT_MAPS.items()},
+    "predicted-spread": ConfidenceRecipe(applies=is_value_with_spread, add=add_spread),
 }
 
 

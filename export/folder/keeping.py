@@ -9,6 +9,7 @@ from artifacts import GraphError, Model, read_json, recorded_command
 from export.cuts.parity import PARITY_JSON, ParityReport
 from export.cuts.splitting import cut_graph
 from export.folder.recipe import ExportRecipe, Provenance, SourceParity
+from export.folder.texts import kept_text_source
 from export.folder.writing import Blueprint, run_of, write_model
 from export.graphs.loading import load_graph
 from export.graphs.probing import settle_integers
@@ -47,6 +48,7 @@ def keep_cuts(model: Model, names: Sequence[str], *, settings: Mapping[str, str 
         task=spec.task,
         preprocessing=spec.preprocessing,
         classes=spec.classes,
+        text=kept_text_source(model),
         source=SourceParity(
             label=parity.source, absolute=parity.source_absolute, relative=parity.source_relative
         ),

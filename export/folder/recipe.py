@@ -9,12 +9,13 @@ from typing import Any
 
 from artifacts import PRECISIONS, Preprocessing, UsageError, find_task, to_plain, unknown_name
 from export.confidence.adding import recipes_like
+from export.folder.texts import TextSource
 from export.nets.table import HEADS
 from export.options import ANSWERS, INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
 
-EXPORT_PREFIX = "export."
-"""How the names of a manifest's inputs begin that the export itself had; trained heads have others."""
+TASK = "classification"
+"""What answers mean where nobody says it."""
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
 RECIPE = "confidence_recipe"
 """The setting that names the recipe of the confidences, where that is not the task's."""
@@ -69,13 +70,14 @@ class ExportRecipe:
         takes_bytes: the preprocessing's numbers shall become part of the graph, which then takes uint8.
         segments: cut the network; otherwise ``full.onnx`` alone.
         cuts: the tensors that must be its cuts, in order; ``None``: those that are found.
-        further: names of further tensors that exit heads read; the cuts carry them.
+        further: names of further features that exit heads read, of the same precision as the cuts.
         every: of cuts that are found, every ``every``-th is used.
         heads: cut name -> the output of the graph with the answer of its exit head.
         precision: one of ``artifacts.PRECISIONS``.
         form: a small form that answers are brought to, one of ``SMALL_ANSWERS``; ``None``: they stay as they are.
         confidence: the recipe of the confidences; ``None``: the task's.
         source: how far the graph is from what it was made of.
+        text: how the network wants its texts; ``None``: it takes something else, or no tokenizer is known.
         extra_files: writes further files into the staging folder, the weights of a torch family for instance.
     """
 
@@ -83,7 +85,7 @@ class ExportRecipe:
     settings: Mapping[str, str | int | float | bool]
     answers: tuple[str, ...]
     provenance: Provenance
-    task: str = "classification"
+    task: str = TASK
     terms: str | None = None
     preprocessing: Preprocessing | None = None
     classes: tuple[str, ...] = ()
@@ -98,6 +100,7 @@ class ExportRecipe:
     form: str | None = None
     confidence: str | None = None
     source: SourceParity = SourceParity()
+    text: TextSource | None = None
     extra_files: Callable[[Path], None] | None = None
 
 
@@ -108,6 +111,8 @@ def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = (
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
         **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
         **length_record(options.lengths),
+        **({} if options.length is None else {"length": options.length}),
+        **({} if options.task in (None, TASK) else {"task": options.task}),
     }  # fmt: skip
 
 
@@ -122,6 +127,7 @@ def graph_recipe(
         settings={"every": every, "head": options.head or HEADS[0], "source": source.label},
         answers=answers,
         provenance=provenance,
+        task=options.task or TASK,
         preprocessing=settled.preprocessing,
         said_by=settled.origin,
         takes_bytes=options.input != INPUTS[0],

@@ -28,7 +28,8 @@ from artifacts import (
 )
 from export.cuts.parity import PARITY_JSON, ParityReport, check_parity
 from export.cuts.splitting import CutGraph, PartOutline, extract_part, split_segments
-from export.folder.recipe import EXPORT_PREFIX, ExportRecipe, Provenance, precision_record
+from export.folder.recipe import ExportRecipe, Provenance, precision_record
+from export.folder.texts import EXPORT_PREFIX
 from export.graphs.files import save_graph
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCES
@@ -90,6 +91,8 @@ def write_model(run: RunFolder, blueprint: Blueprint) -> Model:
         write_json(staging / PARITY_JSON, report)
         if blueprint.cuts:
             write_json(staging / CUTS_JSON, blueprint.cut.report)
+        if recipe.text is not None:
+            recipe.text.copy_into(staging)
         if recipe.extra_files is not None:
             recipe.extra_files(staging)
         write_model_spec(staging, spec)
@@ -127,6 +130,7 @@ def _write_graphs(staging: Path, blueprint: Blueprint) -> ModelSpec:
         preprocessing=recipe.preprocessing,
         classes=recipe.classes,
         sequence=loaded.sequence,
+        text=None if recipe.text is None else recipe.text.wanted,
     )
     if not blueprint.cuts:
         return spec
@@ -147,9 +151,8 @@ def _write_heads(staging: Path, blueprint: Blueprint) -> dict[str, GraphSpec]:
         if cut.name in blueprint.heads:
             answer, confidence = blueprint.heads[cut.name]
             outline = PartOutline(
-                name=head_name(cut), available={tensor.name: tensor for tensor in cut.tensors},
-                outputs=[specs[answer], specs[confidence]],
-                answers=(answer,), confidence=confidence,
+                name=head_name(cut), available={spec.name: spec for spec in cut.tensors},
+                outputs=[specs[answer], specs[confidence]], answers=(answer,), confidence=confidence,
             )  # fmt: skip
             heads[cut.name] = save_part(staging, extract_part(blueprint.loaded, outline), head_file(index, cut))
     return heads

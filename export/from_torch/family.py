@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,19 +12,18 @@ from torch import Tensor, nn
 
 from artifacts import (
     PRECISIONS,
-    GraphError,
+    Model,
     Preprocessing,
     RunFolder,
-    TensorSpec,
     UsageError,
     file_digest,
-    open_artifact,
+    find_task,
+    unknown_name,
 )
 from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
 from export.folder.recipe import (
-    EXPORT_PREFIX,
     FORMAT,
     RECIPE,
     ExportRecipe,
@@ -36,19 +34,20 @@ from export.folder.recipe import (
     input_record,
     precision_record,
 )
+from export.folder.texts import EXPORT_PREFIX, TextSource, find_text_source, kept_text_source
 from export.folder.writing import is_model_current
+from export.from_torch.given_weights import Adapt, GivenWeights, find_weights
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
-from export.nets.family import Family, replace_options, settle_options
-from export.nets.heads import answer_features, features_read
-from export.nets.multi_exit import MultiExitNet, backbone_cuts
-from export.nets.shipped_weights import RECIPE_JSON, WEIGHTS_FILE, Recipe, find_pretrained, read_recipe
-from export.nets.table import HEADS, NetConfig, find_family
-from export.nets.weights import load_weights, read_weights, save_weights, split_heads, strip_parallel
-from export.options import INPUTS, PRETRAINED, RANDOM, ExportOptions
-from export.pixels.statements import Statement, read_statement, record_statements, settle_preprocessing
+from export.nets.family import Family
+from export.nets.heads import answer_features, features_read, mask_of
+from export.nets.multi_exit import MultiExitNet, backbone_cuts, example_rows
+from export.nets.shipped_weights import WEIGHTS_FILE
+from export.nets.table import NetConfig, find_family
+from export.nets.weights import load_weights, save_weights
+from export.options import ANSWERS, INPUTS, ExportOptions
+from export.pixels.statements import Settled, Statement, read_statement, record_statements, settle_preprocessing
 
-INPUT = "input"
 ANSWER = "logits"
 
 
@@ -67,6 +66,9 @@ class NetSettings:
         answers: what the graphs answer with, one of ``ANSWERS``; ``None``: what the net says as it is.
         confidence: the recipe of their confidences; ``None``: the task's.
         said: what the user said about the images; ``None``: nothing.
+        text: how a network of tokens wants its texts, and its tokenizer; ``None``: no tokenizer is known.
+        task: what its answers mean.
+        classes: names of its classes; none where they are not known.
     """
 
     family: Family
@@ -80,6 +82,9 @@ class NetSettings:
     answers: str | None = None
     confidence: str | None = None
     said: Statement | None = None
+    text: TextSource | None = None
+    task: str = "classification"
+    classes: tuple[str, ...] = ()
 
     def record(self) -> dict[str, str | int | float | bool]:
         """Returns the settings of ``model.json``."""
@@ -94,9 +99,11 @@ class NetSettings:
         pixels = self.preprocessing
         return {
             "format": FORMAT, "family": self.family.name, "segments": segments, **self.record(),
-            "confidence": "softmax", "data_input": INPUT,
+            "confidence": "softmax", "data_input": self.family.inputs(self.config)[0].name,
             **({} if pixels is None else {"mean": _one_or_all(pixels.mean), "std": _one_or_all(pixels.std)}),
             **record_statements([] if self.said is None else [self.said]),
+            **({} if self.task == self.family.task else {"task": self.task}),
+            **({} if self.text is None else self.text.record()),
         }  # fmt: skip
 
 
@@ -104,123 +111,118 @@ def _one_or_all(values: tuple[float, ...]) -> float | list[float]:
     return values[0] if len(values) == 1 else list(values)
 
 
-def read_net_settings(
-    family_name: str, settings: Mapping[str, Any], preprocessing: Preprocessing | None
-) -> NetSettings:  # fmt: skip
-    """Reads the settings of a family's ``model.json``."""
-    family = find_family(family_name)
+def read_net_settings(model: Model, preprocessing: Preprocessing | None) -> NetSettings:
+    """Reads the settings of a family's model folder."""
+    spec, settings = model.spec, model.spec.settings
+    family = find_family(spec.family)
     return NetSettings(
-        family=family, config=family.read(settings), every=settings["every"], head=settings["head"],
-        weights=settings["weights"], preprocessing=preprocessing,
-        precision=settings.get("precision", PRECISIONS[0]), input=settings.get("input", INPUTS[0]),
-        answers=settings.get("answers"), confidence=settings.get(RECIPE),
+        family=family, config=family.read(settings), every=int(settings["every"]), head=str(settings["head"]),
+        weights=str(settings["weights"]), preprocessing=preprocessing,
+        text=kept_text_source(model), task=spec.task, classes=spec.classes,
+        precision=str(settings.get("precision", PRECISIONS[0])), input=str(settings.get("input", INPUTS[0])),
+        answers=_word(settings.get("answers")), confidence=_word(settings.get(RECIPE)),
     )  # fmt: skip
+
+
+def _word(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def export_family(
     run: RunFolder, family: Family, options: ExportOptions, *, report: Callable[[str], None]
 ) -> ExportResult:  # fmt: skip
     """Exports a net of a family, or reuses what is there; errors as ``export_model``."""
-    config, given = options.net or family.config(), _GivenWeights()
-    if options.weights == PRETRAINED:
-        config, given = _find_shipped(family, config)
-    elif options.weights != RANDOM:
-        config, given = _read_given(family, config, Path(options.weights))
-    recipe = given.recipe
+    found = find_weights(family, options)
     said = None if options.preprocess is None else read_statement(options.preprocess)
-    image = TensorSpec(name=INPUT, dtype="float32", row_shape=tuple(config.input_shape))
-    settled = settle_preprocessing([] if said is None else [said], [image])
-    settings = NetSettings(
-        family=family,
-        config=config,
-        every=options.every or (recipe.every if recipe else 1),
-        head=options.head or (recipe.head if recipe else HEADS[0]),
-        weights=options.weights if options.weights in (PRETRAINED, RANDOM) else Path(options.weights).name,
-        preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
-        precision=options.precision,
-        input=options.input,
-        answers=check_answers(options.answers, family.task),
-        confidence=check_confidence(options.confidence, family.task),
-        said=said,
-    )
+    inputs = family.inputs(found.config)
+    settled = settle_preprocessing([] if said is None else [said], inputs)
+    settings = _settle(family, options, found, settled, said)
     provenance = Provenance(
-        inputs={f"{EXPORT_PREFIX}weights": file_digest(given.file)} if given.file else {},
+        inputs={
+            **({f"{EXPORT_PREFIX}weights": file_digest(found.file)} if found.file else {}),
+            **({} if settings.text is None else settings.text.digests()),
+        },
         parameters=settings.parameters(segments=options.segments),
         command=options.command(run),
     )
     if is_model_current(run, provenance):
         report(f"{run.model} is up to date")
         return reuse_model(run)
-    own = settings.preprocessing
-    for note in settled.notes if said or own is None else [f"images, as the weights' recipe says: {own.describe()}"]:
-        report(note)
-    shape = "x".join(map(str, config.input_shape))
+    _say_preparation(settings, settled, report)
+    rows = ", ".join("x".join(map(str, spec.row_shape)) for spec in inputs)
     report(
-        f"exporting {family.title(config)} ({settings.weights} weights) with {config.classes} classes and input "
-        f"{shape} into {run.model}"
+        f"exporting {family.title(found.config)} ({settings.weights} weights) with {found.config.classes} classes and "
+        f"input {rows} into {run.model}"
     )
-    net, trained = build_net(settings, given.state, where=str(given.file))
+    net, trained, drawn = build_net(settings, found.state, where=str(found.file), adapt=found.adapt)
+    if drawn:
+        report(
+            f"note: {settings.weights} has no final head for this task ({', '.join(drawn)}), so one is drawn at "
+            f"random. Train it with the exits: {run.remedy('calibration')} --train joint --data DIR"
+        )
     return publish_family(run, net, settings, trained=trained, segments=options.segments, provenance=provenance)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _GivenWeights:
-    """Weights, where they come from, and what a recipe beside them says; nothing of that for a random start."""
+def _settle(
+    family: Family, options: ExportOptions, found: GivenWeights, settled: Settled, said: Statement | None
+) -> NetSettings:  # fmt: skip
+    recipe = found.recipe
+    head = options.head or (recipe.head if recipe else family.head_kinds[0])
+    if head not in family.head_kinds:
+        raise unknown_name(f"--head of the family {family.name}", head, family.head_kinds)
+    for name, value in (("--tokenizer", options.tokenizer), ("--length", options.length)):
+        if value is not None and not family.reads_text:
+            raise UsageError(f"{name}: the family {family.name} takes no texts; omit the flag")
+    task = options.task or (recipe.task if recipe else None) or family.task
+    find_task(task)
+    if task != family.task and {task, family.task} & set(ANSWERS.values()):
+        raise UsageError(f"--task {task}: the family {family.name} answers with {family.task}; omit the flag")
+    text = None
+    if family.reads_text:
+        beside = [] if found.file is None else [found.file.parent]
+        text = find_text_source(options.tokenizer, beside, family.inputs(found.config))
+        if text is not None:
+            text.check_vocabulary(found.config)
+    return NetSettings(
+        family=family, config=found.config, every=options.every or (recipe.every if recipe else 1), head=head,
+        weights=found.label,
+        preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
+        precision=options.precision, input=options.input, said=said, text=text, task=task,
+        answers=check_answers(options.answers, task), confidence=check_confidence(options.confidence, task),
+        classes=found.classes or (recipe.classes if recipe else ()),
+    )  # fmt: skip
 
-    file: Path | None = None
-    state: Mapping[str, Tensor] | None = None
-    recipe: Recipe | None = None
 
-
-def _find_shipped(family: Family, config: NetConfig) -> tuple[NetConfig, _GivenWeights]:
-    """Returns the weights that ship with PAME for just these options; where none were given, those of the family."""
-    folder = find_pretrained(family.name, family.record(config))
-    if folder is None and config == family.config():
-        folder = find_pretrained(family.name, None)
-    if folder is None:
-        raise UsageError(
-            f"no weights are shipped for {family.title(config)} with {config.classes} classes and input "
-            f"{','.join(map(str, config.input_shape))}. Give some with --weights FILE, or start with --weights random"
+def _say_preparation(settings: NetSettings, settled: Settled, report: Callable[[str], None]) -> None:
+    """Says how images, or texts, will be prepared, and who says so."""
+    own = settings.preprocessing
+    if settings.text is not None:
+        report(f"texts are {settings.text.wanted.describe()} ({settings.text.tokenizer})")
+    elif settings.family.reads_text:
+        report(
+            "note: no tokenizer is known, so the network takes token ids alone; name its tokenizer.json with "
+            "--tokenizer FILE, and it takes texts"
         )
-    artifact = open_artifact(folder, kind="weights", remedy="pip install --force-reinstall pame")
-    file, recipe = artifact.path(WEIGHTS_FILE), read_recipe(folder)
-    return family.read(recipe.options), _GivenWeights(file=file, state=read_weights(file), recipe=recipe)
-
-
-def _read_given(family: Family, config: NetConfig, path: Path) -> tuple[NetConfig, _GivenWeights]:
-    """Reads weights of one's own, or of others, and settles with them which network of the family it is."""
-    state = read_weights(path)
-    recipe = read_recipe(path.parent) if (path.parent / RECIPE_JSON).is_file() else None
-    if recipe is not None and recipe.family != family.name:
-        raise UsageError(
-            f"--weights {path}: {RECIPE_JSON} beside it says that they are of the family '{recipe.family}', not of "
-            f"'{family.name}'. Export that family: python -m export {recipe.family} --weights {path}"
-        )
-    if recipe is not None and config.input_shape == family.config().input_shape:
-        config = replace_options(config, input_shape=family.read(recipe.options).input_shape)
-    if family.fit_state is None:
-        return config, _GivenWeights(file=path, state=state, recipe=recipe)
-    backbone, heads = split_heads(state)
-    try:
-        fitted = family.fit_state(strip_parallel(backbone))
-    except GraphError as error:
-        raise GraphError(f"--weights {path}: {error}") from error
-    settled = settle_options(family, config, fitted, where=str(path))
-    return settled, _GivenWeights(file=path, state={**fitted.state, **heads}, recipe=recipe)
+    for note in (
+        settled.notes if settings.said or own is None else [f"images, as the weights' recipe says: {own.describe()}"]
+    ):
+        report(note)
 
 
 def build_net(
-    settings: NetSettings, state: Mapping[str, Tensor] | None, *, where: str
-) -> tuple[MultiExitNet, tuple[str, ...]]:
+    settings: NetSettings, state: Mapping[str, Tensor] | None, *, where: str, adapt: Adapt | None = None
+) -> tuple[MultiExitNet, tuple[str, ...], list[str]]:
     """Builds a net and loads its weights; untrained parts are drawn with seed 0.
 
     Args:
         settings: which net.
-        state: its weights in the family's names; ``None``: all is drawn.
+        state: its weights; ``None``: all is drawn.
         where: names them in messages.
+        adapt: as in ``NetWeights``; ``None``: the weights have the net's own names.
 
     Returns:
-        The net in evaluation mode, and the cuts whose heads were loaded.
+        The net in evaluation mode, the cuts whose heads were loaded, and the parameters of the backbone that the file
+        lacks.
 
     Raises:
         GraphError: the weights do not fit the net.
@@ -229,21 +231,26 @@ def build_net(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = family.build(config)
-        cuts = backbone_cuts(backbone, config.input_shape)
+        cuts = backbone_cuts(backbone, family.inputs(config))
         net = MultiExitNet(backbone, {
             cut.name: family.build_head(
                 cut, cuts[cuts.index(cut) + 1 :], classes=config.classes, kind=settings.head
             )
             for cut in thin(cuts[:-1], settings.every)
         })  # fmt: skip
-    trained = () if state is None else load_weights(net, state, where=where)
+    trained: tuple[str, ...] = ()
+    drawn: list[str] = []
+    if state is not None:
+        own = state
+        if adapt is not None:
+            own, drawn = adapt(state, net.backbone.state_dict())
+        trained = load_weights(net, own, where=where)
     net.eval()
-    return net, trained
+    return net, trained, drawn
 
 
 class _WithFeatures(nn.Module):
-    """A net with intermediate outputs: logits, the features at some cuts and of finer strides, and what some
-    heads answer."""
+    """A net with intermediate outputs: logits, features at some cuts and what they carry, answers of some heads."""
 
     def __init__(
         self, net: MultiExitNet, cuts: tuple[str, ...], heads: Collection[str], further: tuple[str, ...]
@@ -255,10 +262,10 @@ class _WithFeatures(nn.Module):
         self.head_names = tuple(chosen)
         self.heads = nn.ModuleList(chosen.values())
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        features, logits = self.backbone.forward_with_features(x)
-        exits = zip(self.head_names, self.heads, strict=True)
-        answers = [answer_features(head, features, name) for name, head in exits]
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        features, logits = self.backbone.forward_with_features(*inputs)
+        heads = zip(self.head_names, self.heads, strict=True)
+        answers = [answer_features(head, features, name) for name, head in heads]
         return (logits, *(features[name] for name in self.kept), *answers)
 
 
@@ -275,27 +282,32 @@ def publish_family(
     blocks = tuple(name for name, _ in net.backbone.blocks())
     cuts = (*thin(blocks[:-1], settings.every), blocks[-1]) if segments else ()
     still = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    read = dict.fromkeys(name for head in net.heads for name in features_read(head))
-    further = tuple(name for name in read if name not in cuts) if segments else ()
+    inputs = settings.family.inputs(settings.config)
+    carried = [spec.name for spec in backbone_cuts(still.backbone, inputs)[0].carried]
+    read = [name for head in net.heads if mask_of(head) is None for name in features_read(head)]
+    further = tuple(name for name in dict.fromkeys((*carried, *read)) if name not in cuts) if segments else ()
     chosen = [name for name in net.cut_names if name in trained and name in cuts]
     module = _WithFeatures(still, cuts, chosen, further)
     heads = {name: f"{name}/{ANSWER}" for name in module.head_names}
-    example = torch.zeros(2, *settings.config.input_shape)
-    names = [ANSWER, *cuts, *further, *heads.values()]
-    loaded = export_module(module, (example,), input_names=[INPUT], output_names=names)
+    names = [ANSWER, *module.kept, *heads.values()]
+    loaded = export_module(
+        module, example_rows(inputs), input_names=[spec.name for spec in inputs], output_names=names
+    )  # fmt: skip
     recipe = ExportRecipe(
         family=settings.family.name,
         settings=settings.record(),
         answers=(ANSWER,),
         provenance=provenance,
-        task=settings.family.task,
+        task=settings.task,
+        text=settings.text,
+        classes=settings.classes,
         terms=LOGITS,
         preprocessing=settings.preprocessing,
         said_by="" if settings.said is None else settings.said.origin,
         takes_bytes=settings.input != INPUTS[0],
         segments=segments,
         cuts=cuts if segments else None,
-        further=further,
+        further=tuple(name for name in further if name in read),  # masks stay in float32
         heads=heads,
         precision=settings.precision,
         form=settings.answers,

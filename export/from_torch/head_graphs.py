@@ -17,7 +17,8 @@ from export.graphs.files import BATCH
 from export.graphs.loading import LoadedGraph, prepare_graph
 from export.graphs.normalising import OPSET, normalise_model
 from export.graphs.surgery import add_constant
-from export.nets.heads import AnsweringHead, ChannelsFirst, HeadBottleneck, MapHead, TokenHead
+from export.nets.heads import AnsweringHead, ChannelsFirst, HeadBottleneck, MapHead, mask_of
+from export.nets.token_heads import MaskTensor, MeanHead, TokenHead
 
 _IR_VERSION = 10
 
@@ -27,7 +28,7 @@ def write_head(head: nn.Module, cut: Cut, output: TensorSpec) -> LoadedGraph | N
 
     Args:
         head: in evaluation mode.
-        cut: whose main tensor it reads, as float32.
+        cut: whose main tensor it reads, as float32, and the mask that it carries where the head wants one.
         output: its answer.
 
     Returns:
@@ -41,8 +42,10 @@ def write_head(head: nn.Module, cut: Cut, output: TensorSpec) -> LoadedGraph | N
     features = ir.Value(
         name=cut.main.name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([BATCH, *cut.main.row_shape])
     )
-    graph = ir.Graph([features], [], nodes=[], name=type(head).__name__, opset_imports={"": OPSET})
-    answer = _Writer(graph).write(head, features)
+    mask = mask_of(head)
+    inputs = [features, *([] if mask is None else [_mask_value(mask)])]
+    graph = ir.Graph(inputs, [], nodes=[], name=type(head).__name__, opset_imports={"": OPSET})
+    answer = _Writer(graph).write(head, *inputs)
     answer.name = output.name
     answer.type = ir.TensorType(ir.DataType.FLOAT)
     answer.shape = ir.Shape([BATCH, *output.row_shape])
@@ -61,7 +64,12 @@ def _is_ours(module: nn.Module, rank: int) -> bool:
         return rank == 1 and module.bias is not None
     if type(module) is nn.Sequential:
         return all(type(part) in (ChannelsFirst, MapHead) for part in module)
-    return type(module) in (MapHead, TokenHead)
+    return type(module) in (MapHead, TokenHead, MeanHead)
+
+
+def _mask_value(mask: MaskTensor) -> ir.Value:
+    kind = ir.DataType.from_numpy(np.dtype("float32" if mask.dtype == "float16" else mask.dtype))
+    return ir.Value(name=mask.name, type=ir.TensorType(kind), shape=ir.Shape([BATCH, *mask.row_shape]))
 
 
 class _Writer:
@@ -71,10 +79,10 @@ class _Writer:
         self._graph = graph
         self._count = 0
 
-    def write(self, module: nn.Module, x: ir.Value) -> ir.Value:
+    def write(self, module: nn.Module, x: ir.Value, *masks: ir.Value) -> ir.Value:
         """Appends what a module does to ``x`` and returns the result."""
         if isinstance(module, AnsweringHead):
-            logits = self.write(module.head, x)
+            logits = self.write(module.head, x, *masks)
             return self._add("Softmax", [logits], axis=-1) if module.probabilities else logits
         if isinstance(module, nn.Linear):
             return self._linear(module, x)
@@ -83,11 +91,27 @@ class _Writer:
         if isinstance(module, TokenHead):
             first = self._add("Gather", [x, self._constant(np.array(0, np.int64))], axis=1)
             return self._linear(module.fc, self._add("Tanh", [self._linear(module.pooler, first)]))
+        if isinstance(module, MeanHead):
+            return self._linear(module.fc, self._mean(module.mask, x, masks[0]))
         if isinstance(module, MapHead):
             return self._map_head(module, x)
         for part in module.children():
             x = self.write(part, x)
         return x
+
+    def _mean(self, mask: MaskTensor, x: ir.Value, values: ir.Value) -> ir.Value:
+        """Appends the mean of the tokens that a mask keeps, as ``MeanHead.reduce``."""
+        rows = self._add("Cast", [values], to=int(ir.DataType.FLOAT))
+        for _ in range(len(mask.row_shape) - 1):
+            rows = self._add("Gather", [rows, self._constant(np.array(0, np.int64))], axis=1)
+        over = self._add("Greater", [rows, self._constant(np.array(mask.limit, np.float32))])
+        over = self._add("Not", [over]) if mask.below else over
+        kept = self._add("Cast", [over], to=int(ir.DataType.FLOAT))
+        axis, last = self._constant(np.array([1], np.int64)), self._constant(np.array([-1], np.int64))
+        weighted = self._add("Mul", [x, self._add("Unsqueeze", [kept, last])])
+        total = self._add("ReduceSum", [weighted, axis], keepdims=0)
+        count = self._add("ReduceSum", [kept, axis], keepdims=1)
+        return self._add("Div", [total, self._add("Max", [count, self._constant(np.array(1, np.float32))])])
 
     def _map_head(self, head: MapHead, x: ir.Value) -> ir.Value:
         if head.pool > 1:

@@ -34,11 +34,13 @@ from export.folder.recipe import CONFIDENCE, RECIPE
 from export.folder.writing import command_note, head_file, head_name, open_run_model, run_of, save_part
 from export.from_torch.graphs import export_module
 from export.from_torch.head_graphs import write_head
+from export.from_torch.masks import find_mask
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
-from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read
+from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read, mask_of
 from export.nets.shipped_weights import WEIGHTS_FILE
+from export.nets.token_heads import POOLER, mask_example
 from export.nets.weights import head_state
 from export.precision.passes import apply_precision
 
@@ -97,7 +99,8 @@ def _build_imported_ladder(model: Model, cut: Cut, *, classes: int) -> tuple[nn.
     here, *later = [
         _channels_first(other) if is_last else other for other, is_last in zip(spec.cuts[index:], last, strict=True)
     ]
-    ladder = build_ladder(here, later, classes=classes, kind=kind)
+    mask = find_mask(model, cut) if len(cut.main.row_shape) == 2 and kind != POOLER else None
+    ladder = build_ladder(here, later, classes=classes, kind=kind, mask=mask)
     return tuple(nn.Sequential(ChannelsFirst(), head) for head in ladder) if last[0] else ladder
 
 
@@ -144,7 +147,8 @@ def add_heads(
 
     Args:
         model: the model; heads of other cuts stay.
-        heads: cut name -> torch module from the cut's main tensor (B, ...) to logits (B, classes).
+        heads: cut name -> torch module from the cut's main tensor (B, ...), and what else it carries where
+            ``export.features_read`` names some, to logits (B, classes, ...).
         inputs: digests of what the heads were trained from, for the manifest.
         preprocessing: of the images in training; ``None``: the model's stays.
         report: is called with a line on what is done.
@@ -255,7 +259,7 @@ def _finish_heads(
     model: Model, loaded: LoadedGraph, cuts: Mapping[str, Cut], outputs: Mapping[str, TensorSpec]
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
     """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
-    half = [tensor.name for cut in cuts.values() for tensor in cut.tensors if tensor.dtype == "float16"]
+    half = list(dict.fromkeys(spec.name for cut in cuts.values() for spec in cut.tensors if spec.dtype == "float16"))
     loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
     loaded = replace(loaded, sequence=model.spec.sequence)
     recipe = find_recipe(str(model.spec.settings.get(RECIPE) or find_task(model.spec.task).confidence))
@@ -269,8 +273,7 @@ def _finish_heads(
             loaded, said = make_small(loaded, said, str(form), f"{name}/{form}")
         decision = TensorSpec(name=confidence, dtype="float32", row_shape=())
         outline = PartOutline(
-            name=head_name(cut), available={tensor.name: tensor for tensor in cut.tensors},
-            outputs=[said, decision],
+            name=head_name(cut), available={spec.name: spec for spec in cut.tensors}, outputs=[said, decision],
             answers=(said.name,), confidence=confidence,
         )  # fmt: skip
         parts[name] = extract_part(loaded, outline)
@@ -295,7 +298,11 @@ def _check_answers(
     shapes = {}
     with torch.no_grad():
         for name, head in heads.items():
-            found = tuple(head(*map(_example, _read_by(head, cuts[name]).values())).shape)
+            mask = mask_of(head)
+            read = map(_example, _read_by(head, cuts[name]).values()) if mask is None else (
+                _example(cuts[name].main), mask_example(mask, 2)
+            )  # fmt: skip
+            found = tuple(head(*read).shape)
             shapes[name] = found[1:]
             small = found[1:] if form is None else SMALL_ANSWERS[str(form)].row_shape(found[1:])
             if small != answer.row_shape:

@@ -1,16 +1,19 @@
-"""Hugging Face: an image classifier in a folder, as ``save_pretrained`` writes it; nothing is fetched, no code run."""
+"""Hugging Face: a classifier in a folder, as ``save_pretrained`` writes it; nothing is fetched, no code is run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from artifacts import InputError, MissingExtraError, RunFolder, UsageError, file_digest, package_version
+from artifacts import InputError, RunFolder, UsageError, file_digest, package_version
 from export.folder.pipeline import ExportResult
+from export.from_torch.hugging_face_loading import load_classifier
+from export.from_torch.hugging_face_text import read_text_network
 from export.from_torch.modules import TorchNetwork, publish_network
 from export.options import ExportOptions
 from export.pixels.neighbours import HUGGING_FACE, read_object
@@ -19,13 +22,13 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 _KIND = "ForImageClassification"
+_TEXT_KIND = "ForSequenceClassification"
 _INPUT = "pixel_values"
 _UNNAMED = "LABEL_"  # how transformers names classes that nobody named
-_SHOWN = 4
 
 
 def export_hugging_face(run: RunFolder, options: ExportOptions, *, report: Callable[[str], None]) -> ExportResult:
-    """Exports the image classifier of ``hf:DIR``, or reuses what is there if its files are the same.
+    """Exports the classifier of images or texts of ``hf:DIR``, or reuses what is there if its files are the same.
 
     Raises:
         UsageError: there is no such folder, or no shape of its images.
@@ -35,12 +38,23 @@ def export_hugging_face(run: RunFolder, options: ExportOptions, *, report: Calla
     """
     folder = options.folder
     config = _read_config(folder)
+    if any(str(kind).endswith(_TEXT_KIND) for kind in config.get("architectures") or []):
+        network = read_text_network(folder, config, options, classes=_read_classes(config))
+        files = {**_digest_files(folder), "transformers": package_version("transformers") or ""}
+        if network.text is not None:
+            files["tokenizer"] = file_digest(network.text.tokenizer)
+        return publish_network(
+            run, replace(network, files=files, command=options.command(run)), options, report=report
+        )  # fmt: skip
+    for flag, value in (("--length", options.length), ("--tokenizer", options.tokenizer)):
+        if value is not None:
+            raise UsageError(f"{flag}: {options.source} takes images; omit the flag")
     shapes = dict(options.input_shapes)
     shape = shapes.pop(_INPUT, shapes.pop("", None)) or read_input_shape(folder, config)
     if shapes:
         raise UsageError(f"--input-shape {', '.join(shapes)}: {options.source} has one input, '{_INPUT}'")
     network = TorchNetwork(
-        module=_load_classifier(folder),
+        module=_Logits(load_classifier(folder, "AutoModelForImageClassification", "an image classifier")),
         examples=(torch.zeros(2, *shape),),
         input_names=[_INPUT],
         output_names=["logits"],
@@ -53,7 +67,7 @@ def export_hugging_face(run: RunFolder, options: ExportOptions, *, report: Calla
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
-    """Reads ``config.json`` and checks that the folder holds an image classifier."""
+    """Reads ``config.json`` and checks that the folder holds a classifier."""
     if not folder.is_dir():
         raise UsageError(
             f"hf:{folder}: there is no such folder, and nothing is fetched. Fetch it first: "
@@ -61,10 +75,11 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
         )
     config = read_object(folder / _CONFIG)
     kinds = config.get("architectures") or []
-    if not any(str(kind).endswith(_KIND) for kind in kinds):
+    if not any(str(kind).endswith((_KIND, _TEXT_KIND)) for kind in kinds):
         raise InputError(
-            f"{folder / _CONFIG} names {', '.join(map(str, kinds)) or 'no architecture'}; expected an image classifier "
-            f"(...{_KIND}). Other networks go in as ONNX: optimum-cli export onnx --model {folder} OUT"
+            f"{folder / _CONFIG} names {', '.join(map(str, kinds)) or 'no architecture'}; expected a classifier of "
+            f"images (...{_KIND}) or texts (...{_TEXT_KIND}). Other networks go in as ONNX: optimum-cli export onnx "
+            f"--model {folder} OUT"
         )
     if "auto_map" in config:
         raise InputError(
@@ -131,32 +146,3 @@ class _Logits(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         answer: Tensor = self.classifier(pixel_values=pixel_values).logits
         return answer
-
-
-def _load_classifier(folder: Path) -> nn.Module:
-    """Loads the network with all of its weights."""
-    try:
-        from transformers import AutoModelForImageClassification
-        from transformers.utils import logging
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("transformers", "hf") from error
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        classifier, found = AutoModelForImageClassification.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
-            output_loading_info=True,
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder} cannot be loaded as an image classifier: {error}") from error
-    wrong = [
-        f"{what} {', '.join(map(str, list(found[key])[:_SHOWN]))}"
-        for key, what in (("missing_keys", "it lacks"), ("mismatched_keys", "of another shape are"))
-        if found.get(key)
-    ]
-    if wrong:
-        raise InputError(
-            f"{folder / _WEIGHTS} does not hold the whole network: {'; '.join(wrong)}. transformers would draw these "
-            "at random"
-        )
-    return _Logits(classifier).eval()

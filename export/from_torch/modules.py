@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from artifacts import GraphError, RunFolder
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
-from export.folder.recipe import EXPORT_PREFIX, Provenance, SourceParity, graph_parameters, graph_recipe
+from export.folder.recipe import Provenance, SourceParity, graph_parameters, graph_recipe
+from export.folder.texts import EXPORT_PREFIX, TextSource
 from export.folder.writing import is_model_current
 from export.from_torch.graphs import export_module
 from export.graphs.files import graph_digest
@@ -66,6 +67,7 @@ class TorchNetwork:
         neighbours: folders whose files may say how it wants its images.
         files: name -> digest of all that it was made of; ``None``: its graph tells whether it is the same.
         command: the command line that exports it again; ``None``: there is none.
+        text: how it wants its texts; ``None``: it takes something else, or no tokenizer is known.
     """
 
     module: nn.Module
@@ -76,6 +78,7 @@ class TorchNetwork:
     neighbours: tuple[Path, ...] = ()
     files: Mapping[str, str] | None = None
     command: str | None = None
+    text: TextSource | None = None
 
 
 def publish_network(
@@ -108,11 +111,12 @@ def publish_network(
         report(f"{run.model} is up to date")
         return reuse_model(run)
     settled = settle_preprocessing(statements, loaded.inputs)
-    for note in settled.notes:
+    text = [] if network.text is None else [f"texts are {network.text.wanted.describe()}"]
+    for note in (*settled.notes, *text):
         report(note)
     loaded = replace(loaded, pixels=settled.preprocessing)
     recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
-    return publish_model(run, loaded, replace(recipe, classes=network.classes))
+    return publish_model(run, loaded, replace(recipe, classes=network.classes, text=network.text))
 
 
 def _describe_origin(

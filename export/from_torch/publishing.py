@@ -26,9 +26,9 @@ def rebuild_net(model: Model) -> MultiExitNet:
             f"{model.artifact.folder} was imported, so there is no torch net to train. Train its exit heads alone: "
             f"python -m calibration --train frozen --run {run_of(model).root}"
         )
-    settings = read_net_settings(model.spec.family, model.spec.settings, None)
+    settings = read_net_settings(model, None)
     file = model.artifact.path(WEIGHTS_FILE)
-    net, _ = build_net(settings, read_weights(file), where=str(file))
+    net, _, _ = build_net(settings, read_weights(file), where=str(file))
     return net
 
 
@@ -55,9 +55,9 @@ def publish_net(
         GraphError: the parts do not make the whole.
     """
     manifest, spec = model.artifact.manifest, model.spec
-    settings = read_net_settings(spec.family, spec.settings, preprocessing or spec.stated_preprocessing())
+    settings = read_net_settings(model, preprocessing or spec.stated_preprocessing())
     if confidence is not None:
-        settings = replace(settings, confidence=check_confidence(confidence, settings.family.task))
+        settings = replace(settings, confidence=check_confidence(confidence, settings.task))
     provenance = Provenance(
         inputs={**export_inputs(manifest), **inputs},
         parameters=manifest.parameters,
@@ -70,18 +70,18 @@ def publish_net(
 
 
 def make_recipe(
-    model: Model, *, preprocessing: Preprocessing, dataset: str, record: Mapping[str, Any]
+    model: Model, *, preprocessing: Preprocessing | None, dataset: str, record: Mapping[str, Any]
 ) -> Recipe:  # fmt: skip
     """Returns the recipe of weights that were trained for a family's model.
 
     Args:
         model: the model.
-        preprocessing: of the images in training.
+        preprocessing: of the images in training; ``None``: the network takes none.
         dataset: what they were trained on.
         record: ``training``, ``history`` and ``test_metric`` of ``Recipe``.
     """
     spec = model.spec
-    settings = read_net_settings(spec.family, spec.settings, preprocessing)
+    settings = read_net_settings(model, preprocessing)
     return Recipe(
         family=spec.family,
         options=settings.family.record(settings.config),
@@ -89,5 +89,7 @@ def make_recipe(
         head=settings.head,
         preprocessing=preprocessing,
         dataset=dataset,
+        task=None if spec.task == settings.family.task else spec.task,
+        classes=spec.classes,
         **record,
     )

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from artifacts import GraphError, Preprocessing, SequenceSpec, TensorSpec, UsageError, check_lengths, unknown_name
+from artifacts import (
+    GraphError,
+    Preprocessing,
+    SequenceSpec,
+    TensorSpec,
+    UsageError,
+    check_lengths,
+    name_token_inputs,
+    unknown_name,
+)
 from export.graphs.batch_axis import free_batch
 from export.graphs.files import symbolic_shape
 from export.graphs.normalising import normalise_model
@@ -47,7 +56,11 @@ class LoadedGraph:
 
 
 def load_graph(
-    path: Path, *, input_shapes: Mapping[str, tuple[int, ...]] | None = None, lengths: tuple[int, ...] = ()
+    path: Path,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    lengths: tuple[int, ...] = (),
+    length: int | None = None,
 ) -> LoadedGraph:
     """Loads an ONNX file.
 
@@ -59,6 +72,7 @@ def load_graph(
             the only input.
         lengths: the lengths that rows may have, ascending: the size of every axis that the file leaves open and
             ``input_shapes`` does not name. None: all rows have one shape.
+        length: of a row of tokens, where all inputs are such rows by their names and the file leaves that open.
 
     Raises:
         UsageError: no such file or input, a shape is missing or contradicts the file, or no axis is open for the
@@ -67,17 +81,22 @@ def load_graph(
         GraphError: the graph cannot be brought to the current opset, or an input has no batch axis.
     """
     model = normalise_model(read_model(path))
-    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path), lengths=lengths)
+    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path), lengths=lengths, length=length)
 
 
 def prepare_graph(
-    model: ir.Model, *, input_shapes: Mapping[str, tuple[int, ...]], where: str, lengths: tuple[int, ...] = ()
+    model: ir.Model,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    lengths: tuple[int, ...] = (),
+    length: int | None = None,
 ) -> LoadedGraph:
     """Gives every input a symbolic batch and a fixed row shape, and drops the shapes of everything else.
 
     Args:
         model: a normalised model; changed in place.
-        input_shapes, lengths: as in ``load_graph``.
+        input_shapes, lengths, length: as in ``load_graph``.
         where: the file, for messages.
     """
     graph = model.graph
@@ -91,7 +110,7 @@ def prepare_graph(
             "onnxruntime.quantization.quantize_static"
         )
     _open_axes(graph)
-    shapes = _name_shapes(graph, input_shapes)
+    shapes = {**_row_lengths(graph, length), **_name_shapes(graph, input_shapes)}
     if lengths:
         check_lengths(lengths)
     specs = tuple(_input_spec(value, shapes.get(value.name or ""), where, lengths) for value in graph.inputs)
@@ -144,6 +163,15 @@ def _name_shapes(graph: ir.Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict
         if name not in names:
             raise unknown_name("input", name, names)
     return found
+
+
+def _row_lengths(graph: ir.Graph, length: int | None) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of the rows of tokens that a graph leaves open, by input."""
+    names = [value.name or "" for value in graph.inputs]
+    if length is None or name_token_inputs(names) is None:
+        return {}
+    rows = [value for value in graph.inputs if value.shape is not None and len(value.shape) == 2]
+    return {value.name or "": (length,) for value in rows if value.shape and not isinstance(value.shape[1], int)}
 
 
 def _find_mask(specs: Sequence[TensorSpec], where: str) -> str:

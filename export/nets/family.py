@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from artifacts import UsageError
+from artifacts import TensorSpec, UsageError
 from export.nets.heads import build_head
-from export.nets.table import NetConfig
+from export.nets.table import HEADS, NetConfig
+
+INPUT = "input"
+"""The input of the families that take images."""
 
 
 class Backbone(nn.Module):
@@ -20,10 +24,10 @@ class Backbone(nn.Module):
         """Yields the blocks in order, each under the prefix of its parameters."""
         raise NotImplementedError
 
-    def forward_with_features(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward_with_features(self, *inputs: Any, **_: Any) -> tuple[dict[str, Tensor], Tensor]:
         """Returns (block name -> features after it, for every block; answer).
 
-        Further names are those of features that exit heads read besides those at their cut (``reads``).
+        Names that are none of the blocks' are tensors that every cut carries, and that heads may read.
         """
         raise NotImplementedError
 
@@ -31,9 +35,32 @@ class Backbone(nn.Module):
         """Returns this network's state dict for one of it, or of a relative whose weights it can start from."""
         return state
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Returns the answer."""
-        return self.forward_with_features(x)[1]
+        return self.forward_with_features(*inputs)[1]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NetWeights:
+    """Weights of others for a family, and what stands beside them.
+
+    Attributes:
+        file: of the tensors.
+        config: the family's options, as the weights want them.
+        adapt: (the file's tensors, those of the untrained network) -> (tensors under the network's own names, the names
+            of those that the file lacks and that stay as they were drawn).
+        classes: names of the classes, in the order of the answers; none where they are not known.
+    """
+
+    file: Path
+    config: Any
+    adapt: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
+    classes: tuple[str, ...] = ()
+
+
+def image_inputs(config: Any) -> tuple[TensorSpec, ...]:
+    """Returns the input of a family that takes images: float32 rows of the option ``input_shape``."""
+    return (TensorSpec(name=INPUT, dtype="float32", row_shape=tuple(config.input_shape)),)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +96,11 @@ class Family:
         title: names the network that options describe, for messages: ``ResNet-32``.
         build_head: builds the untrained exit head of a cut, as ``export.nets.heads.build_head``.
         task: what its answers mean.
+        inputs: what a network with these options takes.
+        head_kinds: the kinds of exit heads that it can have; the first is the default.
+        open_weights: finds the weights of others by what ``--weights`` names, given the options of now; returns
+            ``None`` where they are none that need more than being loaded.
+        reads_text: it takes tokens, so that a tokenizer belongs to it.
         fit_state: tells what a state dict is of, ``GraphError`` where it is not of this family; ``None``: the options
             alone say what the weights are of.
     """
@@ -79,6 +111,10 @@ class Family:
     title: Callable[[Any], str]
     build_head: Callable[..., nn.Module] = build_head
     task: str = "classification"
+    inputs: Callable[[Any], tuple[TensorSpec, ...]] = image_inputs
+    head_kinds: tuple[str, ...] = HEADS
+    open_weights: Callable[[Path, Any], NetWeights | None] | None = None
+    reads_text: bool = False
     fit_state: Callable[[Mapping[str, Tensor]], FittedState] | None = None
 
     def record(self, config: NetConfig) -> dict[str, str | int | float | bool]:
@@ -100,7 +136,7 @@ class Family:
         })  # fmt: skip
 
 
-def settle_options(family: Family, given: NetConfig, fitted: FittedState, *, where: str) -> NetConfig:
+def settle_options(family: Family, given: Any, fitted: FittedState, *, where: str) -> NetConfig:
     """Returns the options of the network that a state dict is of.
 
     Args:
@@ -112,7 +148,7 @@ def settle_options(family: Family, given: NetConfig, fitted: FittedState, *, whe
     Raises:
         UsageError: an option was given that the state dict contradicts.
     """
-    defaults = family.config()
+    defaults: Any = family.config()
     for name, found in fitted.options.items():
         wanted = getattr(given, name)
         if wanted not in (getattr(defaults, name), found):
@@ -137,7 +173,7 @@ def replace_options(config: Any, **values: Any) -> NetConfig:
     return replaced
 
 
-def check_image_options(config: NetConfig) -> None:
+def check_image_options(config: Any) -> None:
     """Raises ``UsageError`` for classes or images that no classifier of images can have."""
     if config.classes < 2:
         raise UsageError(f"--classes {config.classes}: a classifier needs at least 2")

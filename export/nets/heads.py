@@ -10,8 +10,8 @@ For feature maps (C, H, W) there are the two kinds of the PAME paper (ICS'22), a
              each time, then global average pooling and a linear layer: a cheap version of the rest of the backbone.
 ``simple``   one bottleneck at the given resolution, global average pooling, a linear layer.
 
-Feature vectors (F,) get a linear layer, token features (S, F) a tanh pooler over the first token and a linear layer
-(BERT's own head). The confidence is added to the exported graph (``export.confidence``).
+Feature vectors (F,) get a linear layer, token features (S, F) a head of ``export.nets.token_heads``. The confidence is
+added to the exported graph (``export.confidence``).
 
 A head begins with what has no parameters (pooling, the choice of a token). Frozen training keeps what comes out of
 that, which is small, and never the features themselves: ``reduce_features`` and ``answer_reduced`` are the two halves.
@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import Cut, GraphError, unknown_name
-from export.nets.table import HEADS
+from export.nets.table import HEAD_KINDS
+from export.nets.token_heads import POOLER, MaskTensor, MeanHead, TokenHead
 
-HEAD_KINDS = HEADS
 _NARROW = 64  # channels
 
 
@@ -95,29 +95,8 @@ class ChannelsFirst(nn.Module):
         return x.permute(0, 3, 1, 2)
 
 
-class TokenHead(nn.Module):
-    """A head for token features: (B, S, F) -> (B, classes) logits, from the first token."""
-
-    def __init__(self, features: int, classes: int) -> None:
-        super().__init__()
-        self.pooler = nn.Linear(features, features)
-        self.fc = nn.Linear(features, classes)
-
-    def reduce(self, x: Tensor) -> Tensor:
-        """Takes the first token."""
-        return x[:, 0]
-
-    def answer(self, reduced: Tensor) -> Tensor:
-        """Returns the logits for what ``reduce`` returned."""
-        answer: Tensor = self.fc(torch.tanh(self.pooler(reduced)))
-        return answer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.answer(self.reduce(x))
-
-
 class AnsweringHead(nn.Module):
-    """Brings the answers of a head into the terms of the network's own: features -> answer (B, K, ...) float32.
+    """Brings the answers of a head into the terms of the network's own: features (and mask) -> (B, K, ...) float32.
 
     The answer is the head's logits or, with ``probabilities``, their softmax.
     """
@@ -127,15 +106,23 @@ class AnsweringHead(nn.Module):
         self.head = head
         self.probabilities = probabilities
 
-    def forward(self, *features: Tensor) -> Tensor:
-        logits: Tensor = self.head(*(x.float() for x in features)).float()
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        read = (other.float() if other.dtype == torch.float16 else other for other in others)
+        logits: Tensor = self.head(x.float(), *read).float()
         return torch.softmax(logits, dim=1) if self.probabilities else logits
 
 
-def features_read(head: nn.Module) -> tuple[str, ...]:
-    """Returns the names of the features that a head reads besides those at its cut: earlier ones, of finer strides."""
+def mask_of(head: nn.Module) -> MaskTensor | None:
+    """Returns the mask that a head reads besides the features; ``None`` for most heads."""
     inner = head.head if isinstance(head, AnsweringHead) else head
-    return tuple(getattr(inner, "reads", ()))
+    return inner.mask if isinstance(inner, MeanHead) else None
+
+
+def features_read(head: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the tensors that a head reads besides the features at its cut: a mask, or features of
+    finer strides."""
+    inner = head.head if isinstance(head, AnsweringHead) else head
+    return (inner.mask.name,) if isinstance(inner, MeanHead) else tuple(getattr(inner, "reads", ()))
 
 
 def answer_features(head: nn.Module, features: Mapping[str, Tensor], name: str) -> Tensor:
@@ -147,15 +134,19 @@ def answer_features(head: nn.Module, features: Mapping[str, Tensor], name: str) 
 def reduce_features(head: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
     """Returns what is left of features (B, ...) behind the beginning of a head that has no parameters.
 
-    Heads of another make have no such beginning; the features are returned as they are. ``others`` are those that
-    ``features_read`` names; with them they become one row.
+    Heads of another make have no such beginning; the features are returned as they are. ``others`` are what
+    ``features_read`` names; features of finer strides become one row with those at the cut.
     """
+    if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
+        return reduce_features(head[1], head[0](x))
+    if isinstance(head, MeanHead):
+        if not others:
+            raise GraphError(f"an exit head reads the mask '{head.mask.name}', and none was given")
+        return head.reduce(x, others[0])
     if features_read(head):
         fused: Any = head
         packed: Tensor = fused.reduce(x, *others)
         return packed
-    if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
-        return reduce_features(head[1], head[0](x))
     return head.reduce(x) if isinstance(head, MapHead | TokenHead) else x
 
 
@@ -163,13 +154,16 @@ def answer_reduced(head: nn.Module, reduced: Tensor) -> Tensor:
     """Returns a head's logits for what ``reduce_features`` returned."""
     if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
         return answer_reduced(head[1], reduced)
+    if isinstance(head, MapHead | TokenHead | MeanHead):
+        return head.answer(reduced)
     own: Any = head
-    begins = isinstance(head, MapHead | TokenHead) or features_read(head)
-    answer: Tensor = own.answer(reduced) if begins else own(reduced)
+    answer: Tensor = own.answer(reduced) if features_read(head) else own(reduced)
     return answer
 
 
-def build_ladder(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> tuple[nn.Module, ...]:
+def build_ladder(
+    cut: Cut, later: Sequence[Cut], *, classes: int, kind: str, mask: MaskTensor | None = None
+) -> tuple[nn.Module, ...]:  # fmt: skip
     """Builds untrained exit heads for a cut, each cheaper than the one before it.
 
     The first is that of ``build_head``. For feature maps follow a single bottleneck behind the pooling to the
@@ -178,7 +172,7 @@ def build_ladder(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> 
 
     Args and errors: as ``build_head``.
     """
-    richest = build_head(cut, later, classes=classes, kind=kind)
+    richest = build_head(cut, later, classes=classes, kind=kind, mask=mask)
     shape = cut.main.row_shape
     if len(shape) != 3:
         return (richest,)
@@ -195,14 +189,18 @@ def build_ladder(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> 
     )
 
 
-def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn.Module:
+def build_head(
+    cut: Cut, later: Sequence[Cut], *, classes: int, kind: str, mask: MaskTensor | None = None
+) -> nn.Module:  # fmt: skip
     """Builds an untrained exit head for a cut.
 
     Args:
         cut: where the head sits.
         later: the cuts behind it; from their resolutions follows how far the features are from the last ones.
         classes: number of classes.
-        kind: ``pooled``, ``complex`` or ``simple``.
+        kind: one of ``HEAD_KINDS``; for token features anything but ``pooler`` is the mean of the tokens, where a mask
+            tells which they are.
+        mask: a tensor that the cut carries and that tells tokens from what fills a row up; ``None``: there is none.
 
     Raises:
         UsageError: no such kind.
@@ -214,7 +212,7 @@ def build_head(cut: Cut, later: Sequence[Cut], *, classes: int, kind: str) -> nn
     if len(shape) == 1:
         return nn.Linear(shape[0], classes)
     if len(shape) == 2:
-        return TokenHead(shape[1], classes)
+        return TokenHead(shape[1], classes) if kind == POOLER or mask is None else MeanHead(shape[1], classes, mask)
     if len(shape) != 3:
         raise GraphError(
             f"cut '{cut.name}' has rows of shape {shape}; there are exit heads for (F,), (S, F) and (C, H, W). "

@@ -27,6 +27,8 @@ class Recipe:
         training: the training's configuration, for the record.
         history: per epoch what was measured, for the record.
         test_metric: exit name (and that of the final head) -> metric on the test part.
+        task: what the answers mean; ``None``: what they mean in the family.
+        classes: names of the classes; none where they are not known.
     """
 
     family: str
@@ -38,6 +40,8 @@ class Recipe:
     training: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     test_metric: Mapping[str, float] = field(default_factory=dict)
+    task: str | None = None
+    classes: tuple[str, ...] = ()
 
 
 def pretrained_folder(name: str, *, root: Path | None = None) -> Path | None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Protocol
 
-from artifacts import MissingExtraError, UsageError, unknown_name
+from artifacts import MissingExtraError, unknown_name
 
 if TYPE_CHECKING:
     from export.nets.family import Family
 
 FAMILIES = {
+    "bert": "export.nets.bert",
     "mobilenetv2": "export.nets.mobilenetv2",
     "posenet": "export.nets.dense.posenet",
     "resnet": "export.nets.resnet",
@@ -22,7 +23,8 @@ FAMILIES = {
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
-_ANNOUNCED = ("bert",)
+TOKEN_HEAD_KINDS = ("mean", "pooler")  # of networks of tokens; the first is the default
+HEAD_KINDS = (*HEADS, *TOKEN_HEAD_KINDS)
 
 
 class NetConfig(Protocol):
@@ -32,23 +34,14 @@ class NetConfig(Protocol):
     def classes(self) -> int:
         """How many classes the network tells apart."""
 
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
-
 
 def find_family(name: str) -> Family:
     """Returns a family by its name, loading torch.
 
     Raises:
-        UsageError: there is no such family, or not yet.
+        UsageError: there is no such family.
         MissingExtraError: torch, or what else training needs, is not installed.
     """
-    if name in _ANNOUNCED:
-        raise UsageError(
-            f"the family '{name}' is not available yet; there are {', '.join(FAMILIES)} and any ONNX file: "
-            "python -m export path/to/model.onnx --segments"
-        )
     if name not in FAMILIES:
         raise unknown_name("family", name, FAMILIES)
     try:

@@ -122,7 +122,7 @@ def _check_no_source_flags(arguments: argparse.Namespace) -> None:
     """Refuses flags that mean something with a source only."""
     parser = argparse.ArgumentParser(add_help=False)
     _add_source_flags(parser)
-    without = {"data", "precision"}
+    without = {"data", "force", "precision"}
     for name, default in vars(parser.parse_args([])).items():
         if name not in without and getattr(arguments, name) != default:
             raise UsageError(
@@ -139,8 +139,14 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     if is_imported(run):
         result = plan_imported(run, config, say, command=command)
     else:
-        from planner.workflow.planning import ensure_plan  # not above: it loads onnx
+        from calibration import EngineChoice, ensure_trace  # not above: they load onnx
+        from planner.workflow.planning import ensure_plan
 
+        if arguments.force:  # which is about the network that a trace is made of, and a trace that is there is kept
+            ensure_trace(
+                run, EngineChoice(backend=config.backend, threads=config.threads), data=arguments.data,
+                risk=config.certify.risk, options=CalibrationOptions(report=say, command=command, force=True),
+            )  # fmt: skip
         result = ensure_plan(run, config, say, data=arguments.data, precision=arguments.precision, command=command)
     return show_result(result, run, to_stderr=arguments.json == "-")
 

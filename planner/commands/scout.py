@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError, RunFolder, UsageError, find_run, open_model, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
-from calibration import DATA_HELP, load_run_data
+from calibration import DATA_HELP, CalibrationOptions, load_run_data
 from export import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
 from planner.flags import FLAGS, add_flags, read_config
 from planner.scout.saving import WORTHWHILE, Saving
@@ -80,13 +80,14 @@ def scout(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any
     except ModuleNotFoundError as error:
         extra = "export" if export is None else export.extra
         raise MissingExtraError((error.name or "").partition(".")[0], extra) from error
-    with _open_network(arguments.run, export) as (run, model):
-        samples = load_run_data(run, arguments.data, report=say)
-        found = scout_network(run, model, samples, config, count=arguments.samples, report=say)
-    seconds = time.monotonic() - began
     asked = [*([] if export is None else [arguments.source, *export.flags()]),
              *([] if arguments.run is None else ["--run", str(arguments.run)]),
              *([] if arguments.data is None else ["--data", arguments.data])]  # fmt: skip
+    options = CalibrationOptions(report=say, command=f"python -m planner scout {shlex.join(asked)}", force=True)
+    with _open_network(arguments.run, export) as (run, model):
+        samples = load_run_data(run, arguments.data, report=say)
+        found = scout_network(run, model, samples, config, count=arguments.samples, options=options)
+    seconds = time.monotonic() - began
     print_scouted(found, source=shlex.join(asked), seconds=seconds)
     return {**to_plain(found), "source": arguments.source, "seconds": round(seconds, 1)}
 
@@ -127,11 +128,6 @@ def print_scouted(found: Scouted, *, source: str, seconds: float) -> None:
     full = f"{found.full_ms:.3f} ms"
     if found.full_metric is not None:
         full += f", right on {found.full_metric:.1%} (the most frequent class alone: {found.chance:.1%})"
-    if found.at_chance:
-        say(
-            "warning: the network is right no more often than the most frequent class alone would be. Look at the "
-            "labels, at the order of the classes, and at how the images are prepared (--preprocess)"
-        )
     print_table(
         f"{found.model}: linear probes on {found.samples} samples of {found.data}, judged on held-out halves; full "
         f"network in batches of {found.batch_size} on {found.engine} with {found.threads} threads: {full}",
@@ -149,9 +145,9 @@ def print_scouted(found: Scouted, *, source: str, seconds: float) -> None:
         ],
     )  # fmt: skip
     print(
-        "\nat least: thresholds tuned on one half of the samples pass the certificate's test on the other, at 95 %; "
-        "less a limit of\nthe mean and what heads may cost. at most: every sample leaves at the first cut whose probe "
-        "answers as well as the network.\n"
+        "\nat least: thresholds tuned on one half of the samples pass the certificate's test on the other, and would "
+        "with as few\nsamples as planning tests on; less a limit of the mean and what heads may cost. at most: every "
+        "sample leaves at\nthe first cut whose probe answers as well as the network.\n"
         f"verdict: {_VERDICTS[found.verdict].format(source=source, worthwhile=WORTHWHILE)} ({seconds:.0f} s)"
     )
 

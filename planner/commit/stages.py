@@ -180,8 +180,10 @@ def assemble_bundle(
             name=model.spec.name, task=model.spec.task, backend=plan.backend, threads=plan.threads,
             max_batch_size=plan.batch_size, inputs=model.spec.full.inputs, outputs=_answers(model.spec.full),
             stages=tuple(specs), plan=plan, settings=model.spec.settings,
-            preprocessing=model.spec.stated_preprocessing(), sequence=model.spec.sequence,
+            preprocessing=model.spec.stated_preprocessing(), text=model.spec.text, sequence=model.spec.sequence,
         )  # fmt: skip
+        if bundle.text is not None:
+            shutil.copyfile(model.artifact.path(bundle.text.tokenizer), staging / bundle.text.tokenizer)
         write_json(staging / BUNDLE_JSON, bundle)
         write_json(staging / EXIT_PLAN_JSON, plan)
 

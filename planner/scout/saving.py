@@ -2,11 +2,12 @@
 
 *At least.* Thresholds are tuned on one half of the samples and judged on the other, then the other way round, so that
 every sample is judged once. They are tuned to lose half of the tolerance, a quarter of it, nothing; the boldest counts
-whose judged answers pass the very test that certifies plans, at 95 %: most samples leave no doubt about a large
-tolerance only, and where none passes, nothing is promised. From the
-mean latency of the judged samples come off a one-sided 95 % limit, and what the heads and gathers of a plan may cost at
-most: the stay allowance, by which the planner refuses dearer ones. Nor is anything promised where the data has too few
-samples to certify the tolerance.
+whose judged answers pass the very test that certifies plans, at 95 %, and would pass it too on as few samples as the
+planner will certify with, half of those that calibrate: of sets of that size that are drawn from the judged samples,
+nine in ten must pass. With few of them only plans that lose next to nothing can be certified, whatever the tolerance;
+where none is left, nothing is promised. From the mean latency of the judged samples come off a one-sided 95 % limit,
+and what the heads and gathers of a plan may cost at most: the stay allowance, by which the planner refuses dearer ones.
+Nor is anything promised where the data has too few samples to certify the tolerance.
 
 *At most.* The oracle of the probes: every sample leaves at the first cut whose probe answers as well as the full
 network, whatever its confidence, at no cost of heads and gathers; as much of the metric as the tolerance allows is lost
@@ -35,6 +36,7 @@ WORTHWHILE = 0.05
 _LIMIT, _DOUBT = 1.645, 0.05  # standard errors of a one-sided 95 %, and what is left
 _SPENT = (0.5, 0.25, 0.0)  # of the tolerance, on the samples that are tuned on
 _MOST_EXITS = 2
+_REDRAWN, _MOSTLY = 100, 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,8 @@ def estimate_savings(
     found = []
     for tolerance in tolerances:
         certifiable = None if delta is None else calibrating // 2 >= least_samples(tolerance=tolerance, delta=delta)
-        at_least, lost = _promise(trace, halves, costs, tolerance)
+        certificate = None if delta is None else (delta, calibrating // 2)
+        at_least, lost = _promise(trace, halves, costs, tolerance, certificate)
         at_least = 0.0 if certifiable is False else at_least
         at_most = max(at_least, _hope(trace, costs, tolerance))
         found.append(
@@ -86,8 +89,15 @@ def estimate_savings(
     return tuple(found)
 
 
-def _promise(trace: Trace, halves: np.ndarray, costs: NetworkCosts, tolerance: float) -> tuple[float, float]:
-    """Returns what is saved at least, and what is lost on the judged samples."""
+def _promise(
+    trace: Trace, halves: np.ndarray, costs: NetworkCosts, tolerance: float, certificate: tuple[float, int] | None
+) -> tuple[float, float]:
+    """Returns what is saved at least, and what is lost on the judged samples.
+
+    Args:
+        trace, halves, costs, tolerance: as for ``estimate_savings``.
+        certificate: its delta, and how many samples it will be tested on; ``None``: none is asked for.
+    """
     full = trace.metric[-1]
     test = RiskTest(name="paired-exact", risk="metric", delta=_DOUBT)
     if not trace.labelled:
@@ -97,11 +107,25 @@ def _promise(trace: Trace, halves: np.ndarray, costs: NetworkCosts, tolerance: f
         latency, metric = _judge(trace, halves, costs, spent * tolerance)
         if full.any():
             lost = test.observe(full, metric)
-        if full.any() and test.p_value(full, metric, tolerance=tolerance) <= _DOUBT:
+        if not full.any() or test.p_value(full, metric, tolerance=tolerance) > _DOUBT:
+            continue
+        if certificate is None or _would_certify(test, full, metric, tolerance, certificate):
             allowance = SlowBatchRule().stay_allowance or 0.0
             slowest = float(latency.mean()) + _LIMIT * _error_of(latency) + allowance * costs.full_ms
             return max(0.0, 1 - slowest / costs.full_ms), lost
     return 0.0, lost
+
+
+def _would_certify(
+    test: RiskTest, full: np.ndarray, metric: np.ndarray, tolerance: float, certificate: tuple[float, int]
+) -> bool:
+    """Tells whether sets of samples of the certificate's size, drawn from the judged ones, mostly pass its test."""
+    delta, size = certificate
+    random, passed = np.random.default_rng(0), 0
+    for _ in range(_REDRAWN):
+        drawn = random.integers(0, len(full), size)
+        passed += bool(full[drawn].any()) and test.p_value(full[drawn], metric[drawn], tolerance=tolerance) <= delta
+    return passed >= _MOSTLY * _REDRAWN
 
 
 def _judge(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from artifacts import Cut, GraphError, InferenceTimeMatrix, InputError, Model, RunFolder, Trace
 from artifacts.console import track
-from calibration import EngineChoice, Samples, SegmentRunner
+from calibration import CalibrationOptions, EngineChoice, Samples, SegmentRunner, ask_network
 from planner.config import PlanConfig, TimingConfig, batch_sizes_up_to
 from planner.measure.timing import EngineSettings, model_graphs, time_graphs
 from planner.predict.costs import NetworkCosts, gather_row, head_row, segment_row
@@ -76,13 +76,6 @@ class Scouted:
     savings: tuple[Saving, ...]
     verdict: str
 
-    @property
-    def at_chance(self) -> bool:
-        """Is the full network no better than the most frequent class alone, as far as so many samples can tell?"""
-        if self.full_metric is None or self.chance is None:
-            return False
-        return self.full_metric <= self.chance + 2 * float(np.sqrt(self.chance * (1 - self.chance) / self.samples))
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Reading:
@@ -122,7 +115,7 @@ def scout_network(
     config: PlanConfig,
     *,
     count: int,
-    report: Callable[[str], None] = lambda _: None,
+    options: CalibrationOptions,
 ) -> Scouted:
     """Times the cuts of a network, probes them and works out what exits would save.
 
@@ -132,12 +125,13 @@ def scout_network(
         samples: the calibrate part is drawn from, then the train part; the test part is left alone.
         config: backend, threads, batch size, and how the tolerance would be certified.
         count: how many samples to probe with, at most; fewer where reading and running them would take too long.
-        report: receives lines about the progress.
+        options: receives lines about the progress; with ``force`` a network that is no good is a warning.
 
     Raises:
-        GraphError: the network has no cuts, or its answer is not a choice among classes.
-        InputError: there are too few samples.
+        GraphError: the network has no cuts, its answer is not a choice among classes, or depends on other rows.
+        InputError: there are too few samples, or the network is no good on them.
     """
+    report = options.report
     check_scoutable(model)
     pace = measure_pace(model, samples, config)
     drawn = draw_samples(samples, _fitting_count(count, pace), seed=config.certify.seed)
@@ -149,7 +143,10 @@ def scout_network(
     cuts = choose_cuts(model, itm)
     expected = None if pace is None else pace.passing_s(len(drawn))
     report(f"probing {len(cuts)} of {segments - 1} cuts with {len(drawn)} samples of {samples.name}{_expect(expected)}")
-    reading = _read_samples(run, model, samples, drawn, cuts, config)
+    engine = EngineChoice(backend=config.backend, threads=config.threads)
+    with SegmentRunner(model, run.engines, engine, rows=_ROWS, with_heads=False) as runner:
+        ask_network(model, runner, samples, options.task_of(model), rows=_ROWS, options=options)
+        reading = _read_samples(runner, samples, drawn, cuts, seed=config.certify.seed)
     costs = NetworkCosts(itm=itm, cuts=tuple(cut.name for cut in model.spec.cuts), batch_size=config.batch_size)
     return _conclude(model, samples, config, costs, reading)
 
@@ -224,29 +221,27 @@ def choose_cuts(model: Model, itm: InferenceTimeMatrix) -> tuple[Cut, ...]:
 
 
 def _read_samples(
-    run: RunFolder, model: Model, samples: Samples, drawn: np.ndarray, cuts: Sequence[Cut], config: PlanConfig
+    runner: SegmentRunner, samples: Samples, drawn: np.ndarray, cuts: Sequence[Cut], *, seed: int
 ) -> Reading:
     """Runs samples through the segments and keeps what probes read of them."""
-    engine = EngineChoice(backend=config.backend, threads=config.threads)
     features: dict[str, list[np.ndarray]] = {cut.name: [] for cut in cuts}
     answers, labels = [], []
-    with SegmentRunner(model, run.engines, engine, rows=_ROWS, with_heads=False) as runner:
-        for start in track(range(0, len(drawn), _ROWS), description="probing", total=-(-len(drawn) // _ROWS)):
-            chunk = drawn[start : start + _ROWS]
-            count = runner.run(samples.inputs(chunk))
-            found = runner.features(count, features)
-            for name, pooled in features.items():
-                pooled.append(pool_features(found[name]))
-            answers.append(runner.answers(count)[-1][0][0])
-            if samples.labelled:
-                labels.append(samples.targets(chunk))
+    for start in track(range(0, len(drawn), _ROWS), description="probing", total=-(-len(drawn) // _ROWS)):
+        chunk = drawn[start : start + _ROWS]
+        count = runner.run(samples.inputs(chunk))
+        found = runner.features(count, features)
+        for name, pooled in features.items():
+            pooled.append(pool_features(found[name]))
+        answers.append(runner.answers(count)[-1][0][0])
+        if samples.labelled:
+            labels.append(samples.targets(chunk))
     said = np.concatenate(answers)
     right = np.concatenate(labels) if labels else None
     return Reading(
         features={name: np.concatenate(pooled) for name, pooled in features.items()},
         answers=said,
         labels=right,
-        halves=split_evenly(said.argmax(axis=1) if right is None else right, seed=config.certify.seed),
+        halves=split_evenly(said.argmax(axis=1) if right is None else right, seed=seed),
     )
 
 

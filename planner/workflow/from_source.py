@@ -32,8 +32,10 @@ from calibration import (
     EngineChoice,
     FrozenConfig,
     JointConfig,
+    PartShare,
     Samples,
     check_labels,
+    check_source,
     is_trace_current,
     load_run_data,
     missing_heads,
@@ -42,7 +44,7 @@ from calibration import (
     trace_model,
     train_missing,
 )
-from export import ExportOptions, export_model
+from export import ExportOptions, export_model, read_statement
 from planner.config import PlanConfig
 from planner.measure.timing import ensure_itm, is_itm_current
 from planner.workflow.inputs import PlanningInputs
@@ -90,6 +92,7 @@ def plan_network(
         data=data,
     )
     check_same_source(job.run, export)
+    _check_wishes(job)
     _say_changes(job)
     try:
         return job.plan()
@@ -114,6 +117,26 @@ def check_same_source(run: RunFolder, export: ExportOptions) -> None:
         raise UsageError(
             f"{run.root} holds the network {there}, not {wanted}. Name a run of its own with --name NAME or --run DIR, "
             f"or remove {run.root}"
+        )
+
+
+def _check_wishes(job: _Job) -> None:
+    """Refuses what would fail only after the first steps.
+
+    Raises:
+        UsageError: ``--preprocess`` or ``--parts`` says nothing known, or the training does not fit the network.
+        InputError: there is no such data.
+    """
+    check_source(job.data)
+    if job.options.parts is not None:
+        PartShare.parse(job.options.parts)
+    if job.export.preprocess is not None:
+        read_statement(job.export.preprocess)
+    if isinstance(job.training, JointConfig) and job.export.input == "uint8":
+        raise UsageError(
+            "--train joint works on floats, and --input uint8 makes a network that takes bytes. Train without --input "
+            "uint8, and export the trained weights with it: python -m export FAMILY --weights "
+            f"{job.run.training / 'weights' / 'weights.safetensors'} --input uint8"
         )
 
 
@@ -196,7 +219,8 @@ class _Job:
         available, joint = len(self.samples.indices_of("train")), isinstance(self.training, JointConfig)
         count = min(available, self.training.samples or available)
         if isinstance(self.training, JointConfig):
-            self.say(2, f"network and exit heads together, {self.training.epochs} epochs of {count} samples; "
+            epochs = self.training.fit(self.model.spec.full.inputs).epochs
+            self.say(2, f"network and exit heads together, {epochs} epochs of {count} samples; "
                      "how long is known after the first")  # fmt: skip
             return retrain_jointly(self.run, self.samples, self.training, self.engine, options=self.options)
         missing = missing_heads(self.model.spec)

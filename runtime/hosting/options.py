@@ -82,7 +82,13 @@ def read_costs(spec: BundleSpec, covers: Sequence[Covers], *, overhead_ms: float
 
     Raises:
         SchemaError: a time is 0 or not a number.
+        UsageError: rows of the bundle have several lengths, which do not share stages yet.
     """
+    if spec.lengths:
+        raise UsageError(
+            f"bundle '{spec.name}' takes rows of the lengths {list(spec.lengths)}, which cannot be served one by one "
+            "yet; answer batches with Runtime.run, or export the network with one length"
+        )
     reaching, staying = 1.0, []
     for planned in spec.plan.exits:
         left = max(0.0, reaching - planned.leaving_share)

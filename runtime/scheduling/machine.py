@@ -180,10 +180,11 @@ class Scheduler:
         self._run = None
         done: list[Done] = []
         onward = run.stage + 1
+        append = self._queues[min(onward, self._last)].append
         for place, row in enumerate(rows):
             ticket = row.ticket
             if place not in leaving:
-                self._queues[onward].append(row)
+                append(row)
                 if ticket.open:
                     ticket.waiting[onward] += 1
             elif ticket.open:

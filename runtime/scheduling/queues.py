@@ -71,7 +71,7 @@ class StageQueue:
     def earliest(self) -> float:
         """When the first of its rows is due; of an empty queue: never asked."""
         if self._earliest is None:
-            self._earliest = min(row.due for row in self._rows())
+            self._earliest = min(self._rows()).due
         return self._earliest
 
     def append(self, row: Row) -> None:

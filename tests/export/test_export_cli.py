@@ -63,7 +63,7 @@ def test_without_segments_the_whole_network_alone(
     ("arguments", "code", "message"),
     [
         (["resnext"], 2, "Did you mean 'resnet'"),
-        (["bert", "--segments"], 2, "not available yet"),
+        (["bert", "--segments"], 2, "no weights are shipped for BERT 6 x 384"),
         (["absent.onnx"], 2, "no such file"),
         (["resnet", "--depth", "33"], 2, "no ResNet of depth 33"),
         (["resnet", "--depth", "44"], 2, "--weights random"),

@@ -36,7 +36,8 @@ class MobileNetTrunk(nn.Module):
         self.features = nn.Sequential(*list(build_features(channels))[:-1])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return run_blocks(self.features, x)[0]
+        wanted = {*SHARED, *_block_names()}
+        return {name: value for name, value in run_blocks(self.features, x)[0].items() if name in wanted}
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """Yields the blocks behind which exits are worth while: an earlier answer would know too little."""

@@ -133,6 +133,8 @@ def test_a_share_of_a_part_becomes_another(tmp_path: Path) -> None:
     for wrong in ("calibrate", "calibrate=test", "calibrate=test:2", "calibrate=calibrate:0.5", "x=test:0.5"):
         with pytest.raises(UsageError, match=f"--parts {wrong}"):
             PartShare.parse(wrong)
+    with pytest.raises(UsageError, match="unknown part of the data 'tests'. Did you mean 'test'.*Known: .*calibrate"):
+        PartShare.parse("calibrate=tests:0.5")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ NETS = {
     "resnet": (ResNetConfig(depth=20, shortcut="padding", input_shape=(3, 12, 12)), 4),
     "vgg16": (VGGConfig(width=4, input_shape=(1, 28, 28)), 5),
     "mobilenetv2": (MobileNetConfig(width=10, style="cifar", classes=5, input_shape=(3, 16, 16)), 8),
-    "segmentation": (SegmentationConfig(classes=3, input_shape=(3, 32, 64)), 2),
-    "segmentation resnet18": (SegmentationConfig(trunk="resnet18", classes=3, input_shape=(3, 32, 64)), 4),
-    "posenet resnet18": (PoseConfig(trunk="resnet18", classes=2, input_shape=(3, 32, 64)), 4),
+    "segmentation": (SegmentationConfig(classes=3, input_shape=(3, 32, 64)), 4),
+    "segmentation resnet18": (SegmentationConfig(trunk="resnet18", classes=3, input_shape=(3, 32, 32)), 7),
+    "posenet resnet18": (PoseConfig(trunk="resnet18", classes=2, input_shape=(3, 32, 32)), 7),
 }
 
 

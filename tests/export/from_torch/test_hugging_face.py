@@ -101,7 +101,7 @@ def test_a_folder_that_cannot_be_used_is_refused_with_the_reason(folder: Path, t
     change_json(folder / "config.json", auto_map={"AutoModel": "mine.Net"}, image_size=16)
     refuse(InputError, "code of its own")
     change_json(folder / "config.json", auto_map=None, architectures=["BertModel"])
-    refuse(InputError, "names BertModel; expected an image classifier")
+    refuse(InputError, "names BertModel; expected a classifier of images")
     change_json(folder / "config.json", architectures=["ResNetForImageClassification"], hidden_sizes=[4, 8])
     refuse(InputError, "does not hold the whole network|cannot be loaded")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from artifacts import GraphError, UsageError
+from artifacts import Cut, GraphError, TensorSpec, UsageError
 from export.nets.dense import posenet, segmentation
 from export.nets.dense.trunks import shared_before, stride_of
-from export.nets.family import Family
+from export.nets.family import Family, image_inputs
 from export.nets.heads import features_read
 from export.nets.mobilenet import build_features
 from export.nets.multi_exit import MultiExitNet, backbone_cuts
@@ -20,7 +20,7 @@ SIZE = (3, 32, 64)
 def build(family: Family, trunk: str) -> MultiExitNet:
     torch.manual_seed(0)
     backbone = family.build(family.config(trunk=trunk, classes=5, input_shape=SIZE))
-    cuts = backbone_cuts(backbone, SIZE)
+    cuts = backbone_cuts(backbone, image_inputs(family.config(input_shape=SIZE)))
     heads = {cut.name: family.build_head(cut, (), classes=5, kind="pooled") for cut in cuts[:-1]}
     return MultiExitNet(backbone, heads).eval()
 
@@ -73,5 +73,5 @@ def test_options_are_checked() -> None:
     with pytest.raises(UsageError, match="one byte per pixel"):
         segmentation.SegmentationConfig(classes=256)
     with pytest.raises(UsageError, match="leave the flag out"):
-        segmentation.build_exit(backbone_cuts(build(segmentation.FAMILY, "resnet18").backbone, SIZE)[0], (),
-                                classes=5, kind="simple")  # fmt: skip
+        cut = Cut(name="layer1.0", main=TensorSpec(name="layer1.0", dtype="float32", row_shape=(64, 8, 16)))
+        segmentation.build_exit(cut, (), classes=5, kind="simple")

@@ -59,10 +59,23 @@ def test_nothing_is_promised_that_cannot_be_certified() -> None:
     trace, costs = make_trace(2, exits=4, samples=400), bare_costs(2, exits=4)
     free, *_ = estimate_savings(trace, halves_of(trace), costs, tolerances=(0.2,))
     few, *_ = estimate_savings(trace, halves_of(trace), costs, tolerances=(0.2,), delta=0.05, calibrating=20)
-    enough, *_ = estimate_savings(trace, halves_of(trace), costs, tolerances=(0.2,), delta=0.05, calibrating=40)
+    enough, *_ = estimate_savings(trace, halves_of(trace), costs, tolerances=(0.2,), delta=0.05, calibrating=4000)
     assert (free.certifiable, few.certifiable, enough.certifiable) == (None, False, True)
     assert free.at_least == enough.at_least > 0 == few.at_least
     assert few.at_most == free.at_most
+
+
+def test_what_few_samples_could_hardly_certify_is_not_promised() -> None:
+    """With twenty samples to test on, a tolerance of 0.2 is certified if at most one of them is lost."""
+    trace, costs = make_trace(2, exits=4, samples=400), bare_costs(2, exits=4)
+    promised = [
+        estimate_savings(trace, halves_of(trace), costs, tolerances=(0.2,), delta=0.05, calibrating=calibrating)[0]
+        for calibrating in (40, 200, 4000)
+    ]
+    assert all(saving.certifiable for saving in promised)
+    at_least = [saving.at_least for saving in promised]
+    assert at_least == sorted(at_least)
+    assert at_least[0] < at_least[-1]
 
 
 def test_probes_that_know_nothing_promise_nothing() -> None:

@@ -160,6 +160,11 @@ def test_another_preprocessing_is_advised_for_the_same_command(place: Path, caps
         (["--every", "2"], "--every goes with a network to start from"),
         (["dense.onnx", "--backbone-epochs", "1"], "--backbone-epochs goes with --train joint"),
         (["dense.onnx", "--name", "a/b"], "a plain name"),
+        (["dense.onnx", "--data", "data.npz", "--preprocess", "imagnet"], "Did you mean 'imagenet'"),
+        (["dense.onnx", "--data", "data.npz", "--preprocess", "no/such.json"], "there is no such file"),
+        (["dense.onnx", "--data", "data.npz", "--parts", "calibrate=tests:0.5"], "Did you mean 'test'"),
+        (["dense.onnx", "--data", "absent:Samples"], "No module named 'absent'"),
+        (["resnet", "--data", "data.npz", "--train", "joint", "--input", "uint8"], "--train joint works on floats"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(
@@ -172,6 +177,27 @@ def test_what_cannot_be_is_refused_before_any_work(
     assert code == 2
     assert message in capsys.readouterr().err
     assert not (place / "runs").exists()
+
+
+def test_data_that_is_not_there_is_refused_before_any_work(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dense.onnx", "--data", "imags", *QUICK]) == 1
+    assert "--data imags: there is nothing of that name" in capsys.readouterr().err
+    assert not (place / "runs").exists()
+
+
+def test_a_run_is_planned_with_force_where_its_network_is_at_chance(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from export import ExportOptions, export_model
+
+    with np.load(place / "data.npz") as data:
+        np.savez(place / "wrong.npz", images=data["images"], labels=np.roll(data["labels"], 1))
+    export_model(RunFolder(root=place / "runs" / "dense"), ExportOptions(source="dense.onnx"))
+    words = ["--run", "runs/dense", "--data", "wrong.npz", *QUICK[:8], "--tolerance", "0.5"]
+    assert main(words) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main([*words, "--force"]) == 0
+    assert "warning: the network itself" in capsys.readouterr().err
 
 
 def test_a_risk_that_needs_labels_is_refused_before_training(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
