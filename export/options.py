@@ -80,10 +80,10 @@ class ExportOptions:
     task: str | None = None
 
     def __post_init__(self) -> None:
-        if self.confidence is not None and is_import(self.source):
-            raise UsageError(f"--confidence {self.confidence} is for the families; {self.source} has its task's")
         if self.answers is not None and self.answers not in ANSWERS:
             raise unknown_name("form of answers (--answers)", self.answers, ANSWERS)
+        if is_import(self.source):
+            self._refuse_dense()
         if self.input_shapes and not is_import(self.source):
             raise UsageError(
                 f"--input-shape NAME:... is for ONNX files; for the family '{self.source}' say --input-shape 1,28,28"
@@ -123,6 +123,18 @@ class ExportOptions:
                     f"--lengths: {self.source} is exported with rows of one shape. Export an ONNX file whose sequence "
                     "axis is dynamic, or leave --lengths out"
                 )
+
+    def _refuse_dense(self) -> None:
+        """Refuses what only families can be asked for."""
+        if self.confidence is not None:
+            raise UsageError(f"--confidence {self.confidence} is for the families; {self.source} has its task's")
+        if self.answers is not None:
+            raise UsageError(f"--answers {self.answers} is for the families; {self.source} answers as it is written")
+        if self.task in ANSWERS.values():
+            raise UsageError(
+                f"--task {self.task}: exit heads with dense answers are for the families "
+                f"(python -m export segmentation, posenet); {self.source} can have heads for one answer per row only"
+            )
 
     @property
     def is_file(self) -> bool:
