@@ -53,7 +53,7 @@ test: $(VENV)/engines  ## all tests but those of test-engines and test-soak
 test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
 	$(BIN)/python -m pytest -m engines
 
-test-soak: $(VENV)/dev ## random sequences of events for the scheduler, 100,000 of them
+test-soak: $(VENV)/dev ## long ones: 100,000 random sequences of events for the scheduler; poses from a network to a bundle
 	$(BIN)/python -m pytest -n 0 -m soak
 
 check: $(VENV)/dev     ## linters, types, architecture

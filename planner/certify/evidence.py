@@ -49,7 +49,7 @@ def check_evidence(trace: Trace, risk: str) -> None:
         raise InputError(
             f"--risk {risk} needs the pixels of every class, and the trace holds none: it is for the task segmentation"
         )
-    if risk in SET_METRICS and (trace.predictions is None or trace.labels is None):
+    if risk in set(SET_METRICS) - set(COUNTED_METRICS) and (trace.predictions is None or trace.labels is None):
         raise InputError(
             f"--risk {risk} needs the class that every exit answers, and the trace holds none: collect it again "
             "(remove its folder first), or import one with predictions and labels"

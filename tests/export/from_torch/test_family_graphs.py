@@ -27,7 +27,9 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak if name == "segmentation" else ()) for name in NETS]
+)
 def test_a_familys_graphs_answer_as_torch_does(name: str, tmp_path: Path) -> None:
     net, every = NETS[name]
     options = ExportOptions(source=name.partition(" ")[0], net=net, weights="random", every=every)

@@ -57,7 +57,13 @@ def write_figures(folder: Path) -> list[str]:
     return ["posenet", "--input-shape", "3,32,32", "--answers", "keypoints"]
 
 
-@pytest.fixture(scope="module", params=[write_scenes, write_figures], ids=["segmentation", "pose"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(write_scenes, id="segmentation"),
+        pytest.param(write_figures, id="pose", marks=pytest.mark.soak),
+    ],
+)
 def planned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run of a dense family, trained a little and planned."""
     root = tmp_path_factory.mktemp("dense")
@@ -146,6 +152,7 @@ def test_miou_is_tested_by_the_bootstrap(planned: RunFolder, capsys: pytest.Capt
         assert "the trace holds none: it is for the task segmentation" in said.err
 
 
+@pytest.mark.soak
 def test_heads_are_trained_on_a_frozen_backbone(tmp_path: Path) -> None:
     words, place = write_scenes(tmp_path / "data"), ["--run", str(tmp_path / "run")]
     assert export([*words, "--segments", "--every", "3", "--weights", "random", *place]) == 0
