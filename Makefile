@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo demo-text demo-vgg test test-engines test-soak check format rehearse-gpu pack-gpu clean
+.PHONY: demo demo-segmentation demo-pose demo-text demo-vgg test test-engines test-soak check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -15,6 +15,24 @@ demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibr
 	$(BIN)/python -m planner --run runs/resnet --tolerance 0.01
 	$(BIN)/python -m runtime.bench --run runs/resnet --plot runs/resnet/bench.png --json runs/resnet/bench.json
 	$(BIN)/python -m planner report --run runs/resnet
+
+demo-segmentation: $(VENV)/dev  ## segmentation of composed scenes, from nothing to a measured bundle
+	$(BIN)/python examples/composed_scenes.py runs/scenes-data --count 700
+	$(BIN)/python -m export segmentation --segments --name scenes --classes 6 --input-shape 3,96,128 --weights random --answers classes
+	$(BIN)/python -m calibration scenes --data runs/scenes-data --train joint --epochs 6 --backbone-epochs 0 --train-batch-size 16 \
+		--learning-rate 0.05 --distillation 0 --augment crop-mirror
+	$(BIN)/python -m planner --run runs/scenes --tolerance 0.02 --certify none --batch-size 8
+	$(BIN)/python -m runtime.bench --run runs/scenes --json runs/scenes/bench.json
+	$(BIN)/python -m planner report --run runs/scenes
+
+demo-pose: $(VENV)/dev  ## poses of composed figures, from nothing to a measured bundle
+	$(BIN)/python examples/composed_figures.py runs/figures-data --count 3000
+	$(BIN)/python -m export posenet --segments --name figures --input-shape 3,64,64 --weights random --answers keypoints
+	$(BIN)/python -m calibration figures --data runs/figures-data --train joint --epochs 8 --backbone-epochs 0 --train-batch-size 32 \
+		--learning-rate 0.05 --distillation 0 --augment crop-mirror
+	$(BIN)/python -m planner --run runs/figures --tolerance 0.02 --certify none --batch-size 32
+	$(BIN)/python -m runtime.bench --run runs/figures --json runs/figures/bench.json
+	$(BIN)/python -m planner report --run runs/figures
 
 demo-vgg: $(VENV)/dev  ## the same with a narrow VGG-16
 	$(BIN)/python -m export vgg16 --segments
@@ -35,7 +53,7 @@ test: $(VENV)/engines  ## all tests but those of test-engines and test-soak
 test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
 	$(BIN)/python -m pytest -m engines
 
-test-soak: $(VENV)/dev ## random sequences of events for the scheduler, 100,000 of them
+test-soak: $(VENV)/dev ## long ones: 100,000 random sequences of events for the scheduler; poses from a network to a bundle
 	$(BIN)/python -m pytest -n 0 -m soak
 
 check: $(VENV)/dev     ## linters, types, architecture

@@ -56,7 +56,17 @@ from artifacts.images.conventions import (
     fit_fields,
     plain_preprocessing,
 )
-from artifacts.images.decoding import IMAGE_SUFFIXES, check_image, decode_image, render_array, render_image
+from artifacts.images.decoding import (
+    IMAGE_SUFFIXES,
+    Box,
+    check_image,
+    decode_image,
+    decode_mask,
+    image_size,
+    locate_points,
+    render_array,
+    render_image,
+)
 from artifacts.images.preprocessing import CHANNEL_ORDERS, Preprocessing, name_channels
 from artifacts.plans import (
     EXIT_PLAN_JSON,
@@ -84,8 +94,10 @@ from artifacts.store import (
     save_arrays,
 )
 from artifacts.tasks.classification import Classification
+from artifacts.tasks.pose import Pose, find_keypoints
 from artifacts.tasks.protocol import Answers, Task
 from artifacts.tasks.regression import Regression
+from artifacts.tasks.segmentation import VOID, Segmentation
 from artifacts.tasks.table import TASKS, find_task, load_task
 from artifacts.text.encoding import EncodedTexts, TextEncoder, TextRow, open_tokenizer
 from artifacts.text.preprocessing import TOKENIZER_JSON, TextPreprocessing, name_token_inputs
@@ -102,13 +114,15 @@ __all__ = [
     "check_lengths", "check_precision", "name_channels",
     "find_first_true",
     # images
-    "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Convention", "check_image", "decode_image", "find_convention",
-    "fit_fields", "plain_preprocessing", "render_array", "render_image",
+    "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Box", "Convention", "check_image", "decode_image",
+    "decode_mask", "find_convention", "fit_fields", "image_size", "locate_points", "plain_preprocessing",
+    "render_array", "render_image",
     # texts
     "TOKENIZER_JSON", "EncodedTexts", "TextEncoder", "TextPreprocessing", "TextRow", "name_token_inputs",
     "open_tokenizer",
     # tasks
-    "TASKS", "Answers", "Classification", "Regression", "Task", "find_task", "load_task",
+    "TASKS", "VOID", "Answers", "Classification", "Pose", "Regression", "Segmentation", "Task", "find_keypoints",
+    "find_task", "load_task",
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "OPTIONAL", "TRACE_NPZ", "Artifact", "Manifest",
     "PackageFile", "RunFolder", "array_digest", "cache_folder", "canonical_json", "digest_of", "fetch_package_file",

@@ -21,6 +21,7 @@ from calibration.certify.risk_tests import (
     run_sequence,
     split_halves,
 )
+from calibration.certify.set_metrics import COUNTED as COUNTED_METRICS
 from calibration.certify.set_metrics import SET_METRICS
 from calibration.data.arrays import ArrayImages
 from calibration.data.batches import BatchReader
@@ -59,8 +60,9 @@ __all__ = [
     "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples",
     "PartShare", "Samples", "as_batch", "check_source", "image_input", "load_run_data", "load_samples", "source_name",
     # certified tolerances
-    "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test", "count_needed",
-    "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves", "upper_share",
+    "COUNTED_METRICS", "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test",
+    "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves",
+    "upper_share",
     # training and traces
     "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ask_network",
     "ensure_trace", "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",

@@ -54,6 +54,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="count the decisions that differ from those of another run of this network, of another precision say",
     )  # fmt: skip
     add_calibration_flags(parser)
+    parser.add_argument(
+        "--confidence", metavar="auto|NAME",
+        help="of a family: how sure an exit is; auto: of the recipes for its answers the one that ranks the loss best "
+        "on the train part (default: as it was exported)",
+    )  # fmt: skip
     return parser
 
 
@@ -61,8 +66,10 @@ def add_calibration_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say what is calibrated and trained with, and how."""
     parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
     parser.add_argument(
-        "--parts", metavar="PART=SOURCE:SHARE",
-        help="let a share of one part of the data become another, e.g. calibrate=test:0.5",
+        "--parts", metavar="PART=SOURCE:SHARE[@PATTERN]",
+        help="let a share of one part of the data become another, e.g. calibrate=test:0.5; with @PATTERN files whose "
+        "names begin with the same match of a regular expression stay together, e.g. calibrate=test:0.5@[^_]+ or "
+        "@[^_]+ for the frames of one drive",
     )  # fmt: skip
     parser.add_argument(
         "--task", metavar="TASK", help="how answers are judged: a task's name, or module:object for one of your own"
@@ -209,10 +216,14 @@ def _calibrate(arguments: argparse.Namespace, config: FrozenConfig | JointConfig
         model = _load("calibration.training.training_flow").train_missing(
             run, samples, config, engine, source=source, options=options
         )
+    if arguments.confidence is not None:
+        choice = _load("calibration.training.objectives.confidences")
+        model = choice.settle_confidence(model, samples, options.task_of(model), arguments.confidence, report=say)
     artifact, trace = flow.trace_model(run, model, samples, engine, source=source, options=options)
     exits, metric_name = describe_exits(trace, options, model)
+    task = options.task_of(model)
     title = f"{trace.sample_count} samples of {samples.name} (calibrate part) through {run.model}"
-    print_exits(exits, metric_name, title)
+    print_exits(exits, metric_name, title, quality=getattr(task, "quality_name", task.metric_name))
     if not trace.labelled:
         say(f"no labels: plan with python -m planner --run {run.root} --risk agreement")
     flips = None if arguments.against is None else compare_runs(arguments.against, artifact, trace)
@@ -242,8 +253,10 @@ def describe_exits(trace: Trace, options: CalibrationOptions, model: Model) -> t
     return exits, task.metric_name
 
 
-def print_exits(exits: Sequence[dict[str, Any]], metric_name: str | None, title: str) -> None:
-    """Prints the table of exits."""
+def print_exits(
+    exits: Sequence[dict[str, Any]], metric_name: str | None, title: str, *, quality: str = "metric"
+) -> None:
+    """Prints the table of exits; ``quality`` names the mean over the samples, ``metric_name`` what is none."""
     further = [] if metric_name is None else ["set_metric"]
     rows = [
         [
@@ -253,7 +266,7 @@ def print_exits(exits: Sequence[dict[str, Any]], metric_name: str | None, title:
         for found in exits
     ]  # fmt: skip
     names = [] if metric_name is None else [metric_name]
-    print_table(title, ["exit", "metric", *names, "agrees with final", "mean confidence"], rows)
+    print_table(title, ["exit", quality, *names, "agrees with final", "mean confidence"], rows)
 
 
 def compare_runs(against: Path, artifact: Artifact, trace: Trace) -> FlipReport:

@@ -55,7 +55,7 @@ class CalibrationOptions:
         Raises:
             UsageError: the model names a task that is not built in, and none was given.
         """
-        return self.task or find_task(model.spec.task)
+        return self.task or find_task(model.spec.task, model.spec.settings)
 
     def notes(self, run: RunFolder, *, source: str | None = None) -> dict[str, str]:
         """Returns what manifests record of the command line."""

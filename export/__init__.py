@@ -13,6 +13,8 @@ from export.options import ExportOptions
 
 if TYPE_CHECKING:
     from export.cli import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
+    from export.confidence.adding import recipes_like
+    from export.confidence.scoring import Scorer
     from export.cuts.parity import ParityReport, check_parity
     from export.cuts.portable import PortableOutline, PortableStage, write_portable
     from export.cuts.separators import CutPlace, find_places
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from export.graphs.flow_model import DataFlow
     from export.graphs.loading import load_graph
     from export.nets.family import Family
-    from export.nets.heads import answer_reduced, build_head, mask_of, reduce_features
+    from export.nets.heads import answer_reduced, build_head, features_read, mask_of, reduce_features
     from export.nets.multi_exit import MultiExitNet, attach_heads
     from export.nets.resnet import ResNet, ResNetConfig
     from export.nets.shipped_weights import Recipe, pretrained_folder, write_recipe
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cli": ("SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options"),
+    "confidence.adding": ("recipes_like",),
+    "confidence.scoring": ("Scorer",),
     "cuts.parity": ("ParityReport", "check_parity"),
     "cuts.separators": ("CutPlace", "find_places"),
     "cuts.portable": ("PortableOutline", "PortableStage", "write_portable"),
@@ -52,7 +56,7 @@ _HOMES = {
     "graphs.flow_model": ("DataFlow",),
     "graphs.loading": ("load_graph",),
     "nets.family": ("Family",),
-    "nets.heads": ("answer_reduced", "build_head", "mask_of", "reduce_features"),
+    "nets.heads": ("answer_reduced", "build_head", "features_read", "mask_of", "reduce_features"),
     "nets.table": ("HEAD_KINDS",),
     "nets.multi_exit": ("MultiExitNet", "attach_heads"),
     "nets.resnet": ("ResNet", "ResNetConfig"),
@@ -73,8 +77,8 @@ __all__ = [
     "find_places", "load_graph", "merge_stage", "spread_evenly", "write_portable",
     # torch families
     "HEAD_KINDS", "Family", "MultiExitNet", "Recipe", "ResNet", "ResNetConfig", "answer_reduced", "attach_heads",
-    "build_head", "load_weights", "make_recipe", "mask_of", "pretrained_folder", "read_weights", "reduce_features",
-    "save_weights", "write_recipe",
+    "Scorer", "build_head", "features_read", "load_weights", "make_recipe", "mask_of", "pretrained_folder",
+    "read_weights", "recipes_like", "reduce_features", "save_weights", "write_recipe",
     # flags of the command line, for commands that export among other things
     "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts import CONVENTIONS, PRECISIONS, TASKS, MissingExtraError, UsageError, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from export.nets.table import FAMILIES, HEAD_KINDS, HEADS, TOKEN_HEAD_KINDS, NetConfig, find_family
-from export.options import INPUTS, LENGTH, ExportOptions, is_import
+from export.options import ANSWERS, INPUTS, LENGTH, ExportOptions, is_import
 
 if TYPE_CHECKING:
     from export.folder.pipeline import ExportResult
@@ -37,6 +37,11 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     add_common_arguments(parser)
     parser.add_argument("--segments", action="store_true", help="also cut the network; without: full.onnx alone")
+    parser.add_argument(
+        "--confidence", dest="recipe", metavar="NAME",
+        help="of a family: how sure an answer is, by one of the recipes of its task (default: the task's; "
+        "python -m calibration --confidence auto chooses)",
+    )  # fmt: skip
     parser.add_argument(
         "--task", metavar="NAME", help=f"what the answers mean: {', '.join(TASKS)} (default: classification)"
     )
@@ -72,6 +77,11 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
         "--preprocess", metavar="NAME|FILE",
         help=f"how the network wants its images: {', '.join(found.name for found in CONVENTIONS)}, or a JSON file "
         "(default: as the file, its neighbours or the weights' recipe say; docs/preprocessing.md)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--answers", choices=tuple(ANSWERS),
+        help="of dense networks: classes of pixels and keypoints are found inside the network, and are a hundredth of "
+        "the bytes of logits and heat maps (default: logits, heatmaps)",
     )  # fmt: skip
     parser.add_argument(
         "--input", default=_DEFAULTS.input, metavar="|".join(INPUTS),
@@ -160,6 +170,7 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
         head=arguments.head, precision=arguments.precision or _DEFAULTS.precision, input_shapes=shapes,
         preprocess=arguments.preprocess, input=arguments.input, lengths=arguments.lengths,
         tokenizer=arguments.tokenizer, length=arguments.length,
+        answers=arguments.answers, confidence=getattr(arguments, "recipe", None),
         task=None if ":" in (arguments.task or "") else arguments.task,  # the user's own judges, and exports nothing
     )  # fmt: skip
 

@@ -20,6 +20,8 @@ FILE_SUFFIX = ".onnx"
 TORCH_PREFIX = "torch:"
 HUGGING_FACE_PREFIX = "hf:"
 INPUTS = ("float", "uint8")
+ANSWERS = {"logits": "segmentation", "classes": "segmentation", "heatmaps": "pose", "keypoints": "pose"}
+"""What dense networks can answer with -> the task; the first of a task is what they say as it is."""
 LENGTH = 64
 """Tokens of a row, where nobody says it."""
 _SHORTEST = 3
@@ -50,6 +52,8 @@ class ExportOptions:
         precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.passes``.
         preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
             neighbours or a family's recipe say.
+        answers: what the network answers with, one of ``ANSWERS``; ``None``: what it says as it is.
+        confidence: of a family: the recipe by which confidences are computed; ``None``: the task's.
         tokenizer: the ``tokenizer.json`` of a network of tokens; ``None``: the one beside its weights or its file.
         length: tokens of a row, for networks of tokens that leave it open; ``None``: ``LENGTH``.
         task: what the answers mean; ``None``: as the family says, else classification.
@@ -68,12 +72,18 @@ class ExportOptions:
     precision: str = PRECISIONS[0]
     preprocess: str | None = None
     input: str = INPUTS[0]
+    answers: str | None = None
+    confidence: str | None = None
     lengths: tuple[int, ...] = ()
     tokenizer: str | None = None
     length: int | None = None
     task: str | None = None
 
     def __post_init__(self) -> None:
+        if self.answers is not None and self.answers not in ANSWERS:
+            raise unknown_name("form of answers (--answers)", self.answers, ANSWERS)
+        if is_import(self.source):
+            self._refuse_dense()
         if self.input_shapes and not is_import(self.source):
             raise UsageError(
                 f"--input-shape NAME:... is for ONNX files; for the family '{self.source}' say --input-shape 1,28,28"
@@ -113,6 +123,18 @@ class ExportOptions:
                     f"--lengths: {self.source} is exported with rows of one shape. Export an ONNX file whose sequence "
                     "axis is dynamic, or leave --lengths out"
                 )
+
+    def _refuse_dense(self) -> None:
+        """Refuses what only families can be asked for."""
+        if self.confidence is not None:
+            raise UsageError(f"--confidence {self.confidence} is for the families; {self.source} has its task's")
+        if self.answers is not None:
+            raise UsageError(f"--answers {self.answers} is for the families; {self.source} answers as it is written")
+        if self.task in ANSWERS.values():
+            raise UsageError(
+                f"--task {self.task}: exit heads with dense answers are for the families "
+                f"(python -m export segmentation, posenet); {self.source} can have heads for one answer per row only"
+            )
 
     @property
     def is_file(self) -> bool:
@@ -180,6 +202,10 @@ class ExportOptions:
             yield "--preprocess", _absolute(self.preprocess) if Path(self.preprocess).is_file() else self.preprocess
         if self.input != INPUTS[0]:
             yield "--input", self.input
+        if self.answers is not None:
+            yield "--answers", self.answers
+        if self.confidence is not None:
+            yield "--confidence", self.confidence
         if self.lengths:
             yield "--lengths", _to_text(self.lengths)
         if self.tokenizer is not None:

@@ -9,6 +9,7 @@ import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,19 @@ if TYPE_CHECKING:
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's names for 16-bit greys
+_ORIENTATION, _ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values for pictures that lie on a side
 _DEEP_FORMATS = ("PNG", "PPM")  # whose greys of mode "I" have 16 bits
 _PAGED_FORMATS = ("GIF", "PNG", "TIFF", "WEBP")  # phones put a second picture behind the first of a JPEG (MPO)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", *_DEEP_MODES)
 
 
-def decode_image(source: Path | bytes, wanted: Preprocessing, *, name: str | None = None) -> np.ndarray:
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom of a part of a picture, in pixels; what lies beyond the picture is black."""
+
+
+def decode_image(
+    source: Path | bytes, wanted: Preprocessing, *, name: str | None = None, box: Box | None = None
+) -> np.ndarray:
     """Reads an image file as the pixels of one row, before they are normalised.
 
     Pictures that a camera turned by a note in the file (EXIF) are turned upright; greys of 16 bits keep their whole
@@ -37,6 +45,7 @@ def decode_image(source: Path | bytes, wanted: Preprocessing, *, name: str | Non
         source: the file's path, or its bytes.
         wanted: its size, resize, channel order and layout count.
         name: of the picture, for messages; ``None``: the path.
+        box: the part of the picture that is meant; ``None``: all of it.
 
     Returns:
         uint8 (C, H, W) or (H, W, C).
@@ -47,7 +56,60 @@ def decode_image(source: Path | bytes, wanted: Preprocessing, *, name: str | Non
     where = _name(source, name)
     _check_pictures(wanted, where)
     with _opened(source, where) as image:
-        return _render(image, wanted)
+        return _render(image, wanted, box=box)
+
+
+def decode_mask(source: Path | bytes, wanted: Preprocessing, *, name: str | None = None) -> np.ndarray:
+    """Reads a mask, the class of every pixel, with the geometry that its image has as a row.
+
+    Args:
+        source: the file's path, or its bytes; a value of a byte, or the number of a palette's colour, is the class.
+        wanted: its size and resize count; classes are never mixed, so each pixel is taken from the nearest.
+        name: of the mask, for messages; ``None``: the path.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        InputError: the file is no image, or holds colours.
+    """
+    where = _name(source, name)
+    with _opened(source, where) as image:
+        if image.mode not in ("L", "P", "1"):
+            raise InputError(
+                f"{where} is no mask: its pixels are of kind '{image.mode}'; expected a PNG of one byte per pixel, "
+                "whose value (or place in the palette) is the class"
+            )
+        plain = image if image.mode != "1" else image.convert("L").point(lambda value: value // 255)
+        resized = resize_image(plain, replace(wanted, interpolation="nearest"))
+        return np.array(resized, np.uint8)
+
+
+def image_size(source: Path) -> tuple[int, int]:
+    """Returns width and height of an image file by its header; ``InputError`` where it is no image."""
+    with _opened(source, str(source)) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE else (width, height)
+
+
+def locate_points(points: np.ndarray, size: tuple[int, int], wanted: Preprocessing) -> np.ndarray:
+    """Returns where points of a picture come to lie in a row.
+
+    Args:
+        points: (n, 2) x and y in pixels of the picture.
+        size: width and height of the picture, or of the box that was cut from it.
+        wanted: its size and resize count.
+
+    Returns:
+        (n, 2) x and y as shares of the row's width and height; outside of 0 to 1 for what is cut off.
+    """
+    row = np.array([wanted.width, wanted.height], np.float64)
+    if wanted.shorter_side is None:
+        return np.asarray(points, np.float64) / np.array(size, np.float64)
+    resized = np.array(_resized(size, wanted.shorter_side, squashed=wanted.resize == "squash-crop"), np.float64)
+    corner = np.round((resized - row) / 2)
+    found: np.ndarray = (points * resized / np.array(size, np.float64) - corner) / row
+    return found
 
 
 def render_image(image: Image.Image, wanted: Preprocessing, *, name: str) -> np.ndarray:
@@ -127,8 +189,10 @@ def _resized(size: tuple[int, int], shorter: int, *, squashed: bool) -> tuple[in
     return (shorter, longer) if width <= height else (longer, shorter)
 
 
-def _render(image: Image.Image, wanted: Preprocessing, *, resized: bool = False) -> np.ndarray:
+def _render(image: Image.Image, wanted: Preprocessing, *, resized: bool = False, box: Box | None = None) -> np.ndarray:
     upright = _load_pillow().ImageOps.exif_transpose(image)
+    if box is not None:
+        upright = upright.crop(box)
     plain = _as_bytes(upright).convert("L" if wanted.channels == 1 else "RGB")
     return _lay_out(np.asarray(plain if resized else resize_image(plain, wanted)), wanted)
 

@@ -12,15 +12,23 @@ from collections.abc import Mapping
 
 from artifacts.errors import UsageError, unknown_name
 from artifacts.tasks.classification import Classification
+from artifacts.tasks.pose import Pose
 from artifacts.tasks.protocol import Task
 from artifacts.tasks.regression import Regression
+from artifacts.tasks.segmentation import Segmentation
 from artifacts.tasks.set_metrics import F1, Matthews
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Classification(), Matthews(), F1(), Regression())}
+TASKS: Mapping[str, Task] = {
+    task.name: task for task in (Classification(), Matthews(), F1(), Regression(), Segmentation(), Pose())
+}
 
 
-def find_task(name: str) -> Task:
+def find_task(name: str, settings: Mapping[str, object] | None = None) -> Task:
     """Returns the task that a model or a bundle names.
+
+    Args:
+        name: of the task.
+        settings: of the model, which say how many classes it tells apart: answers that are classes do not.
 
     Raises:
         UsageError: ``TASKS`` has no such task.
@@ -30,7 +38,9 @@ def find_task(name: str) -> Task:
             f"{unknown_name('task', name, TASKS)} Pass a task of your own as an object: Runtime.load(..., "
             "task=mine), or --task module:object"
         )
-    return TASKS[name]
+    task = TASKS[name]
+    count = (settings or {}).get("classes")
+    return task.of_classes(count) if isinstance(task, Segmentation) and isinstance(count, int) else task
 
 
 def load_task(reference: str) -> Task:

@@ -23,7 +23,7 @@ against the level ``1 / (2 - tolerance)``, Hoeffding-Bentkus would need a hundre
 the exact paired test. For 0/1 metrics the exact paired test is the tightest of the three near the boundary.
 
 *Without labels* the risk is disagreement with the final head: a 0/1 loss against the level ``tolerance``, for which
-the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus. *Set metrics* (F1, Matthews) are no means
+the exact binomial test is uniformly at least as tight as Hoeffding-Bentkus. *Set metrics* (F1, mIoU) are no means
 and have a bootstrap instead of a guarantee, see ``calibration.certify.set_metrics``.
 
 *Which test?* The smaller of two p-values from the same samples is not a p-value. Here the tuning samples decide: every
@@ -43,7 +43,14 @@ import numpy as np
 
 from artifacts import InputError, UsageError, array_digest, unknown_name
 from calibration.certify.pvalues import betting, binomial_tail, hoeffding_bentkus, paired_exact, paired_exact_counts
-from calibration.certify.set_metrics import SET_METRICS, bootstrap_p_value, check_evidence, set_metric
+from calibration.certify.set_metrics import (
+    COUNTED,
+    SET_METRICS,
+    bootstrap_p_value,
+    check_counts,
+    check_evidence,
+    set_metric,
+)
 
 RISKS = ("metric", "agreement", *SET_METRICS)
 _ETA = 1 / 20  # share of delta that each nuisance of the exact paired test may take
@@ -103,8 +110,7 @@ class RiskTest:
         delta: the level that the sequence is tested at.
 
     A test reads the *evidence* of the samples: for ``metric`` (n,) values in [0, 1]; for ``agreement`` (n,) whether
-    the plan answers what the full network answers, for the full network all 1; for a set metric (n, 2) labels and
-    predictions.
+    the plan answers what the full network answers, for the full network all 1; for a set metric as ``set_metric``.
     """
 
     name: str
@@ -130,8 +136,8 @@ class RiskTest:
         """
         if self.risk not in SET_METRICS:
             return relative_loss(full, early)
-        check_evidence(full, early)
-        whole, remaining = (set_metric(self.risk, *evidence.T) for evidence in (full, early))
+        (check_counts if self.risk in COUNTED else check_evidence)(full, early)
+        whole, remaining = (set_metric(self.risk, evidence) for evidence in (full, early))
         if whole <= 0:
             raise InputError(f"the full network's {self.risk} is {whole:g} on these samples: no relative loss of it")
         return 1 - remaining / whole

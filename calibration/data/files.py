@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from artifacts import InputError, check_image, decode_image
+from artifacts import Box, InputError, check_image, decode_image
 from calibration.data.image_input import CHUNK_ROWS, MEASURED_IMAGES, measure_normalisation
 from calibration.data.samples import in_chunks
 from calibration.data.stored import StoredImages
@@ -125,10 +125,12 @@ class FileImages(StoredImages):
     Attributes:
         files: the images, one after the other.
         decoded: where pixels stay once they are decoded; ``None``: nowhere.
+        boxes: (N, 4) int32: the part of each picture that is the sample (``artifacts.Box``); ``None``: all of it.
     """
 
     files: EncodedFiles
     decoded: DecodedPixels | None = None
+    boxes: np.ndarray | None = None
     _read_digests: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -162,6 +164,8 @@ class FileImages(StoredImages):
                 check_image(content, name=self.files.name(index))
                 if not content.rstrip(b"\0").endswith(_WHOLE_ENDS):
                     self._decode(index, content)
+            if self.boxes is not None:
+                found.update(np.ascontiguousarray(self.boxes).tobytes())
             self._read_digests.append(found.hexdigest())
         return self._read_digests[0]
 
@@ -191,4 +195,8 @@ class FileImages(StoredImages):
         return found
 
     def _decode(self, index: int, content: bytes) -> np.ndarray:
-        return decode_image(content, self.preprocessing, name=self.files.name(index))
+        box: Box | None = None
+        if self.boxes is not None:
+            left, top, right, bottom = (int(side) for side in self.boxes[index])
+            box = (left, top, right, bottom)
+        return decode_image(content, self.preprocessing, name=self.files.name(index), box=box)

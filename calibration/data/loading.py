@@ -6,6 +6,7 @@ import csv
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,9 @@ def _load_folder(
         report(note)
     named = None if found.parts is None else {part: np.flatnonzero(found.parts == part) for part in PARTS}
     parts, seed = settle_parts(
-        source.name, named, found.labels, count=len(found.paths), splitting=splitting, report=report
-    )
+        source.name, named, found.labels, count=len(found.paths),
+        splitting=replace(splitting, names=[os.fsdecode(path) for path in found.paths]), report=report,
+    )  # fmt: skip
     return FileImages(
         name=source.name, files=FolderFiles(root=source, paths=found.paths), labels=found.labels,
         classes=found.classes, parts=parts, input=want, split_seed=seed,

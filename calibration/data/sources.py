@@ -30,12 +30,14 @@ from calibration.data.folders import CLASSES_TXT
 from calibration.data.image_input import ImageInput, image_input_of
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, check_inputs
-from calibration.data.splits import PartShare, Splitting
+from calibration.data.splits import Splitting
+from calibration.dense.loading import has_answers, load_dense
 from calibration.text.film_reviews import FILM_REVIEWS, fetch_film_reviews
 from calibration.text.loading import load_texts
 from calibration.text.samples import TextSamples
 
 FASHION_MNIST = "fashion-mnist"
+DENSE_TASKS = ("segmentation", "pose")
 DATA_HELP = (
     "your data: class folders, an .npz or a .csv of images; queries without labels: a folder or an .npz of images "
     "alone; of a network of tokens a .tsv, .csv or .parquet of texts, or a folder of them; module:object for samples "
@@ -88,19 +90,24 @@ def load_run_data(
             "or an .npz with images alone)"
         )
     parts = parts or recorded_parts(run, source)
-    splitting = Splitting(
-        share=None if parts is None else PartShare.parse(parts), train_queries=_trains_on(run, model, source)
-    )  # fmt: skip
+    splitting = Splitting.parse(parts, train_queries=_trains_on(run, model, source))
     if is_reference(source):
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
         samples = _open_reference(source, model, given=data is not None)
+    elif model.spec.task in DENSE_TASKS and has_answers(Path(source)):
+        return load_dense(Path(source), model, splitting=splitting, report=report)
     elif model.spec.text is not None:
         place = fetch_film_reviews(cache_folder(FILM_REVIEWS)) if source == FILM_REVIEWS else Path(source)
         samples = _open_texts(place, model, splitting, report)
     else:
         _refuse_untokenised(model)
         samples = _open_images(source, model, splitting, report)
+    if model.spec.task in DENSE_TASKS and samples.labelled and not is_reference(source):
+        raise InputError(
+            f"--data {source} holds labels of whole images, and {model.spec.name} is of the task {model.spec.task}: "
+            "name a folder of images with masks or joints (docs/dense.md), or of images alone"
+        )
     classes = class_count(model)
     if classes is not None and isinstance(samples, ImageSamples | TextSamples) and len(samples.classes) > classes:
         raise InputError(

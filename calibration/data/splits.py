@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from artifacts import InputError, UsageError, unknown_name
 from calibration.data.samples import PARTS
 
+_SHOWN = 8
 SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}
 QUERY_SHARES = {"train": 0.0, "calibrate": 0.8, "test": 0.2}
 PART_NAMES = {
@@ -115,12 +117,36 @@ class Splitting:
         seed: decides every draw.
         share: what becomes another part; ``None``: nothing, or half of what is held out where calibrate or test is
             missing.
+        group_by: a regular expression that the beginning of each file's name matches; samples with equal matches are
+            a group (the frames of one drive), and a group is never divided. ``None``: every sample stands alone.
+        names: of the samples' files; ``None``: they have none.
         train_queries: samples without labels have a train part too, from which exits learn the network's own answers.
     """
 
     seed: int = 0
     share: PartShare | None = None
     train_queries: bool = False
+    group_by: str | None = None
+    names: Sequence[str] | None = None
+
+    @classmethod
+    def parse(cls, text: str | None, *, train_queries: bool) -> Splitting:
+        """Reads ``--parts``: ``PART=SOURCE:SHARE``, ``@PATTERN``, or both in a row; ``None``: nothing was said.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        share, at, pattern = (text or "").partition("@")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"--parts {text}: '{pattern}' is no regular expression: {error}") from error
+        if at and not pattern:
+            raise UsageError(f"--parts {text}: expected a pattern behind @, e.g. '@[^_]+'")
+        return cls(
+            share=PartShare.parse(share) if share or text == "" else None,
+            group_by=pattern or None, train_queries=train_queries,
+        )  # fmt: skip
 
 
 def settle_parts(
@@ -138,9 +164,15 @@ def settle_parts(
         report: receives what was drawn.
 
     Raises:
-        InputError: the part to take a share of has no samples.
+        InputError: the part to take a share of has no samples, or too few groups.
     """
-    parts = split_randomly(labels, count=count, splitting=splitting) if named is None else dict(named)
+    groups = None if splitting.group_by is None else _group(name, splitting.names, splitting.group_by)
+    if named is not None:
+        parts = dict(named)
+    elif groups is not None:
+        parts = split_groups(groups, SHARES, seed=splitting.seed, name=name)
+    else:
+        parts = split_randomly(labels, count=count, splitting=splitting)
     share = splitting.share
     missing = [part for part in ("calibrate", "test") if len(parts[part]) == 0]
     if share is None and named is not None and len(missing) == 1 and len(parts["train"]):
@@ -156,11 +188,68 @@ def settle_parts(
     if len(source) == 0:
         there = ", ".join(f"{part} ({len(parts[part])})" for part in PARTS if len(parts[part]))
         raise InputError(f"--parts: {name} has no {share.source} samples to take a share of; there are {there}")
-    alike = np.zeros(len(source), np.int64) if labels is None else labels[source]
-    drawn = split_indices(alike, {share.part: share.share, share.source: 1 - share.share}, seed=splitting.seed)
+    shares = {share.part: share.share, share.source: 1 - share.share}
+    if groups is not None:
+        drawn = split_groups(groups[source], shares, seed=splitting.seed, name=f"the {share.source} part of {name}")
+        report(f"{name}: {_describe_groups(groups[source], drawn)}")
+    else:
+        alike = np.zeros(len(source), np.int64) if labels is None else labels[source]
+        drawn = split_indices(alike, shares, seed=splitting.seed)
     parts[share.part] = np.sort(np.concatenate([parts[share.part], source[drawn[share.part]]]))
     parts[share.source] = source[drawn[share.source]]
     return parts, splitting.seed
+
+
+def _group(name: str, names: Sequence[str] | None, pattern: str) -> np.ndarray:
+    """Returns the group of each sample: (N,) strings."""
+    if names is None:
+        raise UsageError(f"--parts @{pattern}: the samples of {name} have no file names to group them by")
+    bases = [file.replace("\\", "/").rpartition("/")[2] for file in names]
+    matches = [re.match(pattern, base) for base in bases]
+    unlike = next((base for base, match in zip(bases, matches, strict=True) if match is None), None)
+    if unlike is not None:
+        raise UsageError(f"--parts @{pattern}: the name {unlike} does not begin like that")
+    return np.array([match.group() for match in matches if match is not None], np.str_)
+
+
+def split_groups(groups: np.ndarray, shares: Mapping[str, float], *, seed: int, name: str) -> dict[str, np.ndarray]:
+    """Splits 0..N-1 at random into parts that divide no group; the shares are met as well as whole groups allow.
+
+    The largest group comes first, each goes where most is lacking; groups of equal size in random order.
+
+    Args:
+        groups: (N,) strings: which group each sample is in.
+        shares: part -> share of the samples; the shares sum to 1.
+        seed: decides the order.
+        name: of the data, for messages.
+
+    Raises:
+        InputError: there are fewer groups than parts.
+    """
+    found, counts = np.unique(groups, return_counts=True)
+    if len(found) < len(shares):
+        raise InputError(
+            f"{name} has {len(found)} groups ({', '.join(found.tolist())}), too few for the parts {', '.join(shares)}: "
+            "a pattern that matches less makes smaller ones"
+        )
+    order = np.random.default_rng(seed).permutation(len(found))
+    order = order[np.argsort(-counts[order], kind="stable")]
+    lacking = {part: share * len(groups) for part, share in shares.items()}
+    members: dict[str, list[str]] = {part: [] for part in shares}
+    for place, index in enumerate(order.tolist()):
+        empty = [part for part in shares if not members[part]]
+        choice = empty if len(order) - place <= len(empty) else list(shares)
+        part = max(choice, key=lambda name: lacking[name])
+        members[part].append(str(found[index]))
+        lacking[part] -= float(counts[index])
+    return {part: np.flatnonzero(np.isin(groups, names)) for part, names in members.items()}
+
+
+def _describe_groups(groups: np.ndarray, drawn: Mapping[str, np.ndarray]) -> str:
+    return "; ".join(
+        f"{part} has {len(indices)} samples of {', '.join(np.unique(groups[indices]).tolist()[:_SHOWN])}"
+        for part, indices in drawn.items()
+    )
 
 
 def split_randomly(labels: np.ndarray | None, *, count: int, splitting: Splitting) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def fit_rows(spec: ModelSpec, memory: int) -> int:
         spec: the network.
         memory: bytes that may be used.
     """
-    graphs = (*spec.segments, spec.final_head) if spec.final_head is not None else (spec.full,)
+    graphs = (*spec.segments, *spec.heads.values(), spec.final_head) if spec.final_head is not None else (spec.full,)
     tensors = (*spec.full.inputs, *(tensor for graph in graphs for tensor in graph.outputs))
     row = sum(_row_bytes(tensor.at_length(length)) for tensor in tensors for length in spec.lengths or (0,))
     inside = sum(max(map(_row_bytes, (*graph.inputs, *graph.outputs))) for graph in graphs)
@@ -161,12 +161,12 @@ class SegmentRunner:
         as float32, since exit heads are trained in that.
         """
         wanted = [cut for cut in self._spec.cuts if names is None or cut.name in names]
-        copies = {cut.name: self._read(cut.main.name, count) for cut in wanted}
-        return {name: copy.astype(np.float32) if copy.dtype == np.float16 else copy for name, copy in copies.items()}
+        return {cut.name: self.tensor(cut.main.name, count) for cut in wanted}
 
-    def carried(self, count: int, names: Collection[str]) -> dict[str, np.ndarray]:
-        """Returns copies of some tensors that cuts carry, after ``run``: name -> (count, ...)."""
-        return {name: self._read(name, count) for name in names}
+    def tensor(self, name: str, count: int) -> np.ndarray:
+        """Returns a copy of a tensor at a cut after ``run``: (count, ...), float16 as float32."""
+        copy = self._read(name, count)
+        return copy.astype(np.float32) if copy.dtype == np.float16 else copy
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """Returns (answers, confidence (count,) float32) after ``run``, per opened exit head and last the final head.

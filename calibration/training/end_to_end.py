@@ -19,17 +19,19 @@ from torch import Tensor
 
 from artifacts import FINAL_HEAD, Task, UsageError
 from artifacts.console import track
-from calibration.data.samples import Samples
+from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.metrics import MetricSum
 from calibration.training.checkpoints import Checkpoint, EpochResult, History, Keeper, Progress, record_epoch
 from calibration.training.config import JointConfig
-from calibration.training.losses import Loss, find_loss
+from calibration.training.losses import settle_loss
 from calibration.training.minibatches import Chunk, Epoch, Share, draw_epoch, load_chunks
+from calibration.training.objectives.loss import Loss
 from calibration.training.optimisers import CLIPPED_NORM, make_optimiser, set_rate
 from calibration.training.processes import Processes
 from export import MultiExitNet
 
-_MEASURED_ROWS = 500
+_MEASURED_NUMBERS = 1 << 22  # of inputs at once: masks of all exits have to fit into memory
+_MOST_ROWS = 500
 
 
 def train_joint(
@@ -55,7 +57,7 @@ def train_joint(
     optimiser = make_optimiser(net, config)
     progress = processes.resume(checkpoint, net, optimiser)
     teaching = _Teaching(
-        net=net, loss_of=find_loss(task), config=config, optimiser=optimiser, processes=processes,
+        net=net, loss_of=settle_loss(task, samples), config=config, optimiser=optimiser, processes=processes,
         keeper=Keeper(checkpoint, net, optimiser, leads=processes.leads),
     )  # fmt: skip
     history = progress.history
@@ -144,10 +146,12 @@ def _joint_loss(
     loss = loss_of.of_targets(final, targets)
     teacher = final.detach()
     for answers in exits.values():
-        own = loss_of.of_targets(answers, targets)
-        apart = loss_of.of_teacher(answers, teacher, config.temperature)
-        mixed = (1 - config.distillation) * own + config.distillation * apart
-        loss = loss + config.exit_weight / len(exits) * mixed
+        weight = config.exit_weight / len(exits)
+        if config.distillation < 1:
+            loss = loss + weight * (1 - config.distillation) * loss_of.of_targets(answers, targets)
+        if config.distillation > 0:
+            apart = loss_of.of_teacher(answers, teacher, config.temperature)
+            loss = loss + weight * config.distillation * apart
     return loss
 
 
@@ -159,10 +163,16 @@ def measure_exits(
     device = next(net.parameters()).device
     indices = samples.indices_of(part)
     sums: dict[str, MetricSum] = {}
-    chunks = np.array_split(indices, max(1, len(indices) // _MEASURED_ROWS))
+    chunks = list(in_chunks(indices, _count_rows(samples, indices)))
     with torch.inference_mode():
         for chunk in load_chunks(samples, chunks, workers=workers):
             exits, final = net(*_tensors(chunk.inputs, device))
             for name, answers in {**exits, FINAL_HEAD: final}.items():
                 sums.setdefault(name, MetricSum(task)).add((answers.cpu().numpy(),), _targets(chunk).numpy())
     return {name: total.value for name, total in sums.items()}
+
+
+def _count_rows(samples: Samples, indices: np.ndarray) -> int:
+    """Returns how many samples are measured at once."""
+    numbers = sum(array.size for array in samples.inputs(indices[:1]).values()) if len(indices) else 1
+    return max(1, min(_MOST_ROWS, _MEASURED_NUMBERS // max(1, numbers)))

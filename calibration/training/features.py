@@ -25,9 +25,10 @@ from artifacts import InputError
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
 from calibration.training.minibatches import Augmentation, Chunk, keep_pixels, load_chunks
-from export import mask_of, reduce_features
+from export import features_read, reduce_features
 
 DISK_SHARE = 0.5
+_ANSWERS, _TARGETS = "/answers", "/targets"  # beside the names of cuts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,25 +90,24 @@ class FeatureMaker:
 
     def _run(self, chunk: Chunk) -> Features:
         count = self.runner.run(chunk.inputs)
-        found = self.runner.features(count, self.heads)
-        masks = self._read_masks(count)
+        found = {name: torch.from_numpy(array) for name, array in self.runner.features(count, self.heads).items()}
+        read = {name: features_read(head) for name, head in self.heads.items()}
+        further = dict.fromkeys(other for others in read.values() for other in others)
+        carried = {name: torch.from_numpy(self.runner.tensor(name, count)) for name in further}
         with torch.inference_mode():
             reduced = {
-                name: reduce_features(head, torch.from_numpy(found[name]), masks.get(name))
+                name: reduce_features(head, found[name], *(carried[other] for other in read[name]))
                 for name, head in self.heads.items()
             }
         final, _ = self.runner.answers(count)[-1]
         return Features(reduced=reduced, answers=torch.from_numpy(final[0].astype(np.float32)), targets=chunk.targets)
 
-    def _read_masks(self, count: int) -> dict[str, Tensor]:
-        """Returns the mask of every head that reads one, by the name of its cut."""
-        wanted = {name: mask.name for name, head in self.heads.items() if (mask := mask_of(head)) is not None}
-        read = self.runner.carried(count, set(wanted.values()))
-        return {name: torch.from_numpy(read[tensor]) for name, tensor in wanted.items()}
-
 
 class FeatureCache:
-    """The features of some samples in a file: one record of float32 per sample. Close it, or use it in a ``with``."""
+    """The features of some samples in a file: one record of float32 per sample. Close it, or use it in a ``with``.
+
+    Targets that are a number each stay in memory, larger ones (masks of classes, places of joints) are in the record.
+    """
 
     def __init__(self, folder: Path, first: Features) -> None:
         """Makes an empty cache.
@@ -118,7 +118,11 @@ class FeatureCache:
         """
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  closed in ``close``
         self._shapes = {name: tuple(value.shape[1:]) for name, value in first.reduced.items()}
-        self._shapes[""] = tuple(first.answers.shape[1:])
+        self._shapes[_ANSWERS] = tuple(first.answers.shape[1:])
+        large = first.targets is not None and first.targets.ndim > 1
+        self._dtype = first.targets.dtype if large and first.targets is not None else None
+        if first.targets is not None and large:
+            self._shapes[_TARGETS] = first.targets.shape[1:]
         self._width = sum(map(math.prod, self._shapes.values()))
         self._targets: list[np.ndarray] = []
         self._count = 0
@@ -129,16 +133,18 @@ class FeatureCache:
     def append(self, features: Features) -> None:
         """Adds samples behind those that are there."""
         columns = [*features.reduced.values(), features.answers]
+        if self._dtype is not None:
+            columns.append(torch.from_numpy(np.asarray(features.targets, np.float32)))
         records = torch.cat([column.reshape(len(column), -1) for column in columns], dim=1).numpy()
         data = memoryview(records.astype(np.float32, copy=False).tobytes())
         while data:
             data = data[self._file.write(data) or 0 :]
         self._count += len(records)
-        if features.targets is not None:
+        if features.targets is not None and self._dtype is None:
             self._targets.append(features.targets)
 
-    def targets(self) -> np.ndarray | None:
-        """Returns the targets of all samples; ``None`` without labels."""
+    def _small_targets(self) -> np.ndarray | None:
+        """Returns the targets of all samples, where they are a number each; ``None`` without labels."""
         return np.concatenate(self._targets) if self._targets else None
 
     def read(self, positions: np.ndarray) -> Features:
@@ -153,10 +159,13 @@ class FeatureCache:
         reduced = {
             name: piece.reshape(-1, *shape) for (name, shape), piece in zip(self._shapes.items(), pieces, strict=True)
         }
-        targets = self.targets()
-        return Features(
-            answers=reduced.pop(""), reduced=reduced, targets=None if targets is None else targets[positions]
-        )
+        targets: np.ndarray | None
+        if self._dtype is not None:
+            targets = reduced.pop(_TARGETS).numpy().astype(self._dtype)
+        else:
+            small = self._small_targets()
+            targets = None if small is None else small[positions]
+        return Features(answers=reduced.pop(_ANSWERS), reduced=reduced, targets=targets)
 
     def close(self) -> None:
         """Gives the file back; may be called twice."""

@@ -29,8 +29,9 @@ from calibration.tracing.metrics import MetricSum
 from calibration.training.checkpoints import Checkpoint, EpochResult, History, Keeper, Progress, record_epoch
 from calibration.training.config import FrozenConfig
 from calibration.training.features import FeatureCache, FeatureMaker, Features, fits_on_disk, join_features
-from calibration.training.losses import Loss, find_loss, to_logits
+from calibration.training.losses import to_logits
 from calibration.training.minibatches import Augmentation, Share, training_indices
+from calibration.training.objectives.loss import Loss
 from calibration.training.processes import Processes
 from export import answer_reduced
 
@@ -44,12 +45,14 @@ class FrozenTask:
     """What the heads are to learn.
 
     Attributes:
-        task: its loss teaches, its metric measures.
+        task: its metric measures.
+        loss: teaches.
         probabilities: the full network answers with probabilities rather than logits.
         config: how.
     """
 
     task: Task
+    loss: Loss
     probabilities: bool
     config: FrozenConfig
 
@@ -247,7 +250,7 @@ class _Teaching:
     def _learn(self, batch: Features) -> float:
         """Adds the gradients of one piece of a batch to all heads; returns its share of the batch's loss."""
         what, device = self.what, self.processes.device
-        loss_of = find_loss(what.task)
+        loss_of = what.loss
         targets = None if batch.targets is None else torch.from_numpy(batch.targets).to(device)
         teacher = to_logits(batch.answers.to(device), probabilities=what.probabilities)
 

@@ -18,6 +18,7 @@ from calibration.training.config import FrozenConfig, JointConfig, describe_trai
 from calibration.training.end_to_end import train_joint
 from calibration.training.features import FeatureMaker
 from calibration.training.frozen import FrozenTask, train_frozen
+from calibration.training.losses import settle_loss
 from calibration.training.minibatches import keep_pixels, training_indices
 from calibration.training.processes import Processes
 from export import MultiExitNet, build_missing_heads, rebuild_net
@@ -80,9 +81,10 @@ def train_heads(job: TrainingJob, config: FrozenConfig) -> tuple[dict[str, nn.Mo
     heads = build_missing_heads(job.model)
     rows = fit_rows(job.model.spec, job.memory)
     engine = EngineChoice(backend=job.engine.backend, threads=job.threads)
+    task, settings = job.options.task_of(job.model), job.model.spec.settings
     what = FrozenTask(
-        task=job.options.task_of(job.model), probabilities=job.model.spec.settings.get("confidence") == "max",
-        config=config,
+        task=task, loss=settle_loss(task, job.samples), config=config,
+        probabilities=settings.get("confidence") == "max" and "answers" not in settings,
     )  # fmt: skip
     with SegmentRunner(job.model, job.run.engines, engine, rows=rows, with_heads=False) as runner:
         maker = FeatureMaker(

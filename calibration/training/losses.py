@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from artifacts import Task, unknown_name
+from calibration.data.samples import Samples
+from calibration.training.objectives.dense import PLACE_LOSS, pixel_loss, weigh_classes
+from calibration.training.objectives.loss import Loss
 
 _LEAST = 1e-7  # of a probability
+_PIXELS = "pixel-cross-entropy"
 _WIDEST = 5.0  # of a log spread, either way
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
-    """How far an answer is from the right one, and from that of the final head.
-
-    Attributes:
-        of_targets: (answers (B, ...), targets (B, ...)) -> a scalar.
-        of_teacher: (logits, the final head's logits, temperature) -> a scalar; both answers softened.
-    """
-
-    of_targets: Callable[[Tensor, Tensor], Tensor]
-    of_teacher: Callable[[Tensor, Tensor, float], Tensor]
 
 
 def _divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -54,9 +44,11 @@ def _teacher_likelihood(answers: Tensor, teacher: Tensor, _temperature: float) -
 LOSSES: Mapping[str, Loss] = {
     "cross-entropy": Loss(of_targets=functional.cross_entropy, of_teacher=_divergence),
     "normal-likelihood": Loss(of_targets=_normal_likelihood, of_teacher=_teacher_likelihood),
+    _PIXELS: pixel_loss(),
+    "heatmap-cross-entropy": PLACE_LOSS,
 }
-"""The loss of each name; cross entropy takes logits (B, classes) or dense ones (B, classes, ...) and class indices, the
-likelihood (B, 2), value and log spread, and numbers (B,)."""
+"""The loss of each name; cross entropy takes logits (B, classes) and class indices (B,), the likelihood (B, 2), value
+and log spread, and numbers (B,)."""
 
 
 def find_loss(task: Task) -> Loss:
@@ -68,3 +60,18 @@ def find_loss(task: Task) -> Loss:
     if task.loss not in LOSSES:
         raise unknown_name(f"loss of the task '{task.name}'", task.loss, LOSSES)
     return LOSSES[task.loss]
+
+
+def settle_loss(task: Task, samples: Samples) -> Loss:
+    """Returns the loss of a task for some samples: rare classes of pixels weigh more.
+
+    Args:
+        task: names the loss.
+        samples: the train part counts.
+
+    Raises:
+        UsageError: the task names none of ``LOSSES``.
+    """
+    if task.loss == _PIXELS and samples.labelled:
+        return pixel_loss(weigh_classes(samples, samples.indices_of("train")))
+    return find_loss(task)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from artifacts import InputError, PameError, UsageError, allowed_processors
 from calibration.data.files import FileImages
 from calibration.data.samples import ImageSamples, Samples, in_chunks
+from calibration.dense.samples import DenseImages, Moves
 from calibration.training.config import FrozenConfig, JointConfig
 
 _AHEAD = 2  # chunks that each worker holds ready
@@ -158,6 +159,19 @@ class Augmentation:
         seed = (config.seed, epoch, rank) if rank else (config.seed, epoch)
         return cls(way=config.augment, padding=config.crop_padding, seed=seed)
 
+    def draw(self, number: int, count: int, size: tuple[int, int]) -> Moves:
+        """Draws how the images of a chunk are moved: by up to ``padding`` pixels, and half of them mirrored.
+
+        Args:
+            number: of the chunk.
+            count: how many images it has.
+            size: height and width of an image.
+        """
+        random = np.random.default_rng([*self.seed, number])
+        shifts = random.integers(0, 2 * self.padding + 1, (count, 2)) - self.padding
+        mirrored = random.random((count,)) < (0.5 if self.way == "crop-mirror" else 0.0)
+        return Moves(down=shifts[:, 0], right=shifts[:, 1], mirrored=mirrored, size=size)
+
 
 def load_chunks(
     samples: Samples, chunks: Sequence[np.ndarray], *, workers: int | None = None,
@@ -177,7 +191,7 @@ def load_chunks(
         PameError: a sample cannot be read; with its name.
     """
     if workers is None:
-        workers = allowed_processors() if isinstance(samples, FileImages) else 0
+        workers = allowed_processors() if isinstance(samples, FileImages | DenseImages) else 0
     workers = min(workers, len(chunks) - first)
     reading = _Reading(samples, chunks, augmentation)
     if workers == 0:
@@ -243,9 +257,11 @@ class _Reading(Dataset[Read | str]):
             return samples.inputs(chunk), targets
         pixels = samples.pixels(chunk)
         if how is not None and how.way != "none":
-            random = np.random.default_rng([*how.seed, number])
-            last = samples.preprocessing.layout == "NHWC"
-            pixels = augment(pixels, how.padding, random, mirror=how.way == "crop-mirror", channels_last=last)
+            wanted = samples.preprocessing
+            moves = how.draw(number, len(chunk), (wanted.height, wanted.width))
+            pixels = augment(pixels, moves, channels_last=wanted.layout == "NHWC")
+            if isinstance(samples, DenseImages) and targets is not None:
+                targets = samples.move_targets(targets, moves)
         return pixels, targets
 
 
@@ -262,29 +278,25 @@ def _prepare(samples: Samples, read: np.ndarray | Mapping[str, np.ndarray], targ
     return Chunk(inputs=read, targets=targets)
 
 
-def augment(
-    images: np.ndarray, padding: int, random: np.random.Generator, *, mirror: bool, channels_last: bool = False
-) -> np.ndarray:
-    """Shifts every image by up to ``padding`` pixels and, with ``mirror``, mirrors half of them.
+def augment(images: np.ndarray, moves: Moves, *, channels_last: bool = False) -> np.ndarray:
+    """Shifts and mirrors images; what comes in from outside is black.
 
     Args:
         images: uint8 (n, C, H, W), or (n, H, W, C) with ``channels_last``.
-        padding: pixels.
-        random: decides both.
-        mirror: for classes that a mirror does not change.
+        moves: how.
         channels_last: where the axis of the channels is.
 
     Returns:
         A new array of the same shape.
     """
     if channels_last:
-        return augment(images.transpose(0, 3, 1, 2), padding, random, mirror=mirror).transpose(0, 2, 3, 1)
-    count, _, height, width = images.shape
+        return augment(images.transpose(0, 3, 1, 2), moves).transpose(0, 2, 3, 1)
+    height, width = moves.size
+    padding = int(max(np.abs(moves.down).max(initial=0), np.abs(moves.right).max(initial=0)))
     padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     out = np.empty_like(images)
-    shifts = random.integers(0, 2 * padding + 1, (count, 2))
-    mirrored: np.ndarray = random.random((count,)) < (0.5 if mirror else 0.0)
-    for row, (down, right) in enumerate(shifts.tolist()):
-        crop = padded[row, :, down : down + height, right : right + width]
-        out[row] = crop[..., ::-1] if mirrored[row] else crop
+    for row, (down, right) in enumerate(zip(moves.down.tolist(), moves.right.tolist(), strict=True)):
+        top, left = down + padding, right + padding
+        crop = padded[row, :, top : top + height, left : left + width]
+        out[row] = crop[..., ::-1] if moves.mirrored[row] else crop
     return out

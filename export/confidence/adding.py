@@ -12,14 +12,19 @@ import onnx_ir as ir
 
 from artifacts import TensorSpec, unknown_name
 from export.confidence.choice import add_max_softmax, is_choice
+from export.confidence.dense import DENSE, is_dense
+from export.confidence.heatmaps import HEAT_MAPS, is_heat_maps
 from export.confidence.recipe import ConfidenceRecipe
 from export.confidence.spread import add_spread, is_value_with_spread
 from export.graphs.dataflow import name_of
+from export.graphs.files import BATCH
 from export.graphs.loading import LoadedGraph
 from export.graphs.surgery import make_node
 
 RECIPES: Mapping[str, ConfidenceRecipe] = {
     "max-softmax": ConfidenceRecipe(applies=is_choice, add=add_max_softmax),
+    **{name: ConfidenceRecipe(applies=is_dense, add=add) for name, add in DENSE.items()},
+    **{name: ConfidenceRecipe(applies=is_heat_maps, add=add) for name, add in HEAT_MAPS.items()},
     "predicted-spread": ConfidenceRecipe(applies=is_value_with_spread, add=add_spread),
 }
 
@@ -33,6 +38,12 @@ def find_recipe(name: str) -> ConfidenceRecipe:
     if name not in RECIPES:
         raise unknown_name("confidence recipe", name, RECIPES)
     return RECIPES[name]
+
+
+def recipes_like(name: str) -> tuple[str, ...]:
+    """Returns the names of all recipes for answers of the form that a recipe is for."""
+    form = find_recipe(name).applies
+    return tuple(other for other, recipe in RECIPES.items() if recipe.applies is form)
 
 
 def add_confidence(
@@ -54,9 +65,11 @@ def add_confidence(
     taken = ir.convenience.create_value_mapping(graph, include_subgraphs=True)
     free = next(free for free in (name, *(f"{name}_{i}" for i in range(len(taken) + 1))) if free not in taken)
     value = next(output for output in graph.outputs if name_of(output) == answer.name)
+    value.shape = ir.Shape([BATCH, *answer.row_shape])
     if answer.dtype != "float32":
         cast = make_node("Cast", [value], f"{free}/float32", to=ir.DataType.FLOAT)
         graph.append(cast)
         value = cast.outputs[0]
+        value.shape = ir.Shape([BATCH, *answer.row_shape])
     graph.outputs.append(recipe.add(graph, value, terms, free))
     return replace(loaded, outputs=(*loaded.outputs, free)), free

@@ -17,13 +17,17 @@ made at step s and read at steps up to r crosses exactly the cuts s, s+1 .. r-1.
 the size of the graph and of the answer. What crosses besides the main tensor is *carried* (data) or *recomputed* behind
 the cut from the batch size (shape); constants are simply repeated.
 
+*Wanted cuts.* Of a network with skip connections (a decoder that reads early features) hardly a tensor is a separator.
+Where its maker names tensors, each made of the one before, they serve as main tensors all the same: nothing above needs
+more than that the S_i are nested. What skips past them is carried, and so goes on with the survivors.
+
 Separators with no heavy node (convolution, matrix product ...) between them are one *place*: cutting there twice would
 only add the cost of a launch. Nothing is gained before the first and behind the last heavy node either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts import GraphError
@@ -100,8 +104,12 @@ def find_data_input(flow: DataFlow) -> tuple[str, tuple[str, ...]]:
     return best, chains[best]
 
 
-def find_places(flow: DataFlow) -> tuple[str, tuple[CutPlace, ...]]:
+def find_places(flow: DataFlow, wanted: Sequence[str] | None = None) -> tuple[str, tuple[CutPlace, ...]]:
     """Finds every separator that has heavy work on both sides.
+
+    Args:
+        flow: the network.
+        wanted: tensors that shall be the main ones, in order, each made of the one before; ``None``: all separators.
 
     Returns:
         The data input, and the separators in order with what crosses at each.
@@ -112,6 +120,9 @@ def find_places(flow: DataFlow) -> tuple[str, tuple[CutPlace, ...]]:
     live = tuple(_live_nodes(flow))
     source, chain = find_data_input(flow)
     kinds = tensor_kinds(flow)
+    if wanted is not None:
+        _check_nested(live, wanted)
+        chain = tuple(wanted)
     step = _steps(live, chain, kinds)
     crossing = _crossings(flow, live, step, len(chain), kinds)
     heavy = sorted(step[index] for index, node in enumerate(live) if node.heavy and _reads_data(node, kinds))
@@ -134,6 +145,31 @@ def find_places(flow: DataFlow) -> tuple[str, tuple[CutPlace, ...]]:
     if not places:
         raise GraphError(_explain_none(flow, live, kinds, source, len(heavy)))
     return source, tuple(places)
+
+
+def _check_nested(live: tuple[FlowNode, ...], wanted: Sequence[str]) -> None:
+    """Refuses tensors that are not each made of the one before."""
+    producer = {name: node for node in live for name in node.outputs}
+    made: set[str] = set()  # of which tensors the one before is made, itself included
+    for name in wanted:
+        if name not in producer:
+            raise GraphError(
+                f"'{name}' is not a cut: no tensor of that name leads to the answers. Tensors that do: "
+                f"{', '.join(list(producer)[-_SHOWN:])} ..."
+            )
+        behind, stack = {name}, [name]
+        while stack:
+            node = producer.get(stack.pop())
+            for read in () if node is None else node.inputs:
+                if read not in behind:
+                    behind.add(read)
+                    stack.append(read)
+        if not made <= behind:
+            raise GraphError(
+                f"'{name}' is not a cut: it is not made of the cut before it, so that no segment leads from one to "
+                "the other"
+            )
+        made = {name}
 
 
 def _reads_data(node: FlowNode, kinds: Mapping[str, str]) -> bool:

@@ -76,7 +76,7 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
     Raises:
         GraphError: there is no cut, or a wanted tensor is not one; the message says why.
     """
-    data_input, places = find_places(describe_flow(loaded.model.graph, tuple(answers)))
+    data_input, places = find_places(describe_flow(loaded.model.graph, tuple(answers)), wanted)
     if wanted is not None:
         places = _pick_wanted(places, wanted)
     crossing = [name for place in places for name in (place.main, *place.carried, *place.recomputed)]
@@ -119,10 +119,7 @@ def _pick_wanted(places: Sequence[CutPlace], wanted: Sequence[str]) -> tuple[Cut
     found = {place.main: place for place in places}
     for name in wanted:
         if name not in found:
-            raise GraphError(
-                f"'{name}' is not a cut: not every path from the data input to the outputs passes it, or no heavy "
-                f"node lies before or behind it. Separators: {', '.join(found)}"
-            )
+            raise GraphError(f"'{name}' is not a cut: no heavy node lies before or behind it. Cuts: {', '.join(found)}")
     return tuple(found[name] for name in wanted)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts import SAID_BY, Model, RunFolder, TensorSpec, find_task, read_json
+from export.answers.small import make_small
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.choice import ends_linear, find_terms, is_yes_or_no, widen_yes_or_no
 from export.cuts.parity import PARITY_JSON, ParityReport
@@ -47,12 +48,14 @@ class _Decided:
         terms: of the network's answer, ``logits`` or ``probabilities``; ``None``: no confidence can be computed.
         confidence: the output with the confidence of the network's answer.
         heads: cut name -> the outputs with the answer and the confidence of its exit head.
+        answers: the outputs that the network answers with.
     """
 
     loaded: LoadedGraph
     terms: str | None = None
     confidence: str | None = None
     heads: dict[str, tuple[str, str]]
+    answers: tuple[str, ...]
 
 
 def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> ExportResult:
@@ -71,8 +74,9 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
         recipe = replace(recipe, preprocessing=loaded.pixels)
     else:
         loaded = replace(loaded, pixels=recipe.preprocessing or loaded.pixels)
-    loaded, precision_loss = apply_precision(loaded, recipe.precision, half=recipe.cuts or ())
+    loaded, precision_loss = apply_precision(loaded, recipe.precision, half=(*(recipe.cuts or ()), *recipe.further))
     decided = _add_confidences(loaded, recipe)
+    recipe = replace(recipe, answers=decided.answers)
     if recipe.segments:
         cut = cut_graph(decided.loaded, answers=recipe.answers, wanted=recipe.cuts)
     else:
@@ -103,9 +107,9 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
 
 def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
     """Adds the confidences of the network's answer and of its exit heads, where the task's recipe applies to it."""
-    confidence = find_recipe(find_task(recipe.task).confidence)
+    confidence = find_recipe(recipe.confidence or find_task(recipe.task).confidence)
     if len(recipe.answers) != 1:
-        return _Decided(loaded=loaded, heads={})
+        return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
     values = sample_answers(loaded, (*recipe.answers, *recipe.heads.values()))
     answer = values[recipe.answers[0]]
     linear = ends_linear(loaded.model.graph, recipe.answers[0])
@@ -114,18 +118,23 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
         yes = answer.reshape(-1, 1)
         values[recipe.answers[0]] = answer = np.concatenate([1 - yes, yes], axis=1)
     if recipe.terms is None and not confidence.applies(answer, linear):
-        return _Decided(loaded=loaded, heads={})
+        return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
     terms = recipe.terms or find_terms(answer)
     names = {recipe.answers[0]: CONFIDENCE, **{head: f"{cut}/{CONFIDENCE}" for cut, head in recipe.heads.items()}}
-    added = {}
+    added, answered = {}, {output: output for output in names}
     for output, name in names.items():
         spec = _spec_of(output, values[output])
         loaded, added[output] = add_confidence(loaded, spec, recipe=confidence, terms=terms, name=name)
+        if recipe.form is not None:
+            small = name.removesuffix(CONFIDENCE) + recipe.form
+            loaded, spec = make_small(loaded, spec, recipe.form, small)
+            answered[output] = spec.name
     return _Decided(
         loaded=loaded,
         terms=terms,
         confidence=added[recipe.answers[0]],
-        heads={cut: (head, added[head]) for cut, head in recipe.heads.items()},
+        heads={cut: (answered[head], added[head]) for cut, head in recipe.heads.items()},
+        answers=tuple(answered[output] for output in recipe.answers),
     )
 
 

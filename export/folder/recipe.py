@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts import PRECISIONS, Preprocessing, to_plain
+from artifacts import PRECISIONS, Preprocessing, UsageError, find_task, to_plain, unknown_name
+from export.confidence.adding import recipes_like
 from export.folder.texts import TextSource
 from export.nets.table import HEADS
-from export.options import INPUTS, ExportOptions
+from export.options import ANSWERS, INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, record_statements
 
 TASK = "classification"
 """What answers mean where nobody says it."""
 FORMAT = 1  # of what an export writes; another one makes every model folder stale
+RECIPE = "confidence_recipe"
+"""The setting that names the recipe of the confidences, where that is not the task's."""
 CONFIDENCE = "confidence"
 """The name of the confidence among a graph's outputs; that of an exit is ``<cut>/confidence``."""
 _NOTHING_SAID = Settled()
@@ -67,9 +70,12 @@ class ExportRecipe:
         takes_bytes: the preprocessing's numbers shall become part of the graph, which then takes uint8.
         segments: cut the network; otherwise ``full.onnx`` alone.
         cuts: the tensors that must be its cuts, in order; ``None``: those that are found.
+        further: names of further features that exit heads read, of the same precision as the cuts.
         every: of cuts that are found, every ``every``-th is used.
         heads: cut name -> the output of the graph with the answer of its exit head.
         precision: one of ``artifacts.PRECISIONS``.
+        form: a small form that answers are brought to, one of ``SMALL_ANSWERS``; ``None``: they stay as they are.
+        confidence: the recipe of the confidences; ``None``: the task's.
         source: how far the graph is from what it was made of.
         text: how the network wants its texts; ``None``: it takes something else, or no tokenizer is known.
         extra_files: writes further files into the staging folder, the weights of a torch family for instance.
@@ -87,9 +93,12 @@ class ExportRecipe:
     takes_bytes: bool = False
     segments: bool = True
     cuts: tuple[str, ...] | None = None
+    further: tuple[str, ...] = ()
     every: int = 1
     heads: Mapping[str, str] = field(default_factory=dict)
     precision: str = PRECISIONS[0]
+    form: str | None = None
+    confidence: str | None = None
     source: SourceParity = SourceParity()
     text: TextSource | None = None
     extra_files: Callable[[Path], None] | None = None
@@ -132,6 +141,39 @@ def graph_recipe(
 def input_record(kind: str) -> dict[str, str]:
     """Returns what settings and parameters say of an input that takes bytes; nothing of the usual one, as below."""
     return {} if kind == INPUTS[0] else {"input": kind}
+
+
+def check_answers(form: str | None, task: str) -> str | None:
+    """Returns the small form of answers that was asked for; ``None`` for what a network says as it is.
+
+    Raises:
+        UsageError: it is not of the task.
+    """
+    if form is None:
+        return None
+    if ANSWERS[form] != task:
+        raise UsageError(f"--answers {form} is for the task {ANSWERS[form]}; this network's is {task}")
+    as_it_is = next(name for name, its_task in ANSWERS.items() if its_task == task)
+    return None if form == as_it_is else form
+
+
+def check_confidence(name: str | None, task: str) -> str | None:
+    """Returns the recipe of the confidences that was asked for; ``None`` for the task's own.
+
+    Raises:
+        UsageError: there is none of that name for such answers.
+    """
+    own = find_task(task).confidence
+    if name is None or name == own:
+        return None
+    if name not in recipes_like(own):
+        raise unknown_name(f"confidence for the task {task}", name, recipes_like(own))
+    return name
+
+
+def answers_record(form: str | None) -> dict[str, str]:
+    """Returns what settings and parameters say of a small form of answers."""
+    return {} if form is None else {"answers": form}
 
 
 def length_record(lengths: tuple[int, ...]) -> dict[str, list[int]]:

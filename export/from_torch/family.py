@@ -23,19 +23,30 @@ from artifacts import (
 from export.confidence.recipe import LOGITS
 from export.cuts.thinning import thin
 from export.folder.pipeline import ExportResult, publish_model, reuse_model
-from export.folder.recipe import FORMAT, ExportRecipe, Provenance, input_record, length_record, precision_record
+from export.folder.recipe import (
+    FORMAT,
+    RECIPE,
+    ExportRecipe,
+    Provenance,
+    answers_record,
+    check_answers,
+    check_confidence,
+    input_record,
+    length_record,
+    precision_record,
+)
 from export.folder.texts import EXPORT_PREFIX, TextSource, find_text_source, kept_text_source
 from export.folder.writing import is_model_current
 from export.from_torch.given_weights import Adapt, GivenWeights, find_weights
 from export.from_torch.graphs import export_module
 from export.from_torch.modules import compare_with_torch
 from export.nets.family import Family
-from export.nets.heads import answer_features
+from export.nets.heads import answer_features, features_read, mask_of
 from export.nets.multi_exit import MultiExitNet, backbone_cuts, example_rows
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.nets.table import NetConfig, find_family
 from export.nets.weights import load_weights, save_weights
-from export.options import INPUTS, ExportOptions
+from export.options import ANSWERS, INPUTS, ExportOptions
 from export.pixels.statements import Settled, Statement, read_statement, record_statements, settle_preprocessing
 
 ANSWER = "logits"
@@ -53,6 +64,8 @@ class NetSettings:
         preprocessing: how the weights want their images; ``None``: not known.
         precision: of the graphs; the net itself, and its weights, stay in float32.
         input: ``float``, or ``uint8`` where the graphs scale and normalise images themselves; the net itself does not.
+        answers: what the graphs answer with, one of ``ANSWERS``; ``None``: what the net says as it is.
+        confidence: the recipe of their confidences; ``None``: the task's.
         said: what the user said about the images; ``None``: nothing.
         text: how a network of tokens wants its texts, and its tokenizer; ``None``: no tokenizer is known.
         task: what its answers mean.
@@ -68,6 +81,8 @@ class NetSettings:
     preprocessing: Preprocessing | None = None
     precision: str = PRECISIONS[0]
     input: str = INPUTS[0]
+    answers: str | None = None
+    confidence: str | None = None
     said: Statement | None = None
     text: TextSource | None = None
     task: str = "classification"
@@ -78,7 +93,8 @@ class NetSettings:
         """Returns the settings of ``model.json``."""
         return {
             **self.family.record(self.config), "every": self.every, "head": self.head, "weights": self.weights,
-            **precision_record(self.precision), **input_record(self.input),
+            **precision_record(self.precision), **input_record(self.input), **answers_record(self.answers),
+            **({} if self.confidence is None else {RECIPE: self.confidence}),
         }  # fmt: skip
 
     def parameters(self, *, segments: bool) -> dict[str, Any]:
@@ -108,7 +124,12 @@ def read_net_settings(model: Model, preprocessing: Preprocessing | None) -> NetS
         weights=str(settings["weights"]), preprocessing=preprocessing,
         text=kept_text_source(model), task=spec.task, classes=spec.classes, lengths=spec.lengths,
         precision=str(settings.get("precision", PRECISIONS[0])), input=str(settings.get("input", INPUTS[0])),
+        answers=_word(settings.get("answers")), confidence=_word(settings.get(RECIPE)),
     )  # fmt: skip
+
+
+def _word(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def export_family(
@@ -159,6 +180,8 @@ def _settle(
             raise UsageError(f"{name}: the family {family.name} takes no texts; omit the flag")
     task = options.task or (recipe.task if recipe else None) or family.task
     find_task(task)
+    if task != family.task and {task, family.task} & set(ANSWERS.values()):
+        raise UsageError(f"--task {task}: the family {family.name} answers with {family.task}; omit the flag")
     text = None
     if family.reads_text:
         beside = [] if found.file is None else [found.file.parent]
@@ -170,6 +193,7 @@ def _settle(
         weights=found.label,
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision, input=options.input, said=said, text=text, task=task,
+        answers=check_answers(options.answers, task), confidence=check_confidence(options.confidence, task),
         classes=found.classes or (recipe.classes if recipe else ()), lengths=options.lengths,
     )  # fmt: skip
 
@@ -233,10 +257,12 @@ def build_net(
 class _WithFeatures(nn.Module):
     """A net with intermediate outputs: logits, features at some cuts and what they carry, answers of some heads."""
 
-    def __init__(self, net: MultiExitNet, cuts: tuple[str, ...], heads: Collection[str]) -> None:
+    def __init__(
+        self, net: MultiExitNet, cuts: tuple[str, ...], heads: Collection[str], further: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.backbone = net.backbone
-        self.cuts = cuts
+        self.kept = (*cuts, *further)
         chosen = {name: head for name, head in zip(net.cut_names, net.heads, strict=True) if name in heads}
         self.head_names = tuple(chosen)
         self.heads = nn.ModuleList(chosen.values())
@@ -245,7 +271,7 @@ class _WithFeatures(nn.Module):
         features, logits = self.backbone.forward_with_features(*inputs)
         heads = zip(self.head_names, self.heads, strict=True)
         answers = [answer_features(head, features, name) for name, head in heads]
-        return (logits, *(features[name] for name in self.cuts), *answers)
+        return (logits, *(features[name] for name in self.kept), *answers)
 
 
 def publish_family(
@@ -261,12 +287,14 @@ def publish_family(
     blocks = tuple(name for name, _ in net.backbone.blocks())
     cuts = (*thin(blocks[:-1], settings.every), blocks[-1]) if segments else ()
     still = copy.deepcopy(net).to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    carried = [spec.name for spec in backbone_cuts(still.backbone, settings.family.inputs(settings.config))[0].carried]
-    outputs = (*cuts, *carried) if segments else ()
-    module = _WithFeatures(still, outputs, [name for name in net.cut_names if name in trained and name in cuts])
-    heads = {name: f"{name}/{ANSWER}" for name in module.head_names}
     inputs = settings.family.inputs(settings.config)
-    names = [ANSWER, *module.cuts, *heads.values()]
+    carried = [spec.name for spec in backbone_cuts(still.backbone, inputs)[0].carried]
+    read = [name for head in net.heads if mask_of(head) is None for name in features_read(head)]
+    further = tuple(name for name in dict.fromkeys((*carried, *read)) if name not in cuts) if segments else ()
+    chosen = [name for name in net.cut_names if name in trained and name in cuts]
+    module = _WithFeatures(still, cuts, chosen, further)
+    heads = {name: f"{name}/{ANSWER}" for name in module.head_names}
+    names = [ANSWER, *module.kept, *heads.values()]
     loaded = export_module(
         module, example_rows(inputs), input_names=[spec.name for spec in inputs], output_names=names,
         lengths=settings.lengths,
@@ -285,8 +313,11 @@ def publish_family(
         takes_bytes=settings.input != INPUTS[0],
         segments=segments,
         cuts=cuts if segments else None,
+        further=tuple(name for name in further if name in read),  # masks stay in float32
         heads=heads,
         precision=settings.precision,
+        form=settings.answers,
+        confidence=settings.confidence,
         source=compare_with_torch(loaded, still.backbone),
         extra_files=lambda staging: save_weights(staging / WEIGHTS_FILE, net, only=trained),
     )

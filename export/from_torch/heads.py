@@ -26,10 +26,11 @@ from artifacts import (
     recorded_command,
     write_model_spec,
 )
+from export.answers.small import SMALL_ANSWERS, make_small
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.recipe import LOGITS, PROBABILITIES
 from export.cuts.splitting import PartOutline, extract_part
-from export.folder.recipe import CONFIDENCE
+from export.folder.recipe import CONFIDENCE, RECIPE
 from export.folder.writing import command_note, head_file, head_name, open_run_model, run_of, save_part
 from export.from_torch.graphs import export_module
 from export.from_torch.head_graphs import write_head
@@ -37,7 +38,7 @@ from export.from_torch.masks import find_mask
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
-from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, mask_of
+from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read, mask_of
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.nets.token_heads import POOLER, mask_example
 from export.nets.weights import head_state
@@ -146,8 +147,8 @@ def add_heads(
 
     Args:
         model: the model; heads of other cuts stay.
-        heads: cut name -> torch module from the cut's main tensor (B, ...), and the mask that it carries where
-            ``export.mask_of`` names one, to logits (B, classes).
+        heads: cut name -> torch module from the cut's main tensor (B, ...), and what else it carries where
+            ``export.features_read`` names some, to logits (B, classes, ...).
         inputs: digests of what the heads were trained from, for the manifest.
         preprocessing: of the images in training; ``None``: the model's stays.
         report: is called with a line on what is done.
@@ -205,26 +206,36 @@ def write_heads(model: Model, heads: Mapping[str, nn.Module], folder: Path) -> d
 
 
 class _Heads(nn.Module):
-    """Several heads side by side: one feature tensor and one answer per head."""
+    """Several heads side by side: one answer each, from the features that it reads."""
 
-    def __init__(self, heads: Sequence[nn.Module]) -> None:
+    def __init__(self, heads: Mapping[str, nn.Module], reads: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(heads)
+        self.heads = nn.ModuleList(heads.values())
+        self.inputs = tuple(dict.fromkeys(name for names in reads.values() for name in names))
+        self.places = [[self.inputs.index(name) for name in reads[cut]] for cut in heads]
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return tuple(head(x) for head, x in zip(self.heads, features, strict=True))
+        read = zip(self.heads, self.places, strict=True)
+        return tuple(head(*(features[place] for place in places)) for head, places in read)
+
+
+def _read_by(head: nn.Module, cut: Cut) -> dict[str, TensorSpec]:
+    """Returns the tensors of a cut that its head reads, the main one first."""
+    there = {tensor.name: tensor for tensor in cut.tensors}
+    return {name: there[name] for name in (cut.main.name, *features_read(head))}
 
 
 def _export_heads(
     model: Model, cuts: Mapping[str, Cut], heads: Mapping[str, nn.Module]
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
     """Returns the graph of every head and its spec: our own are written at once, others go through torch together."""
-    answer, terms = _answer(model), _terms(model)
+    answer, terms, form = _answer(model), _terms(model), model.spec.settings.get("answers")
     still = {name: AnsweringHead(copy.deepcopy(head), probabilities=terms == PROBABILITIES).eval()
              for name, head in heads.items()}  # fmt: skip
-    _check_answers(still, cuts, answer)
-    outputs = {name: TensorSpec(name=f"{name}/{answer.name}", dtype="float32", row_shape=answer.row_shape)
-               for name in cuts}  # fmt: skip
+    shapes = _check_answers(still, cuts, answer, form)
+    word = answer.name if form is None else "logits"
+    outputs = {name: TensorSpec(name=f"{name}/{word}", dtype="float32", row_shape=shape)
+               for name, shape in shapes.items()}  # fmt: skip
     parts, others = {}, []
     for name, cut in cuts.items():
         written = write_head(still[name], cut, outputs[name])
@@ -233,9 +244,12 @@ def _export_heads(
         else:
             parts.update(_finish_heads(model, written, {name: cut}, outputs))
     if others:
+        read = {name: _read_by(still[name], cuts[name]) for name in others}
+        module = _Heads({name: still[name] for name in others}, {name: list(specs) for name, specs in read.items()})
+        specs = {name: spec for each in read.values() for name, spec in each.items()}
         exported = export_module(
-            _Heads([still[name] for name in others]).eval(), tuple(_example(cuts[name]) for name in others),
-            input_names=[cuts[name].main.name for name in others], output_names=[outputs[name].name for name in others],
+            module.eval(), tuple(_example(specs[name]) for name in module.inputs), input_names=module.inputs,
+            output_names=[outputs[name].name for name in others],
         )  # fmt: skip
         parts.update(_finish_heads(model, exported, {name: cuts[name] for name in others}, outputs))
     return {name: parts[name] for name in cuts}
@@ -248,16 +262,19 @@ def _finish_heads(
     half = list(dict.fromkeys(spec.name for cut in cuts.values() for spec in cut.tensors if spec.dtype == "float16"))
     loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
     loaded = replace(loaded, sequence=model.spec.sequence)
-    recipe = find_recipe(find_task(model.spec.task).confidence)
+    recipe = find_recipe(str(model.spec.settings.get(RECIPE) or find_task(model.spec.task).confidence))
     parts = {}
     for name, cut in cuts.items():
         loaded, confidence = add_confidence(
             loaded, outputs[name], recipe=recipe, terms=_terms(model), name=f"{name}/{CONFIDENCE}"
         )  # fmt: skip
+        said = outputs[name]
+        if (form := model.spec.settings.get("answers")) is not None:
+            loaded, said = make_small(loaded, said, str(form), f"{name}/{form}")
         decision = TensorSpec(name=confidence, dtype="float32", row_shape=())
         outline = PartOutline(
-            name=head_name(cut), available={spec.name: spec for spec in cut.tensors}, outputs=[outputs[name], decision],
-            answers=(outputs[name].name,), confidence=confidence,
+            name=head_name(cut), available={spec.name: spec for spec in cut.tensors}, outputs=[said, decision],
+            answers=(said.name,), confidence=confidence,
         )  # fmt: skip
         parts[name] = extract_part(loaded, outline)
     return parts
@@ -268,23 +285,32 @@ def _terms(model: Model) -> str:
     return PROBABILITIES if model.spec.settings.get("confidence") == "max" else LOGITS
 
 
-def _example(cut: Cut) -> Tensor:
-    """Returns two rows of a cut's main tensor; a network in half precision is converted after the export."""
-    dtype = "float32" if cut.main.dtype == "float16" else cut.main.dtype
-    return torch.zeros(2, *cut.main.row_shape, dtype=getattr(torch, dtype))
+def _example(tensor: TensorSpec) -> Tensor:
+    """Returns two rows of a tensor at a cut; a network in half precision is converted after the export."""
+    dtype = "float32" if tensor.dtype == "float16" else tensor.dtype
+    return torch.zeros(2, *tensor.row_shape, dtype=getattr(torch, dtype))
 
 
-def _check_answers(heads: Mapping[str, nn.Module], cuts: Mapping[str, Cut], answer: TensorSpec) -> None:
+def _check_answers(
+    heads: Mapping[str, nn.Module], cuts: Mapping[str, Cut], answer: TensorSpec, form: object
+) -> dict[str, tuple[int, ...]]:
+    """Returns the row shape of each head's answers, before they are brought to a small form."""
+    shapes = {}
     with torch.no_grad():
         for name, head in heads.items():
             mask = mask_of(head)
-            masks = () if mask is None else (mask_example(mask, 2),)
-            found = tuple(head(_example(cuts[name]), *masks).shape)
-            if found != (2, *answer.row_shape):
+            read = map(_example, _read_by(head, cuts[name]).values()) if mask is None else (
+                _example(cuts[name].main), mask_example(mask, 2)
+            )  # fmt: skip
+            found = tuple(head(*read).shape)
+            shapes[name] = found[1:]
+            small = found[1:] if form is None else SMALL_ANSWERS[str(form)].row_shape(found[1:])
+            if small != answer.row_shape:
                 raise GraphError(
                     f"the exit head of '{name}' answers {found[1:]} per row, the network itself "
                     f"{answer.row_shape}; both must have the same classes"
                 )
+    return shapes
 
 
 def _at_opset_of(model: Model, loaded: LoadedGraph) -> LoadedGraph:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from artifacts import GraphError, Model, Preprocessing, recorded_command
-from export.folder.recipe import Provenance
+from export.folder.recipe import Provenance, check_confidence
 from export.folder.writing import export_inputs, run_of
 from export.from_torch.family import build_net, publish_family, read_net_settings
 from export.nets.multi_exit import MultiExitNet
@@ -38,6 +39,7 @@ def publish_net(
     inputs: Mapping[str, str],
     trained: Collection[str] | None = None,
     preprocessing: Preprocessing | None = None,
+    confidence: str | None = None,
 ) -> Model:
     """Publishes a family's model folder again from a trained net (end-to-end training moves the backbone too).
 
@@ -47,12 +49,15 @@ def publish_net(
         inputs: digests of what it was trained from, for the manifest.
         trained: the cuts whose heads are trained; ``None``: all of the net's.
         preprocessing: of the images in training; ``None``: as the model states it.
+        confidence: the recipe of its confidences; ``None``: as it is.
 
     Raises:
         GraphError: the parts do not make the whole.
     """
     manifest, spec = model.artifact.manifest, model.spec
     settings = read_net_settings(model, preprocessing or spec.stated_preprocessing())
+    if confidence is not None:
+        settings = replace(settings, confidence=check_confidence(confidence, settings.task))
     provenance = Provenance(
         inputs={**export_inputs(manifest), **inputs},
         parameters=manifest.parameters,

@@ -94,6 +94,7 @@ def sample_rows(
 def relative_error(found: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Returns the largest absolute difference, and that relative to the largest magnitude of the reference.
 
+    Of integers, such as the classes of pixels, no difference is small: theirs is the share of values that differ.
     Infinities and NaN must sit at the same places; otherwise, or for different shapes, both errors are infinite.
     """
     if found.shape != reference.shape or found.dtype != reference.dtype:
@@ -101,6 +102,8 @@ def relative_error(found: np.ndarray, reference: np.ndarray) -> tuple[float, flo
     if found.size == 0:
         return 0.0, 0.0
     a, b = found.astype(np.float64), reference.astype(np.float64)
+    if reference.dtype.kind in "iub":
+        return float(np.abs(a - b).max()), float((a != b).mean())
     finite = np.isfinite(b)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
         return float("inf"), float("inf")

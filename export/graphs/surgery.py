@@ -20,10 +20,13 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def make_node(op: str, inputs: Sequence[ir.Value | None], output: str, **attributes: ir.DataType | int) -> ir.Node:
-    """Makes a node of the standard operators with one output, which is given its name."""
-    node = ir.node(op, list(inputs), attributes)
-    node.outputs[0].name = output
+def make_node(
+    op: str, inputs: Sequence[ir.Value | None], output: str, *, outputs: int = 1, **attributes: ir.DataType | int
+) -> ir.Node:
+    """Makes a node of the standard operators; its first output is given the name, further ones that and a number."""
+    node = ir.node(op, list(inputs), attributes, num_outputs=outputs)
+    for place, value in enumerate(node.outputs):
+        value.name = f"{output}/{place}" if place else output
     return node
 
 

@@ -31,6 +31,10 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def adapt_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Returns this network's state dict for one of it, or of a relative whose weights it can start from."""
+        return state
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Returns the answer."""
         return self.forward_with_features(*inputs)[1]

@@ -20,6 +20,7 @@ that, which is small, and never the features themselves: ``reduce_features`` and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class ChannelsFirst(nn.Module):
 
 
 class AnsweringHead(nn.Module):
-    """Brings the answers of a head into the terms of the network's own: features (and mask) -> answer (B, K) float32.
+    """Brings the answers of a head into the terms of the network's own: features (and mask) -> (B, K, ...) float32.
 
     The answer is the head's logits or, with ``probabilities``, their softmax.
     """
@@ -105,9 +106,10 @@ class AnsweringHead(nn.Module):
         self.head = head
         self.probabilities = probabilities
 
-    def forward(self, x: Tensor, *masks: Tensor) -> Tensor:
-        logits: Tensor = self.head(x.float(), *masks).float()
-        return torch.softmax(logits, dim=-1) if self.probabilities else logits
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        read = (other.float() if other.dtype == torch.float16 else other for other in others)
+        logits: Tensor = self.head(x.float(), *read).float()
+        return torch.softmax(logits, dim=1) if self.probabilities else logits
 
 
 def mask_of(head: nn.Module) -> MaskTensor | None:
@@ -116,25 +118,35 @@ def mask_of(head: nn.Module) -> MaskTensor | None:
     return inner.mask if isinstance(inner, MeanHead) else None
 
 
+def features_read(head: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the tensors that a head reads besides the features at its cut: a mask, or features of
+    finer strides."""
+    inner = head.head if isinstance(head, AnsweringHead) else head
+    return (inner.mask.name,) if isinstance(inner, MeanHead) else tuple(getattr(inner, "reads", ()))
+
+
 def answer_features(head: nn.Module, features: Mapping[str, Tensor], name: str) -> Tensor:
-    """Returns a head's logits for the features after a block, and for the mask among them where it reads one."""
-    mask = mask_of(head)
-    answer: Tensor = head(features[name]) if mask is None else head(features[name], features[mask.name])
+    """Returns a head's answer for the features after a block, and for what else it reads among them."""
+    answer: Tensor = head(features[name], *(features[other] for other in features_read(head)))
     return answer
 
 
-def reduce_features(head: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+def reduce_features(head: nn.Module, x: Tensor, *others: Tensor) -> Tensor:
     """Returns what is left of features (B, ...) behind the beginning of a head that has no parameters.
 
-    Heads of another make have no such beginning; the features are returned as they are. ``mask`` goes to heads that
-    read one, see ``mask_of``.
+    Heads of another make have no such beginning; the features are returned as they are. ``others`` are what
+    ``features_read`` names; features of finer strides become one row with those at the cut.
     """
     if isinstance(head, nn.Sequential) and isinstance(head[0], ChannelsFirst):
         return reduce_features(head[1], head[0](x))
     if isinstance(head, MeanHead):
-        if mask is None:
+        if not others:
             raise GraphError(f"an exit head reads the mask '{head.mask.name}', and none was given")
-        return head.reduce(x, mask)
+        return head.reduce(x, others[0])
+    if features_read(head):
+        fused: Any = head
+        packed: Tensor = fused.reduce(x, *others)
+        return packed
     return head.reduce(x) if isinstance(head, MapHead | TokenHead) else x
 
 
@@ -144,7 +156,8 @@ def answer_reduced(head: nn.Module, reduced: Tensor) -> Tensor:
         return answer_reduced(head[1], reduced)
     if isinstance(head, MapHead | TokenHead | MeanHead):
         return head.answer(reduced)
-    answer: Tensor = head(reduced)
+    own: Any = head
+    answer: Tensor = own.answer(reduced) if features_read(head) else own(reduced)
     return answer
 
 

@@ -87,8 +87,9 @@ def _initialise(features: nn.Module) -> None:
 
 def feature_blocks(features: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
     """Yields every inverted residual under its parameter prefix, ``features.1`` to ``features.17``."""
-    for position in range(1, len(features) - 1):
-        yield f"features.{position}", features[position]
+    for position, block in enumerate(features):
+        if isinstance(block, InvertedResidual):
+            yield f"features.{position}", block
 
 
 def run_blocks(features: nn.Sequential, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:

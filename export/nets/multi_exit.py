@@ -16,7 +16,7 @@ from export.nets.heads import answer_features, build_head
 class MultiExitNet(nn.Module):
     """A backbone and an exit head after some of its blocks.
 
-    Shapes: inputs (B, ...); output (cut name -> (B, classes) logits, final (B, classes) logits).
+    Shapes: inputs (B, ...); output (cut name -> (B, classes, ...) logits, final (B, classes, ...) logits).
     """
 
     def __init__(self, backbone: Backbone, heads: Mapping[str, nn.Module]) -> None:

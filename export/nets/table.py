@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Protocol
 
-from artifacts import MissingExtraError, UsageError, unknown_name
+from artifacts import MissingExtraError, unknown_name
 
 if TYPE_CHECKING:
     from export.nets.family import Family
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 FAMILIES = {
     "bert": "export.nets.bert",
     "mobilenetv2": "export.nets.mobilenetv2",
+    "posenet": "export.nets.dense.posenet",
     "resnet": "export.nets.resnet",
+    "segmentation": "export.nets.dense.segmentation",
     "vgg16": "export.nets.vgg",
 }
 HEADS = ("pooled", "complex", "simple")  # the first is the default
 
 TOKEN_HEAD_KINDS = ("mean", "pooler")  # of networks of tokens; the first is the default
 HEAD_KINDS = (*HEADS, *TOKEN_HEAD_KINDS)
-
-_ANNOUNCED = ("posenet", "segmentation")
 
 
 class NetConfig(Protocol):
@@ -39,14 +39,9 @@ def find_family(name: str) -> Family:
     """Returns a family by its name, loading torch.
 
     Raises:
-        UsageError: there is no such family, or not yet.
+        UsageError: there is no such family.
         MissingExtraError: torch, or what else training needs, is not installed.
     """
-    if name in _ANNOUNCED:
-        raise UsageError(
-            f"the family '{name}' is not available yet; there are {', '.join(FAMILIES)} and any ONNX file: "
-            "python -m export path/to/model.onnx --segments"
-        )
     if name not in FAMILIES:
         raise unknown_name("family", name, FAMILIES)
     try:

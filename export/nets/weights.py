@@ -107,7 +107,7 @@ def load_weights(net: MultiExitNet, state: Mapping[str, Tensor], *, where: str) 
     backbone |= {key: own[key] for key in own if key.endswith(_COUNTED) and key not in backbone}
     loaded = []
     try:
-        net.backbone.load_state_dict(backbone)
+        net.backbone.load_state_dict(net.backbone.adapt_state(backbone))
         for name, head in zip(net.cut_names, net.heads, strict=True):
             prefix = f"{_HEAD}{name}."
             part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts import InputError, Trace
-from calibration import SET_METRICS
+from calibration import COUNTED_METRICS, SET_METRICS
 from planner.predict.replay import NO_EXITS, Exits, find_answers
 
 
@@ -17,7 +17,7 @@ class Evidence:
     """The evidence of a risk on some samples, in the form of ``calibration.RiskTest``.
 
     Attributes:
-        full: of the full network, (n,); for a set metric (n, 2) labels and predictions.
+        full: of the full network, (n,); for a set metric (n, 2) labels and predictions, or (n, k) counts.
         plans: of each plan, an array of the same form.
     """
 
@@ -34,15 +34,26 @@ def collect_evidence(trace: Trace, plans: Sequence[Exits], risk: str) -> Evidenc
         risk: one of ``calibration.RISKS``.
 
     Raises:
-        InputError: the trace has no predictions and labels, which a set metric needs.
+        InputError: as ``check_evidence``.
     """
-    if risk in SET_METRICS and (trace.predictions is None or trace.labels is None):
+    check_evidence(trace, risk)
+    if risk in COUNTED_METRICS:
+        return Evidence(full=_counts_under(trace, NO_EXITS), plans=tuple(_counts_under(trace, plan) for plan in plans))
+    read = _classes_under if risk in SET_METRICS else metric_under
+    return Evidence(full=read(trace, NO_EXITS), plans=tuple(read(trace, plan) for plan in plans))
+
+
+def check_evidence(trace: Trace, risk: str) -> None:
+    """Raises ``InputError`` where a trace has no predictions and labels, or no counts, which a set metric needs."""
+    if risk in COUNTED_METRICS and trace.counts is None:
+        raise InputError(
+            f"--risk {risk} needs the pixels of every class, and the trace holds none: it is for the task segmentation"
+        )
+    if risk in set(SET_METRICS) - set(COUNTED_METRICS) and (trace.predictions is None or trace.labels is None):
         raise InputError(
             f"--risk {risk} needs the class that every exit answers, and the trace holds none: collect it again "
             "(remove its folder first), or import one with predictions and labels"
         )
-    read = _classes_under if risk in SET_METRICS else metric_under
-    return Evidence(full=read(trace, NO_EXITS), plans=tuple(read(trace, plan) for plan in plans))
 
 
 def metric_under(trace: Trace, exits: Exits) -> np.ndarray:
@@ -57,8 +68,19 @@ def _classes_under(trace: Trace, exits: Exits) -> np.ndarray:
     return np.stack([np.asarray(trace.labels), predictions], axis=1)
 
 
+def _counts_under(trace: Trace, exits: Exits) -> np.ndarray:
+    """Returns what each sample adds to the counts of a set metric under a plan: (N, k)."""
+    counts: np.ndarray = np.asarray(trace.counts)[find_answers(trace, exits), np.arange(trace.sample_count)]
+    return counts
+
+
 def risk_trace(trace: Trace, risk: str) -> Trace:
-    """Returns the trace in which ``metric`` is the one that a risk is about: for ``agreement`` the agreement."""
+    """Returns the trace in which ``metric`` is the one that a risk is about: for ``agreement`` the agreement.
+
+    Raises:
+        InputError: as ``check_evidence``.
+    """
+    check_evidence(trace, risk)
     return replace(trace, metric=trace.agreement.astype(np.float32)) if risk == "agreement" else trace
 
 

@@ -182,6 +182,13 @@ def _caption_latency(data: ReportData) -> str:
     )
 
 
+def _caption_answers(_: ReportData) -> str:
+    return (
+        "A few samples of the calibration data, the one that the first exit is surest of at the top: what each exit of "
+        "the plan answers, and what the final head would. Bold is the answer that the sample leaves with."
+    )
+
+
 def _caption_pareto(data: ReportData) -> str:
     sweep, points = data.sweep, data.sweep.points
     tight, loose = points[0], points[-1]
@@ -231,5 +238,6 @@ _CAPTIONS: Mapping[str, Callable[[ReportData], str]] = {
     "inference_times": _caption_times,
     "survivors": _caption_survivors,
     "latency": _caption_latency,
+    "answers": _caption_answers,
     "pareto": _caption_pareto,
 }

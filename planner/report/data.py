@@ -26,6 +26,7 @@ from calibration import binomial_pmf
 from planner.predict.costs import FULL, SERVING, NetworkCosts, gather_row, head_row, price_staying, segment_row
 from planner.predict.replay import Exits, Outcome, evaluate_exits
 from planner.predict.survivors import BatchingPatternMatrix, count_survivors
+from planner.report.answers import Examples
 from planner.search.threshold_grids import evaluate_grid
 from planner.sweep.points import Sweep
 from planner.workflow.record import ConsideredPlan
@@ -53,6 +54,7 @@ class ReportData:
         commands: the command lines that make it all again, in order.
         digests: name -> digest of the artifacts.
         task: the name of the task by which the trace was judged; ``None``: the network's.
+        examples: a few answers to be drawn; ``None`` where answers are no pictures.
     """
 
     spec: ModelSpec
@@ -68,6 +70,7 @@ class ReportData:
     commands: Sequence[str] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     task: str | None = None
+    examples: Examples | None = None
 
     @property
     def chosen(self) -> Exits:
@@ -87,7 +90,9 @@ class ReportData:
         """The name of the task's metric, e.g. ``accuracy``; ``metric`` for a task that is not in our table, and for the
         mean quality of one whose metric is not a mean over samples."""
         task = TASKS.get(self.task or self.spec.task)
-        return "metric" if task is None or self.trace.counts is not None else task.metric_name
+        if task is not None and self.trace.counts is not None:
+            return str(getattr(task, "quality_name", "metric"))
+        return "metric" if task is None else task.metric_name
 
     @property
     def metric_word(self) -> str:

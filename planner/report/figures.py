@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import EARLY_COLOUR, INK
+from planner.report.answers import draw_answers
 from planner.report.curves import draw_accuracy, draw_pareto, draw_thresholds
 from planner.report.cut_graph import draw_cut_graph
 from planner.report.data import ReportData, short_names, survivor_chain
@@ -80,6 +81,12 @@ def draw_latency(data: ReportData) -> Any:
     return figure
 
 
+def _draw_examples(data: ReportData) -> Any:
+    if data.examples is None:
+        raise TypeError("a report without examples has no picture of them")
+    return draw_answers(data.examples)
+
+
 def _always(_: ReportData) -> bool:
     return True
 
@@ -96,5 +103,6 @@ _FIGURES: Mapping[str, tuple[Callable[[ReportData], Any], Callable[[ReportData],
     "inference_times": (draw_times, _always),
     "survivors": (draw_survivors, _always),
     "latency": (draw_latency, lambda data: data.bench is not None),
+    "answers": (_draw_examples, lambda data: data.examples is not None),
     "pareto": (draw_pareto, _always),
 }

@@ -28,6 +28,7 @@ from artifacts import (
 from planner.certify.evidence import risk_trace
 from planner.config import PlanConfig
 from planner.measure.timing import ITM_JSON
+from planner.report.answers import collect_examples
 from planner.report.benchmark import read_bench
 from planner.report.commands import RunRecord, reproduce_run
 from planner.report.data import ReportData
@@ -80,6 +81,7 @@ def gather_report(
         commands=reproduce_run(record),
         digests={**inputs.digests, "plan": planned.digest},
         task=inputs.trace_artifact.manifest.parameters.get("task"),
+        examples=collect_examples(run, model, plan, report=report),
     )
 
 

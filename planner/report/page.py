@@ -71,6 +71,7 @@ _SECTIONS = (
     ("inference_times", "What does each part cost?"),
     ("survivors", "How the batch shrinks"),
     ("latency", "Latency, full network against early exits"),
+    ("answers", "Early answers beside the final ones"),
     ("pareto", "Tolerance against latency"),
     ("certificate", "What is guaranteed"),
     ("environment", "Where this was measured"),
@@ -97,7 +98,7 @@ def render_report(data: ReportData, pictures: Mapping[str, bytes]) -> str:
         "commands": _commands_body(data),
     }
     sections = []
-    for name, title in _SECTIONS:
+    for name, title in _sections(data):
         body = bodies.get(name) or _figure_body(name, title, data, pictures)
         sections.append(f'<section id="{name}"><h2>{escape(title)}</h2>{body}</section>')
     title = escape(f"{data.spec.name}: early exits")
@@ -107,6 +108,11 @@ def render_report(data: ReportData, pictures: Mapping[str, bytes]) -> str:
         f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{title}</h1>\n{_top(data)}\n" + "\n".join(sections) + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _sections(data: ReportData) -> list[tuple[str, str]]:
+    """Returns the sections that there are: pictures of answers only where answers are pictures."""
+    return [section for section in _SECTIONS if section[0] != "answers" or data.examples is not None]
 
 
 def render_table(
@@ -166,7 +172,7 @@ def _show(value: Any) -> str:
 
 
 def _top(data: ReportData) -> str:
-    links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in _SECTIONS)
+    links = "".join(f'<li><a href="#{name}">{escape(title)}</a></li>' for name, title in _sections(data))
     meanings = {**_WORDS, **(_WORDS_OF_AGREEMENT if data.plan.risk == "agreement" else {})}
     words = "".join(f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in meanings.items())
     about = (

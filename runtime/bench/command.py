@@ -79,7 +79,10 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
     """Prints the tables for a person."""
     full, early = result["full"], result["early_exit"]
     rows = [
-        ("metric", _number(full["metric"], 4), _number(early["metric"], 4), _times(result["metric_ratio"], 4)),
+        (
+            _metric_word(result), _number(full["metric"], 4), _number(early["metric"], 4),
+            _times(result["metric_ratio"], 4),
+        ),
         ("answers as the full network", "-", f"{result['agreement']:.4f}", "-"),
         *(
             (label, f"{full[key]:.3f}", f"{early[key]:.3f}", _times(divide(full[key], early[key])))
@@ -105,7 +108,7 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
         )
         for exit_ in result["per_exit"]
     ]  # fmt: skip
-    columns = ["exit", "threshold", "leaving", "metric", "agreement", "latency, ms"]
+    columns = ["exit", "threshold", "leaving", _metric_word(result), "agreement", "latency, ms"]
     print_table("", columns, exits, to_stderr=to_stderr)
     if result.get("lengths"):
         lengths = [
@@ -125,6 +128,11 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
         f"a batch that no query leaves early costs {result['no_exit_ratio']:.3f} of the full network",
         file=sys.stderr if to_stderr else sys.stdout,
     )
+
+
+def _metric_word(result: dict[str, Any]) -> str:
+    """Returns the name of the task's metric; a result of an earlier release does not hold it."""
+    return str(result.get("metric_name", "metric"))
 
 
 def _times(ratio: float | None, digits: int = 2) -> str:

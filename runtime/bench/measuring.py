@@ -103,7 +103,7 @@ def measure_bundle(
         opened = open_bundle(bundle, threads=config.threads, device=config.device)
         stack.callback(opened.close)
         spec = opened.spec
-        task = check_task(spec, config.task) or find_task(spec.task)
+        task = check_task(spec, config.task) or find_task(spec.task, spec.settings)
         batch_size = check_batch_size(config.batch_size, opened)
         model = open_model(run.model, remedy=run.remedy("export"))
         check_model(opened, model)
@@ -119,8 +119,8 @@ def measure_bundle(
     return {
         "model": spec.name, "engine": spec.backend, "batch_size": batch_size, "samples": len(queries),
         "rounds": config.rounds, "threads": config.threads or spec.threads, "precision": model.spec.precision,
-        "data": samples.name, "test_data": held_out, "bundle_digest": opened.artifact.digest,
-        **figures, "environment": environment_fingerprint(),
+        "metric_name": task.metric_name, "data": samples.name, "test_data": held_out,
+        "bundle_digest": opened.artifact.digest, **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
 
 

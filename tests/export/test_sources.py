@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from artifacts import CorruptArtifactError, GraphError, Model, RunFolder, open_model, recorded_command
+from artifacts import CorruptArtifactError, GraphError, Model, RunFolder, UsageError, open_model, recorded_command
 from export import ExportOptions, build_missing_heads, ensure_model, export_model, merge_stage, publish_net, rebuild_net
 from export.cli import main, make_parser, read_options
 from export.nets.resnet import FAMILY
@@ -67,6 +67,28 @@ def test_an_imported_network_has_no_net_to_train(graph: Any, tmp_path: Path) -> 
     model = export_model(RunFolder(root=tmp_path / "run"), ExportOptions(source=str(path))).model
     with pytest.raises(GraphError, match=f"python -m calibration --train frozen --run {tmp_path}/run"):
         rebuild_net(model)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "segmentation"}, "--task segmentation: exit heads with dense answers are for the families"),
+        ({"task": "pose"}, "--task pose: exit heads with dense answers are for the families"),
+        ({"answers": "classes"}, "--answers classes is for the families"),
+        ({"confidence": "mean-pixel"}, "--confidence mean-pixel is for the families"),
+    ],
+)
+def test_an_imported_network_has_no_dense_heads(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ExportOptions(source="net.onnx", **options)
+
+
+@pytest.mark.parametrize(("family", "task"), [("resnet", "segmentation"), ("segmentation", "pose"),
+                                              ("posenet", "regression")])  # fmt: skip
+def test_a_dense_task_is_that_of_its_family(family: str, task: str, tmp_path: Path) -> None:
+    options = ExportOptions(source=family, weights="random", task=task)
+    with pytest.raises(UsageError, match=f"--task {task}: the family {family} answers with"):
+        export_model(RunFolder(root=tmp_path), options)
 
 
 def test_a_family_of_release_0_1_0_is_still_current(tiny_run: RunFolder, tmp_path: Path) -> None:

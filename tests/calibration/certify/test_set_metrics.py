@@ -17,18 +17,20 @@ pairs = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, ma
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=50))
 def test_two_classes(samples: list[tuple[int, int]]) -> None:
-    labels, predictions = np.array(samples).T
+    evidence = np.array(samples)
+    labels, predictions = evidence.T
     tp, fp = int((labels & predictions).sum()), int((~labels & predictions & 1).sum())
     fn, tn = int((labels & ~predictions & 1).sum()), int(((labels | predictions) == 0).sum())
-    assert set_metric("f1", labels, predictions) == pytest.approx(2 * tp / max(2 * tp + fp + fn, 1))
+    assert set_metric("f1", evidence) == pytest.approx(2 * tp / max(2 * tp + fp + fn, 1))
     spread = float((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
-    assert set_metric("matthews", labels, predictions) == pytest.approx((tp * tn - fp * fn) / spread if spread else 0)
+    assert set_metric("matthews", evidence) == pytest.approx((tp * tn - fp * fn) / spread if spread else 0)
 
 
 @settings(deadline=None)
 @given(pairs)
 def test_many_classes(samples: list[tuple[int, int]]) -> None:
-    labels, predictions = np.array(samples).T
+    evidence = np.array(samples)
+    labels, predictions = evidence.T
     classes = sorted(set(labels.tolist()))
     if set(classes) <= {0, 1}:
         return
@@ -36,10 +38,10 @@ def test_many_classes(samples: list[tuple[int, int]]) -> None:
         2 * ((labels == k) & (predictions == k)).sum() / ((labels == k).sum() + (predictions == k).sum())
         for k in classes
     ]
-    assert set_metric("f1", labels, predictions) == pytest.approx(np.mean(each))
+    assert set_metric("f1", evidence) == pytest.approx(np.mean(each))
     one_hot = [np.eye(4)[classes] - np.eye(4)[classes].mean(axis=0) for classes in (labels, predictions)]
     joint, spread = (one_hot[0] * one_hot[1]).sum(), np.prod([(centred**2).sum() for centred in one_hot]) ** 0.5
-    assert set_metric("matthews", labels, predictions) == pytest.approx(joint / spread if spread > 1e-9 else 0)
+    assert set_metric("matthews", evidence) == pytest.approx(joint / spread if spread > 1e-9 else 0)
 
 
 def evidence(n: int, *, wrong: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -85,3 +87,26 @@ def test_what_does_not_belong_together_is_refused() -> None:
         bootstrap_p_value("f1", full[:, 1], early[:, 1], tolerance=0.1)
     with pytest.raises(InputError, match="no relative loss"):
         RiskTest(name="bootstrap", risk="f1", delta=0.1).observe(np.zeros((5, 2), int), np.zeros((5, 2), int))
+
+
+def test_miou_is_the_mean_of_ratios_of_sums_over_the_classes_that_occur() -> None:
+    counts = np.array([[4, 0, 0, 10, 0, 2], [0, 3, 0, 2, 3, 0]], np.float64)
+
+    assert set_metric("miou", counts) == pytest.approx((4 / 12 + 3 / 3 + 0 / 2) / 3)
+    assert set_metric("miou", counts[:1]) == pytest.approx((4 / 10 + 0 / 2) / 2)
+
+
+def test_the_bootstrap_of_miou_tells_a_harmless_plan_from_a_harmful_one() -> None:
+    random = np.random.default_rng(0)
+    union = random.integers(500, 900, (300, 3)).astype(np.float64)
+    full = np.concatenate([np.round(union * 0.8), union], axis=1)
+    harmless, harmful = full.copy(), full.copy()
+    harmless[::50, :3] -= 20
+    harmful[::3, :3] *= 0.8
+
+    test = RiskTest(name="bootstrap", risk="miou", delta=0.05)
+    assert test.p_value(full, harmless, tolerance=0.02) <= 0.05 < test.p_value(full, harmful, tolerance=0.02)
+    assert test.observe(full, harmful) == pytest.approx(0.2 / 3, abs=0.01)
+    assert not test.finite_sample
+    with pytest.raises(InputError, match="counts"):
+        bootstrap_p_value("miou", full[:, :5], full[:, :5], tolerance=0.1)

@@ -18,7 +18,7 @@ from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, as_batch
 from calibration.data.splits import Splitting, split_indices
 from calibration.training.config import JointConfig
-from calibration.training.minibatches import augment, draw_epoch
+from calibration.training.minibatches import Augmentation, augment, draw_epoch
 
 SHAPE = (1, 6, 5)
 WANTED = image_input(SHAPE)
@@ -235,7 +235,8 @@ def test_an_epoch_is_decided_by_seed_and_number_alone() -> None:
 
 def test_augmentation_shifts_and_mirrors_and_does_nothing_else() -> None:
     images = np.random.default_rng(0).integers(1, 255, (64, 1, 6, 5), dtype=np.uint8)
-    out = augment(images, 1, np.random.default_rng(1), mirror=True)
+    how = Augmentation(way="crop-mirror", padding=1, seed=(0, 1))
+    out = augment(images, how.draw(0, 64, (6, 5)))
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
     kinds = set()
     for row in range(64):

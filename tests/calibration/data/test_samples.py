@@ -66,8 +66,9 @@ def test_files_are_decoded_when_they_are_asked_for(tmp_path: Path, monkeypatch: 
     decoded: list[str] = []
     decode = files.decode_image
 
-    def counted(content: bytes, wanted: Preprocessing, *, name: str) -> np.ndarray:
+    def counted(content: bytes, wanted: Preprocessing, *, name: str, box: object = None) -> np.ndarray:
         decoded.append(Path(name).name)
+        assert box is None
         return decode(content, wanted, name=name)
 
     monkeypatch.setattr(files, "decode_image", counted)

@@ -295,12 +295,13 @@ def test_a_module_that_fixes_its_batch_is_refused(tmp_path: Path) -> None:
         export_torch(RunFolder(root=tmp_path / "run"), nn.Linear(4, 4), (torch.ones(1, 4),))
 
 
-def test_a_family_needs_its_blocks_to_be_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_skips_past_a_cut_is_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Skipping(ResNet):
         def forward_with_features(self, x: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
             features, logits = super().forward_with_features(x)
             return features, logits + features["layer1.2"].mean((2, 3))[:, :10]
 
     monkeypatch.setattr(resnet, "FAMILY", dataclasses.replace(resnet.FAMILY, build=Skipping))
-    with pytest.raises(GraphError, match="is not a cut"):
-        export_model(RunFolder(root=tmp_path / "run"), dataclasses.replace(TINY, every=4))
+    model = export_model(RunFolder(root=tmp_path / "run"), dataclasses.replace(TINY, every=4)).model
+    carried = [tensor.row_shape[0] for cut in model.spec.cuts for tensor in cut.carried]
+    assert carried == [16] * len(model.spec.cuts)

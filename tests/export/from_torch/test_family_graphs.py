@@ -12,6 +12,8 @@ import torch
 from artifacts import RunFolder
 from engines import run_graph
 from export import ExportOptions, ResNetConfig, add_heads, build_missing_heads, export_model, rebuild_net
+from export.nets.dense.posenet import PoseConfig
+from export.nets.dense.segmentation import SegmentationConfig
 from export.nets.mobilenetv2 import MobileNetConfig
 from export.nets.vgg import VGGConfig
 
@@ -19,13 +21,18 @@ NETS = {
     "resnet": (ResNetConfig(depth=20, shortcut="padding", input_shape=(3, 12, 12)), 4),
     "vgg16": (VGGConfig(width=4, input_shape=(1, 28, 28)), 5),
     "mobilenetv2": (MobileNetConfig(width=10, style="cifar", classes=5, input_shape=(3, 16, 16)), 8),
+    "segmentation": (SegmentationConfig(classes=3, input_shape=(3, 32, 64)), 4),
+    "segmentation resnet18": (SegmentationConfig(trunk="resnet18", classes=3, input_shape=(3, 32, 32)), 7),
+    "posenet resnet18": (PoseConfig(trunk="resnet18", classes=2, input_shape=(3, 32, 32)), 7),
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak if name.startswith("segmentation") else ()) for name in NETS]
+)
 def test_a_familys_graphs_answer_as_torch_does(name: str, tmp_path: Path) -> None:
     net, every = NETS[name]
-    options = ExportOptions(source=name, net=net, weights="random", every=every)
+    options = ExportOptions(source=name.partition(" ")[0], net=net, weights="random", every=every)
     model = export_model(RunFolder(root=tmp_path / "run"), options).model
     model = add_heads(model, build_missing_heads(model), inputs={"training": "none"})
     spec, torch_net = model.spec, rebuild_net(model)

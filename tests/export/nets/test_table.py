@@ -86,13 +86,6 @@ def test_a_new_family_is_one_file_and_one_line(
     sys.modules.pop("small_family")
 
 
-@pytest.mark.parametrize("name", table._ANNOUNCED)
-def test_a_family_to_come_is_refused_with_those_that_are_there(name: str) -> None:
-    there = ", ".join(table.FAMILIES)
-    with pytest.raises(UsageError, match=f"'{name}' is not available yet; there are {there} and any ONNX file"):
-        table.find_family(name)
-
-
 def test_an_unknown_family_is_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"unknown family 'resnext'. Did you mean 'resnet'\? Known: .*resnet"):
         table.find_family("resnext")

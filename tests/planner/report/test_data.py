@@ -81,8 +81,9 @@ def test_prices_are_worked_out_once() -> None:
 def test_the_metric_has_the_name_that_the_task_gives_it() -> None:
     data = make_report()
     assert (data.task_word, data.metric_word) == ("accuracy", "accuracy")
-    foreign = replace(data, spec=replace(data.spec, task="pose"))
+    foreign = replace(data, spec=replace(data.spec, task="captions"))
     assert foreign.task_word == "metric"
-    assert replace(data, task="pose").task_word == "metric"
+    assert replace(data, task="captions").task_word == "metric"
+    assert replace(data, task="pose").task_word == "PCKh@0.5"
     by_agreement = replace(foreign, plan=replace(data.plan, risk="agreement"))
     assert by_agreement.metric_word == "agreement with the full network"

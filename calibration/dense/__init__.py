@@ -1,0 +1,1 @@
+"""Dense data: images with masks of classes, images of people with the places of their joints."""

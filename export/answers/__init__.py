@@ -1,0 +1,1 @@
+"""Answers: small forms of what a network says, made in its graph."""

@@ -1,0 +1,77 @@
+"""Dense families: what exits read, the shapes of answers; a classifier's weights start their trunks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from artifacts import Cut, GraphError, TensorSpec, UsageError
+from export.nets.dense import posenet, segmentation
+from export.nets.dense.trunks import shared_before, stride_of
+from export.nets.family import Family, image_inputs
+from export.nets.heads import features_read
+from export.nets.mobilenet import build_features
+from export.nets.multi_exit import MultiExitNet, backbone_cuts
+from export.nets.resnet import ResNet, ResNetConfig
+
+SIZE = (3, 32, 64)
+
+
+def build(family: Family, trunk: str) -> MultiExitNet:
+    torch.manual_seed(0)
+    backbone = family.build(family.config(trunk=trunk, classes=5, input_shape=SIZE))
+    cuts = backbone_cuts(backbone, image_inputs(family.config(input_shape=SIZE)))
+    heads = {cut.name: family.build_head(cut, (), classes=5, kind="pooled") for cut in cuts[:-1]}
+    return MultiExitNet(backbone, heads).eval()
+
+
+@pytest.mark.parametrize("trunk", ["mobilenetv2", "resnet18", "resnet50"])
+@pytest.mark.parametrize(("family", "answer"), [(segmentation.FAMILY, (5, 32, 64)), (posenet.FAMILY, (5, 8, 16))])
+def test_every_exit_answers_like_the_final_head(family: Family, trunk: str, answer: tuple[int, ...]) -> None:
+    net = build(family, trunk)
+    with torch.inference_mode():
+        exits, final = net(torch.rand(2, *SIZE))
+
+    assert {tuple(found.shape) for found in (*exits.values(), final)} == {(2, *answer)}
+    assert len(exits) == len([*net.backbone.blocks()]) - 1
+
+
+def test_exits_read_what_is_there_by_then() -> None:
+    net = build(segmentation.FAMILY, "mobilenetv2")
+    read = {name: features_read(head) for name, head in zip(net.cut_names, net.heads, strict=True)}
+
+    assert read == {
+        "features.6": ("features.3",), "features.8": ("features.3", "features.6"),
+        "features.10": ("features.3", "features.6"), "features.13": ("features.3", "features.6"),
+    }  # fmt: skip
+    assert shared_before("layer3.0") == ()
+    assert [stride_of(name, dilated=True) for name in ("layer1.0", "layer2.1", "layer4.0")] == [4, 8, 8]
+
+
+@pytest.mark.parametrize("family", [segmentation.FAMILY, posenet.FAMILY])
+def test_weights_of_a_classifier_start_the_trunk(family: Family) -> None:
+    drawn = {f"features.{key}": value for key, value in build_features().state_dict().items()}
+    drawn |= {"classifier.1.weight": torch.zeros(9, 1280), "classifier.1.bias": torch.zeros(9)}
+    backbone = build(family, "mobilenetv2").backbone
+    own = {key: value.clone() for key, value in backbone.state_dict().items()}
+
+    backbone.load_state_dict(backbone.adapt_state(drawn))
+
+    state = backbone.state_dict()
+    assert torch.equal(state["trunk.features.9.conv.2.weight"], drawn["features.9.conv.2.weight"])
+    assert all(torch.equal(state[key], own[key]) for key in own if not key.startswith("trunk."))
+    assert backbone.adapt_state(state).keys() == state.keys()
+    with pytest.raises(GraphError, match="neither of this network nor of a classifier"):
+        backbone.adapt_state(ResNet(ResNetConfig(depth=18, input_shape=SIZE)).state_dict())
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(UsageError, match=r"unknown trunk \(--trunk\) 'resnet19'"):
+        segmentation.SegmentationConfig(trunk="resnet19")
+    with pytest.raises(UsageError, match="multiples of 32"):
+        posenet.PoseConfig(input_shape=(3, 100, 96))
+    with pytest.raises(UsageError, match="one byte per pixel"):
+        segmentation.SegmentationConfig(classes=256)
+    with pytest.raises(UsageError, match="leave the flag out"):
+        cut = Cut(name="layer1.0", main=TensorSpec(name="layer1.0", dtype="float32", row_shape=(64, 8, 16)))
+        segmentation.build_exit(cut, (), classes=5, kind="simple")
