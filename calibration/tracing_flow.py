@@ -17,6 +17,7 @@ from artifacts import (
     ModelSpec,
     RunFolder,
     Trace,
+    UsageError,
     digest_of,
     is_current,
     memory_limit,
@@ -37,6 +38,8 @@ from calibration.tracing.network_check import ask_network
 from calibration.tracing.row_check import check_padding
 from calibration.training.config import FrozenConfig
 from export import ensure_model
+
+_TRAIN = "indices.train"
 
 
 def ensure_trace(
@@ -99,9 +102,11 @@ def trace_model(
         options: task, command line and messages.
 
     Raises:
-        UsageError: the trace must be collected, the model names a task that is not built in, and none was given.
+        UsageError: the trace must be collected, the model names a task that is not built in, and none was given; or the
+            network was trained on another train part of the same data.
         InputError: the calibrate part has no samples.
     """
+    _check_trained_apart(run, model, samples)
     inputs, parameters = _trace_origin(run, model, samples, engine, source=source, options=options)
     if not is_current(run.trace, kind="trace", inputs=inputs, parameters=parameters):
         if options.task is None:
@@ -126,6 +131,20 @@ def trace_model(
             save_arrays(staging / "indices.npz", {part: samples.indices_of(part) for part in PARTS} | drawn)
     artifact = open_artifact(run.trace, kind="trace", remedy=run.remedy("calibration"))
     return artifact, Trace.load(artifact.path(TRACE_NPZ))
+
+
+def _check_trained_apart(run: RunFolder, model: Model, samples: Samples) -> None:
+    """Refuses to calibrate on samples that the exit heads may have been trained on, since another split came between.
+
+    Raises:
+        UsageError: the model was trained on the same inputs, of which another part was for training.
+    """
+    trained, now = model.artifact.manifest.inputs, samples.digests()
+    if trained.get("images") == now["images"] and trained.get(_TRAIN, now[_TRAIN]) != now[_TRAIN]:
+        raise UsageError(
+            f"{run.model} was trained on another train part of {samples.name}, so what calibrates may have been "
+            "trained on. Name the --parts of the training again, or start a run of its own with --run"
+        )
 
 
 def is_trace_current(

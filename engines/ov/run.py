@@ -135,8 +135,8 @@ class _OvRun:
             raise translate_error(error, f"bind {graph.name}") from error
 
     def __call__(self) -> None:
-        request = self._request
-        if request is None:
+        request, opened = self._request, self._opened  # both held here: the weights outlast a run that ``close`` meets
+        if request is None or opened is None:
             raise EngineError(f"{self._name}: the engine is closed; open it again")
         check_process(self._process, self._name)
         try:

@@ -190,9 +190,8 @@ class AsyncRuntime:
             As ``infer``, when the first answer is asked for or between answers.
         """
         generation, request = self._enter(batch, timeout_ms, priority, streams=True)
-        assert request.parts is not None  # noqa: S101 - it streams
         try:
-            while (part := await request.parts.get()) is not None:
+            while request.parts is not None and (part := await request.parts.get()) is not None:
                 yield part
             error = await request.ended
         finally:
