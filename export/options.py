@@ -130,10 +130,10 @@ class ExportOptions:
             raise UsageError(f"--confidence {self.confidence} is for the families; {self.source} has its task's")
         if self.answers is not None:
             raise UsageError(f"--answers {self.answers} is for the families; {self.source} answers as it is written")
-        if self.task in ANSWERS.values():
+        if self.task == "pose":
             raise UsageError(
-                f"--task {self.task}: exit heads with dense answers are for the families "
-                f"(python -m export segmentation, posenet); {self.source} can have heads for one answer per row only"
+                f"--task pose: exit heads with heat maps are for the family (python -m export posenet); {self.source} "
+                "can have heads that answer one class per row, or, with --task segmentation, one per pixel"
             )
 
     @property

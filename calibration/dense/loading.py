@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import IMAGE_SUFFIXES, InputError, Model, Preprocessing, image_size, locate_points
+from artifacts import IMAGE_SUFFIXES, InputError, Model, ModelSpec, Preprocessing, image_size, locate_points
 from calibration.data.files import FileImages, FolderFiles
 from calibration.data.folders import CLASSES_TXT, read_classes
 from calibration.data.image_input import ImageInput, image_input_of
@@ -47,7 +47,7 @@ def load_dense(source: Path, model: Model, *, splitting: Splitting, report: Repo
     Raises:
         InputError: the folder has none of the known layouts, or other classes or joints than the network.
     """
-    want, count = image_input_of(model), int(model.spec.settings["classes"])
+    want, count = image_input_of(model), _count_classes(model.spec)
     if not source.is_dir():
         raise InputError(f"--data {source}: expected a folder of images and {model.spec.task} answers")
     load = _load_masks if model.spec.task == "segmentation" else _load_people
@@ -56,6 +56,11 @@ def load_dense(source: Path, model: Model, *, splitting: Splitting, report: Repo
         return samples
     images = samples.images.with_own_normalisation()
     return DenseImages(images=images, truth=samples.truth, classes=samples.classes)
+
+
+def _count_classes(spec: ModelSpec) -> int:
+    """Returns the classes or joints that a network tells apart: by a family's settings, else by its answers."""
+    return int(spec.settings.get("classes") or spec.full.output(spec.full.answers[0]).row_shape[0])
 
 
 def _load_masks(

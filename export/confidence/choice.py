@@ -22,9 +22,9 @@ def find_terms(values: np.ndarray) -> str:
     """Tells by the values of an answer whether it holds logits or probabilities.
 
     Args:
-        values: (n, K): answers to random rows.
+        values: (n, K), or (n, K, H, W) with one class per pixel: answers to random rows.
     """
-    sums = values.sum(axis=-1, dtype=np.float64)
+    sums = values.sum(axis=1 if values.ndim == 4 else -1, dtype=np.float64)
     return PROBABILITIES if (values >= 0).all() and (np.abs(sums - 1) <= _SUM_TOLERANCE).all() else LOGITS
 
 

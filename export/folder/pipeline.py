@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import SAID_BY, Model, RunFolder, TensorSpec, find_task, read_json
+from artifacts import SAID_BY, GraphError, Model, RunFolder, TensorSpec, find_task, read_json
 from export.answers.small import make_small
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.choice import ends_linear, find_terms, is_yes_or_no, widen_yes_or_no
@@ -117,6 +117,8 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
         loaded = widen_yes_or_no(loaded, _spec_of(recipe.answers[0], answer))
         yes = answer.reshape(-1, 1)
         values[recipe.answers[0]] = answer = np.concatenate([1 - yes, yes], axis=1)
+    if recipe.task == "segmentation":
+        _check_pixels(loaded, recipe.answers[0], answer)
     if recipe.terms is None and not confidence.applies(answer, linear):
         return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
     terms = recipe.terms or find_terms(answer)
@@ -136,6 +138,22 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
         heads={cut: (answered[head], added[head]) for cut, head in recipe.heads.items()},
         answers=tuple(answered[output] for output in recipe.answers),
     )
+
+
+def _check_pixels(loaded: LoadedGraph, name: str, values: np.ndarray) -> None:
+    """Refuses answers (n, ...) that are not logits or probabilities of every pixel of the image."""
+    image = next((spec.row_shape for spec in loaded.inputs if len(spec.row_shape) == 3), ())
+    if values.ndim != 4 or values.shape[1] < 2 or values.dtype.kind != "f":
+        raise GraphError(
+            f"--task segmentation: the answer '{name}' is {values.dtype} of {values.shape[1:]} per row; expected "
+            "(classes, height, width) in floating point. Export the network without its argmax"
+        )
+    if values.shape[2:] not in (image[1:], image[:2]):
+        raise GraphError(
+            f"--task segmentation: the answer '{name}' has {values.shape[2]} x {values.shape[3]} pixels, and the image "
+            f"{image}; exits are compared pixel by pixel with masks of the image's size. Enlarge the answer in the "
+            "network (Resize; in torch, torch.nn.functional.interpolate with mode='bilinear') and export it again"
+        )
 
 
 def _spec_of(name: str, values: np.ndarray) -> TensorSpec:

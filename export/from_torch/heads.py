@@ -38,6 +38,7 @@ from export.from_torch.masks import find_mask
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
+from export.nets.dense.heads import build_maps_ladder
 from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read, mask_of
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.nets.token_heads import POOLER, mask_example
@@ -88,10 +89,10 @@ def build_head_ladders(model: Model, names: Sequence[str]) -> dict[str, tuple[nn
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         cuts = [spec.cuts[spec.cut_index(name)] for name in names]
-        return {cut.name: _build_imported_ladder(model, cut, classes=answer.row_shape[0]) for cut in cuts}
+        return {cut.name: _build_imported_ladder(model, cut, answer.row_shape) for cut in cuts}
 
 
-def _build_imported_ladder(model: Model, cut: Cut, *, classes: int) -> tuple[nn.Module, ...]:
+def _build_imported_ladder(model: Model, cut: Cut, answer: tuple[int, ...]) -> tuple[nn.Module, ...]:
     spec = model.spec
     index = spec.cut_index(cut.name)
     kind = str(spec.settings["head"])
@@ -100,7 +101,10 @@ def _build_imported_ladder(model: Model, cut: Cut, *, classes: int) -> tuple[nn.
         _channels_first(other) if is_last else other for other, is_last in zip(spec.cuts[index:], last, strict=True)
     ]
     mask = find_mask(model, cut) if len(cut.main.row_shape) == 2 and kind != POOLER else None
-    ladder = build_ladder(here, later, classes=classes, kind=kind, mask=mask)
+    if len(answer) == 3:
+        ladder: tuple[nn.Module, ...] = build_maps_ladder(here, answer)
+    else:
+        ladder = build_ladder(here, later, classes=answer[0], kind=kind, mask=mask)
     return tuple(nn.Sequential(ChannelsFirst(), head) for head in ladder) if last[0] else ladder
 
 

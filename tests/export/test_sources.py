@@ -72,13 +72,12 @@ def test_an_imported_network_has_no_net_to_train(graph: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "segmentation"}, "--task segmentation: exit heads with dense answers are for the families"),
-        ({"task": "pose"}, "--task pose: exit heads with dense answers are for the families"),
+        ({"task": "pose"}, "--task pose: exit heads with heat maps are for the family"),
         ({"answers": "classes"}, "--answers classes is for the families"),
         ({"confidence": "mean-pixel"}, "--confidence mean-pixel is for the families"),
     ],
 )
-def test_an_imported_network_has_no_dense_heads(options: dict[str, Any], message: str) -> None:
+def test_an_imported_network_has_no_heads_of_families(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         ExportOptions(source="net.onnx", **options)
 

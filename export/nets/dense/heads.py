@@ -18,7 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from artifacts import Cut, GraphError
 from export.nets.heads import HeadBottleneck
+
+_WIDTHS = (64, 32, 16)  # of the heads of imported networks
 
 
 class SeparableConvolution(nn.Sequential):
@@ -97,9 +100,13 @@ class MapsHead(nn.Module):
         width: channels inside.
         doublings: how many transposed convolutions double the resolution.
         scale: by how much the answer is enlarged in the end, along either side.
+        size: (H, W) that it is enlarged to instead.
     """
 
-    def __init__(self, channels: int, *, answers: int, width: int, doublings: int = 0, scale: int = 1) -> None:
+    def __init__(
+        self, channels: int, *, answers: int, width: int, doublings: int = 0, scale: int = 1,
+        size: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.bottleneck = HeadBottleneck(channels, width, 1)
         self.up = nn.Sequential()
@@ -108,11 +115,34 @@ class MapsHead(nn.Module):
                 nn.ConvTranspose2d(width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
             ])  # fmt: skip
         self.out = nn.Conv2d(width, answers, 1)
-        self.scale = scale
+        self.scale, self.size = scale, size
 
     def forward(self, x: Tensor) -> Tensor:
         answer: Tensor = self.out(self.up(self.bottleneck(x)))
+        if self.size is not None:
+            return nn.functional.interpolate(answer, size=self.size, mode="bilinear")
         return _enlarge(answer, self.scale)
+
+
+def build_maps_ladder(cut: Cut, answer: tuple[int, ...]) -> tuple[MapsHead, ...]:
+    """Builds untrained heads for the cut of an imported network that answers every pixel, each cheaper than the last.
+
+    Args:
+        cut: with features (C, H, W) of any resolution.
+        answer: (classes, height, width) of the network's own answer.
+
+    Raises:
+        GraphError: the features are no maps.
+    """
+    shape = cut.main.row_shape
+    if len(shape) != 3:
+        raise GraphError(
+            f"cut '{cut.name}' has rows of shape {shape}; heads that answer every pixel need features (C, H, W). Leave "
+            "the cut out with --every"
+        )
+    widths = [width for width in _WIDTHS if width <= max(shape[0], _WIDTHS[-1])]
+    classes, height, width = answer
+    return tuple(MapsHead(shape[0], answers=classes, width=inner, size=(height, width)) for inner in widths)
 
 
 class ObjectContext(nn.Module):
