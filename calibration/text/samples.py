@@ -59,6 +59,15 @@ class TextSamples:
         """Returns the network's inputs for some texts: input name -> (n, length)."""
         return self.encoder.encode(self.rows(indices)).inputs
 
+    def trim(self, inputs: Mapping[str, np.ndarray], /) -> dict[str, np.ndarray]:
+        """Returns inputs without the columns behind their longest text, on which no answer depends where a mask says
+        so; without a mask all."""
+        mask = self.encoder.wanted.mask
+        if mask is None:
+            return dict(inputs)
+        longest = int(np.flatnonzero(inputs[mask].any(axis=0))[-1]) + 1
+        return {name: array[:, :longest] for name, array in inputs.items()}
+
     def targets(self, indices: np.ndarray, /) -> np.ndarray:
         """Returns the labels (n,) of some texts.
 

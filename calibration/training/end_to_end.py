@@ -20,6 +20,7 @@ from torch import Tensor
 from artifacts import FINAL_HEAD, Task, UsageError
 from artifacts.console import track
 from calibration.data.samples import Samples, in_chunks
+from calibration.text.samples import TextSamples
 from calibration.tracing.metrics import MetricSum
 from calibration.training.checkpoints import Checkpoint, EpochResult, History, Keeper, Progress, record_epoch
 from calibration.training.config import JointConfig
@@ -162,11 +163,14 @@ def measure_exits(
     net.eval()
     device = next(net.parameters()).device
     indices = samples.indices_of(part)
+    if isinstance(samples, TextSamples):
+        indices = indices[np.argsort(samples.texts.sizes(indices), kind="stable")]
     sums: dict[str, MetricSum] = {}
     chunks = list(in_chunks(indices, _count_rows(samples, indices)))
     with torch.inference_mode():
         for chunk in load_chunks(samples, chunks, workers=workers):
-            exits, final = net(*_tensors(chunk.inputs, device))
+            inputs = samples.trim(chunk.inputs) if isinstance(samples, TextSamples) else chunk.inputs
+            exits, final = net(*_tensors(inputs, device))
             for name, answers in {**exits, FINAL_HEAD: final}.items():
                 sums.setdefault(name, MetricSum(task)).add((answers.cpu().numpy(),), _targets(chunk).numpy())
     return {name: total.value for name, total in sums.items()}

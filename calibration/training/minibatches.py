@@ -18,8 +18,10 @@ from artifacts import InputError, PameError, UsageError, allowed_processors
 from calibration.data.files import FileImages
 from calibration.data.samples import ImageSamples, Samples, in_chunks
 from calibration.dense.samples import DenseImages, Moves
+from calibration.text.samples import TextSamples
 from calibration.training.config import FrozenConfig, JointConfig
 
+_GROUPED = 50
 _AHEAD = 2  # chunks that each worker holds ready
 
 
@@ -128,6 +130,8 @@ def draw_epoch(
             f"{samples.name} has {len(order)} samples to train on, fewer than one batch of {config.batch_size}; "
             "lower --train-batch-size"
         )
+    if isinstance(samples, TextSamples):
+        order = group_by_size(order, samples.texts.sizes(order), config.batch_size)
     size = share.size(config.batch_size)
     pieces = list(in_chunks(order[: len(order) - len(order) % config.batch_size], size))
     own = [piece for place, piece in enumerate(pieces) if place // share.pieces % share.count == share.rank]
@@ -137,6 +141,27 @@ def draw_epoch(
     )  # fmt: skip
     batches = zip(*[chunks] * share.pieces, strict=True)
     return Epoch(number=number, steps=len(own) // share.pieces, first=first, batches=batches)
+
+
+def group_by_size(order: np.ndarray, sizes: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns an order in which batches hold texts of much the same size, so that little is filled up.
+
+    Texts are sorted within stretches of ``_GROUPED`` batches, and the batches of a stretch stay where they are but for
+    their own order, which is drawn from the order itself.
+
+    Args:
+        order: (n,) indices in random order.
+        sizes: (n,) of each.
+        batch_size: of a training step.
+    """
+    batches: list[np.ndarray] = []
+    whole = len(order) - len(order) % batch_size
+    for start in range(0, whole, _GROUPED * batch_size):
+        stretch = np.arange(start, min(start + _GROUPED * batch_size, whole))
+        ascending = stretch[np.argsort(sizes[stretch], kind="stable")]
+        grouped = np.split(order[ascending], len(stretch) // batch_size)
+        batches += [grouped[place] for place in np.random.default_rng(order[stretch]).permutation(len(grouped))]
+    return np.concatenate([*batches, order[whole:]])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
-from artifacts import TensorSpec, UsageError, find_task
+from artifacts import FINAL_HEAD, TensorSpec, TextEncoder, TextPreprocessing, UsageError, find_task
 from calibration.cli import make_parser, read_training
+from calibration.text.samples import TextSamples
+from calibration.text.store import TextStore
 from calibration.training.config import TOKEN_DEFAULTS, JointConfig, describe_training
+from calibration.training.end_to_end import measure_exits
 from calibration.training.losses import find_loss
+from calibration.training.minibatches import draw_epoch, group_by_size
 from calibration.training.optimisers import make_optimiser, one_cycle
+from export.nets.bert import Bert, token_inputs
+from export.nets.multi_exit import MultiExitNet
+from tests.text_worlds import CONFIG, LENGTH, make_sentences, write_tokenizer
 
 TOKENS = [TensorSpec(name=name, dtype="int64", row_shape=(8,)) for name in ("input_ids", "attention_mask")]
 IMAGE = [TensorSpec(name="input", dtype="float32", row_shape=(3, 8, 8))]
@@ -82,3 +92,52 @@ def test_the_likelihood_of_a_value_with_a_spread_finds_both():
     near = loss.of_teacher(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 3.0]]), 1.0)
     far = loss.of_teacher(torch.tensor([[5.0, 0.0]]), torch.tensor([[2.0, 3.0]]), 1.0)
     assert near < far
+
+
+def make_samples(folder: Path, count: int) -> TextSamples:
+    store, rows = TextStore(1), make_sentences(count, seed=3)
+    for text, _ in rows:
+        store.append(text)
+    store.flush()
+    wanted = TextPreprocessing(length=LENGTH, ids="input_ids", mask="attention_mask", types="token_type_ids", pad_id=0)
+    everything = np.arange(count)
+    return TextSamples(
+        name="sentences", texts=store, labels=np.array([label for _, label in rows]), classes=("bad", "good"),
+        parts={"train": everything, "calibrate": everything[:0], "test": everything[:0]},
+        encoder=TextEncoder(write_tokenizer(folder), wanted, token_inputs(CONFIG)),
+    )  # fmt: skip
+
+
+def test_batches_hold_texts_of_one_size(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(1000)
+    sizes = order % 97
+    grouped = group_by_size(order, sizes, 8)
+    assert sorted(grouped.tolist()) == list(range(1000))
+    spread = np.ptp((grouped % 97).reshape(-1, 8), axis=1)
+    assert np.median(spread) <= 3
+    assert np.median(np.ptp(sizes.reshape(-1, 8), axis=1)) > 50
+    firsts = (grouped % 97).reshape(-1, 8)[:50, 0]
+    assert abs(np.corrcoef(firsts, np.arange(50))[0, 1]) < 0.5, "the batches come in random order"
+    np.testing.assert_array_equal(group_by_size(order, sizes, 8), grouped)
+
+    samples = make_samples(tmp_path, 320)
+    config = JointConfig(batch_size=8, augment="none")
+    (first, *rest) = [piece for (piece,) in draw_epoch(samples, config, 0, workers=0).batches]
+    lengths = [piece.inputs["attention_mask"].sum(axis=1) for piece in (first, *rest)]
+    assert np.median([np.ptp(found) for found in lengths]) <= 2
+    assert sum(map(len, lengths)) == len(samples.indices_of("train"))
+
+
+def test_columns_that_no_text_fills_change_no_metric(tmp_path: Path) -> None:
+    samples = make_samples(tmp_path, 60)
+    inputs = samples.inputs(np.arange(60))
+    trimmed = samples.trim(inputs)
+    longest = int(inputs["attention_mask"].sum(axis=1).max())
+    assert {array.shape for array in trimmed.values()} == {(60, longest)}
+    torch.manual_seed(0)
+    net = MultiExitNet(Bert(CONFIG), {})
+    found = measure_exits(net, samples, find_task("classification"), "train", workers=0)
+    with torch.inference_mode():
+        _, final = net.eval()(*map(torch.from_numpy, inputs.values()))
+    right = (final.argmax(dim=1).numpy() == samples.targets(np.arange(60))).mean()
+    assert found == {FINAL_HEAD: pytest.approx(right)}
