@@ -87,3 +87,18 @@ def risk_trace(trace: Trace, risk: str) -> Trace:
 def metric_word(risk: str) -> str:
     """Returns the name of the metric of ``risk_trace``."""
     return "agreement" if risk == "agreement" else "metric"
+
+
+def remark_on_risk(task: str, risk: str) -> str | None:
+    """Returns what a user should know of the risk of a task whose metric is one of a whole set; ``None``: nothing.
+
+    Args:
+        task: the name of the model's.
+        risk: one of ``calibration.RISKS``.
+    """
+    if task not in SET_METRICS or risk != "metric":
+        return None
+    return (
+        f"the task's metric ({task}) is one of a whole set of samples: the tolerance is on the share of right answers; "
+        f"--risk {task} is about the metric itself, by bootstrap"
+    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from artifacts import Artifact, Model, RunFolder, is_current, to_plain, work_alone
 from calibration import DataSource, load_run_data
-from planner.certify.evidence import risk_trace
+from planner.certify.evidence import remark_on_risk, risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
 from planner.commit.engine_sizes import check_limits
 from planner.commit.stages import publish_bundle
@@ -81,6 +81,9 @@ def plan_inputs(
     if found is not None:
         report(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
+    remark = remark_on_risk(model.spec.task, config.certify.risk)
+    if remark is not None:
+        report(remark)
     costs = inputs.costs(batch_size=config.batch_size, load=config.load)
     settled = settle_confidence(risk_trace(inputs.trace, config.certify.risk), costs, config, report)
     trace, trace_digest = settled.trace, inputs.trace_artifact.digest

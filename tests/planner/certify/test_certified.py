@@ -21,7 +21,7 @@ from planner import (
     plan_greedy,
 )
 from planner.certify.certified import CertifiedPlans, plan_certified
-from planner.certify.evidence import metric_under, risk_trace
+from planner.certify.evidence import metric_under, remark_on_risk, risk_trace
 from planner.certify.test_order import choose_order, vary_plans
 from planner.config import CertifyConfig
 from tests.planner.planning_worlds import make_costs, make_problem, make_trace, search_by
@@ -311,3 +311,13 @@ def test_set_metrics_are_certified_by_bootstrap_and_say_so() -> None:
     assert (certificate.risk, certificate.method, certificate.finite_sample) == ("f1", "bootstrap", False)
     with pytest.raises(InputError, match="--risk f1 needs the class"):
         certified(trace, risk="f1")
+
+
+@pytest.mark.parametrize(
+    ("task", "risk", "words"),
+    [("matthews", "metric", "--risk matthews"), ("f1", "metric", "--risk f1"), ("matthews", "matthews", None),
+     ("matthews", "agreement", None), ("classification", "metric", None), ("segmentation", "metric", None)],
+)  # fmt: skip
+def test_whose_share_of_right_answers_is_not_the_metric_is_told(task: str, risk: str, words: str | None) -> None:
+    remark = remark_on_risk(task, risk)
+    assert remark is None if words is None else words in str(remark)
