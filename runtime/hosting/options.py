@@ -22,7 +22,8 @@ class HostOptions:
             several batches share stages, everybody is to be answered MARGIN ms before he is due) or ``auto``.
         slo_ms: a request is due this long after it came. It orders rows and cancels nothing; ``timeout_ms`` of a
             request does. ``None``: ten times what the largest batch takes by itself.
-        max_waiting_rows: a request is refused if more rows would wait; ``None``: four of the largest batches.
+        max_waiting_rows: a request is refused if more rows would wait; ``None``: four of the largest batches;
+            while more comes than can be served, as many as leave those that enter the time to be answered.
         priorities: how many levels a request's ``priority`` has.
         refuse_late: refuse at once what will probably miss its deadline.
         check_finite: refuse rows with NaN or infinity.

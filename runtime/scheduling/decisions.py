@@ -62,7 +62,8 @@ class SchedulerConfig:
 
     Attributes:
         policy: how the next stage is chosen.
-        max_waiting_rows: a request is refused if more rows than this would wait; ``None``: four of the largest batches.
+        max_waiting_rows: a request is refused if more rows than this would wait; ``None``: four of the largest batches;
+            while more comes than can be served, as many as leave those that enter the time to be answered.
         slo_s: a request is due this long after it came; rows are ordered by it and ``pooled`` keeps it if it can. It
             cancels nothing. ``None``: ten times what the largest batch takes by itself.
         priorities: the number of levels; 1 is the highest, 0 stands for the one in the middle.

@@ -11,6 +11,9 @@ from runtime.scheduling.tables import StageCosts
 _LEAST_GAIN = 1.05  # below it, what pooling saves is within the error of the times
 _SWITCH_AT = 0.85  # of the chain's capacity; below it, pooling costs more waiting than it saves
 _HYSTERESIS = 0.05
+_OVERLOAD = 0.95  # of what can be served: less is left for a queue to empty in
+_POOLED_WAIT = 1 / 3  # of what a chain leaves of the time until a row is due
+_CHAIN_PASSES = 2
 _LEAST_CHAINS = 3  # where there is less time than that many passes of a full batch, pooling makes more rows late
 
 
@@ -62,8 +65,11 @@ class PoolingSwitch:
         self._worth_it = (
             policy.kind == AUTO and costs.gain >= _LEAST_GAIN and slo_s >= _LEAST_CHAINS * costs.remaining_s[0][-1]
         )
-        self._capacity = costs.chain_capacity
+        self._capacity, self._pooled_capacity = costs.chain_capacity, costs.pooled_capacity
         self._batch = costs.largest
+        chain_s = costs.remaining_s[0][-1]
+        self._pooled_room = max(self._batch, int(_POOLED_WAIT * (slo_s - chain_s) * self._pooled_capacity))
+        self._chain_room = max(self._batch, int((slo_s - _CHAIN_PASSES * chain_s) * self._capacity))
         self.pooling = policy.kind == POOLED
         self.margin_s = policy.margin_s
 
@@ -79,3 +85,12 @@ class PoolingSwitch:
         limit = _SWITCH_AT - _HYSTERESIS if self.pooling else _SWITCH_AT
         backlog = self._batch if self.pooling else BACKLOG * self._batch
         self.pooling = rows_per_s >= limit * self._capacity or waiting_rows >= backlog
+
+    def room(self, rows_per_s: float) -> float:
+        """Returns how many rows may wait at a load. Under more than can be served no more than leave those that enter
+        time: to go through behind the batch before them, or, pooled, to wait at every stage for others to share it.
+        With a longer queue all enter late, runs get small to hurry them, and less is served at all.
+        """
+        if rows_per_s < _OVERLOAD * (self._pooled_capacity if self.pooling else self._capacity):
+            return math.inf
+        return self._pooled_room if self.pooling else self._chain_room

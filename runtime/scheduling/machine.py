@@ -69,6 +69,7 @@ class Scheduler:
         self._costs = costs if self._may_leave else costs.without_leaving()
         self._config = config
         self._limit = config.max_waiting_rows or _DEFAULT_WAITING_BATCHES * costs.largest
+        self._adapts = config.max_waiting_rows is None
         self._slo_s = config.slo_s or _DEFAULT_SLO_CHAINS * self._costs.remaining_s[0][-1]
         self._ageing_s = self._slo_s if config.ageing_s is None else config.ageing_s
         self._last = costs.stage_count - 1
@@ -289,7 +290,8 @@ class Scheduler:
         least_s = self._costs.run_s[0][1]
         if deadline < now + (wait_s if self._config.refuse_late else 0.0) + least_s:
             return TOO_LATE
-        if self.waiting_rows + rows > self._limit:
+        waiting = self.waiting_rows
+        if waiting + rows > self._limit or (self._adapts and waiting >= self._switch.room(self._meter.rows_per_s(now))):
             return QUEUE_FULL
         return None
 

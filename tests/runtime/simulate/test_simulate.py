@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def test_late_requests_are_dropped_and_the_others_served_at_twice_the_capacity()
         in_time = found.latency_s <= 0.1
         assert in_time.sum() / found.end_s >= 0.9 * costs.chain_capacity
         assert (np.isfinite(found.latency_s) == (found.exit_index >= 0)).all()
+
+
+def test_under_overload_the_queue_is_as_short_as_what_enters_has_time() -> None:
+    """A launch-bound network, whose capacity halves when slack runs out and stages are not shared any more."""
+    table = [0.0, *(0.0009 + 0.00025 * rows / 31 for rows in range(32))]
+    costs = StageCosts([table] * 4, [0.55, 0.6, 0.65, 0.0])
+    drawn = np.random.default_rng(0).random((30_000, 1))
+    exits = (drawn < np.cumprod(costs.staying[:-1])).sum(axis=1)
+    config = SimulationConfig(requests=30_000, slo_ms=20)
+    for policy, capacity in (("chain", costs.chain_capacity), ("auto", costs.pooled_capacity)):
+        found = play_rate(costs, exits, Policy(policy), 2 * capacity, config)
+        assert (found.latency_s <= 0.02).sum() / found.end_s >= 0.93 * capacity
+    own = replace(config, max_waiting_rows=128)
+    found = play_rate(costs, exits, Policy("auto"), 2 * costs.pooled_capacity, own)
+    assert (found.latency_s <= 0.02).sum() / found.end_s < 0.8 * costs.pooled_capacity, "a queue of one's own is kept"
 
 
 @pytest.mark.parametrize("kind", ["poisson", "mmpp", "azure-code", "azure-conv"])
