@@ -1,4 +1,4 @@
-"""``python -m engines build|list|verify|inspect``: the engines of a run or of a bundle, on this machine."""
+"""``python -m engines build|list|verify|inspect|compare``: the engines of a run or of a bundle, on this machine."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from engines.build_progress import BuildWatch
 from engines.cache.bundled import find_bundle_engines, rebuild_bundle
 from engines.cache.cache import CachedEngine, ensure_engine, inspect_engine, is_built, list_engines
 from engines.cache.inspecting import describe_engine, find_engine
+from engines.comparing.command import add_compare_arguments, compare_engines
 from engines.identity.keys import key_digest
 from engines.options import BuildOptions
 from engines.trt.profiles import PROFILE_WAYS
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _build_bundle(arguments) if arguments.bundle is not None else _build_run(arguments)
         if arguments.command == "inspect":
             return _inspect_engine(arguments)
+        if arguments.command == "compare":
+            return compare_engines(arguments)
         found = _inspect_all(arguments, check_bytes=arguments.command == "verify")
         bad.extend(engine for engine in found if engine.problem is not None)
         return _report_engines(found, to_stderr=arguments.json == "-")
@@ -59,7 +62,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m engines",
         description="Build, list and verify engines.",
-        epilog="Every command takes --run DIR or --bundle DIR, --json FILE (- for stdout) and --verbose.",
+        epilog="Every command takes --run DIR, all but compare --bundle DIR; --json FILE (- for stdout) and --verbose.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
@@ -67,9 +70,13 @@ def _make_parser() -> argparse.ArgumentParser:
         ("list", "show every engine: key, size, when it was built, whether it is valid here"),
         ("verify", "check every byte of every engine and its key; exit code 1 if any is bad"),
         ("inspect", "show one engine: inputs, outputs, profiles, activation memory, and layers where it has them"),
+        ("compare", "walk through the tensors of two engines of one network: where they part, and whether it matters"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         add_common_arguments(command)
+        if name == "compare":
+            add_compare_arguments(command)
+            continue
         command.add_argument("--bundle", type=Path, metavar="DIR", help="work on the engines inside this bundle")
         if name == "build":
             _add_build_arguments(command)
