@@ -215,6 +215,8 @@ def _check_pictures(wanted: Preprocessing, name: str) -> None:
 
 @contextmanager
 def _opened(source: Path | bytes, name: str) -> Iterator[Image.Image]:
+    if isinstance(source, bytes) and not source:
+        raise InputError(f"{name} cannot be read as an image (it is empty, 0 bytes); remove or replace it")
     with _named(name), _load_pillow().Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
         _check_kind(image, name)
         yield image
@@ -226,7 +228,11 @@ def _named(name: str) -> Iterator[None]:
     modules = _load_pillow()
     try:
         yield
-    except (modules.UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except modules.UnidentifiedImageError as error:
+        raise InputError(
+            f"{name} cannot be read as an image (in none of the formats that Pillow reads); remove or replace it"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{name} cannot be read as an image ({error}); remove or replace it") from error
     except modules.Image.DecompressionBombError as error:
         raise InputError(f"{name} is too large to be read safely ({error}); resize or remove it") from error
@@ -244,9 +250,9 @@ def _check_kind(image: Image.Image, name: str) -> None:
 
 
 def _as_bytes(image: Image.Image) -> Image.Image:
-    """Returns greys of 16 bits as greys of 8; other images as they are."""
+    """Returns greys of 16 bits as greys of 8, and palettes without their transparency; other images as they are."""
     if not _is_deep(image):
-        return image
+        return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
     deep = np.asarray(image).astype(np.float32)
     shallow: Image.Image = _load_pillow().Image.fromarray(np.round(deep / 257).astype(np.uint8))
     return shallow

@@ -19,6 +19,7 @@ import numpy as np
 
 from artifacts import CorruptArtifactError, InputError, load_arrays
 from calibration.data.image_input import CHUNK_ROWS, ImageInput, image_input, measure_normalisation
+from calibration.data.labels import name_numbers
 from calibration.data.samples import in_chunks
 from calibration.data.splits import Splitting, settle_parts, split_by_names
 from calibration.data.stored import StoredImages
@@ -110,7 +111,11 @@ def load_npz(
     arrays, mapping = map_arrays(source, report=report)
     if "images" not in arrays:
         raise InputError(f"{source}: expected arrays 'images' and, where known, 'labels', found {sorted(arrays)}")
-    unknown = sorted(set(arrays) - {"images", "split"})
+    unknown = sorted(set(arrays) - {"images", "labels", "split"})
+    if len(arrays["images"]) == 0:
+        raise InputError(f"{source}: 'images' holds none; expected uint8 images of shape (N, ...)")
+    if "labels" in arrays and unknown:
+        report(f"{source}: the arrays {', '.join(unknown)} are not read; 'split' names the part of each image")
     if "labels" not in arrays and unknown:
         raise InputError(
             f"{source}: there is no array 'labels', and {unknown} are unknown; name the labels 'labels', or leave "
@@ -120,7 +125,7 @@ def load_npz(
     classes: tuple[str, ...] = ()
     if labels is not None:
         labels = check_labels(source, np.array(labels), count=len(images))
-        classes = tuple(map(str, range(int(labels.max(initial=0)) + 1)))
+        classes = name_numbers(source, labels)
     count, named = len(images), None
     if "split" in arrays:
         named = split_by_names(source.name, arrays["split"].astype(np.str_), count=count)
@@ -159,7 +164,8 @@ def check_labels(source: Path, labels: np.ndarray, *, count: int) -> np.ndarray:
     if labels.shape != (count,):
         raise InputError(f"{source}: expected labels of shape ({count},) for {count} images, got {labels.shape}")
     if not np.issubdtype(labels.dtype, np.integer) or (len(labels) and labels.min() < 0):
-        raise InputError(f"{source}: labels must be integers from 0, got {labels.dtype}")
+        least = f", the least of them {labels.min()}" if np.issubdtype(labels.dtype, np.integer) else ""
+        raise InputError(f"{source}: labels must be integers from 0, got {labels.dtype}{least}")
     return labels.astype(np.int64)
 
 

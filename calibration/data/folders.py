@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import IMAGE_SUFFIXES, InputError
+from calibration.data.labels import CLASSES_TXT, SHOWN, describe_counts, describe_order, natural_key, read_classes
 from calibration.data.samples import PARTS
 from calibration.data.splits import PART_NAMES
 
-CLASSES_TXT = "classes.txt"
 _CLUTTER = re.compile(r"\..*|__MACOSX|@eaDir|lost\+found|Thumbs\.db|desktop\.ini", re.IGNORECASE)
-_SHOWN = 12  # classes or names in one message
+
+_PART_LIKE = re.compile(r"(train|val|dev|test|eval|calib|holdout)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,6 +75,8 @@ def find_images(source: Path, *, class_count: int | None) -> FoundImages:
             f"{source} holds no images{_describe_left_out(left_out)}: expected {source}/<class>/<image>.png, or "
             f"{source}/<image>.png for queries without labels"
         )
+    if "" in roots and with_images:
+        _check_layout(source, {name: paths for (_, name), paths in listed.items() if name and paths}, class_count)
     notes: list[str] = []
     classes = _order_classes(source, named, with_images, class_count, notes) if with_images else ()
     order = [(part, name) for part in roots for name in classes or ("",) if (part, name) in listed]
@@ -82,7 +85,7 @@ def find_images(source: Path, *, class_count: int | None) -> FoundImages:
         notes.append(f"{source}{_describe_left_out(left_out)}")
     for part in () if "" in roots else roots:
         lacking = [name for name in classes if name in with_images and not listed.get((part, name))]
-        notes += [f"{source}: the {part} part has no images of class {', '.join(lacking[:_SHOWN])}"] if lacking else []
+        notes += [f"{source}: the {part} part has no images of class {', '.join(lacking[:SHOWN])}"] if lacking else []
     labels = None
     if classes:
         labels = np.repeat(np.array([classes.index(name) for _, name in order], np.int64), counts)
@@ -106,14 +109,62 @@ def _find_parts(source: Path, left_out: Counter[str]) -> Mapping[str, Sequence[s
         return {"": [""]}
     if strangers:
         raise InputError(
-            f"{source} holds the parts {', '.join(parts)} and beside them {', '.join(strangers[:_SHOWN])}: move those "
+            f"{source} holds the parts {', '.join(parts)} and beside them {', '.join(strangers[:SHOWN])}: move those "
             "into a part or away"
         )
     if set(parts.values()) == {"train"}:
-        raise InputError(f"{source} holds {', '.join(parts)} but not all of {', '.join(PARTS)}")
+        raise InputError(
+            f"{source} holds {', '.join(parts)} but not all of {', '.join(PARTS)}: name --data "
+            f"{source / next(iter(parts))}, and all parts are drawn from it"
+        )
     _scan(source, left_out)
     left_out.update(f"the folder {name}" for name in others)
     return {part: [name for name in parts if parts[name] == part] for part in PARTS if part in parts.values()}
+
+
+def _check_layout(source: Path, classes: Mapping[str, Sequence[str]], class_count: int | None) -> None:
+    """Refuses folders that would be taken for classes and are none.
+
+    Args:
+        source: the folder that was named.
+        classes: those folders -> the paths of their images, relative to the source.
+        class_count: how many classes the network tells apart; ``None``: not known.
+    """
+    if (source / CLASSES_TXT).is_file():
+        return
+    inner = {
+        name: sorted({path.split("/")[1] for path in paths if path.count("/") > 1}) for name, paths in classes.items()
+    }  # class -> the folders in it
+    if len(classes) == 1:
+        _refuse_single(source, *inner.popitem(), class_count)
+        return
+    parts = {name: match[1].lower() for name in inner if inner[name] and (match := _PART_LIKE.match(name))}
+    if len(set(parts.values())) > 1:
+        raise InputError(
+            f"{source} holds {', '.join(parts)}, which look like parts, with the classes "
+            f"{', '.join(inner[next(iter(parts))][:SHOWN])} in them: call them train, val and test"
+        )
+    if all(inner.values()) and all(folder.lower() in PART_NAMES for folders in inner.values() for folder in folders):
+        name, folders = next(iter(inner.items()))
+        raise InputError(
+            f"{source} holds parts below classes ({name}/{folders[0]}, for instance); expected the classes below the "
+            f"parts: {folders[0]}/{name}"
+        )
+
+
+def _refuse_single(source: Path, name: str, folders: Sequence[str], class_count: int | None) -> None:
+    """Refuses a folder with a single one in it, where that is not a class."""
+    if folders:
+        raise InputError(
+            f"{source} holds one folder, {name}, and that holds {', '.join(folders[:SHOWN])}: name --data "
+            f"{source / name}"
+        )
+    if class_count not in (None, 1):
+        raise InputError(
+            f"{source} holds images of one class, {name}, for a network that tells {class_count} apart, and nothing "
+            f"can be learnt from that. For queries without labels name --data {source / name}; if {name} is one of the "
+            f"classes, name all in {source / CLASSES_TXT}, one a line"
+        )
 
 
 def _list_classes(
@@ -169,8 +220,10 @@ def _scan(folder: Path, left_out: Counter[str]) -> tuple[list[str], list[str]]:
                         left_out[entry.name] += 1
                 elif entry.is_dir():
                     folders.append(entry.name)
-                elif suffix in IMAGE_SUFFIXES:
+                elif suffix in IMAGE_SUFFIXES and (entry.is_file() or entry.is_symlink()):
                     images.append(entry.name)
+                elif suffix in IMAGE_SUFFIXES:
+                    left_out[f"{entry.name}, which is no regular file"] += 1
                 elif entry.name != CLASSES_TXT:
                     left_out[f"{suffix or entry.name} files"] += 1
     except OSError as error:
@@ -182,8 +235,8 @@ def _describe_left_out(left_out: Counter[str]) -> str:
     if not left_out:
         return ""
     listed = [f"{name} ({count})" if count > 1 else name for name, count in sorted(left_out.items())]
-    more = f" and {len(listed) - _SHOWN} more kinds" if len(listed) > _SHOWN else ""
-    return f": left out {', '.join(listed[:_SHOWN])}{more}"
+    more = f" and {len(listed) - SHOWN} more kinds" if len(listed) > SHOWN else ""
+    return f": left out {', '.join(listed[:SHOWN])}{more}"
 
 
 def _order_classes(
@@ -203,7 +256,7 @@ def _order_classes(
         classes = read_classes(source / CLASSES_TXT)
         if unknown := sorted(with_images - set(classes), key=natural_key):
             raise InputError(
-                f"{source}: {source / CLASSES_TXT} does not name {', '.join(unknown[:_SHOWN])}; add them at the place "
+                f"{source}: {source / CLASSES_TXT} does not name {', '.join(unknown[:SHOWN])}; add them at the place "
                 "of their class, or move them away"
             )
         empty = [name for name in classes if name not in with_images]
@@ -212,50 +265,7 @@ def _order_classes(
         return tuple(sorted(with_images, key=natural_key))
     else:
         classes = tuple(sorted(named, key=natural_key))
-        if list(classes) != sorted(classes):
-            notes.append(
-                f"{source}: classes are in natural order, {_shorten(classes)}; where the network was trained with "
-                f"names sorted as text, say so in {source / CLASSES_TXT}, one name a line"
-            )
     if empty:
-        notes.append(f"{source}: no images of class {', '.join(empty[:_SHOWN])}; the class keeps its place")
-    if class_count is not None and len(classes) < class_count:
-        notes.append(
-            f"{source}: {len(classes)} classes for a network that tells {class_count} apart; they are taken as its "
-            f"first. If one is missing in between, name all in {source / CLASSES_TXT}"
-        )
+        notes.append(f"{source}: no images of class {', '.join(empty[:SHOWN])}; the class keeps its place")
+    notes += describe_order(source, classes, class_count, source / CLASSES_TXT)
     return classes
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Reads class names, one a line, in the order of the network's answers.
-
-    Raises:
-        InputError: the file is no text, or names a class twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{path} names {', '.join(twice[:_SHOWN])} more than once")
-    return names
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Returns a key that sorts numbers in names by their value: ``c2`` before ``c10``."""
-    pieces = re.split(r"(\d+)", name)
-    return (*((1, int(piece), "") if piece.isdigit() else (0, 0, piece) for piece in pieces), (2, 0, name))
-
-
-def describe_counts(labels: np.ndarray, classes: Sequence[str]) -> str:
-    """Returns how many samples each class has, for a message."""
-    counts = np.bincount(labels, minlength=len(classes))
-    return _shorten([f"{name} ({count})" for name, count in zip(classes, counts, strict=True)])
-
-
-def _shorten(words: Sequence[str]) -> str:
-    if len(words) <= _SHOWN:
-        return ", ".join(words)
-    return f"{', '.join(words[: _SHOWN - 2])} ... {words[-1]}, {len(words)} in all"

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 
 import numpy as np
 
 from artifacts import InputError
 from calibration.data.arrays import ArrayImages, load_npz
 from calibration.data.files import FileImages, FolderFiles
-from calibration.data.folders import CLASSES_TXT, describe_counts, find_images, natural_key, read_classes
+from calibration.data.folders import find_images
 from calibration.data.image_input import ImageInput
+from calibration.data.labels import CLASSES_TXT, describe_counts, describe_order, number_words, read_text
 from calibration.data.published.cifar10 import find_cifar10, load_cifar10
 from calibration.data.samples import PARTS
-from calibration.data.splits import Splitting, settle_parts, split_by_names
+from calibration.data.splits import PART_NAMES, Splitting, settle_parts, split_by_names
 from calibration.data.tables import find_tables, load_tables
 
 _log = logging.getLogger("pame.calibration")
 _NO_WISHES = Splitting()
+_COLUMNS = {"path": "path", "label": "label", "part": "part", "split": "part"}  # of a .csv -> ours
 
 
 def load_samples(
@@ -57,7 +62,7 @@ def load_samples(
     elif source.is_dir():
         samples = _load_folder(source, want, class_count, splitting, report)
     elif source.suffix.lower() == ".csv" and source.is_file():
-        samples = _load_list(source, want, splitting, report)
+        samples = _load_list(source, want, class_count, splitting, report)
     elif source.suffix.lower() == ".npz" and source.is_file():
         samples = load_npz(source, want, splitting=splitting, report=report)
     elif not source.exists():
@@ -88,64 +93,114 @@ def _load_folder(
     )  # fmt: skip
 
 
-def _load_list(source: Path, want: ImageInput, splitting: Splitting, report: Callable[[str], None]) -> FileImages:
+def _load_list(
+    source: Path, want: ImageInput, class_count: int | None, splitting: Splitting, report: Callable[[str], None]
+) -> FileImages:
     """Loads the files that a .csv names, one a line, relative to its folder."""
-    columns = _read_columns(source)
-    labels, classes = _read_labels(source, columns["label"], report=report)
-    count, named = len(columns["path"]), None
-    if any(columns["part"]):
-        named = split_by_names(source.name, np.array(columns["part"], np.str_), count=count)
-    parts, seed = settle_parts(source.name, named, labels, count=count, splitting=splitting, report=report)
-    paths = np.array([os.fsencode(path) for path in columns["path"]], np.bytes_)
+    rows = _read_rows(source, report)
+    words = [row.label for row in rows]
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    if any(words):
+        if not all(words):
+            raise InputError(
+                f"{source}, line {rows[words.index('')].line}: no label, and others have one; give all or none"
+            )
+        labels, classes = number_words(source, words, source.parent / CLASSES_TXT)
+        report(f"{len(labels)} images in {source}: {describe_counts(labels, classes)}")
+        if classes != tuple(map(str, range(len(classes)))):
+            for note in describe_order(source, classes, class_count, source.parent / CLASSES_TXT):
+                report(note)
+    named = None
+    if any(row.part for row in rows):
+        named = split_by_names(source.name, np.array([row.part for row in rows], np.str_), count=len(rows))
+    parts, seed = settle_parts(source.name, named, labels, count=len(rows), splitting=splitting, report=report)
+    paths = np.array([os.fsencode(row.path) for row in rows], np.bytes_)
     return FileImages(
         name=source.name, files=FolderFiles(root=source.parent, paths=paths), labels=labels, classes=classes,
         parts=parts, input=want, split_seed=seed,
     )  # fmt: skip
 
 
-def _read_columns(source: Path) -> dict[str, list[str]]:
-    """Returns the columns ``path``, ``label`` and ``part`` of a .csv; cells that are not there are empty."""
+class _Row(NamedTuple):
+    """A row of a .csv; label and part are empty where it has none."""
+
+    line: int
+    path: str
+    label: str
+    part: str
+
+
+def _read_rows(source: Path, report: Callable[[str], None]) -> list[_Row]:
+    """Returns the rows of a .csv that name a file.
+
+    Raises:
+        InputError: it is no .csv with a column ``path``, or says two things about a file.
+    """
+    text = read_text(source)
+    header = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    found: dict[tuple[str, str], _Row] = {}
     try:
-        text = source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read: {error}") from error
-    lines = text.splitlines()
-    header = lines[0] if lines else ""
-    reader = csv.reader(lines, delimiter=max(",;\t", key=header.count))
-    names = [name.strip().lower() for name in next(reader, [])]
-    if "path" not in names:
-        raise InputError(f"{source}: expected the columns path, label and part (path alone will do), found {names}")
-    columns: dict[str, list[str]] = {"path": [], "label": [], "part": []}
-    for line, row in enumerate(reader, start=2):
-        cells = dict(zip(names, (cell.strip() for cell in row), strict=False))
-        if not cells.get("path"):
-            continue
-        if not (source.parent / cells["path"]).is_file():
-            raise InputError(f"{source}, line {line}: {source.parent / cells['path']} does not exist")
-        for name, column in columns.items():
-            column.append(cells.get(name, ""))
-    if not columns["path"]:
+        names = [_COLUMNS.get(name.strip().lower(), name.strip()) for name in next(reader, [])]
+        _check_header(source, names, report)
+        for cells in reader:
+            if any(cells[len(names) :]):
+                raise InputError(
+                    f"{source}, line {reader.line_num}: {len(cells)} cells for {len(names)} columns; put a cell that "
+                    "holds the delimiter in quotes"
+                )
+            given = dict(zip(names, (cell.strip() for cell in cells), strict=False))
+            if any("\n" in given.get(name, "") or "\0" in given.get(name, "") for name in _COLUMNS.values()):
+                raise InputError(
+                    f"{source}, line {reader.line_num}: a cell holds a line end or a zero byte; is a quote open?"
+                )
+            if given.get("path"):
+                row = _Row(reader.line_num, *(given.get(name, "") for name in ("path", "label", "part")))
+                _add_row(source, row._replace(path=_find_file(source, row)), found)
+    except csv.Error as error:
+        raise InputError(f"{source}, line {reader.line_num}: {error}; is a quote not closed?") from error
+    if not found:
         raise InputError(f"{source} names no files")
-    return columns
+    return list(found.values())
 
 
-def _read_labels(
-    source: Path, words: list[str], *, report: Callable[[str], None]
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Returns labels and classes: numbers are the network's classes as they are, words come in natural order."""
-    if not any(words):
-        return None, ()
-    if not all(words):
-        raise InputError(f"{source}: row {words.index('') + 1} has no label, others have one; give all or none")
-    listed = source.parent / CLASSES_TXT
-    if all(word.isdigit() for word in words) and not listed.is_file():
-        labels = np.array([int(word) for word in words], np.int64)
-        classes = tuple(map(str, range(int(labels.max()) + 1)))
-    else:
-        classes = read_classes(listed) if listed.is_file() else tuple(sorted(set(words), key=natural_key))
-        position = {name: place for place, name in enumerate(classes)}
-        if unknown := sorted(set(words) - set(classes)):
-            raise InputError(f"{source}: {listed} does not name {', '.join(unknown[:5])}")
-        labels = np.array([position[word] for word in words], np.int64)
-    report(f"{len(labels)} images in {source}: {describe_counts(labels, classes)}")
-    return labels, classes
+def _check_header(source: Path, names: list[str], report: Callable[[str], None]) -> None:
+    if "path" not in names:
+        raise InputError(
+            f"{source}: expected the columns path, label and part (path alone will do), found {names} in the first line"
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1 and name in _COLUMNS.values()]:
+        raise InputError(f"{source} has the column {', '.join(twice)} twice (split is a name of part); keep one")
+    unknown = [name for name in names if name and name not in _COLUMNS.values()]
+    if unknown and "label" not in names:
+        raise InputError(
+            f"{source}: there is no column label, and {', '.join(unknown)} are unknown; name the labels label, or "
+            "leave path (and part) alone for queries without labels"
+        )
+    if unknown:
+        report(f"{source}: the columns {', '.join(unknown)} are not read")
+
+
+def _find_file(source: Path, row: _Row) -> str:
+    """Returns the path of a row's file as this system writes it."""
+    for path in (row.path, PureWindowsPath(row.path).as_posix()):
+        if (source.parent / path).is_file():
+            return os.path.normpath(path)
+    raise InputError(f"{source}, line {row.line}: {source.parent / row.path} does not exist, or is no file")
+
+
+def _add_row(source: Path, row: _Row, found: dict[tuple[str, str], _Row]) -> None:
+    """Adds a row; a file may come again in the train part, as often as it shall count there."""
+    before = found.get((row.path, ""))
+    again = before is not None and PART_NAMES.get(row.part.lower()) == "train"
+    if before is not None and not (again and (before.label, before.part) == (row.label, row.part)):
+        raise InputError(
+            f"{source}, lines {before.line} and {row.line}: {row.path} is there twice, as {_describe(before)} and "
+            f"{_describe(row)}; a file has one label, and lies in one part. Remove one of the lines"
+        )
+    found[row.path, str(row.line) if again else ""] = row
+
+
+def _describe(row: _Row) -> str:
+    return " ".join(word for word in (f"'{row.label}'", row.part and f"in '{row.part}'") if word)

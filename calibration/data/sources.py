@@ -24,11 +24,11 @@ from artifacts import (
 )
 from calibration.data.arrays import ArrayImages
 from calibration.data.class_names import follow_network
-from calibration.data.fashion_mnist import find_cache, load_fashion_mnist
 from calibration.data.files import FileImages
-from calibration.data.folders import CLASSES_TXT
 from calibration.data.image_input import ImageInput, image_input_of
+from calibration.data.labels import CLASSES_TXT
 from calibration.data.loading import load_samples
+from calibration.data.published.fashion_mnist import find_cache, load_fashion_mnist
 from calibration.data.samples import ImageSamples, Samples, check_inputs
 from calibration.data.splits import Splitting
 from calibration.dense.loading import has_answers, load_dense
@@ -110,8 +110,10 @@ def load_run_data(
         )
     classes = class_count(model)
     if classes is not None and isinstance(samples, ImageSamples | TextSamples) and len(samples.classes) > classes:
+        none = bool((samples.targets(samples.indices_of("train")) > 0).all()) if samples.labelled else False
         raise InputError(
             f"{samples.name} has {len(samples.classes)} classes; {model.spec.name} tells {classes} classes apart"
+            + ". No sample has the first: if its labels are counted from 1, count them from 0" * none
         )
     return samples
 

@@ -8,6 +8,7 @@ where they leave no choice. The part of a file is in its name (``train-00000-of-
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +20,25 @@ import numpy as np
 
 from artifacts import IMAGE_SUFFIXES, InputError
 from calibration.data.files import FileImages
-from calibration.data.folders import CLASSES_TXT, describe_counts, natural_key, read_classes
 from calibration.data.image_input import ImageInput
+from calibration.data.labels import (
+    CLASSES_TXT,
+    describe_counts,
+    describe_order,
+    name_numbers,
+    natural_key,
+    number_words,
+    read_classes,
+)
 from calibration.data.samples import PARTS
-from calibration.data.splits import PART_NAMES, Splitting, settle_parts
+from calibration.data.splits import PART_NAMES, Splitting, settle_parts, split_by_names
 from calibration.data.table_rows import ARROW, PARQUET, Table, TableRows, load_pyarrow
 
 SUFFIXES = (PARQUET, ARROW)
 _INFO = "dataset_info.json"
 _SHOWN = 12
+_LABELS = ("label", "labels", "class", "target")
+_PARTS = ("part", "split")
 
 
 def find_tables(source: Path) -> tuple[Path, ...]:
@@ -70,9 +81,9 @@ def load_tables(
     columns = _find_columns(source, opened, class_count)
     sizes = [sum(table.rows) for table in opened]
     words = [None if columns.label is None else _read_column(table, columns.label) for table in opened]
-    labels, classes = (None, ()) if columns.label is None else _read_labels(source, columns, words, report)
+    labels, classes = (None, ()) if columns.label is None else _read_labels(source, columns, words)
     named = _name_parts(source, tables)
-    places = None if named is None else np.repeat(np.array(named, np.str_), sizes)
+    places = _read_parts(source, opened) if named is None else np.repeat(np.array(named, np.str_), sizes)
     rows = np.arange(sum(sizes)) if labels is None else np.flatnonzero(labels >= 0)
     if len(rows) == 0:
         raise InputError(f"{source}: the {len(tables)} tables there hold no rows with labels")
@@ -81,6 +92,9 @@ def load_tables(
             report(f"{source}: left out {missing} rows without a label")
         labels, places = labels[rows], None if places is None else places[rows]
         report(f"{len(labels)} images in {source}: {describe_counts(labels, classes)}")
+        if columns.classes is None and classes != tuple(map(str, range(len(classes)))):
+            for note in describe_order(source, classes, class_count, source / CLASSES_TXT):
+                report(note)
     parts = None if places is None else {part: np.flatnonzero(places == part) for part in PARTS}
     if parts is not None and len(parts["train"]) == len(rows):
         report(f"{source} has a train part only: train, calibrate and test are drawn from it")
@@ -121,8 +135,14 @@ def _find_columns(source: Path, tables: Sequence[Table], class_count: int | None
     named = _of_type(features, "ClassLabel")
     if len(named) > 1:  # coarse and fine labels, for instance
         named = [name for name in named if len(features[name].get("names") or ()) == class_count] or named
-    others = [name for name in _typed(schema, _holds_labels) if name != image]
-    label = _choose(source, "labels", named or others, ("label", "labels", "class", "target"))
+    others = [name for name in _typed(schema, _holds_labels) if name not in (image, *_PARTS)]
+    others += [name for name in _typed(schema, load_pyarrow().types.is_floating) if name in _LABELS]
+    label = _choose(source, "labels", named or others, _LABELS)
+    if label is None and (unusual := [name for name in _LABELS if name in schema.names]):
+        raise InputError(
+            f"{source}: column '{unusual[0]}' holds {schema.field(unusual[0]).type}, which is no class; write one "
+            "number or name per image, or remove the column"
+        )
     names = features.get(label or "", {}).get("names")
     return _Columns(image=image, label=label, classes=None if names is None else tuple(map(str, names)))
 
@@ -181,29 +201,33 @@ def _holds_labels(kind: Any) -> bool:
 
 
 def _read_column(table: Table, name: str) -> list[Any]:
-    return [value for block in range(len(table.rows)) for value in table.column(block, name).to_pylist()]
+    """Returns the values of a column; ``None`` where there is none, or no number."""
+    values = [value for block in range(len(table.rows)) for value in table.column(block, name).to_pylist()]
+    return [None if isinstance(value, float) and math.isnan(value) else value for value in values]
 
 
 def _read_labels(
-    source: Path, columns: _Columns, read: Sequence[list[Any] | None], report: Callable[[str], None]
+    source: Path, columns: _Columns, read: Sequence[list[Any] | None]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Returns (N,) int64, -1 where a row has no label, and the classes."""
     words = [word for column in read for word in column or ()]
     given = [word for word in words if word is not None]
     listed = source / CLASSES_TXT
     classes = read_classes(listed) if listed.is_file() else columns.classes
-    if all(isinstance(word, int) for word in given):
+    if given and all(isinstance(word, int | float) and word == int(word) for word in given):
         numbers = np.array([-1 if word is None else int(word) for word in words], np.int64)
         top = int(numbers.max(initial=-1))
         if listed.is_file() and columns.classes is not None and classes != columns.classes:
             return _reorder(source, numbers, columns.classes, classes or ())
         if classes is not None and top >= len(classes):
             raise InputError(f"{source}: label {top} in column '{columns.label}', but {len(classes)} classes are named")
-        return numbers, classes or tuple(map(str, range(top + 1)))
+        return numbers, classes or name_numbers(source, numbers[numbers >= 0])
     texts = ["" if word is None else str(word) for word in words]
     if classes is None:
-        classes = tuple(sorted(set(texts) - {""}, key=natural_key))
-        report(f"{source}: classes are the words of column '{columns.label}' in natural order")
+        labels = np.full(len(texts), -1, np.int64)
+        rows = np.flatnonzero([text != "" for text in texts])
+        labels[rows], classes = number_words(source, [texts[row] for row in rows], listed)
+        return labels, classes
     position = {name: place for place, name in enumerate(classes)} | {"": -1}
     if unknown := sorted(set(texts) - set(position)):
         raise InputError(f"{source}: the classes do not name {', '.join(unknown[:_SHOWN])}")
@@ -218,6 +242,19 @@ def _reorder(
         raise InputError(f"{source / CLASSES_TXT} does not name {', '.join(unknown[:_SHOWN])}")
     place = np.array([*(classes.index(name) for name in names), -1], np.int64)
     return place[numbers], classes
+
+
+def _read_parts(source: Path, tables: Sequence[Table]) -> np.ndarray | None:
+    """Returns the part of each row as a column of words says; ``None`` where there is no such column."""
+    name = next((name for name in _typed(tables[0].schema, load_pyarrow().types.is_string) if name in _PARTS), None)
+    if name is None:
+        return None
+    words = np.array([str(word or "") for table in tables for word in _read_column(table, name)], np.str_)
+    found = split_by_names(source.name, words, count=len(words))
+    parts = np.empty(len(words), f"<U{max(map(len, PARTS))}")
+    for part, rows in found.items():
+        parts[rows] = part
+    return parts
 
 
 def _name_parts(source: Path, tables: Sequence[Path]) -> list[str] | None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from artifacts import IMAGE_SUFFIXES, InputError, Model, ModelSpec, Preprocessing, image_size, locate_points
 from calibration.data.files import FileImages, FolderFiles
-from calibration.data.folders import CLASSES_TXT, read_classes
 from calibration.data.image_input import ImageInput, image_input_of
+from calibration.data.labels import CLASSES_TXT, read_classes
 from calibration.data.samples import PARTS
 from calibration.data.splits import Splitting, settle_parts
 from calibration.dense.joints import Joints

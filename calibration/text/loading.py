@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import InputError, TextEncoder
-from calibration.data.folders import CLASSES_TXT, describe_counts, natural_key, read_classes
+from calibration.data.labels import CLASSES_TXT, describe_counts, natural_key, number_words
 from calibration.data.samples import PARTS
 from calibration.data.splits import PART_NAMES, Splitting, settle_parts, split_by_names
 from calibration.text.samples import TextSamples
@@ -179,27 +179,7 @@ def _read_labels(
             raise InputError(f"{source}: the label of text {int(np.flatnonzero(~np.isfinite(found))[0])} is not finite")
         return found, ()
     listed = (source if source.is_dir() else source.parent) / CLASSES_TXT
-    if all(text.isdigit() for text in texts) and not listed.is_file():
-        labels = np.array([int(text) for text in texts], np.int64)
-        return labels, tuple(map(str, range(int(labels.max()) + 1)))
-    if all(_is_fraction(text) for text in texts):
-        raise InputError(
-            f"{source}: the labels are numbers such as {texts[0]}, not classes. For a regression export the network "
-            "with --task regression"
-        )
-    classes = read_classes(listed) if listed.is_file() else tuple(sorted(set(texts), key=natural_key))
-    position = {name: place for place, name in enumerate(classes)}
-    if unknown := sorted(set(texts) - set(classes)):
-        raise InputError(f"{source}: {listed} does not name {', '.join(unknown[:_SHOWN])}")
-    return np.array([position[text] for text in texts], np.int64), classes
-
-
-def _is_fraction(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return number_words(source, texts, listed)
 
 
 def _name_parts(source: Path, names: Sequence[str], count: int) -> dict[str, np.ndarray] | None:

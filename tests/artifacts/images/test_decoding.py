@@ -92,3 +92,17 @@ def test_the_centre_is_cut_from_where_torchvision_cuts_it(width: int, height: in
     resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
     top, left = round((size[1] - 12) / 2.0), round((size[0] - 10) / 2.0)
     assert np.array_equal(np.asarray(resize_image(image, wanted)), resized[top : top + 12, left : left + 10])
+
+
+def test_what_is_no_image_is_named_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    with pytest.raises(InputError, match=r"page\.jpg cannot be read as an image \(in none of the formats"):
+        decode_image(tmp_path / "page.jpg", COLOUR)
+    with pytest.raises(InputError, match=r"nothing\.png cannot be read as an image \(it is empty"):
+        decode_image(b"", COLOUR, name="nothing.png")
+
+
+def test_a_palette_with_transparency_keeps_its_colours(tmp_path: Path) -> None:
+    image = Image.new("RGB", (5, 6), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
+    path = saved(tmp_path / "clear.png", image, transparency=bytes(range(256)))
+    assert decode_image(path, COLOUR)[:, 0, 0].tolist() == [10, 200, 30]

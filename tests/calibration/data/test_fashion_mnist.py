@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import InputError
-from calibration.data import fashion_mnist
+from calibration.data.published import fashion_mnist
 
 CONTENT = {name: name.encode() for name in fashion_mnist.DIGESTS}
 

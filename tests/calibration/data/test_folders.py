@@ -14,8 +14,8 @@ from PIL import Image
 
 from artifacts import InputError, UsageError
 from calibration.data.files import FileImages
-from calibration.data.folders import natural_key
 from calibration.data.image_input import image_input
+from calibration.data.labels import natural_key
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS
 from calibration.data.splits import PartShare, Splitting
@@ -183,7 +183,7 @@ def test_a_list_of_files(tmp_path: Path) -> None:
     for text, message in {
         "file,label\nphotos/000.png,1\n": "expected the columns path, label and part",
         "path,label\nphotos/009.png,1\n": r"line 2: .*009\.png does not exist",
-        "path,label\nphotos/000.png,1\nphotos/001.png,\n": "row 2 has no label",
+        "path,label\nphotos/000.png,1\nphotos/001.png,\n": "line 3: no label",
         "path,part\nphotos/000.png,somewhere\n": "'somewhere'",
         "path\n": "names no files",
     }.items():

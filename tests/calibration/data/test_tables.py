@@ -207,3 +207,25 @@ def test_few_blocks_stay_in_memory_and_forked_workers_read(
     worker.join(20)
     assert worker.exitcode == 0
     assert samples.pixels(order[:5])[:, 0, 0, 0].tolist() == order[:5].tolist()
+
+
+def test_labels_as_other_writers_keep_them(tmp_path: Path) -> None:
+    parquet.write_table(
+        pa.table({"image": [png(v) for v in range(3)], "label": ["0", "3", "1"]}), tmp_path / "a.parquet"
+    )
+    assert load(tmp_path / "a.parquet")[0].labels.tolist() == [0, 3, 1], "numbers in words are numbers"
+    given = pa.table(
+        {"image": [png(v) for v in range(3)], "label": [2.0, None, 0.0], "split": ["train", "val", "test"]}
+    )
+    parquet.write_table(given, tmp_path / "b.parquet")
+    samples, said = load(tmp_path / "b.parquet")
+    assert samples.labels.tolist() == [2, 0]
+    assert "left out 1 rows without a label" in said
+    assert {part: len(samples.indices_of(part)) for part in ("train", "calibrate", "test")} == {
+        "train": 1,
+        "calibrate": 0,
+        "test": 1,
+    }
+    parquet.write_table(pa.table({"image": [png(1)], "label": [[1]]}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match="column 'label' holds list<.*>, which is no class"):
+        load(tmp_path / "c.parquet")

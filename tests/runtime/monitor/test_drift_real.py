@@ -21,7 +21,7 @@ from artifacts import (
     open_model,
 )
 from calibration import ArrayImages, as_batch
-from calibration.data.fashion_mnist import DIGESTS, find_cache, load_fashion_mnist
+from calibration.data.published.fashion_mnist import DIGESTS, find_cache, load_fashion_mnist
 from engines import EngineSet, HostDevice
 from planner import Exits
 from planner.commit.stages import TimedStages, assemble_bundle, merge_stages, stage_bounds
