@@ -84,6 +84,7 @@ class BundleSpec:
         sequence: the lengths of its rows; ``None`` where all rows have one shape.
         text: how the network wants its texts; ``None`` where it takes something else, or no tokenizer is known. The
             tokenizer lies in the bundle.
+        classes: names of the classes that it tells apart, in the order of its answers; none where they are not known.
     """
 
     name: str
@@ -99,6 +100,7 @@ class BundleSpec:
     preprocessing: Preprocessing | None = None
     text: TextPreprocessing | None = field(default=None, metadata=OPTIONAL)
     sequence: SequenceSpec | None = field(default=None, metadata=OPTIONAL)
+    classes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
 
     @property
     def lengths(self) -> tuple[int, ...]:

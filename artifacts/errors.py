@@ -67,7 +67,8 @@ class RefusedError(PameError):
     """A serving host did not take a request in.
 
     Attributes:
-        reason: ``queue_full``, ``deadline``, ``draining``, ``stuck`` or ``closed``.
+        reason: of a host: ``queue_full``, ``draining``, ``stuck`` or ``closed``; of a server also ``not_found``,
+            ``loading``, ``forbidden``, ``unauthorised``, ``too_large`` or ``unsupported``.
         retry_after_s: when it is worth trying again, by what waits now; ``None`` where it is not.
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from artifacts import InputError, UsageError
 from export.graphs.files import PROTO_LIMIT, weight_bytes

@@ -181,6 +181,7 @@ def assemble_bundle(
             max_batch_size=plan.batch_size, inputs=model.spec.full.inputs, outputs=_answers(model.spec.full),
             stages=tuple(specs), plan=plan, settings=model.spec.settings,
             preprocessing=model.spec.stated_preprocessing(), text=model.spec.text, sequence=model.spec.sequence,
+            classes=model.spec.classes,
         )  # fmt: skip
         if bundle.text is not None:
             shutil.copyfile(model.artifact.path(bundle.text.tokenizer), staging / bundle.text.tokenizer)

@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ import numpy as np
 
 from artifacts import BundleSpec, InputError, RefusedError, UsageError
 from engines import Buffer, Device, DeviceOptions, EngineSet
-from runtime.hosting.generation import BundleParts, Generation
+from runtime.hosting.generation import BundleParts, Generation, StageCounts
 from runtime.hosting.options import HostOptions
 from runtime.hosting.requests import Request
 from runtime.inputs import Batch, read_batch
@@ -39,6 +40,7 @@ class HostSnapshot:
         engine_faults: how many runs failed since one succeeded.
         stuck: why the device is given up; ``None`` while it is not.
         reloads: how many times another bundle has taken over.
+        stages: what the stages of this bundle have run, since it took over.
         scheduling: of the scheduler.
     """
 
@@ -48,6 +50,7 @@ class HostSnapshot:
     engine_faults: int
     stuck: str | None
     reloads: int
+    stages: tuple[StageCounts, ...]
     scheduling: Snapshot
 
 
@@ -136,6 +139,16 @@ class AsyncRuntime:
         return self._current().parts.spec
 
     @property
+    def tokenizer(self) -> bytes | None:
+        """The content of its tokenizer.json; ``None``: its network takes no texts."""
+        return self._current().parts.tokenizer
+
+    @property
+    def max_request_rows(self) -> int:
+        """The most rows that a request may have: as many as may wait."""
+        return self._current().max_request_rows
+
+    @property
     def ready(self) -> bool:
         """Whether it takes requests and answers them, as far as it knows."""
         generation = self._generation
@@ -188,6 +201,19 @@ class AsyncRuntime:
 
         Raises:
             As ``infer``, when the first answer is asked for or between answers.
+        """
+        parts = self.stream_results(batch, timeout_ms=timeout_ms, priority=priority)
+        async with aclosing(parts):
+            async for rows, result in parts:
+                yield rows, result.outputs
+
+    async def stream_results(
+        self, batch: Batch, *, timeout_ms: float | None = None, priority: int = 0
+    ) -> AsyncGenerator[tuple[np.ndarray, Result], None]:
+        """Answers a request as ``stream`` does, with exits and confidences.
+
+        Yields:
+            (rows, result): positions in the batch, and what ``infer`` would return for these alone.
         """
         generation, request = self._enter(batch, timeout_ms, priority, streams=True)
         try:
@@ -243,6 +269,7 @@ class AsyncRuntime:
             engine_faults=generation.faults,
             stuck=generation.stuck,
             reloads=self._reloads,
+            stages=generation.stage_counts,
             scheduling=generation.worker.snapshot(),
         )
 
@@ -256,6 +283,11 @@ class AsyncRuntime:
         if stats is None:
             raise UsageError("this host keeps no statistics; open it without stats=False")
         return stats.snapshot()
+
+    def stats_or_none(self) -> RuntimeStats | None:
+        """Returns the running statistics, or ``None`` where they are switched off."""
+        stats = self._current().stats
+        return None if stats is None else stats.snapshot()
 
     def _enter(
         self, batch: Batch, timeout_ms: float | None, priority: int, *, streams: bool
@@ -310,4 +342,10 @@ class AsyncRuntime:
 
 def _open_folder(folder: Path, *, threads: int | None = None, device: int = 0) -> BundleParts:
     opened = open_bundle(folder, threads=threads, device=DeviceOptions(index=device))
-    return BundleParts(spec=opened.spec, engine_sets=opened.engine_sets, device=opened.device)
+    text = opened.spec.text
+    return BundleParts(
+        spec=opened.spec,
+        engine_sets=opened.engine_sets,
+        device=opened.device,
+        tokenizer=None if text is None else opened.artifact.path(text.tokenizer).read_bytes(),
+    )

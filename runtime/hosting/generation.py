@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,11 +41,15 @@ _tickets = itertools.count()  # of the process: a ticket says which generation i
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class BundleParts:
-    """What a host serves: a bundle, one engine set per stage, and their device. The host closes them."""
+    """What a host serves: a bundle, one engine set per stage, and their device. The host closes them.
+
+    ``tokenizer`` is the content of the bundle's tokenizer.json, if its network takes texts.
+    """
 
     spec: BundleSpec
     engine_sets: Sequence[EngineSet]
     device: Device
+    tokenizer: bytes | None = None
 
     def close(self) -> None:
         """Closes the engines, then the device; may be called twice."""
@@ -53,6 +57,23 @@ class BundleParts:
             stack.callback(self.device.close)
             for engines in self.engine_sets:
                 stack.callback(engines.close)
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What a stage has run; plain data.
+
+    Attributes:
+        runs: that succeeded.
+        rows: in them.
+        engine_s: seconds inside its engines.
+        faults: runs that failed.
+    """
+
+    runs: int = 0
+    rows: int = 0
+    engine_s: float = 0.0
+    faults: int = 0
 
 
 class Generation:
@@ -63,6 +84,7 @@ class Generation:
         faults: how many runs failed since one succeeded.
         stuck: why the device is given up; ``None`` while it is not.
         stats: its statistics; ``None`` where they are switched off.
+        max_request_rows: the most rows that a request may have.
     """
 
     def __init__(self, parts: BundleParts, options: HostOptions, loop: asyncio.AbstractEventLoop) -> None:
@@ -77,11 +99,14 @@ class Generation:
         self.faults = 0
         self.stuck: str | None = None
         self._options = options
-        scheduler = Scheduler(read_costs(spec, [engines.covers for engines in parts.engine_sets]), options.scheduling())
+        costs = read_costs(spec, [engines.covers for engines in parts.engine_sets])
+        scheduler = Scheduler(costs, options.scheduling())
         arenas = StageArenas(spec, parts.engine_sets, parts.device, capacity=scheduler.capacity)
         arenas.warm_up(spec.max_batch_size)
         drift = None if options.policy == "full" else options.drift  # no row leaves: nothing to compare
         self.stats = StatsCollector(spec.plan, drift=drift) if options.stats else None
+        self.max_request_rows = scheduler.capacity - costs.largest
+        self._counts = [StageCounts() for _ in spec.stages]
         self._requests: dict[int, Request] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -154,6 +179,11 @@ class Generation:
         """The thread."""
         return self._worker
 
+    @property
+    def stage_counts(self) -> tuple[StageCounts, ...]:
+        """What the stages have run, as far as the event loop has been told."""
+        return tuple(self._counts)
+
     def _expire(self, request: Request) -> None:
         if request.ticket not in self._requests:
             return
@@ -167,12 +197,24 @@ class Generation:
             self.faults += 1
         elif report.ran:
             self.faults = 0
+        self._count(report)
         for ticket in {ticket for ticket, _ in report.ran}:
             if (request := self._requests.get(ticket)) is not None:
                 request.engine_s += report.engine_s
         if report.left is not None:
             self._hand_out(report.left)
         self._end_all(report.done)
+
+    def _count(self, report: Report) -> None:
+        if not report.ran:
+            return
+        now = self._counts[report.stage]
+        if report.fault is not None:
+            self._counts[report.stage] = replace(now, faults=now.faults + 1)
+            return
+        self._counts[report.stage] = StageCounts(
+            now.runs + 1, now.rows + len(report.ran), now.engine_s + report.engine_s, now.faults
+        )
 
     def _hand_out(self, left: LeftRows) -> None:
         places: dict[int, list[int]] = {}

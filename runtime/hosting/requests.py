@@ -40,7 +40,7 @@ class Request:
         engine_s: seconds inside engines of the runs that it had rows in.
         ended: resolves when the request is done, to the error that ended it, or ``None``.
         timer: what ends it at its deadline; ``None`` without one.
-        parts: of a stream: the answers that have not been fetched yet, ``None`` at the end; otherwise ``None``.
+        parts: of a stream: rows and answers that have not been fetched yet, ``None`` at the end; otherwise ``None``.
     """
 
     def __init__(self, ticket: int, arrays: Sequence[np.ndarray | Buffer], *, streams: bool) -> None:
@@ -50,7 +50,7 @@ class Request:
         self.started = monotonic()
         self.engine_s = 0.0
         self.ended: asyncio.Future[PameError | None] = asyncio.get_running_loop().create_future()
-        self.parts: asyncio.Queue[tuple[np.ndarray, Outputs] | None] | None = asyncio.Queue() if streams else None
+        self.parts: asyncio.Queue[tuple[np.ndarray, Result] | None] | None = asyncio.Queue() if streams else None
         self.timer: asyncio.TimerHandle | None = None
         self._outputs: list[np.ndarray] = []
         self._exit_index = np.zeros(0 if streams else self.count, np.int64)
@@ -63,7 +63,7 @@ class Request:
         whole = len(places) == len(left.rows)
         outputs = left.outputs if whole else tuple(array[places] for array in left.outputs)
         if self.parts is not None:
-            self.parts.put_nowait((np.array(rows), as_outputs(outputs)))
+            self.parts.put_nowait((np.array(rows), self._part(left, places, outputs)))
             return
         if not self._outputs:
             self._outputs = [np.zeros((self.count, *array.shape[1:]), array.dtype) for array in outputs]
@@ -72,6 +72,15 @@ class Request:
         self._exit_index[rows] = left.exit_index
         self._confidence[rows] = left.confidence if whole else left.confidence[places]
         self._latency_ms[rows] = (monotonic() - self.started) * 1e3
+
+    def _part(self, left: LeftRows, places: Sequence[int], outputs: tuple[np.ndarray, ...]) -> Result:
+        return Result(
+            outputs=as_outputs(outputs),
+            exit_index=np.full(len(places), left.exit_index),
+            confidence=left.confidence[places],
+            latency_ms=np.full(len(places), (monotonic() - self.started) * 1e3),
+            engine_ms=self.engine_s * 1e3,
+        )
 
     def end(self, error: PameError | None) -> None:
         """Wakes whoever waits. A client that has gone meanwhile is nothing to do."""

@@ -29,6 +29,7 @@ class Report:
         done: requests that have come to their end.
         left: the rows that left after a run.
         ran: ticket and row of every row of the run.
+        stage: that ran.
         engine_s: seconds inside engines.
         fault: why the run failed.
     """
@@ -38,6 +39,7 @@ class Report:
     ran: Sequence[tuple[int, int]] = ()
     engine_s: float = 0.0
     fault: str | None = None
+    stage: int = 0
 
 
 @dataclass(slots=True)
@@ -203,7 +205,7 @@ class EngineWorker:
             else:
                 done = self._scheduler.failed(run, outcome.fault, now)
             self._forget(done)
-        self._report(Report(done, outcome.left, run.rows, outcome.engine_s, outcome.fault))
+        self._report(Report(done, outcome.left, run.rows, outcome.engine_s, outcome.fault, run.stage))
 
     def _forget(self, done: list[Done]) -> list[Done]:
         for ended in done:

@@ -12,11 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("artifacts", "calibration", "engines", "export", "planner", "runtime")
-COMMANDS = ("calibration", "engines", "export", "planner", "runtime.bench", "runtime.simulate")
+COMMANDS = ("calibration", "engines", "export", "planner", "runtime.bench", "runtime.serve", "runtime.simulate")
 OPTIONAL = (
     "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors", "rich", "matplotlib", "PIL",
     "tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings", "cuda", "pycuda", "cupy", "polygraphy",
-    "transformers",
+    "transformers", "starlette", "uvicorn", "httptools", "orjson", "prometheus_client", "tritonclient", "grpc",
+    "grpc_health", "google",
 )  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def test_what_is_shipped() -> None:
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
         "onnxruntime", "onnxruntime-cuda", "images", "tables", "export", "train", "report", "cuda", "pycuda",
-        "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "all",
+        "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "serve", "all",
         "dev",
     }  # fmt: skip
     assert set(project["project"]["optional-dependencies"]) == extras

@@ -1,0 +1,70 @@
+"""``GrpcListener``: the gRPC services behind an address, with limits and TLS."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from artifacts import MissingExtraError, PameError
+from runtime.serve.grpc_service import GrpcHealth, GrpcService
+from runtime.serve.options import Address, Security
+from runtime.serve.service import InferenceService
+
+_log = logging.getLogger("pame.serve")
+
+
+class GrpcListener:
+    """The gRPC services of a server; made and used in its event loop.
+
+    Attributes:
+        address: where they are, with the port that was given.
+
+    Raises:
+        MissingExtraError: grpc or tritonclient is not installed.
+        PameError: the address is taken, or certificate and key cannot be read.
+    """
+
+    def __init__(self, service: InferenceService, address: Address) -> None:
+        try:
+            import grpc
+            from grpc import aio
+            from grpc_health.v1 import health_pb2, health_pb2_grpc
+            from tritonclient.grpc import service_pb2, service_pb2_grpc
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("tritonclient[grpc]", "serve") from error
+        limits = service.options.limits
+        self._server = aio.server(
+            options=(
+                ("grpc.max_receive_message_length", limits.body),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.max_metadata_size", int(limits.header_kb * 1024)),
+                ("grpc.so_reuseport", 0),
+            ),
+            maximum_concurrent_rpcs=limits.connections,
+        )
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            GrpcService(service, service_pb2, grpc.StatusCode), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(GrpcHealth(service, health_pb2, grpc.StatusCode), self._server)
+        self.address = Address(address.host, self._add_port(address, service.options.security, grpc))
+
+    def _add_port(self, address: Address, security: Security, grpc: Any) -> int:
+        try:
+            if security.certificate is None or security.key is None:
+                port: int = self._server.add_insecure_port(str(address))
+            else:
+                pair = (security.key.read_bytes(), security.certificate.read_bytes())
+                port = self._server.add_secure_port(str(address), grpc.ssl_server_credentials([pair]))
+        except OSError as error:
+            raise PameError(f"TLS is not possible with {security.certificate}, {security.key}: {error}") from error
+        except RuntimeError as error:
+            raise PameError(f"cannot listen at {address}: {error}; choose another HOST:PORT") from error
+        return port
+
+    async def start(self) -> None:
+        """Listens."""
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new calls, and finishes those under way for so long."""
+        await self._server.stop(grace_s)

@@ -1,0 +1,326 @@
+"""The HTTP side of the protocol, as an ASGI application (Starlette) over an ``InferenceService``.
+
+A body is read up to its limit, and is given up with its request when the client hangs up. Every error is an object
+``{"error": ...}``, as clients expect it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from artifacts import InputError, MissingExtraError, PameError, RefusedError
+from runtime.oip.calls import whole_parameter
+from runtime.oip.compression import choose_encoding, compress, decompress
+from runtime.oip.failures import CANCELLED, INTERNAL, Failure, describe_failure
+from runtime.oip.http_codec import HEADER_LENGTH, format_answer, parse_call, parse_object
+from runtime.serve.models import Arrival, ServedModel
+from runtime.serve.service import InferenceService
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+T = TypeVar("T")
+_JSON = "application/json"
+_BINARY = "application/octet-stream"
+_COMPRESSED_FROM = 1024  # bytes: below, it costs more than it saves
+_SMALL_BODY = 1 << 20  # bytes of the body of a call that is no inference
+_log = logging.getLogger("pame.serve")
+
+
+class ClientGoneError(Exception):
+    """The client hung up before its answer was there."""
+
+
+def make_app(service: InferenceService) -> Starlette:
+    """Returns the application.
+
+    Raises:
+        MissingExtraError: Starlette or orjson is not installed.
+    """
+    try:
+        import orjson  # noqa: F401 - by the codec, later
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.routing import Route
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("starlette", "serve") from error
+    handlers = _Handlers(service)
+    model, version = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
+    routes = [
+        *(Route(f"{path}/infer", handlers.infer, methods=["POST"]) for path in (model, version)),
+        Route("/v2/health/live", handlers.live),
+        Route("/v2/health/ready", handlers.ready),
+        Route("/v2", handlers.server_metadata),
+        Route("/v2/models/stats", handlers.all_statistics),
+        *(
+            Route(f"{path}{ending}", endpoint)
+            for path in (model, version)
+            for ending, endpoint in (
+                ("", handlers.metadata),
+                ("/ready", handlers.model_ready),
+                ("/config", handlers.config),
+                ("/stats", handlers.statistics),
+            )
+        ),
+        *(
+            Route(f"/v2/systemsharedmemory{region}{ending}", endpoint, methods=methods)
+            for region in ("", "/region/{region}")
+            for ending, endpoint, methods in (
+                ("/status", handlers.memory_status, ["GET"]),
+                ("/register", handlers.register_memory, ["POST"]),
+                ("/unregister", handlers.unregister_memory, ["POST"]),
+            )
+            if region or ending != "/register"
+        ),
+        Route("/v2/repository/index", handlers.index, methods=["POST"]),
+        Route("/v2/repository/models/{model}/load", handlers.load, methods=["POST"]),
+        Route("/v2/repository/models/{model}/unload", handlers.unload, methods=["POST"]),
+    ]
+
+    async def refuse(_request: Request, error: Exception) -> Response:
+        known = error if isinstance(error, HTTPException) else HTTPException(INTERNAL.status)
+        return _error(known.detail, known.status_code)
+
+    async def fail(_request: Request, error: Exception) -> Response:
+        return _error(f"internal error: {type(error).__name__}", INTERNAL.status)
+
+    return Starlette(routes=routes, exception_handlers={HTTPException: refuse, Exception: fail})
+
+
+class _Handlers:
+    """The calls of the protocol."""
+
+    def __init__(self, service: InferenceService) -> None:
+        self._service = service
+        self._limits = service.options.limits
+        token = service.options.security.token
+        self._token = None if token is None else f"Bearer {token}".encode()
+
+    async def infer(self, request: Request) -> Response:
+        started, service = perf_counter(), self._service
+        name, version = request.path_params["model"], request.path_params.get("version", "")
+        try:
+            self._check_token(request)
+            service.find(name, version)
+            async with self._body(request, self._limits.body) as body:
+                stated = request.headers.get(HEADER_LENGTH)
+                call = parse_call(body, stated, json_limit=self._limits.json, regions=service.shared_memory.read)
+                arrival = Arrival("http", started)
+                answer = await _unless_gone(request, service.infer(name, version, call, arrival))
+            parts, head_length = format_answer(answer)
+        except PameError as error:
+            return self._failed(error, service.fail(name, "http", error, started))
+        except ClientGoneError:
+            service.count_failure(name, "http", CANCELLED, started)
+            return self._reply(b"", status=CANCELLED.status)
+        headers = {} if head_length is None else {HEADER_LENGTH: str(head_length)}
+        encoding = choose_encoding(request.headers.get("accept-encoding"))
+        if encoding is not None and sum(map(len, parts)) >= _COMPRESSED_FROM:
+            headers["content-encoding"] = encoding
+            content = compress(parts, encoding)
+        else:
+            content = b"".join(parts)
+        return self._reply(content, headers=headers, kind=_JSON if head_length is None else _BINARY)
+
+    async def live(self, _request: Request) -> Response:
+        return self._reply(b"")
+
+    async def ready(self, _request: Request) -> Response:
+        return self._reply(b"", status=200 if self._service.ready else 503)
+
+    async def model_ready(self, request: Request) -> Response:
+        name, version = request.path_params["model"], request.path_params.get("version", "")
+        if self._service.model_ready(name, version):
+            return self._reply(b"")
+        return self._reply_json({"error": "Model version not ready"}, status=400)
+
+    async def server_metadata(self, request: Request) -> Response:
+        return self._answer(request, self._service.server_metadata)
+
+    async def metadata(self, request: Request) -> Response:
+        return self._answer(request, lambda: self._find(request).metadata())
+
+    async def config(self, request: Request) -> Response:
+        return self._answer(request, lambda: self._find(request).config())
+
+    async def statistics(self, request: Request) -> Response:
+        name, version = request.path_params["model"], request.path_params.get("version", "")
+        return self._answer(request, lambda: self._service.statistics(name, version))
+
+    async def all_statistics(self, request: Request) -> Response:
+        return self._answer(request, self._service.statistics)
+
+    async def index(self, request: Request) -> Response:
+        try:
+            self._check_token(request)
+            stated = await self._object(request)
+            return self._reply_json(self._service.index(ready_only=stated.get("ready") is True))
+        except PameError as error:
+            return self._failed(error, describe_failure(error))
+
+    async def load(self, request: Request) -> Response:
+        return await self._change(request, self._service.load)
+
+    async def unload(self, request: Request) -> Response:
+        return await self._change(request, self._service.unload)
+
+    async def _change(self, request: Request, change: Callable[[str], Awaitable[None]]) -> Response:
+        try:
+            self._check_token(request)
+            if (await self._object(request)).get("parameters"):
+                raise InputError("a model is loaded as its bundle is; this server takes no parameters for it")
+            await change(request.path_params["model"])
+        except PameError as error:
+            return self._failed(error, describe_failure(error))
+        return self._reply(b"")
+
+    async def memory_status(self, request: Request) -> Response:
+        name = request.path_params.get("region", "")
+        return self._answer(request, lambda: self._service.shared_memory.status(name))
+
+    async def register_memory(self, request: Request) -> Response:
+        try:
+            self._check_token(request)
+            stated = await self._object(request)
+            key = stated.get("key")
+            if not isinstance(key, str):
+                raise InputError("expected the key of the shared memory, a string")
+            offset, size = whole_parameter(stated, "offset"), whole_parameter(stated, "byte_size")
+            self._service.shared_memory.register(request.path_params["region"], key, offset, size)
+        except PameError as error:
+            return self._failed(error, describe_failure(error))
+        return self._reply(b"")
+
+    async def unregister_memory(self, request: Request) -> Response:
+        try:
+            self._check_token(request)
+            self._service.shared_memory.unregister(request.path_params.get("region", ""))
+        except PameError as error:
+            return self._failed(error, describe_failure(error))
+        return self._reply(b"")
+
+    def _find(self, request: Request) -> ServedModel:
+        return self._service.find(request.path_params["model"], request.path_params.get("version", ""))
+
+    def _answer(self, request: Request, find: Callable[[], object]) -> Response:
+        try:
+            self._check_token(request)
+            return self._reply_json(find())
+        except PameError as error:
+            return self._failed(error, describe_failure(error))
+
+    def _check_token(self, request: Request) -> None:
+        if self._token is None:
+            return
+        stated = request.headers.get("authorization", "").encode("latin-1", "replace")
+        if not hmac.compare_digest(stated, self._token):
+            raise RefusedError("expected the header Authorization: Bearer TOKEN", reason="unauthorised")
+
+    async def _object(self, request: Request) -> Mapping[str, Any]:
+        async with self._body(request, _SMALL_BODY) as body:
+            return parse_object(body) if body.strip() else {}
+
+    @asynccontextmanager
+    async def _body(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+        """Reads a body, decompressed; its bytes count against the budget until it is left."""
+        taken, budget = 0, self._service.budget
+        parts: list[bytes] = []
+        too_large = RefusedError(f"the body has more than {limit} bytes; raise --max-body-mb", reason="too_large")
+        stated = request.headers.get("content-length", "")
+        if stated.isdigit() and int(stated[:20]) > limit:
+            raise too_large
+        try:
+            async with _in_time(self._limits.read_timeout_s):
+                async for part in _chunks(request):
+                    budget.take(len(part))
+                    taken += len(part)
+                    if taken > limit:
+                        raise too_large
+                    parts.append(part)
+            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            if (encoding := request.headers.get("content-encoding")) is not None:
+                body = decompress(body, encoding, limit)
+                budget.take(len(body))
+                taken += len(body)
+            yield body
+        finally:
+            budget.give_back(taken)
+
+    def _failed(self, error: PameError, failure: Failure) -> Response:
+        headers = {}
+        if isinstance(error, RefusedError) and error.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        if failure.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        return self._reply_json({"error": str(error)}, status=failure.status, headers=headers)
+
+    def _reply_json(self, value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+        import orjson
+
+        return self._reply(orjson.dumps(value), status=status, headers=headers, kind=_JSON)
+
+    def _reply(
+        self, content: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None, kind: str | None = None
+    ) -> Response:
+        from starlette.responses import Response
+
+        sent = dict(headers or {})
+        if self._service.draining:
+            sent["connection"] = "close"  # so that clients are elsewhere before the listener closes
+        return Response(content, status_code=status, headers=sent, media_type=kind)
+
+
+def _error(message: str, status: int) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"error": message}, status_code=status)
+
+
+@asynccontextmanager
+async def _in_time(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise RefusedError(f"the body did not arrive within {seconds:g} s", reason="slow") from error
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    from starlette.requests import ClientDisconnect
+
+    try:
+        async for part in request.stream():
+            if part:
+                yield part
+    except ClientDisconnect as error:
+        raise ClientGoneError from error
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits ``work``, and cancels it when the client hangs up.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+    doing = asyncio.ensure_future(work)
+    listening = asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((doing, listening), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():  # after a body there is only the end of the connection to receive
+            raise ClientGoneError
+        return doing.result()
+    finally:
+        listening.cancel()
+        if not doing.done():
+            doing.cancel()
+            await asyncio.gather(doing, return_exceptions=True)

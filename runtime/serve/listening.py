@@ -1,0 +1,136 @@
+"""Listening: sockets, and uvicorn behind them, with limits on heads and connections; signals stay the server's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from artifacts import MissingExtraError, PameError
+from runtime.serve.options import Address, Limits, Security
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 75  # longer than what clients and proxies keep idle connections, so that they close first
+_log = logging.getLogger("pame.serve")
+
+
+def bind(address: Address) -> socket.socket:
+    """Returns a socket that is bound and does not listen yet.
+
+    Raises:
+        PameError: the address is taken, or not of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, place = found[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise PameError(f"cannot listen at {address}: {error.strerror or error}; choose another HOST:PORT") from error
+    return bound
+
+
+def address_of(bound: socket.socket) -> Address:
+    """Returns the address of a socket, with the port that it was given."""
+    host, port = bound.getsockname()[:2]
+    return Address(host, port)
+
+
+class HttpListener:
+    """An ASGI application behind a socket.
+
+    Args:
+        app: the application.
+        bound: the socket.
+        limits: of heads and connections.
+        security: TLS.
+
+    Raises:
+        MissingExtraError: uvicorn is not installed.
+        PameError: certificate or key cannot be read.
+    """
+
+    def __init__(self, app: Any, bound: socket.socket, limits: Limits, security: Security) -> None:
+        try:
+            import uvicorn
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("uvicorn", "serve") from error
+
+        class Server(uvicorn.Server):
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        config = uvicorn.Config(
+            app, http=_limited_protocol(limits), ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, date_header=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE_S, loop="none",
+            ssl_certfile=security.certificate, ssl_keyfile=security.key,
+        )  # fmt: skip
+        try:
+            config.load()
+        except OSError as error:
+            raise PameError(f"TLS is not possible with {security.certificate}, {security.key}: {error}") from error
+        self._server = Server(config)
+        self._socket = bound
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listens."""
+        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        while not self._server.started:
+            await asyncio.sleep(0.005)
+            if self._task.done():
+                self._task.result()
+                raise PameError(f"the server at {address_of(self._socket)} did not start")
+
+    async def stop(self, grace_s: float) -> None:
+        """Closes the socket, finishes the requests under way for so long, and ends their connections."""
+        if self._task is None:
+            return
+        self._server.config.timeout_graceful_shutdown = max(1, round(grace_s))
+        self._server.should_exit = True
+        await self._task
+
+
+def _limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class LimitedProtocol(HttpToolsProtocol):
+        """uvicorn's protocol, with limits on the head of a request and on the number of connections."""
+
+        _in_head = True
+        _head_bytes = 0
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                _log.warning("a connection is refused: there are %d already (--max-connections)", limits.connections)
+                transport.close()
+
+        def data_received(self, data: bytes) -> None:
+            if self._in_head:
+                self._head_bytes += len(data)
+            super().data_received(data)
+            if self._in_head and self._head_bytes > limits.header_kb * 1024 and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
+
+        def on_headers_complete(self) -> None:
+            self._in_head, self._head_bytes = False, 0
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_head = True
+            super().on_message_complete()
+
+    return LimitedProtocol
