@@ -205,7 +205,7 @@ def _calibrate(arguments: argparse.Namespace, config: FrozenConfig | JointConfig
     run = find_run(arguments.run, name=arguments.name)
     engine = read_engine(arguments)
     options = dataclasses.replace(read_calibration(arguments, run, report=say), processes=processes)
-    model = flow.ensure_model(run, report=say)
+    model = flow.ensure_network(run, arguments.data, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)
     source = source_name(samples, arguments.data, run)
     if isinstance(config, JointConfig):

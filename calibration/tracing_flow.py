@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,17 +49,17 @@ def ensure_trace(
     """Returns the run's trace of the calibrate part, making what is missing upstream and saying so.
 
     Args:
-        run: the run's folder; without a model the ResNet family is exported.
+        run: the run's folder; without a model, and without data of one's own, the ResNet family is exported.
         engine: backend and threads of each engine.
         data: ``--data``; ``None``: what the run used before, or Fashion-MNIST.
         risk: what the trace is wanted for; one that the data cannot tell is refused before any work. ``None``: any.
         options: task, command line and messages.
 
     Raises:
-        UsageError: the risk needs labels, and the data has none.
+        UsageError: the risk needs labels, and the data has none; or there is data and no network for it.
         MissingExtraError: exit heads are to be trained, and torch is not installed.
     """
-    model = ensure_model(run, report=options.report)
+    model = ensure_network(run, data, report=options.report)
     samples = load_run_data(run, data, parts=options.parts, report=options.report)
     if risk is not None:
         check_labels(risk, labelled=samples.labelled, where=samples.name)
@@ -67,6 +67,20 @@ def ensure_trace(
     if missing_heads(model.spec):
         model = _train_missing(run, samples, engine, source, options)
     return trace_model(run, model, samples, engine, source=source, options=options)
+
+
+def ensure_network(run: RunFolder, data: DataSource | None, *, report: Callable[[str], None]) -> Model:
+    """Returns the run's model; where there is none, and no data of the user's own, the ResNet family is exported.
+
+    Raises:
+        UsageError: there is data and no network for it.
+    """
+    if data is not None and not (run.model / MANIFEST).is_file():
+        raise UsageError(
+            f"{run.root} holds no network for {data}. Export yours first: python -m export path/to/network.onnx "
+            f"--segments --run {run.root}"
+        )
+    return ensure_model(run, report=report)
 
 
 def missing_heads(spec: ModelSpec) -> tuple[str, ...]:

@@ -104,10 +104,11 @@ def load_weights(net: MultiExitNet, state: Mapping[str, Tensor], *, where: str) 
     """
     backbone, _ = split_heads(state)
     own = net.backbone.state_dict()
-    backbone |= {key: own[key] for key in own if key.endswith(_COUNTED) and key not in backbone}
     loaded = []
     try:
-        net.backbone.load_state_dict(net.backbone.adapt_state(backbone))
+        fitted = dict(net.backbone.adapt_state(backbone))
+        fitted |= {key: own[key] for key in own if key.endswith(_COUNTED) and key not in fitted}
+        net.backbone.load_state_dict(fitted)
         for name, head in zip(net.cut_names, net.heads, strict=True):
             prefix = f"{_HEAD}{name}."
             part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -13,6 +13,7 @@ from export.nets.heads import features_read
 from export.nets.mobilenet import build_features
 from export.nets.multi_exit import MultiExitNet, backbone_cuts
 from export.nets.resnet import ResNet, ResNetConfig
+from export.nets.weights import load_weights
 
 SIZE = (3, 32, 64)
 
@@ -50,12 +51,14 @@ def test_exits_read_what_is_there_by_then() -> None:
 
 @pytest.mark.parametrize("family", [segmentation.FAMILY, posenet.FAMILY])
 def test_weights_of_a_classifier_start_the_trunk(family: Family) -> None:
-    drawn = {f"features.{key}": value for key, value in build_features().state_dict().items()}
+    whole = build_features().state_dict()
+    drawn = {f"features.{key}": value for key, value in whole.items() if not key.endswith("num_batches_tracked")}
     drawn |= {"classifier.1.weight": torch.zeros(9, 1280), "classifier.1.bias": torch.zeros(9)}
-    backbone = build(family, "mobilenetv2").backbone
+    net = build(family, "mobilenetv2")
+    backbone = net.backbone
     own = {key: value.clone() for key, value in backbone.state_dict().items()}
 
-    backbone.load_state_dict(backbone.adapt_state(drawn))
+    assert load_weights(net, drawn, where="mobilenet_v2.pth") == ()
 
     state = backbone.state_dict()
     assert torch.equal(state["trunk.features.9.conv.2.weight"], drawn["features.9.conv.2.weight"])
