@@ -11,6 +11,7 @@ from artifacts import BUNDLE_JSON, MANIFEST, Artifact, BundleSpec, SchemaError, 
 from engines import Device, DeviceOptions, Engine, EngineSet, open_device, open_engine, plan_covers
 from runtime.checks import check_stages
 from runtime.remedy import bundle_remedy
+from runtime.signatures import check_signature
 
 _DEVICE = DeviceOptions()
 
@@ -44,14 +45,17 @@ def open_bundle(
     *,
     threads: int | None = None,
     device: DeviceOptions = _DEVICE,
+    verify: Path | None = None,
 ) -> OpenBundle:
     """Opens the bundle in ``folder`` with ``threads`` per engine, by default as many as its plan was timed with.
 
-    ``device`` says which device it runs on, and how.
+    ``device`` says which device it runs on, and how; ``verify`` whose signature it must have.
 
     Raises:
         As ``Runtime.load``.
     """
+    if verify is not None:
+        check_signature(folder, verify)
     remedy = bundle_remedy(folder)
     artifact = open_artifact(folder, kind="bundle", remedy=remedy)
     spec = read_json(artifact.path(BUNDLE_JSON), BundleSpec)

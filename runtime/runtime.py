@@ -121,6 +121,7 @@ class Runtime:
         shadow_fraction: float = 0.0,
         shadow_seed: int | None = None,
         task: Task | None = None,
+        verify: str | os.PathLike[str] | None = None,
     ) -> Self:
         """Verifies a bundle byte by byte, vets its engines for this machine, and opens them.
 
@@ -148,12 +149,15 @@ class Runtime:
             shadow_seed: of the draw; ``None``: another one in every process.
             task: your own task, where the network's is not one of ``artifacts.TASKS``; shadowing needs its
                 ``agreement``. Its name must be the one that the bundle stores.
+            verify: a PEM file with the public key, or the certificates, of whoever must have signed the bundle
+                (``runtime.signatures``); ``None``: anybody.
 
         Raises:
             UsageError: ``threads`` is not a positive number, ``cuda_graphs`` is none of its values, there is no such
                 GPU, ``shadow_fraction`` is not within [0, 1], shadowing is asked for without statistics or for an
                 unknown task, or ``task`` is another one than the bundle's.
-            MissingArtifactError, CorruptArtifactError, SchemaError: no sound bundle of a known format there.
+            MissingArtifactError, CorruptArtifactError, SchemaError: no sound bundle of a known format there, or not one
+                that was signed by whom ``verify`` names.
             StaleArtifactError: its engines were built for another backend version or another machine.
             MissingExtraError: the backend is not installed.
         """
@@ -167,7 +171,8 @@ class Runtime:
         )  # fmt: skip
         folder = None if kernel_folder is None else Path(kernel_folder)
         where = DeviceOptions(index=device, cuda_graphs=bool(cuda_graphs), kernel_folder=folder)
-        opened = open_bundle(Path(bundle), threads=threads, device=where)
+        signer = None if verify is None else Path(verify)
+        opened = open_bundle(Path(bundle), threads=threads, device=where, verify=signer)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.close)
             runtime = cls(opened.spec, opened.engine_sets, opened.device, options)

@@ -88,6 +88,7 @@ class AsyncRuntime:
         max_waiting_rows: int | None = None,
         threads: int | None = None,
         device: int = 0,
+        verify: str | os.PathLike[str] | None = None,
         options: HostOptions = _OPTIONS,
     ) -> Self:
         """Returns a host for a bundle, to be entered with ``async with``; nothing is opened before.
@@ -95,7 +96,7 @@ class AsyncRuntime:
         Args:
             bundle: its folder.
             policy, slo_ms, max_waiting_rows: as those of ``HostOptions``.
-            threads, device: as those of ``Runtime.load``.
+            threads, device, verify: as those of ``Runtime.load``; of every bundle that is loaded later, too.
             options: all others.
 
         Raises:
@@ -106,7 +107,7 @@ class AsyncRuntime:
         chosen = replace(options, policy=policy, slo_ms=slo_ms, max_waiting_rows=max_waiting_rows)
 
         def open_parts(folder: Path) -> BundleParts:
-            return _open_folder(folder, threads=threads, device=device)
+            return _open_folder(folder, threads=threads, device=device, verify=None if verify is None else Path(verify))
 
         host = cls(lambda: open_parts(Path(bundle)), chosen)
         host._open_again = open_parts
@@ -340,8 +341,10 @@ class AsyncRuntime:
             self._current().check_hanging()
 
 
-def _open_folder(folder: Path, *, threads: int | None = None, device: int = 0) -> BundleParts:
-    opened = open_bundle(folder, threads=threads, device=DeviceOptions(index=device))
+def _open_folder(
+    folder: Path, *, threads: int | None = None, device: int = 0, verify: Path | None = None
+) -> BundleParts:  # fmt: skip
+    opened = open_bundle(folder, threads=threads, device=DeviceOptions(index=device), verify=verify)
     text = opened.spec.text
     return BundleParts(
         spec=opened.spec,

@@ -129,7 +129,8 @@ def test_what_is_shipped() -> None:
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
         "onnxruntime", "onnxruntime-cuda", "images", "tables", "export", "train", "report", "cuda", "pycuda",
-        "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "serve", "all",
+        "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "serve", "signing",
+        "all",
         "dev",
     }  # fmt: skip
     assert set(project["project"]["optional-dependencies"]) == extras
