@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 from runtime.inputs import Batch
 from runtime.loading import OpenBundle, open_bundle, without_leaving
 from runtime.monitor.drift import DriftAlarm, DriftConfig, DriftState
-from runtime.monitor.stats import CONFIDENCE_BINS, ExitStats, RuntimeStats, count_cells
+from runtime.monitor.drift_events import CONFIDENCE_BINS, count_cells
+from runtime.monitor.response import ResponseState
+from runtime.monitor.shadow_log import LoggedRows, read_shadow_log
+from runtime.monitor.stats import ExitStats, RuntimeStats
 from runtime.options import RuntimeOptions
 from runtime.preprocess import prepare_images
-from runtime.runtime import Outputs, Result, Runtime
+from runtime.results import Outputs, Result
+from runtime.runtime import Runtime
 from runtime.texts import prepare_texts
 
 if TYPE_CHECKING:
@@ -37,11 +41,11 @@ __all__ = [
     # what goes into it
     "prepare_images", "prepare_texts",
     # watching it
-    "DriftAlarm", "DriftConfig", "DriftState", "ExitStats", "RuntimeStats",
+    "DriftAlarm", "DriftConfig", "DriftState", "ExitStats", "ResponseState", "RuntimeStats",
     # for annotations
     "Batch", "Outputs",
     # for planning: open bundles, and counting as the statistics do
-    "CONFIDENCE_BINS", "OpenBundle", "count_cells", "open_bundle", "without_leaving",
+    "CONFIDENCE_BINS", "LoggedRows", "OpenBundle", "count_cells", "open_bundle", "read_shadow_log", "without_leaving",
 ]  # fmt: skip
 
 

@@ -62,7 +62,9 @@ class StageChain:
         self._buffers = self._by_length[max(self._by_length)]
         self._captured = self._capture() if captured else None
 
-    def run(self, inputs: Sequence[np.ndarray | Buffer], state: BatchState) -> Iterator[LeavingRows]:
+    def run(
+        self, inputs: Sequence[np.ndarray | Buffer], state: BatchState, thresholds: Sequence[float] | None = None
+    ) -> Iterator[LeavingRows]:
         """Sends a batch through the stages.
 
         Args:
@@ -70,14 +72,16 @@ class StageChain:
                 by the device; where rows have several lengths, of one of these (``engines.fit_length``).
             state: of a batch of B rows that has not entered yet; it is moved on, and says at the end how long engines
                 took and which shadowed rows can be compared.
+            thresholds: one per exit, values of float32, in place of the plan's; ``None``: the plan's.
 
         Yields:
             The rows that leave, stage by stage; together every row of the batch exactly once.
         """
         self._enter(inputs)
-        stage_count = len(self._buffers.stages)
-        while (call := next_step(state, stage_count)) is not None:
-            outcome = self._execute(call)
+        stages = self._buffers.stages
+        limits = [stage.threshold for stage in stages] if thresholds is None else [*thresholds, None]
+        while (call := next_step(state, len(stages))) is not None:
+            outcome = self._execute(call, limits[call.stage])
             leaving = record_outcome(state, outcome)
             if leaving is not None:
                 yield leaving
@@ -137,7 +141,7 @@ class StageChain:
             _log.warning("the chain runs stage by stage and not as one CUDA graph: %s", error)
             return None
 
-    def _execute(self, call: StageCall) -> StageOutcome:
+    def _execute(self, call: StageCall, threshold: float | None) -> StageOutcome:
         """Runs the engines of a stage over the rows in its buffers and splits the rows by their confidence."""
         device, stage = self._device, self._buffers.stages[call.stage]
         executions = stage.executions(call.count)
@@ -147,13 +151,13 @@ class StageChain:
         ended = device.mark()
         left: Sequence[int]
         stayed: Sequence[int]
-        if stage.threshold is None:
+        if threshold is None:
             left, stayed = range(call.count), ()
         elif call.held:
-            left, stayed = self._split_with_held(stage, call, stage.threshold)
+            left, stayed = self._split_with_held(stage, call, threshold)
         else:
             departure = device.split_rows(
-                call.count, confidence=stage.confidence, threshold=stage.threshold, carried=stage.carried_buffers
+                call.count, confidence=stage.confidence, threshold=threshold, carried=stage.carried_buffers
             )
             left, stayed = departure.left, departure.stayed
         return StageOutcome(left, stayed, stage.first_answer, device.seconds_between(started, ended))

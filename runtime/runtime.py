@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -13,47 +12,24 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from artifacts import BundleSpec, InputError, Task, UsageError, find_task
+from artifacts import BundleSpec, InputError, Task, UsageError
 from engines import Buffer, Device, DeviceOptions, EngineSet, fit_length
 from runtime.chain import StageChain
 from runtime.checks import check_stages, check_task
 from runtime.inputs import Batch, read_batch
 from runtime.loading import open_bundle
 from runtime.monitor.drift import DriftConfig
-from runtime.monitor.stats import Agreements, RuntimeStats, StatsCollector
+from runtime.monitor.response import ExitRule
+from runtime.monitor.stats import RuntimeStats
+from runtime.monitor.watch import StreamWatch
 from runtime.options import RuntimeOptions
 from runtime.pool import ChainPool
+from runtime.results import Output, Outputs, Result, as_outputs, join_parts
 from runtime.scheduling.batch_steps import BatchState, ShadowState
-from runtime.shadow import ShadowDraw
-
-Output = np.ndarray | Buffer
-Outputs = Output | tuple[Output, ...]
-"""One array for a network with one output, otherwise a tuple; arrays on the GPU only where that was asked for."""
+from runtime.shadow import ShadowDraw, read_inputs, read_seen_rows
 
 _OPTIONS = RuntimeOptions()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Result:
-    """The answers to a batch of B queries, in input order. All arrays belong to the caller.
-
-    Attributes:
-        outputs: one array (B, ...) for a network with one output, otherwise a tuple of them in the network's order.
-            numpy's, or with ``on_device=True`` complete arrays on the GPU (``engines.DeviceArray``), which torch, CuPy
-            and others read in place.
-        exit_index: (B,) int64, where each query left: 0 .. E-1 an exit of the plan, E the final head.
-        confidence: (B,) float32, with which it left.
-        latency_ms: (B,) float64, from the start of the call until its answer had arrived. In a batch larger than
-            ``max_batch_size`` the later parts wait for the earlier ones, and their waiting counts. Where all stages
-            are one CUDA graph, all rows of a part arrive together.
-        engine_ms: time of the call that was spent inside engines; where all stages are one CUDA graph, inside it.
-    """
-
-    outputs: Outputs
-    exit_index: np.ndarray
-    confidence: np.ndarray
-    latency_ms: np.ndarray
-    engine_ms: float
+_Entered = tuple[BatchState, ExitRule | None, Sequence[np.ndarray | Buffer]]
 
 
 class Runtime:
@@ -80,7 +56,7 @@ class Runtime:
 
         Raises:
             SchemaError: the stages do not fit together or do not follow the exit plan, or the plan's reference does not
-                belong to its exits.
+                belong to its exits, or is missing where drift is to be answered.
             UsageError: shadowing is not possible as asked for.
         """
         check_stages(spec, engine_sets)
@@ -98,13 +74,8 @@ class Runtime:
         captured = iter([options.chain_graph])  # of the first chain alone: later ones are made while others run
         self._pool = ChainPool(lambda: StageChain(spec, engine_sets, device, captured=next(captured, False)), free)
         task = check_task(spec, options.task)
-        self._shadow: ShadowDraw | None = None
-        if options.shadow_fraction != 0:
-            self._shadow = ShadowDraw(options.shadow_fraction, seed=options.shadow_seed)
-            self._agreement = (task or find_task(spec.task)).agreement
-        self._stats: StatsCollector | None = None
-        if options.stats:
-            self._stats = StatsCollector(spec.plan, drift=options.drift, shadow_fraction=options.shadow_fraction)
+        self._draw = ShadowDraw(seed=options.shadow_seed)
+        self._watch = StreamWatch(spec, options, task=task) if options.stats else None
 
     @classmethod
     def load(
@@ -118,8 +89,11 @@ class Runtime:
         check_finite: bool = True,
         stats: bool = True,
         drift: DriftConfig | None = _OPTIONS.drift,
+        on_drift: str = _OPTIONS.on_drift,
         shadow_fraction: float = 0.0,
         shadow_seed: int | None = None,
+        shadow_log: str | os.PathLike[str] | None = None,
+        log_inputs: bool = False,
         task: Task | None = None,
         verify: str | os.PathLike[str] | None = None,
     ) -> Self:
@@ -142,11 +116,17 @@ class Runtime:
             drift: when the statistics raise an alarm: it is logged once, as a warning on ``pame.runtime``, and stays
                 in ``stats().alarm``. ``None``: never. Needs the reference in the exit plan, which a plan of release
                 0.1.0 may lack.
+            on_drift: what an alarm does: ``alarm``: no more than that; ``full``: no row leaves early from then on;
+                ``tighten``: nor until enough rows were seen at every exit, then rows leave again, at thresholds that
+                keep the plan's tolerance on those rows (docs/drift.md). Where all stages are one CUDA graph, they run
+                stage by stage from then on.
             shadow_fraction: this share of the rows, drawn at random, is carried on to the end even if it leaves early,
                 to see how often the final head answers otherwise. No answer changes, and a shadowed row's answer and
                 latency remain those of its exit; but a batch with such rows takes longer: the later stages run over
                 them too, even when no other row is left, and the rows that stay wait for that.
             shadow_seed: of the draw; ``None``: another one in every process.
+            shadow_log: a folder for the rows that were seen at every exit, for ``python -m planner recalibrate``.
+            log_inputs: write their inputs as well.
             task: your own task, where the network's is not one of ``artifacts.TASKS``; shadowing needs its
                 ``agreement``. Its name must be the one that the bundle stores.
             verify: a PEM file with the public key, or the certificates, of whoever must have signed the bundle
@@ -166,8 +146,9 @@ class Runtime:
         if cuda_graphs not in (True, False, "chain"):
             raise UsageError(f"cuda_graphs={cuda_graphs!r}: expected True, False or 'chain'")
         options = RuntimeOptions(
-            check_finite=check_finite, stats=stats, drift=drift, shadow_fraction=shadow_fraction,
-            shadow_seed=shadow_seed, task=task, chain_graph=cuda_graphs == "chain",
+            check_finite=check_finite, stats=stats, drift=drift, on_drift=on_drift, shadow_fraction=shadow_fraction,
+            shadow_seed=shadow_seed, shadow_log=None if shadow_log is None else Path(shadow_log), log_inputs=log_inputs,
+            task=task, chain_graph=cuda_graphs == "chain",
         )  # fmt: skip
         folder = None if kernel_folder is None else Path(kernel_folder)
         where = DeviceOptions(index=device, cuda_graphs=bool(cuda_graphs), kernel_folder=folder)
@@ -233,7 +214,7 @@ class Runtime:
         try:
             if count <= largest:
                 return self._answer_part(chain, self._fit(arrays), started, on_device=on_device)
-            return _join_parts([self._answer_part(chain, part, started) for _, part in self._parts(arrays)])
+            return join_parts([self._answer_part(chain, part, started) for _, part in self._parts(arrays)])
         finally:
             self._pool.give_back(chain)
 
@@ -260,15 +241,16 @@ class Runtime:
         chain = self._pool.take()
         try:
             for start, part in self._parts(arrays):
-                state = self._enter(len(part[0]))
+                state, rule = self._enter(len(part[0]))
                 left: list[int] = []
                 confidences: list[bytes] = []
-                for leaving in chain.run(part, state):
+                for leaving in chain.run(part, state, self._limits(rule)):
                     confidence, answers = chain.answers(leaving.places)
                     left += [leaving.exit_index] * len(leaving.rows)
                     confidences.append(confidence.tobytes())
-                    yield np.array(leaving.rows) + start, _as_outputs(answers)
-                self._count(chain, left, b"".join(confidences), state)
+                    yield np.array(leaving.rows) + start, as_outputs(answers)
+                if self._watch is not None:
+                    self._count(self._watch, chain, left, b"".join(confidences), (state, rule, part))
         finally:
             self._pool.give_back(chain)
 
@@ -278,7 +260,7 @@ class Runtime:
         Raises:
             UsageError: they are switched off.
         """
-        return self._collector().snapshot()
+        return self._watched().snapshot()
 
     def reset_stats(self) -> None:
         """Starts the statistics again from nothing, the test for drift and its alarm included.
@@ -288,11 +270,13 @@ class Runtime:
         Raises:
             UsageError: they are switched off.
         """
-        self._collector().reset()
+        self._watched().reset()
 
     def close(self) -> None:
         """Frees the engines; may be called twice. Calls under way come to their end first and free them then."""
         self._pool.close()
+        if self._watch is not None:
+            self._watch.close()
 
     def __enter__(self) -> Self:
         return self
@@ -306,49 +290,58 @@ class Runtime:
         self._pool.check_open()
         return read_batch(batch, self._spec.inputs, self._device, check_finite=self._check_finite, stream=stream)
 
-    def _collector(self) -> StatsCollector:
+    def _watched(self) -> StreamWatch:
         self._pool.check_process()
-        if self._stats is None:
+        if self._watch is None:
             raise UsageError("this runtime keeps no statistics; open it without stats=False")
-        return self._stats
+        return self._watch
 
-    def _enter(self, count: int) -> BatchState:
-        """Returns the state of a batch of ``count`` rows, some of which may be drawn to be shadowed."""
-        shadowed = None if self._shadow is None else self._shadow.draw(count)
-        return BatchState(list(range(count)), ShadowState(shadowed) if shadowed else None)
+    def _enter(self, count: int) -> tuple[BatchState, ExitRule | None]:
+        """Returns the state of a batch of ``count`` rows, some of which may be drawn to be shadowed, and its rule."""
+        if self._watch is None:
+            return BatchState(list(range(count))), None
+        rule = self._watch.rule
+        shadowed = self._draw.draw(count, rule.seen_share)
+        return BatchState(list(range(count)), ShadowState(shadowed) if shadowed else None), rule
 
-    def _count(self, chain: StageChain, left: list[int], confidence: bytes, state: BatchState) -> None:
-        """Adds a batch to the statistics: where its rows left, with which confidence, and how shadowed ones compare."""
-        if self._stats is not None:
-            self._stats.add(left, confidence, () if state.shadow is None else self._compare(chain, state.shadow))
+    def _limits(self, rule: ExitRule | None) -> Sequence[float] | None:
+        """Returns the thresholds of a rule that is not the plan's own."""
+        return rule.thresholds if rule is not None and rule.number else None
 
-    def _compare(self, chain: StageChain, shadow: ShadowState) -> Agreements:
-        """Returns the exit of each row that was carried on, and how far its answer there is the final head's."""
-        rows = shadow.finished
-        if not rows:
-            return ()
-        _, early = chain.answers([row.place for row in rows])
-        _, final = chain.answers([row.final_place for row in rows])
-        agreement = self._agreement(early, final).tolist()
-        return [(row.exit_index, same) for row, same in zip(rows, agreement, strict=True)]
+    def _count(
+        self, watch: StreamWatch, chain: StageChain, left: list[int], confidence: bytes, batch: _Entered
+    ) -> None:
+        """Lets the watch know of a batch: where its rows left, with which confidence, and which of them were seen."""
+        state, rule, arrays = batch
+        shadow = state.shadow
+        if rule is None or shadow is None or not shadow.finished:
+            watch.add(left, confidence, rule=rule or watch.rule)
+            return
+        rows = [row.row for row in shadow.finished]
+        inputs = read_inputs(arrays, rows, self._device) if watch.logs_inputs else ()
+        seen = read_seen_rows(chain, shadow, watch.task, inputs)
+        watch.add(left, confidence, seen.early, rule=rule)
+        watch.see(seen, rule=rule)
 
     def _answer_part(
         self, chain: StageChain, arrays: Sequence[np.ndarray | Buffer], started: float, *, on_device: bool = False
     ) -> Result:
         count = len(arrays[0])
-        state = self._enter(count)
-        if chain.captured and state.shadow is None:
+        state, rule = self._enter(count)
+        limits = self._limits(rule)
+        if chain.captured and state.shadow is None and limits is None:
             return self._answer_captured(chain, arrays, started, on_device=on_device)
         places, left, latency_ms = [0] * count, [0] * count, [0.0] * count
-        for leaving in chain.run(arrays, state):
+        for leaving in chain.run(arrays, state, limits):
             left_ms, exit_index = (perf_counter() - started) * 1e3, leaving.exit_index
             for row, place in zip(leaving.rows, leaving.places, strict=True):
                 places[row], left[row], latency_ms[row] = place, exit_index, left_ms
         answers: tuple[Output, ...]
         confidence, answers = chain.answers_on_device(places) if on_device else chain.answers(places)
-        self._count(chain, left, confidence.tobytes(), state)
+        if self._watch is not None:
+            self._count(self._watch, chain, left, confidence.tobytes(), (state, rule, arrays))
         return Result(
-            outputs=_as_outputs(answers),
+            outputs=as_outputs(answers),
             exit_index=np.array(left, np.int64),
             confidence=confidence,
             latency_ms=np.array(latency_ms, np.float64),
@@ -360,10 +353,10 @@ class Runtime:
     ) -> Result:
         found = chain.run_captured(arrays, on_device=on_device)
         latency_ms = (perf_counter() - started) * 1e3
-        if self._stats is not None:
-            self._stats.add(found.exits, found.confidence.tobytes(), ())
+        if self._watch is not None:
+            self._watch.add(found.exits, found.confidence.tobytes(), rule=self._watch.rule)
         return Result(
-            outputs=_as_outputs(found.outputs),
+            outputs=as_outputs(found.outputs),
             exit_index=np.array(found.exits, np.int64),
             confidence=found.confidence,
             latency_ms=np.full(len(arrays[0]), latency_ms),
@@ -383,18 +376,3 @@ class Runtime:
         """Brings a part of a batch to the smallest length that holds its rows."""
         spec = self._spec
         return arrays if spec.sequence is None else fit_length(arrays, spec.inputs, spec.sequence)
-
-
-def _join_parts(parts: Sequence[Result]) -> Result:
-    outputs = [part.outputs if isinstance(part.outputs, tuple) else (part.outputs,) for part in parts]
-    return Result(
-        outputs=_as_outputs(tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))),
-        exit_index=np.concatenate([part.exit_index for part in parts]),
-        confidence=np.concatenate([part.confidence for part in parts]),
-        latency_ms=np.concatenate([part.latency_ms for part in parts]),
-        engine_ms=sum(part.engine_ms for part in parts),
-    )
-
-
-def _as_outputs(arrays: tuple[Output, ...]) -> Outputs:
-    return arrays[0] if len(arrays) == 1 else arrays

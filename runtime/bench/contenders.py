@@ -23,7 +23,8 @@ from runtime.bench.queries import Queries
 from runtime.chain import StageChain
 from runtime.loading import OpenBundle, without_leaving
 from runtime.options import RuntimeOptions
-from runtime.runtime import Result, Runtime
+from runtime.results import Result
+from runtime.runtime import Runtime
 from runtime.scheduling.batch_steps import BatchState
 
 NO_EXIT_BATCHES = 64

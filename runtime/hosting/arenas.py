@@ -13,6 +13,7 @@ Which row stands where is not known here; that is ``runtime.scheduling``'s, whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -128,18 +129,23 @@ class StageArenas:
             execute()
         return device.seconds_between(started, device.mark())
 
-    def split(self, stage: int, count: int, *, may_leave: bool) -> tuple[list[int], list[int]]:
-        """Returns the places of the rows that leave after the run, and of those that stay, both ascending."""
-        bound = self._stages[stage]
-        if bound.threshold is None:
+    def split(self, stage: int, count: int, threshold: float | None) -> tuple[list[int], list[int]]:
+        """Returns the places of the rows that leave after the run, and of those that stay, both ascending.
+
+        Args:
+            stage: that has run.
+            count: over how many rows.
+            threshold: rows with at least this confidence leave; infinite: none does; ``None``: all do.
+        """
+        if threshold is None:
             return list(range(count)), []
-        if not may_leave:
+        if threshold == math.inf:
             return [], list(range(count))
         left: list[int] = []
         stayed: list[int] = []
-        confidence = self._device.download(bound.confidence, range(count)).tolist()
+        confidence = self._device.download(self._stages[stage].confidence, range(count)).tolist()
         for place, value in enumerate(confidence):
-            (left if value >= bound.threshold else stayed).append(place)
+            (left if value >= threshold else stayed).append(place)
         return left, stayed
 
     def advance(self, stage: int, stayed: Sequence[int], offset: int) -> None:

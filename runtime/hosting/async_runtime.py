@@ -22,7 +22,7 @@ from runtime.hosting.requests import Request
 from runtime.inputs import Batch, read_batch
 from runtime.loading import open_bundle
 from runtime.monitor.stats import RuntimeStats
-from runtime.runtime import Outputs, Result
+from runtime.results import Outputs, Result
 from runtime.scheduling.decisions import Snapshot
 
 _OPTIONS = HostOptions()
@@ -41,7 +41,9 @@ class HostSnapshot:
         stuck: why the device is given up; ``None`` while it is not.
         reloads: how many times another bundle has taken over.
         stages: what the stages of this bundle have run, since it took over.
-        scheduling: of the scheduler.
+        shadowed: how many rows of the bundle went to the end once more, to be seen at every exit.
+        shadows_missed: how many were drawn for that when the queue was full.
+        scheduling: of the scheduler, which counts a shadowed row as another request.
     """
 
     ready: bool
@@ -51,6 +53,8 @@ class HostSnapshot:
     stuck: str | None
     reloads: int
     stages: tuple[StageCounts, ...]
+    shadowed: int
+    shadows_missed: int
     scheduling: Snapshot
 
 
@@ -86,6 +90,9 @@ class AsyncRuntime:
         policy: str = _OPTIONS.policy,
         slo_ms: float | None = None,
         max_waiting_rows: int | None = None,
+        on_drift: str = _OPTIONS.on_drift,
+        shadow_fraction: float = 0.0,
+        shadow_log: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         device: int = 0,
         verify: str | os.PathLike[str] | None = None,
@@ -95,7 +102,7 @@ class AsyncRuntime:
 
         Args:
             bundle: its folder.
-            policy, slo_ms, max_waiting_rows: as those of ``HostOptions``.
+            policy, slo_ms, max_waiting_rows, on_drift, shadow_fraction, shadow_log: as those of ``HostOptions``.
             threads, device, verify: as those of ``Runtime.load``; of every bundle that is loaded later, too.
             options: all others.
 
@@ -104,7 +111,10 @@ class AsyncRuntime:
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
-        chosen = replace(options, policy=policy, slo_ms=slo_ms, max_waiting_rows=max_waiting_rows)
+        chosen = replace(
+            options, policy=policy, slo_ms=slo_ms, max_waiting_rows=max_waiting_rows, on_drift=on_drift,
+            shadow_fraction=shadow_fraction, shadow_log=None if shadow_log is None else Path(shadow_log),
+        )  # fmt: skip
 
         def open_parts(folder: Path) -> BundleParts:
             return _open_folder(folder, threads=threads, device=device, verify=None if verify is None else Path(verify))
@@ -271,6 +281,8 @@ class AsyncRuntime:
             stuck=generation.stuck,
             reloads=self._reloads,
             stages=generation.stage_counts,
+            shadowed=generation.shadowed,
+            shadows_missed=generation.missed,
             scheduling=generation.worker.snapshot(),
         )
 
@@ -280,15 +292,15 @@ class AsyncRuntime:
         Raises:
             UsageError: they are switched off, or the host is not open.
         """
-        stats = self._current().stats
-        if stats is None:
+        watch = self._current().watch
+        if watch is None:
             raise UsageError("this host keeps no statistics; open it without stats=False")
-        return stats.snapshot()
+        return watch.snapshot()
 
     def stats_or_none(self) -> RuntimeStats | None:
         """Returns the running statistics, or ``None`` where they are switched off."""
-        stats = self._current().stats
-        return None if stats is None else stats.snapshot()
+        watch = self._current().watch
+        return None if watch is None else watch.snapshot()
 
     def _enter(
         self, batch: Batch, timeout_ms: float | None, priority: int, *, streams: bool

@@ -16,17 +16,24 @@ import numpy as np
 
 from artifacts import BundleSpec, DeadlineError, EngineError, InputError, PameError, RefusedError
 from engines import Buffer, Device, EngineSet
-from runtime.checks import check_stages
+from runtime.checks import check_stages, check_task
 from runtime.hosting.arenas import StageArenas
-from runtime.hosting.options import HostOptions, read_costs
+from runtime.hosting.options import HostOptions, expected_staying, read_costs
 from runtime.hosting.requests import LeftRows, Request
+from runtime.hosting.sights import Sight, Sights
 from runtime.hosting.worker import EngineWorker, Report
-from runtime.monitor.stats import StatsCollector
+from runtime.monitor.options import ALARM
+from runtime.monitor.response import DriftResponse, ExitRule
+from runtime.monitor.seen import judge_rows
+from runtime.monitor.tightening import find_exits
+from runtime.monitor.watch import StreamWatch
 from runtime.scheduling.decisions import (
+    ANSWERED,
     CANCELLED,
     DRAINING,
     EXPIRED,
     FAILED,
+    FULL,
     QUEUE_FULL,
     TOO_LATE,
     TOO_MANY_ROWS,
@@ -34,6 +41,7 @@ from runtime.scheduling.decisions import (
     Rejected,
 )
 from runtime.scheduling.machine import Scheduler
+from runtime.shadow import ShadowDraw, read_inputs
 
 _EARLY_S = 0.001
 _tickets = itertools.count()  # of the process: a ticket says which generation it belongs to by being in it
@@ -83,7 +91,9 @@ class Generation:
         parts: what it serves.
         faults: how many runs failed since one succeeded.
         stuck: why the device is given up; ``None`` while it is not.
-        stats: its statistics; ``None`` where they are switched off.
+        watch: over its rows; ``None`` where statistics are switched off.
+        shadowed: how many rows went to the end once more to be seen at every exit.
+        missed: how many were drawn for that, and the queue was full.
         max_request_rows: the most rows that a request may have.
     """
 
@@ -103,14 +113,21 @@ class Generation:
         scheduler = Scheduler(costs, options.scheduling())
         arenas = StageArenas(spec, parts.engine_sets, parts.device, capacity=scheduler.capacity)
         arenas.warm_up(spec.max_batch_size)
-        drift = None if options.policy == "full" else options.drift  # no row leaves: nothing to compare
-        self.stats = StatsCollector(spec.plan, drift=drift) if options.stats else None
         self.max_request_rows = scheduler.capacity - costs.largest
         self._counts = [StageCounts() for _ in spec.stages]
+        self._rule = DriftResponse(spec.plan, ALARM, shadow_fraction=options.shadow_fraction).rule
+        self.watch: StreamWatch | None = None
+        if options.stats:
+            drift = None if options.policy == FULL else options.drift  # no row leaves: nothing to compare
+            task = check_task(spec, options.task)
+            self.watch = StreamWatch(spec, replace(options, drift=drift), task=task, on_rule=self._follow)
+        self._draw = ShadowDraw(seed=options.shadow_seed)
+        self._sights = Sights(len(spec.stages))
+        self.shadowed = self.missed = 0
         self._requests: dict[int, Request] = {}
         self._empty = asyncio.Event()
         self._empty.set()
-        self._worker = EngineWorker(scheduler, arenas, _poster(loop, self._deliver))
+        self._worker = EngineWorker(scheduler, arenas, self._rule.thresholds, _poster(loop, self._deliver))
 
     def start(self) -> None:
         """Starts the engine thread."""
@@ -127,7 +144,10 @@ class Generation:
         """
         if self.stuck is not None:
             raise RefusedError(f"this host has lost its device: {self.stuck}. Restart the process", reason="stuck")
-        request = Request(next(_tickets), arrays, streams=streams)
+        request = Request(next(_tickets), arrays, self._rule, streams=streams)
+        drawn = self._draw.draw(request.count, self._rule.seen_share)
+        if not self._rule.lets_leave:
+            request.watched = drawn
         deadline = None if timeout_s is None else request.started + timeout_s
         try:
             found = self._worker.submit(request, deadline, priority)
@@ -139,7 +159,23 @@ class Generation:
         self._empty.clear()
         if timeout_s is not None:
             request.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, request)
+        if self._rule.lets_leave:
+            for row in drawn:
+                self._shadow(request, row)
         return request
+
+    def _shadow(self, request: Request, row: int) -> None:
+        """Lets a row of a request go to the end once more, with the least priority and for nobody but the watch."""
+        shadow = Request(
+            next(_tickets), [array[row : row + 1] for array in request.arrays], self._rule, streams=False, held=True
+        )
+        if isinstance(self._worker.submit(shadow, None, self._options.priorities), Rejected):
+            self.missed += 1
+            return
+        self.shadowed += 1
+        request.shadows.append(shadow)
+        self._requests[shadow.ticket] = shadow
+        self._empty.clear()
 
     def cancel(self, request: Request) -> None:
         """Ends a request whose client has gone."""
@@ -162,6 +198,8 @@ class Generation:
         grace_s = self._options.hang_grace_s
         if await asyncio.to_thread(self._worker.join, 0.0 if self.stuck is not None else grace_s + 1):
             await asyncio.to_thread(self.parts.close)
+        if self.watch is not None:
+            await asyncio.to_thread(self.watch.close)
 
     def check_hanging(self) -> None:
         """Gives the device up if a run hangs, or the thread has ended: whatever is not done fails."""
@@ -203,6 +241,8 @@ class Generation:
                 request.engine_s += report.engine_s
         if report.left is not None:
             self._hand_out(report.left)
+        if report.sight is not None:
+            self._see(report.sight)
         self._end_all(report.done)
 
     def _count(self, report: Report) -> None:
@@ -220,19 +260,60 @@ class Generation:
         places: dict[int, list[int]] = {}
         for place, (ticket, _) in enumerate(left.rows):
             places.setdefault(ticket, []).append(place)
-        answered: list[int] = []
+        counted: dict[ExitRule, list[int]] = {}
         for ticket, own in places.items():
-            if (request := self._requests.get(ticket)) is not None:
+            request = self._requests.get(ticket)
+            if request is not None and not request.held:
                 request.take(left, own)
-                answered += own
-        if self.stats is not None and answered:
-            self.stats.add([left.exit_index] * len(answered), left.confidence[answered].tobytes(), ())
+                counted.setdefault(request.rule, []).extend(own)
+        if self.watch is not None:
+            for rule, answered in counted.items():
+                exits = [left.exit_index] * len(answered)
+                self.watch.add(exits, left.confidence[answered].tobytes(), rule=rule)
+
+    def _see(self, sight: Sight) -> None:
+        """Lets the watch know of the rows that have come to the end, if they were seen at every stage."""
+        seen = self._sights.take(sight, self._requests)
+        if seen is None or self.watch is None:
+            return
+        places: dict[ExitRule, list[int]] = {}
+        for place, (ticket, _) in enumerate(seen.rows):
+            places.setdefault(self._requests[ticket].rule, []).append(place)
+        for rule, own in places.items():
+            answered = [
+                (confidence[own], tuple(array[own] for array in outputs)) for confidence, outputs in seen.answered
+            ]
+            exits = find_exits(np.stack([confidence for confidence, _ in answered]), rule.thresholds)
+            inputs = self._inputs_of([seen.rows[place] for place in own]) if self.watch.logs_inputs else ()
+            rows = judge_rows(self.watch.task, exits, answered, inputs)
+            if rule.lets_leave:  # those that left early are counted where they left; these are their shadows
+                self.watch.add([], b"", rows.early, rule=rule)
+            self.watch.see(rows, rule=rule)
+
+    def _inputs_of(self, rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
+        device = self.parts.device
+        found = [read_inputs(self._requests[ticket].arrays, [row], device) for ticket, row in rows]
+        return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
+
+    def _follow(self, rule: ExitRule) -> None:
+        """Lets rows leave by another rule."""
+        plan = None if self.watch is None else self.watch.compared
+        self._worker.let_leave(rule.thresholds, expected_staying(plan, len(rule.thresholds)))
+        self._rule = rule
 
     def _end_all(self, done: Sequence[Done]) -> None:
-        for ended in done:
+        ending = list(done)
+        for ended in ending:
             request = self._requests.pop(ended.ticket, None)
-            if request is not None:
-                request.end(_error_of(ended, request))
+            if request is None:
+                continue
+            if request.watched:
+                self._sights.drop(request.ticket, list(request.watched))
+            if ended.outcome != ANSWERED:  # what is not counted is not seen either
+                for shadow in request.shadows:
+                    ending += self._worker.cancel(shadow.ticket)
+            request.shadows = []
+            request.end(_error_of(ended, request))
         if not self._requests:
             self._empty.set()
 

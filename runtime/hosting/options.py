@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from artifacts import BundleSpec, SchemaError, UsageError
+from artifacts import BundleSpec, ExitPlan, SchemaError, UsageError
 from engines import Covers
-from runtime.monitor.drift import DriftConfig
-from runtime.scheduling.decisions import SchedulerConfig, parse_policy
+from runtime.monitor.options import WatchOptions
+from runtime.scheduling.decisions import FULL, SchedulerConfig, parse_policy
 from runtime.scheduling.tables import StageCosts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HostOptions:
-    """Options of an ``AsyncRuntime``; the usual ones are also keywords of ``AsyncRuntime.load``.
+class HostOptions(WatchOptions):
+    """Options of an ``AsyncRuntime``, those of watching among them; the usual ones are also keywords of its ``load``.
 
     Attributes:
         policy: ``full`` (no row leaves early), ``chain`` (a batch goes through by itself), ``pooled:MARGIN`` (rows of
@@ -27,8 +27,6 @@ class HostOptions:
         priorities: how many levels a request's ``priority`` has.
         refuse_late: refuse at once what will probably miss its deadline.
         check_finite: refuse rows with NaN or infinity.
-        stats: keep running statistics, and watch for drift.
-        drift: when to raise an alarm; ``None``: never.
         max_engine_faults: after so many failed runs in a row the host is not ready, until one succeeds.
         hang_factor, hang_grace_s: a run that takes longer than ``hang_factor`` times what it should and
             ``hang_grace_s`` seconds hangs.
@@ -44,15 +42,18 @@ class HostOptions:
     priorities: int = 3
     refuse_late: bool = False
     check_finite: bool = True
-    stats: bool = True
-    drift: DriftConfig | None = field(default_factory=DriftConfig)
     max_engine_faults: int = 3
     hang_factor: float = 10.0
     hang_grace_s: float = 5.0
     drain_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        self.scheduling()
+        self.check_watch()
+        if self.scheduling().policy.kind == FULL and self.sees_rows:
+            raise UsageError(
+                "policy 'full' lets no row leave early, so there is nothing to shadow and no drift to answer; leave "
+                "shadow_fraction and on_drift out, or take another policy"
+            )
         if self.max_engine_faults < 1:
             raise UsageError(f"max_engine_faults={self.max_engine_faults}: expected a number from 1")
         for name in ("hang_factor", "hang_grace_s", "drain_timeout_s"):
@@ -100,3 +101,17 @@ def read_costs(spec: BundleSpec, covers: Sequence[Covers], *, overhead_ms: float
         return StageCosts(run_s, [*staying, 0.0])
     except ValueError as error:
         raise SchemaError(f"bundle '{spec.name}' cannot be scheduled: {error}") from error
+
+
+def expected_staying(plan: ExitPlan | None, exits: int) -> list[float]:
+    """Returns the share of the rows that go on after each stage, as those did that a plan's stream is compared with.
+
+    Args:
+        plan: with its reference; ``None``: no row leaves early.
+        exits: how many exits there are.
+    """
+    if plan is None or plan.reference is None:
+        return [1.0] * exits + [0.0]
+    left = [sum(counts) for counts in plan.reference.confidence_counts]
+    reaching = [sum(left[index:]) for index in range(exits + 1)]
+    return [reaching[index + 1] / reaching[index] if reaching[index] else 0.0 for index in range(exits)] + [0.0]

@@ -11,7 +11,8 @@ import numpy as np
 
 from artifacts import PameError
 from engines import Buffer
-from runtime.runtime import Outputs, Result
+from runtime.monitor.response import ExitRule
+from runtime.results import Result, as_outputs
 
 
 @dataclass(slots=True)
@@ -41,11 +42,21 @@ class Request:
         ended: resolves when the request is done, to the error that ended it, or ``None``.
         timer: what ends it at its deadline; ``None`` without one.
         parts: of a stream: rows and answers that have not been fetched yet, ``None`` at the end; otherwise ``None``.
+        rule: by which its rows leave.
+        held: its rows leave nowhere before the end, and nobody waits for them: it is the shadow of another one's row.
+        watched: its rows that are seen at every stage.
+        shadows: the requests that are shadows of its rows.
     """
 
-    def __init__(self, ticket: int, arrays: Sequence[np.ndarray | Buffer], *, streams: bool) -> None:
+    def __init__(
+        self, ticket: int, arrays: Sequence[np.ndarray | Buffer], rule: ExitRule, *, streams: bool, held: bool = False
+    ) -> None:
         self.ticket = ticket
         self.arrays = arrays
+        self.rule = rule
+        self.held = held
+        self.watched: frozenset[int] = frozenset(range(len(arrays[0]))) if held else frozenset()
+        self.shadows: list[Request] = []
         self.count = len(arrays[0])
         self.started = monotonic()
         self.engine_s = 0.0
@@ -101,8 +112,3 @@ class Request:
             latency_ms=self._latency_ms,
             engine_ms=self.engine_s * 1e3,
         )
-
-
-def as_outputs(arrays: tuple[np.ndarray, ...]) -> Outputs:
-    """Returns the outputs as ``Result.outputs`` has them."""
-    return arrays[0] if len(arrays) == 1 else arrays

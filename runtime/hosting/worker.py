@@ -8,6 +8,7 @@ thread goes from one run to the next without waiting for the loop: it reports a 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from time import monotonic
 
 from runtime.hosting.arenas import Piece, StageArenas
 from runtime.hosting.requests import LeftRows, Request
+from runtime.hosting.sights import Sight
 from runtime.scheduling.decisions import Admitted, Done, Rejected, Run, Snapshot
 from runtime.scheduling.machine import Scheduler
 
@@ -32,6 +34,7 @@ class Report:
         stage: that ran.
         engine_s: seconds inside engines.
         fault: why the run failed.
+        sight: what the stage answered to the rows of the run that are watched.
     """
 
     done: list[Done]
@@ -40,6 +43,24 @@ class Report:
     engine_s: float = 0.0
     fault: str | None = None
     stage: int = 0
+    sight: Sight | None = None
+
+
+@dataclass(slots=True)
+class _Chosen:
+    """A run that is about to begin.
+
+    Attributes:
+        run: the decision.
+        pieces: the rows of requests that enter with it.
+        held: places of rows that do not leave, whatever their confidence.
+        watched: places of rows whose answers are to be seen, those among them.
+    """
+
+    run: Run
+    pieces: list[Piece]
+    held: list[int]
+    watched: list[int]
 
 
 @dataclass(slots=True)
@@ -50,6 +71,7 @@ class _Outcome:
     left: LeftRows | None = None
     engine_s: float = 0.0
     fault: str | None = None
+    sight: Sight | None = None
     arenas_lost: bool = False
 
 
@@ -59,15 +81,24 @@ class EngineWorker:
     Args:
         scheduler: has seen no event yet.
         arenas: of at least the scheduler's capacity.
+        thresholds: one per exit.
         report: takes reports; called from the thread. Raises ``RuntimeError`` when nobody listens any more.
     """
 
-    def __init__(self, scheduler: Scheduler, arenas: StageArenas, report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        arenas: StageArenas,
+        thresholds: Sequence[float],
+        report: Callable[[Report], None],
+    ) -> None:
         self._scheduler = scheduler
+        self._thresholds: Sequence[float] = thresholds
         self._arenas = arenas
         self._report = report
         self._changed = threading.Condition(threading.Lock())
         self._requests: dict[int, Request] = {}
+        self._watched: set[int] = set()  # tickets of requests with rows that are seen at every stage
         self._stopping = False
         self._lost = False
         self._run_started: float | None = None
@@ -83,8 +114,21 @@ class EngineWorker:
             found = self._scheduler.submit(request.ticket, request.count, deadline, priority, monotonic())
             if isinstance(found, Admitted):
                 self._requests[request.ticket] = request
+                if request.watched:
+                    self._watched.add(request.ticket)
                 self._changed.notify()
         return found
+
+    def let_leave(self, thresholds: Sequence[float], staying: Sequence[float]) -> None:
+        """Lets rows leave at other thresholds from the next run on.
+
+        Args:
+            thresholds: one per exit, values of float32; infinite: none leaves there.
+            staying: the share of the rows that is expected to go on after each stage.
+        """
+        with self._changed:
+            self._thresholds = thresholds
+            self._scheduler.expect(staying, monotonic())
 
     def cancel(self, ticket: int) -> list[Done]:
         """Ends a request whose client has gone."""
@@ -142,13 +186,12 @@ class EngineWorker:
     def _serve(self) -> None:
         try:
             while (chosen := self._choose()) is not None:
-                run, pieces = chosen
-                self._record(run, self._execute(run, pieces))
+                self._record(chosen.run, self._execute(chosen))
         except RuntimeError as error:  # the event loop is closed: nobody waits for answers any more
             if not self._stopping:
                 _log.warning("the engine thread ends, since its event loop has: %s", error)
 
-    def _choose(self) -> tuple[Run, list[Piece]] | None:
+    def _choose(self) -> _Chosen | None:
         """Waits for something to run; ``None`` when the thread is to end."""
         while True:
             late: list[Done] = []
@@ -161,17 +204,30 @@ class EngineWorker:
                     step = self._scheduler.next(now)
                     if isinstance(step, Run):
                         self._run_started = now
-                        pieces = _find_pieces(step, self._requests)
+                        chosen = _Chosen(step, _find_pieces(step, self._requests), *self._find_watched(step))
                         break
                     if not late:
                         self._changed.wait(None if step.wake_at is None else max(0.0, step.wake_at - now))
             if late:
                 self._report(Report(late))
             if isinstance(step, Run):
-                return step, pieces
+                return chosen
 
-    def _execute(self, run: Run, pieces: Sequence[Piece]) -> _Outcome:
+    def _find_watched(self, run: Run) -> tuple[list[int], list[int]]:
+        """Returns the places of held rows and of watched ones."""
+        held: list[int] = []
+        watched: list[int] = []
+        if self._watched:
+            for place, (ticket, row) in enumerate(run.rows):
+                if ticket in self._watched and row in (request := self._requests[ticket]).watched:
+                    watched.append(place)
+                    if request.held:
+                        held.append(place)
+        return held, watched
+
+    def _execute(self, chosen: _Chosen) -> _Outcome:
         """Runs a stage; a fault is an outcome, whatever raised it: no request may be left without an answer."""
+        run, pieces = chosen.run, chosen.pieces
         arenas, outcome = self._arenas, _Outcome(arenas_lost=True)
         try:
             for arrangement in run.arrangements:
@@ -181,16 +237,29 @@ class EngineWorker:
                 arenas.enter(pieces)
             count = len(run.rows)
             outcome.engine_s = arenas.execute(run.stage, count)
-            outcome.places, stayed = arenas.split(run.stage, count, may_leave=run.may_leave)
+            threshold = self._threshold(run)
+            outcome.places, stayed = arenas.split(run.stage, count, threshold)
+            if chosen.held and threshold is not None:
+                outcome.places = [place for place in outcome.places if place not in chosen.held]
+                stayed = sorted({*stayed, *chosen.held})
             arenas.advance(run.stage, stayed, run.offset)
             if outcome.places:
                 confidence, outputs = arenas.answers(run.stage, outcome.places)
                 rows = [run.rows[place] for place in outcome.places]
                 outcome.left = LeftRows(rows, run.stage, confidence, outputs)
+            if chosen.watched:
+                seen = [run.rows[place] for place in chosen.watched]
+                outcome.sight = Sight(seen, run.stage, *arenas.answers(run.stage, chosen.watched))
         except Exception as error:  # noqa: BLE001 - see above; the request's error says what it was
             _log.warning("a run over %d rows of stage %d failed", len(run.rows), run.stage, exc_info=True)
             outcome.fault = f"{type(error).__name__}: {error}"
         return outcome
+
+    def _threshold(self, run: Run) -> float | None:
+        """Returns the confidence from which on rows leave; ``None`` after the last stage."""
+        if run.stage == len(self._thresholds):
+            return None
+        return self._thresholds[run.stage] if run.may_leave else math.inf
 
     def _record(self, run: Run, outcome: _Outcome) -> None:
         with self._changed:
@@ -205,11 +274,12 @@ class EngineWorker:
             else:
                 done = self._scheduler.failed(run, outcome.fault, now)
             self._forget(done)
-        self._report(Report(done, outcome.left, run.rows, outcome.engine_s, outcome.fault, run.stage))
+        self._report(Report(done, outcome.left, run.rows, outcome.engine_s, outcome.fault, run.stage, outcome.sight))
 
     def _forget(self, done: list[Done]) -> list[Done]:
         for ended in done:
             del self._requests[ended.ticket]
+            self._watched.discard(ended.ticket)
         return done
 
 

@@ -15,6 +15,7 @@ from artifacts import ExitPlan, SchemaError, StreamReference
 from runtime.remedy import PLAN_AGAIN
 
 SHARE, CONFIDENCE, DISAGREEMENT = "share", "confidence", "disagreement"
+CONFIDENCE_BINS = 20
 _BULK = (0.05, 0.95)
 _BISECTIONS = 60
 
@@ -240,17 +241,35 @@ def bound_probability(seen: float, samples: int, rate: float, *, upper: bool) ->
     inside, outside = seen, 1.0 if upper else 0.0
     for _ in range(_BISECTIONS):
         middle = (inside + outside) / 2
-        if _divergence(seen, middle) <= limit:
+        if divergence(seen, middle) <= limit:
             inside = middle
         else:
             outside = middle
     return outside
 
 
-def _divergence(seen: float, p: float) -> float:
-    """KL(seen || p) of two coins, in nats; infinite where p excludes what was seen."""
+def divergence(seen: float, p: float) -> float:
+    """Returns KL(seen || p) of two coins, in nats; infinite where p excludes what was seen."""
     total = 0.0
     for share, other in ((seen, p), (1 - seen, 1 - p)):
         if share > 0:
             total += share * math.log(share / other) if other > 0 else math.inf
     return total
+
+
+def count_cells(exit_index: np.ndarray, confidence: np.ndarray, *, heads: int, bins: int) -> np.ndarray:
+    """Counts rows by exit and confidence.
+
+    Args:
+        exit_index: (n,) int, where each row left, below ``heads``.
+        confidence: (n,) float32, with which it left; a value outside [0, 1] counts into the first or last bin, NaN into
+            the first.
+        heads: exits and final head.
+        bins: of equal width over [0, 1].
+
+    Returns:
+        (heads, bins) int64.
+    """
+    within = np.clip(np.nan_to_num(confidence), 0, 1)
+    bin_index = np.minimum((within * np.float32(bins)).astype(np.int64), bins - 1)
+    return np.bincount(exit_index * bins + bin_index, minlength=heads * bins).reshape(heads, bins)

@@ -11,23 +11,23 @@ import logging
 import threading
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from artifacts import FINAL_HEAD_LABEL, ExitPlan
 from runtime.monitor.drift import DriftAlarm, DriftConfig, DriftState, DriftTest
-from runtime.monitor.drift_events import BlockCounts
+from runtime.monitor.drift_events import CONFIDENCE_BINS, BlockCounts, count_cells
+from runtime.monitor.response import ResponseState
 
-CONFIDENCE_BINS = 20
 FOLD_CALLS = 256
 _log = logging.getLogger("pame.runtime")
 
 Agreements = Sequence[tuple[int, float]]
 """Exit and agreement with the final head of each row that left early and was carried on."""
 
-_Call = tuple[list[int], bytes, Agreements]
+_Call = tuple[list[int], bytes, Agreements, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,8 @@ class RuntimeStats:
         disagreement: estimated share of all queries that the final head would have answered otherwise; ``None`` while
             an exit where queries left has no shadowed one yet.
         drift: state of the test for drift; ``None`` when it is switched off or the exit plan has no reference.
-        alarm: the alarm of that test; it stays until the statistics are reset.
+        alarm: the last alarm; it stays until the statistics are reset.
+        response: what came of the alarms, with the thresholds that are in force; ``None`` where they are only logged.
     """
 
     queries: int
@@ -76,23 +77,35 @@ class RuntimeStats:
     disagreement: float | None
     drift: DriftState | None
     alarm: DriftAlarm | None
+    response: ResponseState | None = None
 
 
 class StatsCollector:
     """Counts the answers of a runtime; every method may be called from any thread."""
 
-    def __init__(self, plan: ExitPlan, *, drift: DriftConfig | None, shadow_fraction: float = 0.0) -> None:
+    def __init__(
+        self,
+        plan: ExitPlan,
+        *,
+        drift: DriftConfig | None,
+        shadow_fraction: float = 0.0,
+        on_alarm: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts from nothing.
 
         Args:
             plan: names the exits, and holds the reference with which the stream is compared.
             drift: when to raise an alarm; ``None``: never.
             shadow_fraction: of the rows that leave early.
+            on_alarm: called when an alarm has been raised and logged; may call ``compare_with``.
 
         Raises:
             SchemaError: the plan's reference does not belong to its exits.
         """
         self._plan = plan
+        self._compared: ExitPlan | None = plan
+        self._rule = 0
+        self._on_alarm = on_alarm
         self._shadow_fraction = shadow_fraction
         self._drift = drift if plan.reference is not None else None
         self._bins = CONFIDENCE_BINS if plan.reference is None else len(plan.reference.confidence_counts[0])
@@ -108,32 +121,37 @@ class StatsCollector:
         self._shadowed = np.zeros(heads, np.int64)
         self._disagreements = np.zeros(heads, np.int64)
         self._agreement_sums = np.zeros(heads)
-        self._test = (
-            None if self._drift is None else DriftTest(self._plan, self._drift, shadow_fraction=self._shadow_fraction)
-        )
+        self._alarm: DriftAlarm | None = None
+        self._start_test()
 
-    def add(self, exit_index: list[int], confidence: bytes, shadow: Agreements = ()) -> None:
+    def _start_test(self) -> None:
+        self._test: DriftTest | None = None
+        if self._drift is not None and self._compared is not None:
+            self._test = DriftTest(self._compared, self._drift, shadow_fraction=self._shadow_fraction)
+
+    def add(self, exit_index: list[int], confidence: bytes, shadow: Agreements = (), *, rule: int = 0) -> None:
         """Takes the answers of a call, and keeps these very objects.
 
         Args:
             exit_index: where each of its n rows left.
             confidence: with which, n float32.
             shadow: of each row that was carried on.
+            rule: the number of the rule by which they left; the test takes those of the newest alone.
         """
-        self._pending.append((exit_index, confidence, shadow))
+        self._pending.append((exit_index, confidence, shadow, rule))
         if len(self._pending) >= FOLD_CALLS and self._lock.acquire(blocking=False):
             try:
                 alarm = self._fold()
             finally:
                 self._lock.release()
-            _report(alarm)
+            self._report(alarm)
 
     def snapshot(self) -> RuntimeStats:
         """Returns the counts of all calls that have ended."""
         with self._lock:
             alarm = self._fold()
             stats = self._describe()
-        _report(alarm)
+        self._report(alarm)
         return stats
 
     def reset(self) -> None:
@@ -141,6 +159,23 @@ class StatsCollector:
         with self._lock:
             self._take_pending()
             self._start()
+
+    def compare_with(self, plan: ExitPlan | None, *, rule: int) -> None:
+        """Starts the test again with rows that leave by another rule; counts and the last alarm stay.
+
+        Args:
+            plan: the stream is compared with from now on; ``None``: with nothing, no row leaves early.
+            rule: the number of the rule.
+        """
+        with self._lock:
+            self._fold()
+            self._compared, self._rule = plan, rule
+            self._start_test()
+
+    def _report(self, alarm: DriftAlarm | None) -> None:
+        if alarm is not None:
+            _log.warning("%s", alarm.message)
+            self._on_alarm()
 
     def _take_pending(self) -> list[_Call]:
         return [self._pending.popleft() for _ in range(len(self._pending))]
@@ -150,11 +185,24 @@ class StatsCollector:
         pending = self._take_pending()
         if not pending:
             return None
+        tested = self._count([call for call in pending if call[-1] == self._rule])
+        earlier = self._count([call for call in pending if call[-1] != self._rule])
+        for block, sums in (tested, earlier):
+            self._agreement_sums += sums
+            self._cells += block.cells
+            self._shadowed += block.shadowed
+            self._disagreements += block.disagreements
+        alarm = None if self._test is None else self._test.update(tested[0])
+        self._alarm = alarm or self._alarm
+        return alarm
+
+    def _count(self, calls: Sequence[_Call]) -> tuple[BlockCounts, np.ndarray]:
+        """Counts calls; returns the block, and the sum of the agreements at each exit."""
         exit_index = array("q")
-        for left, _, _ in pending:
+        for left, _, _, _ in calls:
             exit_index.fromlist(left)
-        confidence = np.frombuffer(b"".join([confidences for _, confidences, _ in pending]), np.float32)
-        shadow = np.array([pair for _, _, pairs in pending for pair in pairs], np.float64).reshape(-1, 2)
+        confidence = np.frombuffer(b"".join([confidences for _, confidences, _, _ in calls]), np.float32)
+        shadow = np.array([pair for _, _, pairs, _ in calls for pair in pairs], np.float64).reshape(-1, 2)
         shadow_exit, agreement = shadow[:, 0].astype(np.int64), shadow[:, 1]
         heads = len(self._cells)
         block = BlockCounts(
@@ -162,11 +210,7 @@ class StatsCollector:
             shadowed=np.bincount(shadow_exit, minlength=heads),
             disagreements=np.bincount(shadow_exit[agreement < 1], minlength=heads),
         )
-        self._agreement_sums += np.bincount(shadow_exit, agreement, minlength=heads)
-        self._cells += block.cells
-        self._shadowed += block.shadowed
-        self._disagreements += block.disagreements
-        return None if self._test is None else self._test.update(block)
+        return block, np.bincount(shadow_exit, agreement, minlength=heads)
 
     def _describe(self) -> RuntimeStats:
         counts = self._cells.sum(axis=1)
@@ -196,7 +240,7 @@ class StatsCollector:
             shadowed=int(self._shadowed.sum()),
             disagreement=_estimate_disagreement(exits),
             drift=None if self._test is None else self._test.state,
-            alarm=None if self._test is None else self._test.alarm,
+            alarm=self._alarm,
         )
 
 
@@ -206,26 +250,3 @@ def _estimate_disagreement(exits: Sequence[ExitStats]) -> float | None:
     if not any(exit_.count for exit_ in exits) or any(not exit_.shadowed for exit_ in early):
         return None
     return sum(exit_.share * (1 - exit_.agreements / exit_.shadowed) for exit_ in early)
-
-
-def count_cells(exit_index: np.ndarray, confidence: np.ndarray, *, heads: int, bins: int) -> np.ndarray:
-    """Counts rows by exit and confidence.
-
-    Args:
-        exit_index: (n,) int, where each row left, below ``heads``.
-        confidence: (n,) float32, with which it left; a value outside [0, 1] counts into the first or last bin, NaN into
-            the first.
-        heads: exits and final head.
-        bins: of equal width over [0, 1].
-
-    Returns:
-        (heads, bins) int64.
-    """
-    within = np.clip(np.nan_to_num(confidence), 0, 1)
-    bin_index = np.minimum((within * np.float32(bins)).astype(np.int64), bins - 1)
-    return np.bincount(exit_index * bins + bin_index, minlength=heads * bins).reshape(heads, bins)
-
-
-def _report(alarm: DriftAlarm | None) -> None:
-    if alarm is not None:
-        _log.warning("%s", alarm.message)

@@ -79,17 +79,17 @@ class LeavingRows:
 
 @dataclass(slots=True)
 class ShadowedRow:
-    """A row that left early and was carried on to the end.
+    """A row that was carried to the end, wherever it left.
 
     Attributes:
+        row: its position in the batch.
         exit_index: where it left.
-        place: where its answer lies, for ``StageChain.answers``.
-        final_place: where the final head's answer to it lies.
+        places: where the answers of all stages to it lie, for ``StageChain.answers``.
     """
 
+    row: int
     exit_index: int
-    place: int
-    final_place: int
+    places: list[int]
 
 
 @dataclass(slots=True)
@@ -98,12 +98,14 @@ class ShadowState:
 
     Attributes:
         rows: those that are carried on to the end.
-        early_answers: row -> exit and place of the answer with which it has left.
-        finished: rows that have left early and reached the end.
+        exits: row -> where it has left.
+        places: row -> where the answers of the stages lie that have run.
+        finished: rows that have reached the end.
     """
 
     rows: Collection[int]
-    early_answers: dict[int, tuple[int, int]] = field(default_factory=dict)
+    exits: dict[int, int] = field(default_factory=dict)
+    places: dict[int, list[int]] = field(default_factory=dict)
     finished: list[ShadowedRow] = field(default_factory=list)
 
 
@@ -153,15 +155,16 @@ def record_outcome(state: BatchState, outcome: StageOutcome) -> LeavingRows | No
 
 def _record_shadowed(state: BatchState, shadow: ShadowState, outcome: StageOutcome) -> list[int]:
     """Records shadowed rows that leave or arrive; returns the places of the rows that leave now, for the first time."""
+    for place, row in enumerate(state.rows):
+        if row in shadow.rows:
+            shadow.places.setdefault(row, []).append(outcome.first_answer + place)
     leaving = []
     for place in outcome.left:
         row = state.rows[place]
-        early = shadow.early_answers.get(row)
-        if early is None:
+        if row not in shadow.exits:
             leaving.append(place)
             if row in shadow.rows:
-                shadow.early_answers[row] = (state.stage, outcome.first_answer + place)
-        elif not outcome.stayed:  # held rows stay until the last stage
-            exit_index, answer = early
-            shadow.finished.append(ShadowedRow(exit_index, answer, outcome.first_answer + place))
+                shadow.exits[row] = state.stage
+    if not outcome.stayed:  # held rows stay until the last stage
+        shadow.finished += [ShadowedRow(row, shadow.exits[row], places) for row, places in shadow.places.items()]
     return leaving

@@ -6,6 +6,7 @@ The host is a loop; times come from its clock, and nothing here reads one, waits
     cancel(ticket) / expire(now)      -> [Done]                     whenever a client leaves / a deadline passes
     next(now)                         -> Run or Idle                whenever the device is free
     finished(run, left) / failed(run) -> [Done]                     when the run has come to its end
+    expect(staying)                                                 when rows leave at other thresholds from now on
 
 What holds, whatever happens in whatever order:
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from runtime.scheduling.decisions import (
     ANSWERED,
@@ -217,6 +218,18 @@ class Scheduler:
         self._run = None
         self._queues = [StageQueue() for _ in self._queues]
         return done
+
+    def expect(self, staying: Sequence[float], now: float) -> None:
+        """Reckons with other shares of rows that go on, one per stage: they leave at other thresholds from now on.
+
+        Raises:
+            ValueError: these are no shares, or not of these stages.
+        """
+        del now
+        costs = StageCosts(self._costs.run_s, staying)
+        self._costs = costs if self._may_leave else costs.without_leaving()
+        self._switch = PoolingSwitch(self._config.policy, self._costs, self._slo_s)
+        self._rule = PoolingRule(self._costs, self._switch.margin_s, self._slo_s)
 
     # what there is to know
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from runtime.scheduling.decisions import Admitted, Done, Idle, Rejected, Run
@@ -58,6 +58,10 @@ class RecordedScheduler:
         self._write("failed", (error, now), found)
         return found
 
+    def expect(self, staying: Sequence[float], now: float) -> None:
+        self.scheduler.expect(staying, now)
+        self._write("expect", (list(staying), now), None)
+
     def drain(self, now: float) -> None:
         self.scheduler.drain(now)
         self._write("drain", (now,), None)
@@ -107,4 +111,4 @@ def plain_decision(found: object) -> Any:
     return found
 
 
-_EVENTS = ("submit", "cancel", "expire", "next", "finished", "failed", "drain", "abandon")
+_EVENTS = ("submit", "cancel", "expire", "next", "finished", "failed", "expect", "drain", "abandon")

@@ -24,7 +24,7 @@ from artifacts import (
 from runtime.hosting.async_runtime import AsyncRuntime
 from runtime.oip.calls import InferAnswer, InferCall
 from runtime.oip.interface import VERSION, Answers, ModelInterface, check_inputs
-from runtime.runtime import Result
+from runtime.results import Result
 from runtime.serve.options import ServeOptions
 from runtime.serve.statistics import CallTimes, ModelStatistics
 

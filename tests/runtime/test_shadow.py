@@ -45,9 +45,11 @@ def test_every_row_gets_the_answer_it_would_get_alone_and_shadows_meet_the_final
     net = fake_net(thresholds=case["thresholds"], max_batch_size=case["largest"], check_finite=False)
     x, mask = net.batch(case["confidence"], mask=case["mask"])
     alone = [net.answer_row(x[row], mask[row]) for row in range(len(x))]
-    draw = ShadowDraw(case["fraction"], seed=case["seed"])
+    draw = ShadowDraw(seed=case["seed"])
     starts = range(0, len(x), case["largest"])
-    chosen = [start + row for start in starts for row in draw.draw(min(case["largest"], len(x) - start))]
+    chosen = [
+        start + row for start in starts for row in draw.draw(min(case["largest"], len(x) - start), case["fraction"])
+    ]
     early = [row for row in chosen if alone[row][0] < net.depth - 1]
     same = [alone[row][2].argmax() == final_answer(net, x[row], mask[row]).argmax() for row in early]
     options = {"shadow_fraction": case["fraction"], "shadow_seed": case["seed"]}
@@ -126,14 +128,14 @@ def test_what_was_never_shadowed_is_not_guessed(fake_net: Any) -> None:
 
 
 def test_the_draw_is_seeded_and_fair() -> None:
-    first, again, other = (ShadowDraw(0.3, seed=seed) for seed in (1, 1, 2))
-    drawn = [first.draw(1000) for _ in range(3)]
-    assert drawn == [again.draw(1000) for _ in range(3)]
+    first, again, other = (ShadowDraw(seed=seed) for seed in (1, 1, 2))
+    drawn = [first.draw(1000, 0.3) for _ in range(3)]
+    assert drawn == [again.draw(1000, 0.3) for _ in range(3)]
     assert drawn[0] != drawn[1]
-    assert drawn[0] != other.draw(1000)
+    assert drawn[0] != other.draw(1000, 0.3)
     assert all(240 < len(rows) < 360 for rows in drawn)
-    assert ShadowDraw(1.0).draw(5) == set(range(5))
-    assert ShadowDraw(0.0).draw(5) == set()
+    assert ShadowDraw().draw(5, 1.0) == set(range(5))
+    assert ShadowDraw().draw(5, 0.0) == set()
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.1, float("nan")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
@@ -13,7 +14,7 @@ from artifacts import BundleSpec, EngineError, UsageError
 from engines import Device, HostDevice, open_device
 from runtime.hosting.arenas import Piece, StageArenas, needed_tensors
 from runtime.hosting.options import read_costs
-from runtime.scheduling.decisions import Admitted, Idle, SchedulerConfig, parse_policy
+from runtime.scheduling.decisions import Admitted, Idle, Run, SchedulerConfig, parse_policy
 from runtime.scheduling.machine import Scheduler
 
 
@@ -60,7 +61,7 @@ class Played:
             if run.stage == 0:
                 self.arenas.enter([Piece(self.requests[ticket], row, row + 1) for ticket, row in run.rows])
             self.arenas.execute(run.stage, len(run.rows))
-            left, stayed = self.arenas.split(run.stage, len(run.rows), may_leave=run.may_leave)
+            left, stayed = self.arenas.split(run.stage, len(run.rows), self.limit(run))
             self.arenas.advance(run.stage, stayed, run.offset)
             confidence, (answers,) = self.arenas.answers(run.stage, left)
             for place, sure, answer in zip(left, confidence, answers, strict=True):
@@ -69,6 +70,11 @@ class Played:
             for done in self.scheduler.finished(run, left, self.now):
                 answered.add(done.ticket)
         return answered
+
+    def limit(self, run: Run) -> float | None:
+        if run.stage == self.net.depth - 1:
+            return None
+        return float(np.float32(self.net.thresholds[run.stage])) if run.may_leave else math.inf
 
     def submit(self, ticket: int) -> None:
         rows = self.random.randint(1, 3)

@@ -137,8 +137,8 @@ def test_calls_fold_by_themselves_and_little_is_kept(fake_net: Any) -> None:
     with net.open() as runtime:
         for _ in range(3 * FOLD_CALLS):
             runtime.run(batch)
-            assert len(runtime._stats._pending) <= FOLD_CALLS
-        assert len(runtime._stats._pending) == 0
+            assert len(runtime._watch._stats._pending) <= FOLD_CALLS
+        assert len(runtime._watch._stats._pending) == 0
 
 
 @pytest.mark.parametrize("drift", [None, DriftConfig()])
