@@ -7,13 +7,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from artifacts import UsageError
-from planner.commands import import_trace, plan, portable, report, scout, validate
+from planner.commands import import_trace, plan, portable, recalibrate, report, scout, validate
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "scout": scout.main,
     "report": report.main,
     "validate": validate.main,
     "portable": portable.main,
+    "recalibrate": recalibrate.main,
     "import-trace": import_trace.main,
 }
 """The word after ``python -m planner`` -> the command; without one of these words it is ``plan.main``."""

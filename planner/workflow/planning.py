@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, Model, RunFolder, is_current, to_plain, work_alone
-from calibration import DataSource, load_run_data
+from calibration import DataSource, Samples, load_run_data
 from planner.certify.evidence import remark_on_risk, risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
 from planner.commit.engine_sizes import check_limits
 from planner.commit.stages import publish_bundle
-from planner.confidence.choosing import settle_confidence
+from planner.confidence.choosing import SettledConfidence, settle_confidence
 from planner.config import PlanConfig
 from planner.flags import planner_command
 from planner.search.greedy import draw_candidate_patterns
+from planner.search.threshold_grids import KeptGrids
 from planner.workflow.inputs import PlanningInputs, ensure_inputs
 from planner.workflow.record import (
     PlanningResult,
@@ -73,10 +74,7 @@ def plan_inputs(
 ) -> PlanningResult:
     """Plans with the inputs of a run of ours and publishes ``plan/`` and ``bundle/``; arguments as ``ensure_plan``."""
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
-    model = inputs.require_model()
     check_limits(config, inputs.itm)
-    parameters = _plan_parameters(config)
-    origin = BundleOrigin.of(model, inputs.trace_artifact)
     found = find_plan(inputs, config)
     if found is not None:
         report(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
@@ -86,27 +84,62 @@ def plan_inputs(
         report(remark)
     costs = inputs.costs(batch_size=config.batch_size, load=config.load)
     settled = settle_confidence(risk_trace(inputs.trace, config.certify.risk), costs, config, report)
-    trace, trace_digest = settled.trace, inputs.trace_artifact.digest
     grids = fresh_grids(config) if settled.learned else reusable_grids(run, inputs.trace_artifact, config)
-    problem = make_problem(trace, costs, config, grids)
+    asked = PlanningTask(inputs=inputs, config=config, settled=settled, grids=grids, command=command)
+    return search_and_commit(asked, load_run_data(run, data), report)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PlanningTask:
+    """A search that is to be made and committed.
+
+    Attributes:
+        inputs: of a run of ours.
+        config: what to plan for.
+        settled: the trace with the confidences that plans are made with.
+        grids: of this trace.
+        command: the command line to record.
+    """
+
+    inputs: PlanningInputs
+    config: PlanConfig
+    settled: SettledConfidence
+    grids: KeptGrids
+    command: str
+
+
+def search_and_commit(asked: PlanningTask, samples: Samples, report: Callable[[str], None]) -> PlanningResult:
+    """Searches, certifies, measures the best plans end to end, and publishes ``plan/`` and ``bundle/``.
+
+    Args:
+        asked: what to search.
+        samples: those of their calibrate part are drawn from for the measurement.
+        report: takes lines about the progress.
+    """
+    inputs, config, settled = asked.inputs, asked.config, asked.settled
+    run, model, trace = inputs.run, inputs.require_model(), settled.trace
+    origin, parameters = BundleOrigin.of(model, inputs.trace_artifact), _plan_parameters(config)
+    costs = inputs.costs(batch_size=config.batch_size, load=config.load)
+    problem = make_problem(trace, costs, config, asked.grids)
     result, certified = search_plans(problem, config.search, config.certify, report)
     case = PlanningCase(
-        run=run, model=model, trace=trace, trace_digest=trace_digest, config=config, learned=settled.learned
+        run=run, model=model, trace=trace, trace_digest=inputs.trace_artifact.digest, config=config,
+        learned=settled.learned,
     )  # fmt: skip
-    with commit_plan(case, result, load_run_data(run, data), report) as commitment:
+    with commit_plan(case, result, samples, report) as commitment:
         record = PlanRecord(
             plan=commitment.winner.plan, considered=describe_considered(result, commitment),
             patterns=draw_candidate_patterns(problem, config.tolerance), certified=certified,
             grids=None if settled.learned else problem.grids,  # kept ones are of the trace's own confidences
             stage_times=commitment.itm,
         )  # fmt: skip
-        plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters, command=command)
+        plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters, command=asked.command)
         publish_bundle(
             commitment.winner.bundle,
             run.bundle,
             inputs=origin.inputs(plan),
             parameters=origin.parameters(),
-            command=command,
+            command=asked.command,
         )
     return read_result(plan, reused=False, bundle=run.bundle)
 

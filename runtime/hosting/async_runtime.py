@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -90,8 +90,8 @@ class AsyncRuntime:
         policy: str = _OPTIONS.policy,
         slo_ms: float | None = None,
         max_waiting_rows: int | None = None,
-        on_drift: str = _OPTIONS.on_drift,
-        shadow_fraction: float = 0.0,
+        on_drift: str | None = None,
+        shadow_fraction: float | None = None,
         shadow_log: str | os.PathLike[str] | None = None,
         threads: int | None = None,
         device: int = 0,
@@ -102,7 +102,8 @@ class AsyncRuntime:
 
         Args:
             bundle: its folder.
-            policy, slo_ms, max_waiting_rows, on_drift, shadow_fraction, shadow_log: as those of ``HostOptions``.
+            policy, slo_ms, max_waiting_rows: as those of ``HostOptions``.
+            on_drift, shadow_fraction, shadow_log: likewise; ``None``: as ``options`` has them.
             threads, device, verify: as those of ``Runtime.load``; of every bundle that is loaded later, too.
             options: all others.
 
@@ -111,10 +112,11 @@ class AsyncRuntime:
         """
         if threads is not None and threads < 1:
             raise UsageError(f"threads={threads}: expected a number from 1, or None for the plan's own")
-        chosen = replace(
-            options, policy=policy, slo_ms=slo_ms, max_waiting_rows=max_waiting_rows, on_drift=on_drift,
-            shadow_fraction=shadow_fraction, shadow_log=None if shadow_log is None else Path(shadow_log),
-        )  # fmt: skip
+        watched: dict[str, Any] = {"on_drift": on_drift, "shadow_fraction": shadow_fraction, "shadow_log": shadow_log}
+        given = {name: value for name, value in watched.items() if value is not None}
+        if shadow_log is not None:
+            given["shadow_log"] = Path(shadow_log)
+        chosen = replace(options, policy=policy, slo_ms=slo_ms, max_waiting_rows=max_waiting_rows, **given)
 
         def open_parts(folder: Path) -> BundleParts:
             return _open_folder(folder, threads=threads, device=device, verify=None if verify is None else Path(verify))

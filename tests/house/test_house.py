@@ -88,7 +88,7 @@ def test_help_works_without_any_optional_package(command: str) -> None:
     assert "--json" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["scout", "validate", "import-trace"])
+@pytest.mark.parametrize("command", ["scout", "validate", "recalibrate", "import-trace"])
 def test_help_of_further_planner_commands_works_without_any_optional_package(command: str) -> None:
     done = run_bare(f"""
         import runpy

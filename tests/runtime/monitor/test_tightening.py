@@ -93,7 +93,7 @@ def test_the_claim_fails_at_most_as_often_as_delta_says() -> None:
         failed += losses[found.thresholds] > tolerance
     assert failed <= 400 * delta
     assert true_loss(scale_thresholds(PLANNED, 1), wrong=wrong) > tolerance
-    assert 1 < len(factors), "how far thresholds are raised depends on the rows"
+    assert len(factors) > 1, "how far thresholds are raised depends on the rows"
 
 
 def test_fractional_losses_count_by_their_size() -> None:
