@@ -79,7 +79,7 @@ def plan_inputs(
     if found is not None:
         report(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
-    remark = remark_on_risk(model.spec.task, config.certify.risk)
+    remark = remark_on_risk(inputs.require_model().spec.task, config.certify.risk)
     if remark is not None:
         report(remark)
     costs = inputs.costs(batch_size=config.batch_size, load=config.load)

@@ -27,8 +27,7 @@ def test_shadows_change_no_answer_and_count_what_the_final_head_says(fake_net: A
     async def run() -> tuple[list[Result], Any, Any]:
         async with host_over(net, policy=policy, max_waiting_rows=500, slo_ms=1000, shadow_fraction=1.0) as host:
             found = await asyncio.gather(*(host.infer(batch) for batch in batches))
-            await until(lambda: host.snapshot().scheduling.open_tickets == 0)
-            await asyncio.sleep(0.05)
+            await until(lambda: host._current()._requests == {})
             return found, host.stats(), host.snapshot()
 
     found, stats, snapshot = serve(run())
@@ -66,9 +65,8 @@ def test_the_shadows_of_a_cancelled_request_go_with_it(fake_net: Any) -> None:
                 task.cancel()
             found = await asyncio.gather(*tasks, return_exceptions=True)
             assert sum(isinstance(result, Result) for result in found) >= 20
-            await until(lambda: host.snapshot().scheduling.open_tickets == 0)
             generation = host._current()
-            assert generation._requests == {}
+            await until(lambda: generation._requests == {})
             assert len(generation._sights) == 0
             assert generation._worker._watched == set()
 
