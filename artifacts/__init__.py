@@ -98,7 +98,7 @@ from artifacts.tasks.pose import Pose, find_keypoints
 from artifacts.tasks.protocol import Answers, Task
 from artifacts.tasks.regression import Regression
 from artifacts.tasks.segmentation import VOID, Segmentation
-from artifacts.tasks.table import TASKS, find_task, load_task
+from artifacts.tasks.table import NO_EXITS, NO_TASK, TASKS, find_task, load_task
 from artifacts.text.encoding import EncodedTexts, TextEncoder, TextRow, open_tokenizer
 from artifacts.text.preprocessing import TOKENIZER_JSON, TextPreprocessing, name_token_inputs
 from artifacts.timings import InferenceTimeMatrix, LengthTimes
@@ -121,7 +121,8 @@ __all__ = [
     "TOKENIZER_JSON", "EncodedTexts", "TextEncoder", "TextPreprocessing", "TextRow", "name_token_inputs",
     "open_tokenizer",
     # tasks
-    "TASKS", "VOID", "Answers", "Classification", "Pose", "Regression", "Segmentation", "Task", "find_keypoints",
+    "NO_EXITS", "NO_TASK", "TASKS", "VOID", "Answers", "Classification", "Pose",
+    "Regression", "Segmentation", "Task", "find_keypoints",
     "find_task", "load_task",
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "OPTIONAL", "TRACE_NPZ", "Artifact", "Manifest",

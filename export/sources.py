@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from artifacts import (
@@ -25,7 +26,8 @@ from export.folder.texts import EXPORT_PREFIX, find_text_source, find_tokenizer
 from export.folder.writing import is_model_current, open_run_model
 from export.graphs.class_names import find_class_names
 from export.graphs.loading import load_graph
-from export.graphs.probing import prove_same, settle_integers
+from export.graphs.probing import settle_integers
+from export.graphs.proving import FixedBatchError, prove_same
 from export.graphs.reading import read_metadata, weight_files
 from export.nets.table import find_family
 from export.options import LENGTH, ExportOptions
@@ -102,7 +104,8 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
         return reuse_model(run)
     report(f"exporting {path} into {run.model}")
     length = None if options.lengths else options.length or LENGTH
-    loaded = load_graph(path, input_shapes=options.input_shapes, lengths=options.lengths, length=length)
+    load = partial(load_graph, path, input_shapes=options.input_shapes, lengths=options.lengths, length=length)
+    loaded = load()
     _check_length(options.length, loaded.inputs)
     text = find_text_source(options.tokenizer, neighbour_folders(path), loaded.inputs)
     if text is not None:
@@ -111,8 +114,12 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
     for note in settled.notes:
         report(note)
     with _naming_length(path, length, loaded.inputs):
-        loaded = settle_integers(replace(loaded, pixels=settled.preprocessing))
-        absolute, relative = prove_same(path, loaded)
+        try:
+            loaded = settle_integers(replace(loaded, pixels=settled.preprocessing))
+            absolute, relative = prove_same(path, loaded)
+        except FixedBatchError:
+            loaded = settle_integers(replace(load(batch=1), pixels=settled.preprocessing))
+            absolute, relative = prove_same(path, loaded)
     source = SourceParity(label=path.name, absolute=absolute, relative=relative)
     recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
     classes = find_class_names(read_metadata(path))

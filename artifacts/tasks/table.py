@@ -22,6 +22,11 @@ TASKS: Mapping[str, Task] = {
     task.name: task for task in (Classification(), Matthews(), F1(), Regression(), Segmentation(), Pose())
 }
 
+NO_TASK = "none"
+"""What a model says whose answers have no confidence, so that no row can leave early."""
+NO_EXITS = "no_exits"
+"""The setting of a model that says why."""
+
 
 def find_task(name: str, settings: Mapping[str, object] | None = None) -> Task:
     """Returns the task that a model or a bundle names.
@@ -31,8 +36,11 @@ def find_task(name: str, settings: Mapping[str, object] | None = None) -> Task:
         settings: of the model, which say how many classes it tells apart: answers that are classes do not.
 
     Raises:
-        UsageError: ``TASKS`` has no such task.
+        UsageError: ``TASKS`` has no such task, or the network's rows cannot leave early.
     """
+    if name == NO_TASK:
+        reason = (settings or {}).get(NO_EXITS, "nothing tells how sure its answers are")
+        raise UsageError(f"this network cannot have exits: {reason}")
     if name not in TASKS:
         raise UsageError(
             f"{unknown_name('task', name, TASKS)} Pass a task of your own as an object: Runtime.load(..., "

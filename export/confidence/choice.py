@@ -72,6 +72,39 @@ def is_yes_or_no(values: np.ndarray, linear: bool) -> bool:  # noqa: FBT001
     return single and values.dtype.kind == "f" and not linear and bool(((values >= 0) & (values <= 1)).all())
 
 
+def flatten_answer(loaded: LoadedGraph, answer: TensorSpec) -> LoadedGraph:
+    """Takes the axes of size 1 off an answer: (B, K, 1, 1), (B, 1, K) -> (B, K).
+
+    Args:
+        loaded: the graph; its model is changed in place.
+        answer: one of its outputs, of whose axes one at most is longer than 1.
+    """
+    graph, name = loaded.model.graph, answer.name
+    given = next(output for output in graph.outputs if name_of(output) == name)
+    given.name = f"{name}/given"
+    shape = add_constant(graph, f"{name}/flat", np.array([-1, max(answer.row_shape)], np.int64))
+    flat = make_node("Reshape", [given, shape], name)
+    graph.append(flat)
+    flat.outputs[0].type = given.type
+    graph.outputs[:] = [flat.outputs[0] if output is given else output for output in graph.outputs]
+    note = f"answer '{name}' with rows of shape {answer.row_shape} became one of shape ({max(answer.row_shape)},)"
+    return replace(loaded, notes=(*loaded.notes, note))
+
+
+def why_no_choice(values: np.ndarray) -> str:
+    """Says why no confidence is known for answers (n, ...) to random rows, and what to do."""
+    if values.dtype.kind != "f":
+        return f"it holds {values.dtype}, the choice itself. Save a copy that ends before it, at the logits"
+    if values.ndim == 1 or values.shape[1:] == (1,):
+        return (
+            "it is one number per row that nothing bounds. If it tells two classes apart, export the network with its "
+            "sigmoid; if it is a value, with --task regression and a second number, its spread"
+        )
+    if values.ndim == 2:
+        return "its numbers lie between 0 and 1 and do not sum to 1: they answer several questions"
+    return f"its rows have the shape {values.shape[1:]}, not one number per class"
+
+
 def widen_yes_or_no(loaded: LoadedGraph, answer: TensorSpec) -> LoadedGraph:
     """Makes two classes of an answer that is one probability: (B,) or (B, 1) -> (B, 2), no and yes.
 

@@ -120,7 +120,7 @@ def check_parity(
 def _spread(answer: np.ndarray) -> float:
     """Returns the largest difference between an output's rows relative to its largest magnitude."""
     scale = float(np.abs(answer).max(initial=0))
-    return float(np.ptp(answer, axis=0).max(initial=0)) / scale if scale > 0 else 0.0
+    return float(np.ptp(answer.astype(np.float64), axis=0).max(initial=0)) / scale if scale > 0 else 0.0
 
 
 def _compare(

@@ -6,10 +6,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import SAID_BY, GraphError, Model, RunFolder, TensorSpec, find_task, read_json
+from artifacts import NO_EXITS, NO_TASK, SAID_BY, GraphError, Model, RunFolder, TensorSpec, find_task, read_json
 from export.answers.small import make_small
 from export.confidence.adding import add_confidence, find_recipe
-from export.confidence.choice import ends_linear, find_terms, is_yes_or_no, widen_yes_or_no
+from export.confidence.choice import (
+    ends_linear,
+    find_terms,
+    flatten_answer,
+    is_yes_or_no,
+    why_no_choice,
+    widen_yes_or_no,
+)
 from export.cuts.parity import PARITY_JSON, ParityReport
 from export.cuts.splitting import CutGraph, CutReport, cut_graph
 from export.cuts.thinning import thin_cuts
@@ -49,6 +56,7 @@ class _Decided:
         confidence: the output with the confidence of the network's answer.
         heads: cut name -> the outputs with the answer and the confidence of its exit head.
         answers: the outputs that the network answers with.
+        reason: why no confidence can be computed.
     """
 
     loaded: LoadedGraph
@@ -56,6 +64,7 @@ class _Decided:
     confidence: str | None = None
     heads: dict[str, tuple[str, str]]
     answers: tuple[str, ...]
+    reason: str = ""
 
 
 def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> ExportResult:
@@ -92,8 +101,9 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
                 "confidence": how,
                 "data_input": cut.report.data_input,
                 **({SAID_BY: recipe.said_by} if recipe.said_by else {}),
+                **({NO_EXITS: decided.reason} if decided.reason else {}),
             },
-            task=recipe.task if decided.confidence is not None else "none",
+            task=recipe.task if decided.confidence is not None else NO_TASK,
         ),
         loaded=decided.loaded,
         cut=cut,
@@ -109,10 +119,16 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
     """Adds the confidences of the network's answer and of its exit heads, where the task's recipe applies to it."""
     confidence = find_recipe(recipe.confidence or find_task(recipe.task).confidence)
     if len(recipe.answers) != 1:
-        return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
+        listed = ", ".join(f"'{name}'" for name in recipe.answers)
+        why = f"the network answers with {len(recipe.answers)} outputs, {listed}, and exits with one"
+        return _undecided(loaded, recipe.answers, f"{why}. Save a copy with one of them: onnx.utils.extract_model")
     values = sample_answers(loaded, (*recipe.answers, *recipe.heads.values()))
     answer = values[recipe.answers[0]]
     linear = ends_linear(loaded.model.graph, recipe.answers[0])
+    thin = answer.ndim > 2 and sum(size > 1 for size in answer.shape[1:]) <= 1
+    if thin and recipe.terms is None and not confidence.applies(answer, linear):
+        loaded = flatten_answer(loaded, _spec_of(recipe.answers[0], answer))
+        values[recipe.answers[0]] = answer = answer.reshape(len(answer), -1)
     if recipe.terms is None and is_yes_or_no(answer, linear):
         loaded = widen_yes_or_no(loaded, _spec_of(recipe.answers[0], answer))
         yes = answer.reshape(-1, 1)
@@ -120,7 +136,7 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
     if recipe.task == "segmentation":
         _check_pixels(loaded, recipe.answers[0], answer)
     if recipe.terms is None and not confidence.applies(answer, linear):
-        return _Decided(loaded=loaded, heads={}, answers=recipe.answers)
+        return _undecided(loaded, recipe.answers, f"answer '{recipe.answers[0]}': {why_no_choice(answer)}")
     terms = recipe.terms or find_terms(answer)
     names = {recipe.answers[0]: CONFIDENCE, **{head: f"{cut}/{CONFIDENCE}" for cut, head in recipe.heads.items()}}
     added, answered = {}, {output: output for output in names}
@@ -154,6 +170,12 @@ def _check_pixels(loaded: LoadedGraph, name: str, values: np.ndarray) -> None:
             f"{image}; exits are compared pixel by pixel with masks of the image's size. Enlarge the answer in the "
             "network (Resize; in torch, torch.nn.functional.interpolate with mode='bilinear') and export it again"
         )
+
+
+def _undecided(loaded: LoadedGraph, answers: tuple[str, ...], reason: str) -> _Decided:
+    """A graph whose answers have no confidence, so that no row can leave early; the reason becomes a note."""
+    noted = replace(loaded, notes=(*loaded.notes, f"no exits: {reason}"))
+    return _Decided(loaded=noted, heads={}, answers=answers, reason=reason)
 
 
 def _spec_of(name: str, values: np.ndarray) -> TensorSpec:

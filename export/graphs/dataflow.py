@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from export.graphs.flow_model import DataFlow, FlowNode
+from export.graphs.flow_model import DataFlow, FlowNode, tensor_kinds
 
 HEAVY_OPS = frozenset({
     "Attention", "BiasGelu", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "Einsum", "FusedConv", "FusedMatMul",
@@ -65,6 +65,45 @@ def is_heavy(node: ir.Node) -> bool:
         for graph in sub_graphs(attribute)
         for inner in ir.traversal.RecursiveGraphIterator(graph)
     )
+
+
+def batch_wide_branch(graph: ir.Graph) -> str:
+    """Returns the name of a node whose branch, or number of rounds, depends on values of all rows together, or nothing.
+
+    A condition is one value for the whole batch: ``If`` and ``Loop`` may read shapes and constants, and not data.
+    """
+    kinds = tensor_kinds(describe_flow(graph, tuple(name_of(value) for value in graph.outputs)))
+    data = {name for name, kind in kinds.items() if kind == "data"}
+    for node in graph:
+        if node.domain or node.op_type not in ("If", "Loop"):
+            continue
+        decides = {name_of(value) for value in node.inputs[: 1 if node.op_type == "If" else 2] if value is not None}
+        if node.op_type == "Loop":
+            decides |= _ends_by(node)
+        if decides & data:
+            return node.name or name_of(node.outputs[0])
+    return ""
+
+
+def _ends_by(loop: ir.Node) -> set[str]:
+    """Returns the tensors around a loop whose values decide in its body when it ends."""
+    body = loop.attributes["body"].as_graph()
+    carried = dict(zip(body.inputs[2:], loop.inputs[2:], strict=False))
+    found, waiting, seen = set(), [body.outputs[0]], set()
+    while waiting:
+        value = waiting.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if value in carried or (value.graph is loop.graph):
+            outer = carried.get(value, value)
+            found |= {name_of(outer)} if outer is not None else set()
+            if value in carried:
+                waiting.append(body.outputs[1 + list(carried).index(value)])
+        elif node is not None and node.op_type not in SHAPE_OPS:
+            waiting.extend(read_values(node))
+    return found
 
 
 def name_of(value: ir.Value) -> str:

@@ -19,10 +19,11 @@ from artifacts import (
     unknown_name,
 )
 from export.graphs.batch_axis import free_batch
+from export.graphs.dataflow import batch_wide_branch
 from export.graphs.files import symbolic_shape
 from export.graphs.normalising import normalise_model
 from export.graphs.number_formats import batch_wide_quantisation, precision_of, rounding_of
-from export.graphs.outputs import check_outputs, take_off_maps
+from export.graphs.outputs import check_outputs, take_off_constants, take_off_maps
 from export.graphs.reading import read_model
 
 
@@ -61,6 +62,7 @@ def load_graph(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     lengths: tuple[int, ...] = (),
     length: int | None = None,
+    batch: int | None = None,
 ) -> LoadedGraph:
     """Loads an ONNX file.
 
@@ -73,6 +75,7 @@ def load_graph(
         lengths: the lengths that rows may have, ascending: the size of every axis that the file leaves open and
             ``input_shapes`` does not name. None: all rows have one shape.
         length: of a row of tokens, where all inputs are such rows by their names and the file leaves that open.
+        batch: the batch size that the file insists on, where it declares an open one.
 
     Raises:
         UsageError: no such file or input, a shape is missing or contradicts the file, or no axis is open for the
@@ -81,7 +84,9 @@ def load_graph(
         GraphError: the graph cannot be brought to the current opset, or an input has no batch axis.
     """
     model = normalise_model(read_model(path))
-    return prepare_graph(model, input_shapes=input_shapes or {}, where=str(path), lengths=lengths, length=length)
+    return prepare_graph(
+        model, input_shapes=input_shapes or {}, where=str(path), lengths=lengths, length=length, batch=batch
+    )
 
 
 def prepare_graph(
@@ -91,16 +96,19 @@ def prepare_graph(
     where: str,
     lengths: tuple[int, ...] = (),
     length: int | None = None,
+    batch: int | None = None,
 ) -> LoadedGraph:
     """Gives every input a symbolic batch and a fixed row shape, and drops the shapes of everything else.
 
     Args:
         model: a normalised model; changed in place.
-        input_shapes, lengths, length: as in ``load_graph``.
+        input_shapes, lengths, length, batch: as in ``load_graph``.
         where: the file, for messages.
     """
     graph = model.graph
-    taken_off = take_off_maps(graph)
+    if not graph.outputs:
+        raise GraphError(f"{where} has no outputs")
+    taken_off = (*take_off_maps(graph), *take_off_constants(graph, where))
     check_outputs(graph, where)
     mixing = batch_wide_quantisation(graph)
     if mixing:
@@ -108,6 +116,11 @@ def prepare_graph(
             f"{where}: node '{mixing}' quantises its input by the range of the whole batch (DynamicQuantizeLinear), "
             "so a row's answer depends on its neighbours. Quantise the network statically, with "
             "onnxruntime.quantization.quantize_static"
+        )
+    if branch := batch_wide_branch(graph):
+        raise GraphError(
+            f"{where}: node '{branch}' decides by values of the whole batch what is computed, so a row's answer "
+            "depends on its neighbours. Export the network without it, with torch.where for instance"
         )
     _open_axes(graph)
     shapes = {**_row_lengths(graph, length), **_name_shapes(graph, input_shapes)}
@@ -117,8 +130,6 @@ def prepare_graph(
     sequence = SequenceSpec(lengths=lengths, mask=_find_mask(specs, where)) if lengths else None
     if not specs:
         raise GraphError(f"{where} has no inputs, so there is nothing to batch")
-    if not graph.outputs:
-        raise GraphError(f"{where} has no outputs")
     fixed = {int(value.shape[0]) for value in graph.inputs if value.shape and isinstance(value.shape[0], int)}
     if len(fixed) > 1:
         raise GraphError(
@@ -126,6 +137,8 @@ def prepare_graph(
             "Export the network with a dynamic batch axis"
         )
     notes = taken_off
+    if batch is not None:
+        fixed = {batch}
     if fixed:
         notes += free_batch(graph, next(iter(fixed)))
     for node in graph:
@@ -216,7 +229,8 @@ def _input_spec(
     if wanted is None:
         if stated is None or None in stated:
             shown = "all dimensions" if dims is None else ", ".join(str(d) for d in dims[1:] if not isinstance(d, int))
-            example = ",".join(["224" if dim is None else str(dim) for dim in stated or ()]) or "3,224,224"
+            example = ",".join(["224" if dim is None else str(dim) for dim in stated or ()])
+            example = "3,224,224" if example in ("", "224,224,224") else example
             lengths_too = ", or --lengths 16,32,64 for rows of several lengths" if len(stated or ()) == 1 else ""
             raise UsageError(
                 f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}{lengths_too}"

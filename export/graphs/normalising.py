@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import onnx
@@ -32,7 +33,17 @@ def normalise_model(model: ir.Model) -> ir.Model:
     for step in (passes.RemoveUnusedNodesPass(), passes.TopologicalSortPass(), passes.ClearMetadataAndDocStringPass()):
         step(model)
     _name_values(model.graph)
+    _forget_twins(model.graph)
     return model
+
+
+def _forget_twins(graph: ir.Graph) -> None:
+    """Takes the names off nodes that share theirs: a name means nothing, and ONNX Runtime refuses two of one."""
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+    counts = Counter(node.name for node in nodes)
+    for node in nodes:
+        if counts[node.name] > 1:
+            node.name = None
 
 
 def _opset_of(imports: dict[str, int]) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from artifacts import GraphError, TensorSpec
-from export.graphs.dataflow import name_of
+from export.graphs.dataflow import describe_flow, name_of
+from export.graphs.flow_model import tensor_kinds
 
 _ML = "ai.onnx.ml"
 
@@ -28,6 +29,25 @@ def take_off_maps(graph: ir.Graph) -> tuple[str, ...]:
         graph.outputs[index] = probabilities
         graph.remove(node, safe=True)
     return tuple(notes)
+
+
+def take_off_constants(graph: ir.Graph, where: str) -> tuple[str, ...]:
+    """Takes off outputs that say nothing about a row: constants, such as the names of classes, and inputs handed on.
+
+    Returns:
+        One note per output.
+
+    Raises:
+        GraphError: there are no others.
+    """
+    names = tuple(name_of(value) for value in graph.outputs)
+    kinds = tensor_kinds(describe_flow(graph, names))
+    idle = {name: "a constant" for name in names if kinds.get(name, "constant") == "constant"}
+    idle |= {name_of(value): "an input" for value in graph.inputs if name_of(value) in names}
+    if len(idle) == len(names):
+        raise GraphError(f"{where}: its outputs {', '.join(names)} do not depend on its inputs")
+    graph.outputs[:] = [value for value in graph.outputs if name_of(value) not in idle]
+    return tuple(f"output '{name}', {what}, left off" for name, what in idle.items())
 
 
 def check_outputs(graph: ir.Graph, where: str) -> None:

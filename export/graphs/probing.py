@@ -17,7 +17,6 @@ import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ from export.graphs.loading import LoadedGraph
 from export.graphs.probes.lengths import Verdict, binary_mask, join_lengths, padded_pairs, shorten_rows
 from export.graphs.probes.lines import BatchLine, fit_line, is_same_line
 from export.graphs.ranges import assume_pixels, draw_images, plain_image
-from export.graphs.reading import read_model, weight_files
 
 # relative; rounding of one float16 is 5e-4, of one bfloat16 4e-3, a step of int8 8e-3, and a network adds them up
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2, "int8": 5e-2}
@@ -158,7 +156,7 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
     """
     made = [name for name in dict.fromkeys([*loaded.outputs, *names]) if name not in _input_names(loaded)]
     reasons: dict[str, str] = {}
-    with open_graph(_expose(loaded.model, made)) as runner:
+    with open_graph(expose_tensors(loaded.model, made)) as runner:
         for name in [name for name in made if runner.output_types[name] == _BFLOAT16]:
             made.remove(name)
             reasons[name] = "is bfloat16, which engines do not hand over"
@@ -210,7 +208,7 @@ def _judge_lengths(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str
         for length in loaded.sequence.lengths
     }
     for words, rows, padded in padded_pairs(draw.rows, loaded.inputs, loaded.sequence):
-        expected, found = (_run(runner, given, loaded, loaded.outputs) for given in (rows, padded))
+        expected, found = (run_rows(runner, given, loaded, loaded.outputs) for given in (rows, padded))
         for name in loaded.outputs:
             _, error = relative_error(found[name], expected[name])
             if error > TOLERANCES[loaded.rounding] and expected[name].shape == found[name].shape:
@@ -232,10 +230,11 @@ def _judge_rows(runner: GraphRunner, loaded: LoadedGraph, names: Sequence[str], 
     """Runs rows together and alone: a tensor is led by the batch, a line of the number of rows, or neither for a
     reason."""
     rows = draw.rows
-    whole = _run(runner, rows, loaded, names)
-    pair = _run(runner, {name: array[:2] for name, array in rows.items()}, loaded, names)
+    whole = run_rows(runner, rows, loaded, names)
+    pair = run_rows(runner, {name: array[:2] for name, array in rows.items()}, loaded, names)
     singles = [
-        _run(runner, {name: array[i : i + 1] for name, array in rows.items()}, loaded, names) for i in range(_PROBED)
+        run_rows(runner, {name: array[i : i + 1] for name, array in rows.items()}, loaded, names)
+        for i in range(_PROBED)
     ]
     limit = TOLERANCES[loaded.rounding] * (_SLACK if draw.assumed else 1)
     found: dict[str, Verdict] = {}
@@ -271,7 +270,7 @@ def sample_answers(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 3) 
     usual = draw_rows(loaded, _SAMPLED, seed=seed)
     far = {name: array * array.dtype.type(_FAR) if array.dtype.kind == "f" else array for name, array in usual.items()}
     with open_graph(loaded.model) as runner:
-        runs = [_run(runner, rows, loaded, names) for rows in (usual, far)]
+        runs = [run_rows(runner, rows, loaded, names) for rows in (usual, far)]
     found = {}
     for name in names:
         values = runs[0][name]
@@ -281,44 +280,6 @@ def sample_answers(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 3) 
             values = values[finite] if finite.any() else values
         found[name] = values
     return found
-
-
-def prove_same(original: Path, loaded: LoadedGraph, *, seed: int = 1) -> tuple[float, float]:
-    """Runs a file as it was against its rewritten graph, at the file's own batch size.
-
-    Returns:
-        Largest absolute and relative error over all outputs.
-
-    Raises:
-        GraphError: they differ by more than 1e-4 of the largest magnitude, or what coarser number formats allow.
-    """
-    count = loaded.fixed_batch or 2
-    rows = draw_rows(loaded, count, seed=seed)
-    with _open_original(original, loaded) as runner:
-        run = runner.run if loaded.sequence is None else partial(_run, runner, loaded=loaded)
-        reference = run(rows, outputs=loaded.outputs)
-    with open_graph(loaded.model) as runner:
-        found = runner.run(rows)
-    errors = [relative_error(found[name], reference[name]) for name in loaded.outputs]
-    absolute, relative = max(error[0] for error in errors), max(error[1] for error in errors)
-    if relative > TOLERANCES[loaded.rounding]:
-        raise GraphError(
-            f"{original}: once its operators were brought to the current opset and its batch made symbolic, the "
-            f"answers differ from the file's own by {relative:.1e} of their magnitude. "
-            "Export it again with a dynamic batch axis"
-        )
-    return absolute, relative
-
-
-def _open_original(path: Path, loaded: LoadedGraph) -> GraphRunner:
-    """Opens a file as it is, with the outputs of the loaded graph where some were cut off.
-
-    One with weights beside it is opened through onnx_ir: ONNX Runtime refuses shapes that lie there.
-    """
-    model = read_model(path)
-    if {value.name for value in model.graph.outputs} >= set(loaded.outputs):
-        return open_graph(model) if weight_files(path) else GraphRunner(path)
-    return open_graph(_expose(model, loaded.outputs))
 
 
 def open_graph(model: ir.Model) -> GraphRunner:
@@ -335,16 +296,22 @@ def _input_names(loaded: LoadedGraph) -> set[str]:
     return {spec.name for spec in loaded.inputs}
 
 
-def _expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
+def expose_tensors(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Returns a copy of a model with some of its tensors as its outputs."""
     exposed = model.clone()
     values = ir.convenience.create_value_mapping(exposed.graph, include_subgraphs=False)
     exposed.graph.outputs[:] = [values[name] for name in names]
     return exposed
 
 
-def _run(
+def run_rows(
     runner: GraphRunner, rows: Mapping[str, np.ndarray], loaded: LoadedGraph, outputs: Sequence[str]
 ) -> dict[str, np.ndarray]:
+    """Runs a loaded graph on some rows.
+
+    Raises:
+        GraphError: it does not run with so many, or one of the outputs is no tensor of numbers.
+    """
     count = len(next(iter(rows.values())))
     try:
         found = runner.run(rows, outputs=outputs)

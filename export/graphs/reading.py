@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
@@ -26,6 +27,10 @@ def read_model(path: Path) -> ir.Model:
         _check_external(path, tensor)
     if external and weight_bytes(model) < PROTO_LIMIT:
         ir.external_data.load_to_model(model)
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
     return model
 
 
@@ -59,12 +64,45 @@ def _read_lazily(path: Path) -> ir.Model:
     try:
         proto = onnx.load_model(path, load_external_data=False)
         _forget_maps(proto)
+        _make_dense(proto.graph)
         model = ir.from_proto(proto)
     except (DecodeError, ValueError, OSError, ir.serde.SerdeError) as error:
-        raise InputError(f"{path} cannot be read as ONNX: {error}") from error
+        raise InputError(f"{path} cannot be read as ONNX: {_what_else(path)}") from error
     for graph in model.graphs():
         ir.external_data.set_base_dir(graph, path.parent)
     return model
+
+
+def _what_else(path: Path) -> str:
+    """Returns what a file that is no ONNX is instead, and what to do."""
+    with path.open("rb") as stream:
+        head = stream.read(64).lstrip().lower()
+    for start, words in _OTHERS.items():
+        if head.startswith(start):
+            return words
+    return "it is no ONNX, damaged or cut short. Download or export it again"
+
+
+_OTHERS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS, without the content. Fetch that with: git lfs pull",
+    b"<": "it is a web page, what a server says in place of a file. Download it again, by the link to the raw file",
+    b"pk\x03\x04": "it is a zip archive, or a checkpoint of torch. Unpack it, or export the network: torch.onnx.export",
+    b"\x1f\x8b": "it is compressed. Unpack it with: gzip -d",
+    b"\x89hdf": "it is HDF5, as Keras saves networks. Convert it: tf2onnx",
+}
+
+
+def _make_dense(graph: onnx.GraphProto) -> None:
+    """Turns sparse weights, for which onnx_ir has no form, into dense ones."""
+    for sparse in graph.sparse_initializer:
+        values, places = onnx.numpy_helper.to_array(sparse.values), onnx.numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        if places.ndim == 1:
+            dense.reshape(-1)[places] = values
+        else:
+            dense[tuple(places.T)] = values
+        graph.initializer.append(onnx.numpy_helper.from_array(dense, sparse.values.name))
+    graph.ClearField("sparse_initializer")
 
 
 def _forget_maps(proto: onnx.ModelProto) -> None:
