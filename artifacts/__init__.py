@@ -42,6 +42,7 @@ from artifacts.graphs import (
     GraphSpec,
     Model,
     ModelSpec,
+    Quantisation,
     SequenceSpec,
     TensorSpec,
     check_lengths,
@@ -102,15 +103,15 @@ from artifacts.tasks.table import NO_EXITS, NO_TASK, TASKS, find_task, load_task
 from artifacts.text.encoding import EncodedTexts, TextEncoder, TextRow, open_tokenizer
 from artifacts.text.preprocessing import TOKENIZER_JSON, TextPreprocessing, name_token_inputs
 from artifacts.timings import InferenceTimeMatrix, LengthTimes
-from artifacts.traces import TRACE_NPZ, Trace, find_first_true
+from artifacts.traces import TRACE_NPZ, Reference, Trace, find_first_true
 
 __all__ = [
     # words
     "FEATURES", "LEAST_PROBABILITY", "MAX_SOFTMAX", "LearnedConfidence", "describe_choice",
     "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BundleSpec", "Certificate", "Cut",
     "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "LengthTimes", "Model", "ModelSpec",
-    "PlannedExit", "PredictedLatency", "Preprocessing", "SequenceSpec", "StageSpec", "StreamReference", "TensorSpec",
-    "Trace",
+    "PlannedExit", "PredictedLatency", "Preprocessing", "Quantisation", "SequenceSpec", "StageSpec", "StreamReference", "TensorSpec",
+    "Reference", "Trace",
     "check_lengths", "check_precision", "name_channels",
     "find_first_true",
     # images

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from artifacts.codec import OPTIONAL, read_json, write_json
 from artifacts.errors import InputError, SchemaError, UsageError, unknown_name
 from artifacts.images.preprocessing import Preprocessing, name_channels
@@ -24,7 +26,26 @@ FINAL_HEAD_LABEL = f"{FINAL_HEAD} head"
 SAID_BY = "preprocessing_said_by"
 """The setting that names who says how a network wants its images, where that is not the recipe of its weights."""
 
-PRECISIONS = ("fp32", "fp16")  # of the export; it is part of the graph, so of its digest
+PRECISIONS = ("fp32", "fp16", "int8")  # of the export; it is part of the graph, so of its digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """The meaning of a quantised tensor's integers, as of ONNX's ``DequantizeLinear``: ``(q - zero_point) * scale``.
+
+    Attributes:
+        scale: of one step; a float32.
+        zero_point: the integer that stands for 0.
+    """
+
+    scale: float
+    zero_point: int
+
+    def dequantise(self, array: np.ndarray) -> np.ndarray:
+        """Returns the numbers that integers stand for, as float32."""
+        centred = array.astype(np.int32) - np.int32(self.zero_point)
+        numbers: np.ndarray = centred.astype(np.float32) * np.float32(self.scale)
+        return numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +57,21 @@ class TensorSpec:
         dtype: the numpy name of its element type, e.g. ``float32``.
         row_shape: the shape of one row, without the batch axis; of the largest length, where rows have several.
         length_axes: the axes of a row that are as long as the rows of the batch, 0 for the first behind the batch.
+        quantised: what its integers stand for, where it holds quantised numbers; ``None``: it holds what it says.
     """
 
     name: str
     dtype: str
     row_shape: tuple[int, ...]
     length_axes: tuple[int, ...] = field(default=(), metadata=OPTIONAL)
+    quantised: Quantisation | None = field(default=None, metadata=OPTIONAL)
 
     def at_length(self, length: int) -> TensorSpec:
         """Returns the tensor as it is where rows are ``length`` long; its shape is fixed then."""
         if not self.length_axes:
             return self
         row = tuple(length if axis in self.length_axes else size for axis, size in enumerate(self.row_shape))
-        return TensorSpec(name=self.name, dtype=self.dtype, row_shape=row)
+        return replace(self, row_shape=row, length_axes=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +187,8 @@ class ModelSpec:
             image.
         classes: names of the classes that it tells apart, in the order of its answers; none where they are not
             recorded.
+        reference: the network before its numbers were quantised, in float32 and otherwise as ``full``; ``None`` where
+            ``full`` is the reference itself.
         sequence: the lengths of its rows; ``None`` where all rows have one shape.
         text: how the network wants its texts; ``None`` where it takes something else, or no tokenizer is known. The
             tokenizer lies in the same folder.
@@ -182,6 +207,7 @@ class ModelSpec:
     classes: tuple[str, ...] = ()
     text: TextPreprocessing | None = field(default=None, metadata=OPTIONAL)
     sequence: SequenceSpec | None = field(default=None, metadata=OPTIONAL)
+    reference: GraphSpec | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -271,7 +297,8 @@ def check_precision(spec: ModelSpec, wanted: str | None, *, run: Path) -> None:
     if wanted not in PRECISIONS:
         raise unknown_name("precision", wanted, PRECISIONS)
     source = spec.family if spec.family != "onnx" else "path/to/model.onnx"
+    data = " --data DATA" if wanted == "int8" else ""
     raise UsageError(
         f"--precision {wanted}: the network in {run / 'model'} is {spec.precision}, and that is part of its graph. "
-        f"Export it anew, e.g. with: python -m export {source} --segments --precision {wanted} --run {run}-{wanted}"
+        f"Export it anew, e.g. with: python -m export {source} --segments --precision {wanted}{data} --run {run}-{wanted}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from artifacts.codec import OPTIONAL
 from artifacts.confidences import LearnedConfidence
 
 EXIT_PLAN_JSON = "exit_plan.json"
@@ -127,6 +128,8 @@ class ExitPlan:
         risk: the risk that the tolerance bounds, see ``Certificate``. For ``agreement``, which needs no labels,
             all metrics of the plan are the agreement with the full network.
         confidences: cut -> the learned confidence of its exit; exits without one have that of their head.
+        against: the network that ``tolerance`` and ``full_metric`` are about, where that is another one than the
+            planned: ``fp32``, the same in float32.
     """
 
     model_digest: str
@@ -147,3 +150,4 @@ class ExitPlan:
     load: Mapping[str, float] = field(default_factory=dict)
     risk: str = "metric"
     confidences: Mapping[str, LearnedConfidence] = field(default_factory=dict)
+    against: str = field(default="", metadata=OPTIONAL)

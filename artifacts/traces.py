@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ _ROUNDING = 1e-6  # a softmax in float32 may end one unit in the last place abov
 _ARRAYS = ("confidence", "metric", "agreement")
 _OPTIONAL = ("predictions", "counts", "labels", "features", "lengths")
 _SAMPLE_AXIS = {"labels": 0, "lengths": 0}  # of every other array it is the second
+_REFERENCE = "reference_"  # how the names of its arrays begin
 
 
 def find_first_true(flags: np.ndarray) -> np.ndarray:
@@ -30,6 +31,48 @@ def find_first_true(flags: np.ndarray) -> np.ndarray:
     for row in range(len(flags) - 1, -1, -1):
         first[flags[row]] = row
     return first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Reference:
+    """The answers of the network that a tolerance refers to, where that is not the traced network itself.
+
+    A quantised network is traced, for instance, and what it loses counts as loss, like what its exits lose.
+
+    Attributes:
+        metric: (N,) float32 in [0, 1], as that of a trace.
+        agreement: (E + 1, N) float32 in [0, 1]: agreement of each exit's answer with that of the reference.
+        predictions: (N,) int32, the class that it answers, where the task has classes.
+        counts: (N, k) float64, where the task's metric is made of counts.
+    """
+
+    metric: np.ndarray
+    agreement: np.ndarray
+    predictions: np.ndarray | None = None
+    counts: np.ndarray | None = None
+
+    def select(self, samples: np.ndarray) -> Reference:
+        """Returns the answers to some samples: (n,) indices."""
+        return Reference(
+            metric=self.metric[samples],
+            agreement=self.agreement[:, samples],
+            predictions=None if self.predictions is None else self.predictions[samples],
+            counts=None if self.counts is None else self.counts[samples],
+        )
+
+    def check(self, shape: tuple[int, int]) -> None:
+        """Raises ``InputError`` unless the answers are to the samples of a trace of a shape (E + 1, N)."""
+        for name, array, expected in (
+            ("metric", self.metric, shape[1:]), ("agreement", self.agreement, shape),
+            ("predictions", self.predictions, shape[1:]),
+        ):  # fmt: skip
+            if array is not None and array.shape != expected:
+                raise InputError(f"trace: {name} of the reference has shape {array.shape}, expected {expected}")
+        for name, array in (("metric", self.metric), ("agreement", self.agreement)):
+            if not np.isfinite(array).all() or array.min(initial=0) < 0 or array.max(initial=0) > 1 + _ROUNDING:
+                raise InputError(f"trace: {name} of the reference must be finite and within [0, 1]")
+        if self.counts is not None and (self.counts.ndim != 2 or len(self.counts) != shape[1]):
+            raise InputError(f"trace: counts of the reference have shape {self.counts.shape}, expected ({shape[1]}, k)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -51,6 +94,7 @@ class Trace:
             are a choice among classes; none in traces of 0.1.0.
         labelled: False where the true answers are not given; the metric is the agreement then.
         lengths: (N,) int32, how long each row is without padding, where rows have several lengths.
+        reference: the network that a tolerance refers to; ``None``: the traced network, as its final head answers.
     """
 
     exits: tuple[str, ...]
@@ -63,6 +107,7 @@ class Trace:
     features: np.ndarray | None = None
     labelled: bool = True
     lengths: np.ndarray | None = None
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.exits)) != len(self.exits):
@@ -93,7 +138,10 @@ class Trace:
         expected_features = (*shape, len(FEATURES))
         if features is not None and (features.shape != expected_features or not np.isfinite(features).all()):
             raise InputError(f"trace: features has shape {features.shape}, expected {expected_features}, all finite")
-        if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, self.agreement)):
+        if self.reference is not None:
+            self.reference.check(shape)
+        agreed = self.agreement if self.reference is None else self.reference.agreement
+        if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, agreed)):
             raise InputError("trace: without labels the metric is the agreement; collect the trace again")
 
     @property
@@ -108,8 +156,14 @@ class Trace:
 
     @property
     def full_metric(self) -> float:
-        """The mean metric of the final head, the value that a tolerance refers to."""
-        return float(self.metric[-1].mean(dtype=np.float64))
+        """The mean metric of the network that a tolerance refers to."""
+        return float(self.reference_metric.mean(dtype=np.float64))
+
+    @property
+    def reference_metric(self) -> np.ndarray:
+        """(N,) the metric of the network that a tolerance refers to."""
+        found: np.ndarray = self.metric[-1] if self.reference is None else self.reference.metric
+        return found
 
     def summarise(self) -> list[dict[str, Any]]:
         """Returns the means of every exit and, last, of the final head; without labels the metric is ``None``."""
@@ -126,7 +180,8 @@ class Trace:
     def select(self, samples: np.ndarray) -> Trace:
         """Returns the trace of some samples: (n,) indices, in their order, repeated ones as often as they occur."""
         arrays = {name: array.take(samples, axis=_SAMPLE_AXIS.get(name, 1)) for name, array in self._arrays().items()}
-        return Trace(exits=self.exits, labelled=self.labelled, **arrays)
+        reference = None if self.reference is None else self.reference.select(samples)
+        return Trace(exits=self.exits, labelled=self.labelled, reference=reference, **arrays)
 
     def with_confidences(self, learned: Mapping[str, LearnedConfidence]) -> Trace:
         """Returns the trace in which some exits have learned confidences, by their names; others stay as they are.
@@ -152,7 +207,10 @@ class Trace:
 
     def save(self, path: Path) -> None:
         labelled = {} if self.labelled else {"labelled": np.array(self.labelled)}  # absent: labelled, as in 0.1.0
-        save_arrays(path, {"exits": np.array(self.exits, np.str_), **labelled, **self._arrays()})
+        found = {} if self.reference is None else {item.name: getattr(self.reference, item.name)
+                                                   for item in fields(Reference)}  # fmt: skip
+        reference = {f"{_REFERENCE}{name}": array for name, array in found.items() if array is not None}
+        save_arrays(path, {"exits": np.array(self.exits, np.str_), **labelled, **self._arrays(), **reference})
 
     @classmethod
     def load(cls, path: Path) -> Trace:
@@ -168,4 +226,7 @@ class Trace:
             raise CorruptArtifactError(f"{path} lacks the arrays {missing}; collect the trace again")
         given = {name: arrays[name] for name in (*_ARRAYS, *_OPTIONAL) if name in arrays}
         given["agreement"] = given["agreement"].astype(np.float32)
-        return cls(exits=tuple(map(str, arrays["exits"])), labelled=bool(arrays.get("labelled", True)), **given)
+        known = {item.name: arrays.get(f"{_REFERENCE}{item.name}") for item in fields(Reference)}
+        reference = None if known["metric"] is None else Reference(**known)  # type: ignore[arg-type]
+        labelled = bool(arrays.get("labelled", True))
+        return cls(exits=tuple(map(str, arrays["exits"])), labelled=labelled, reference=reference, **given)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from calibration.cli import add_calibration_flags, read_training
     from calibration.tracing.all_exits import EngineChoice, SegmentRunner
     from calibration.tracing.network_check import ask_network
+    from calibration.tracing.training_rows import rows_of
     from calibration.tracing_flow import ensure_trace, is_trace_current, missing_heads, trace_model
     from calibration.training.training_flow import retrain_jointly, train_missing
 
@@ -51,6 +52,7 @@ _HOMES = {
     "missing_heads": "tracing_flow",
     "read_training": "cli",
     "retrain_jointly": "training.training_flow",
+    "rows_of": "tracing.training_rows",
     "trace_model": "tracing_flow",
     "train_missing": "training.training_flow",
 }
@@ -58,7 +60,8 @@ _HOMES = {
 __all__ = [
     # data
     "DATA_HELP", "PARTS", "ArrayImages", "Batch", "BatchReader", "DataSource", "FileImages", "ImageSamples",
-    "PartShare", "Samples", "as_batch", "check_source", "image_input", "load_run_data", "load_samples", "source_name",
+    "PartShare", "Samples", "as_batch", "check_source", "image_input", "load_run_data", "load_samples", "rows_of",
+    "source_name",
     # certified tolerances
     "COUNTED_METRICS", "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test",
     "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves",

@@ -9,6 +9,7 @@ import numpy as np
 
 from artifacts import (
     MANIFEST,
+    PRECISIONS,
     TRACE_NPZ,
     Artifact,
     InputError,
@@ -35,6 +36,7 @@ from calibration.text.samples import TextSamples
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
 from calibration.tracing.collecting import collect_trace
 from calibration.tracing.network_check import ask_network
+from calibration.tracing.reference import reference_graph
 from calibration.tracing.row_check import check_padding
 from calibration.training.config import FrozenConfig
 from export import ensure_model
@@ -182,6 +184,8 @@ def _trace_origin(
     count = options.trace_samples or _recorded_samples(run, source)
     if count is not None and count < len(samples.indices_of("calibrate")):
         parameters["samples"] = count
+    if reference_graph(model, engine.backend) is not None:
+        parameters["reference"] = PRECISIONS[0]
     task_name = recorded_task(run) if options.task is None else options.task.name
     if task_name is not None and task_name != model.spec.task:
         parameters["task"] = task_name

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError
-from export.options import ExportOptions
+from export.options import ExportOptions, RowSource
 
 if TYPE_CHECKING:
     from export.cli import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
@@ -69,7 +69,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     # the model folder
-    "ExportOptions", "ExportResult", "HEAD_SIZES", "add_heads", "build_head_ladders", "build_missing_heads",
+    "ExportOptions", "ExportResult", "HEAD_SIZES", "RowSource", "add_heads", "build_head_ladders", "build_missing_heads",
     "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "read_statement", "rebuild_net",
     "write_heads",
     # cutting, proving, merging

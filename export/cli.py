@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts import CONVENTIONS, PRECISIONS, TASKS, MissingExtraError, UsageError, find_run, to_plain
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from export.nets.table import FAMILIES, HEAD_KINDS, HEADS, TOKEN_HEAD_KINDS, NetConfig, find_family
-from export.options import ANSWERS, INPUTS, LENGTH, ExportOptions, is_import
+from export.options import ANSWERS, CALIBRATED, INPUTS, LENGTH, ExportOptions, is_import
 
 if TYPE_CHECKING:
     from export.folder.pipeline import ExportResult
@@ -43,6 +43,10 @@ def make_parser(family: Family | None = None) -> argparse.ArgumentParser:
         "python -m calibration --confidence auto chooses)",
     )  # fmt: skip
     parser.add_argument(
+        "--data", metavar="DATA", help="of --precision int8: the data whose train part it is calibrated on "
+        "(docs/data.md; default: Fashion-MNIST where it fits the network)",
+    )  # fmt: skip
+    parser.add_argument(
         "--task", metavar="NAME", help=f"what the answers mean: {', '.join(TASKS)} (default: classification)"
     )
     add_network_flags(parser, family)
@@ -64,7 +68,8 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
     )  # fmt: skip
     parser.add_argument(
         "--precision", metavar="|".join(PRECISIONS),
-        help="what the network computes in; its inputs, answers and confidences stay float32 "
+        help="what the network computes in; its inputs, answers and confidences stay float32, with int8 the exit heads "
+        "too; int8 is calibrated on --data "
         f"(default: {_DEFAULTS.precision})",
     )  # fmt: skip
     parser.add_argument(
@@ -137,14 +142,20 @@ def find_wanted_family(
 
 def _export(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any]:
     options = read_options(arguments, family)
+    if arguments.data is not None and options.precision not in CALIBRATED:
+        raise UsageError(f"--data {arguments.data}: an export reads data for --precision int8 alone; omit the flag")
     run = find_run(arguments.run, name=read_name(arguments, options))
     try:
         from export.sources import export_model
 
+        if options.precision in CALIBRATED:
+            from calibration import rows_of  # data is its matter: what this command alone asks it for
+
+            options = dataclasses.replace(options, rows=rows_of(options.data, report=say))
         result = export_model(run, options, report=say)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package in {"artifacts", "engines", "export"}:
+        if package in {"artifacts", "calibration", "engines", "export"}:
             raise
         raise MissingExtraError(package, options.extra) from error
     return _show(result)
@@ -170,6 +181,7 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
         head=arguments.head, precision=arguments.precision or _DEFAULTS.precision, input_shapes=shapes,
         preprocess=arguments.preprocess, input=arguments.input, lengths=arguments.lengths,
         tokenizer=arguments.tokenizer, length=arguments.length,
+        data=arguments.data if arguments.precision in CALIBRATED else None,
         answers=arguments.answers, confidence=getattr(arguments, "recipe", None),
         task=None if ":" in (arguments.task or "") else arguments.task,  # the user's own judges, and exports nothing
     )  # fmt: skip
@@ -276,7 +288,9 @@ def parity_lines(result: ExportResult) -> list[str]:
         lines.append(
             f"parity: weak, since random inputs move the outputs by only {parity.sensitivity:.0e} of their magnitude"
         )
-    if parity.precision_relative:
+    if parity.int8 is not None:
+        lines.append(parity.int8.describe())
+    elif parity.precision_relative:
         lines.append(f"precision: against the network in fp32, relative error {parity.precision_relative:.1e}")
     if parity.source:
         lines.append(f"parity: full.onnx against {parity.source}, relative error {parity.source_relative:.1e}")

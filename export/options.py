@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from artifacts import PRECISIONS, RunFolder, UsageError, check_lengths, find_task, unknown_name
 from export.nets.table import HEAD_KINDS, NetConfig
@@ -24,6 +26,13 @@ ANSWERS = {"logits": "segmentation", "classes": "segmentation", "heatmaps": "pos
 """What dense networks can answer with -> the task; the first of a task is what they say as it is."""
 LENGTH = 64
 """Tokens of a row, where nobody says it."""
+CALIBRATED = ("int8",)
+"""The precisions that are calibrated on real rows of the network's inputs."""
+RowSource = Callable[[RunFolder, int], Mapping[str, np.ndarray]]
+"""Draws real inputs: (run that holds the network in float32, the most rows) -> input name -> (n, ...).
+
+They are of the train part. Data is a matter of ``calibration``, above this room, which gives the function.
+"""
 _SHORTEST = 3
 
 
@@ -50,6 +59,8 @@ class ExportOptions:
         every: keep every ``every``-th cut as an exit candidate; ``None``: as the weights were trained, else 1.
         head: architecture of untrained exit heads; ``None``: as the weights were trained, else ``pooled``.
         precision: what the network shall compute in, one of ``artifacts.PRECISIONS``; see ``export.precision.passes``.
+        data: the data that a precision is calibrated on, as ``--data`` takes it; ``None``: what fits the network.
+        rows: draws real inputs of it; precisions that are calibrated need one.
         preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
             neighbours or a family's recipe say.
         answers: what the network answers with, one of ``ANSWERS``; ``None``: what it says as it is.
@@ -70,6 +81,8 @@ class ExportOptions:
     every: int | None = None
     head: str | None = None
     precision: str = PRECISIONS[0]
+    data: str | None = None
+    rows: RowSource | None = field(default=None, compare=False, repr=False)
     preprocess: str | None = None
     input: str = INPUTS[0]
     answers: str | None = None
@@ -96,11 +109,6 @@ class ExportOptions:
             )
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every {self.every}: expected a number from 1")
-        if self.precision == "int8":
-            raise UsageError(
-                "--precision int8 is not available yet. Quantise the network with a tool that writes Q/DQ nodes "
-                "(onnxruntime.quantization, ModelOpt) and export that file: python -m export path/to/quantised.onnx"
-            )
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.head is not None and self.head not in HEAD_KINDS:
@@ -198,6 +206,8 @@ class ExportOptions:
             yield "--head", self.head
         if self.precision != PRECISIONS[0]:
             yield "--precision", self.precision
+        if self.data is not None:
+            yield "--data", _absolute(self.data) if Path(self.data).exists() else self.data
         if self.preprocess is not None:
             yield "--preprocess", _absolute(self.preprocess) if Path(self.preprocess).is_file() else self.preprocess
         if self.input != INPUTS[0]:

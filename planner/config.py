@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from artifacts import MAX_SOFTMAX, UsageError, unknown_name
+from artifacts import MAX_SOFTMAX, OPTIONAL, UsageError, unknown_name
 from calibration import RISKS
 from planner.predict.objectives import MEAN
 from planner.predict.traffic import Load
@@ -83,14 +83,19 @@ class CertifyConfig:
             needs no labels.
         delta: probability with which the guarantee may fail.
         seed: of the split into samples for tuning and samples for the test.
+        reference: the network that the tolerance refers to: ``fp32``, that of the same name in float32; ``self``, the
+            one that is planned for; ``None``: in float32 where another one is planned for.
     """
 
     method: str = "ltt"
     risk: str = "metric"
     delta: float = 0.05
     seed: int = 0
+    reference: str | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
+        if self.reference not in (None, *REFERENCES):
+            raise unknown_name("reference", str(self.reference), REFERENCES)
         if self.method not in CERTIFY_METHODS:
             raise unknown_name("way to certify", self.method, CERTIFY_METHODS)
         if self.risk not in RISKS:
@@ -183,6 +188,8 @@ class PlanConfig:
         return SearchRules(objective=self.objective, max_exits=self.max_exits, slow_batches=self.tail)
 
 
+SELF = "self"
+REFERENCES = ("fp32", SELF)
 CERTIFY_METHODS = ("ltt", "none")
 AUTO, LEARNED = "auto", "learned"
 CONFIDENCES = (AUTO, MAX_SOFTMAX, LEARNED)

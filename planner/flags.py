@@ -16,7 +16,7 @@ from typing import Any
 from artifacts import UsageError, allowed_processors, to_plain, unknown_name
 from calibration import RISKS
 from engines import BACKENDS, PROFILE_WAYS
-from planner.config import CERTIFY_METHODS, CONFIDENCES, PlanConfig, TimingConfig, batch_sizes_up_to
+from planner.config import CERTIFY_METHODS, CONFIDENCES, REFERENCES, PlanConfig, TimingConfig, batch_sizes_up_to
 from planner.load_file import read_load
 from planner.predict.objectives import OBJECTIVES
 from planner.predict.traffic import Load
@@ -128,6 +128,14 @@ FLAGS: tuple[Flag, ...] = (
         group="certificate",
         metavar="N",
         help="decides which half of the samples is tuned on and which is tested on (default: %(default)s)",
+    ),
+    Flag(
+        name="--reference",
+        field="certify.reference",
+        choices=REFERENCES,
+        group="certificate",
+        help="of a network that is not computed in float32: what --tolerance is a loss against, the same in float32 "
+        "or the network itself (default: fp32)",
     ),
     Flag(
         name="--objective",

@@ -84,7 +84,7 @@ class _Bound:
 class SegmentRunner:
     """Segments, final head and (on demand) exit heads of one model over buffers of a fixed number of rows.
 
-    Not thread-safe; close it, or use it as a context manager.
+    Not thread-safe; close it, or use it as a context manager. ``engine`` is what its engines run on.
     """
 
     def __init__(self, model: Model, cache: Path, engine: EngineChoice, *, rows: int, with_heads: bool) -> None:
@@ -98,7 +98,9 @@ class SegmentRunner:
             with_heads: also open the exit heads.
         """
         spec = model.spec
+        self.engine = engine
         self._spec = spec
+        self._quantised = {tensor.name: tensor.quantised for cut in spec.cuts for tensor in cut.tensors}
         self._rows = rows
         self._sequence = spec.sequence
         if spec.sequence is not None and not with_heads:  # features of one shape are what training reads
@@ -158,14 +160,16 @@ class SegmentRunner:
 
     def features(self, count: int, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
         """Returns copies of the main tensors of some cuts, or of all, after ``run``: cut name -> (count, ...); float16
-        as float32, since exit heads are trained in that.
+        and quantised ones as float32, since exit heads are trained in that.
         """
         wanted = [cut for cut in self._spec.cuts if names is None or cut.name in names]
         return {cut.name: self.tensor(cut.main.name, count) for cut in wanted}
 
     def tensor(self, name: str, count: int) -> np.ndarray:
-        """Returns a copy of a tensor at a cut after ``run``: (count, ...), float16 as float32."""
+        """Returns a copy of a tensor at a cut after ``run``: (count, ...), float16 and quantised ones as float32."""
         copy = self._read(name, count)
+        if (quantised := self._quantised.get(name)) is not None:
+            return quantised.dequantise(copy)
         return copy.astype(np.float32) if copy.dtype == np.float16 else copy
 
     def answers(self, count: int) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:

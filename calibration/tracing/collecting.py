@@ -10,6 +10,7 @@ from artifacts import MAX_SOFTMAX, Answers, Model, Task, Trace, describe_choice
 from artifacts.console import track
 from calibration.data.samples import Samples, in_chunks
 from calibration.tracing.all_exits import SegmentRunner
+from calibration.tracing.reference import ReferenceNetwork, reference_graph
 from engines import row_lengths
 
 
@@ -45,6 +46,8 @@ def collect_trace(
     """
     found = _Chunks()
     chunks = in_chunks(indices, rows)
+    graph = reference_graph(model, runner.engine.backend)
+    reference = None if graph is None else ReferenceNetwork(model, graph, threads=runner.engine.threads)
     for chunk in track(chunks, description="tracing samples", total=-(-len(indices) // rows)):
         inputs = samples.inputs(chunk)
         answered = runner.answers(runner.run(inputs))
@@ -52,12 +55,16 @@ def collect_trace(
             found.lengths.append(row_lengths(inputs[model.spec.sequence.mask]).astype(np.int32))
         targets = samples.targets(chunk) if samples.labelled else None
         _judge(found, task, [answers for answers, _ in answered], targets)
+        if reference is not None:
+            reference.add(inputs, [answers for answers, _ in answered], task, targets)
         found.confidence.append(np.stack([confidence for _, confidence in answered]))
         if task.confidence == MAX_SOFTMAX and model.spec.full.confidence is not None:
             probabilities = model.spec.settings.get("confidence") == "max"
             choices = [describe_choice(answers[0], probabilities=probabilities) for answers, _ in answered]
             found.features.append(np.stack(choices))
     agreement = np.concatenate(found.agreement, axis=1).astype(np.float32)
+    if reference is not None:
+        reference.close()
     return Trace(
         exits=tuple(cut.name for cut in model.spec.candidates),
         confidence=np.concatenate(found.confidence, axis=1),
@@ -69,6 +76,7 @@ def collect_trace(
         features=np.concatenate(found.features, axis=1) if found.features else None,
         labelled=samples.labelled,
         lengths=np.concatenate(found.lengths) if found.lengths else None,
+        reference=None if reference is None else reference.collected(),
     )
 
 

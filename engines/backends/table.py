@@ -6,7 +6,7 @@ name.
 
 from __future__ import annotations
 
-from artifacts import UsageError, unknown_name
+from artifacts import PRECISIONS, UsageError, unknown_name
 from engines.ort.backend import ONNXRUNTIME_BACKEND, ONNXRUNTIME_CUDA_BACKEND
 from engines.ov.backend import OPENVINO_BACKEND, OPENVINO_BF16_BACKEND
 from engines.protocols import Backend
@@ -22,6 +22,7 @@ TABLE = (
 )
 BACKENDS = tuple(backend.name for backend in TABLE)
 DEFAULT_BACKEND = TABLE[0].name
+_BF16 = "bf16"
 _BY_NAME = {backend.name: backend for backend in TABLE}
 
 
@@ -34,6 +35,13 @@ def find_backend(name: str) -> Backend:
     if name not in _BY_NAME:
         raise unknown_name("engine backend", name, BACKENDS)
     return _BY_NAME[name]
+
+
+def arithmetic_of(name: str) -> str:
+    """Returns the precision that a backend computes in where a graph says float32: ``fp32``, or that of its name."""
+    find_backend(name)
+    base, _, precision = name.rpartition("-")
+    return precision if base in _BY_NAME and precision == _BF16 else PRECISIONS[0]
 
 
 def choose_backend(name: str, precision: str | None) -> tuple[str, str | None]:

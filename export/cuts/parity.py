@@ -12,6 +12,7 @@ import numpy as np
 from artifacts import OPTIONAL, GraphError, ModelSpec
 from engines import GraphRunner
 from export.graphs.probing import TOLERANCES, relative_error, sample_rows
+from export.precision.int8 import Int8Report
 
 PARITY_JSON = "parity.json"
 BATCHES = (1, 3, 32)
@@ -46,7 +47,9 @@ class ParityReport:
             output that hardly reacts to the input, a saturated softmax for instance, agrees whatever the parts do.
         source: what the whole network was compared with, e.g. the imported file; empty when it was made here.
         source_absolute, source_relative: largest errors of that comparison.
-        precision_relative: how much the whole network lost by its precision, against the same in fp32 on random rows.
+        precision_relative: how much the whole network lost by its precision, against the same in fp32 on random rows;
+            in int8 on real ones, as the root of a mean square.
+        int8: what quantisation did to the network; ``None`` in other precisions.
     """
 
     tolerance: float
@@ -56,6 +59,7 @@ class ParityReport:
     source_absolute: float = 0.0
     source_relative: float = 0.0
     precision_relative: float = 0.0
+    int8: Int8Report | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def is_weak(self) -> bool:

@@ -128,8 +128,9 @@ def _why_refused(place: CutPlace, probe: Probe) -> str:
         if name not in probe.led:
             reason = probe.reasons.get(name, "does not depend on the values of the inputs")
             return f"'{name}' {reason}"
-    if np.dtype(probe.led[place.main].dtype).kind != "f":
-        return f"'{place.main}' holds {probe.led[place.main].dtype}, and exit heads read floating-point features"
+    main = probe.led[place.main]
+    if np.dtype(main.dtype).kind != "f" and main.quantised is None:
+        return f"'{place.main}' holds {main.dtype}, and exit heads read floating-point features"
     for name in place.recomputed:
         if name not in probe.led and name not in probe.lines:
             return f"'{name}', computed from shapes before the cut and read behind it, {probe.reasons[name]}"

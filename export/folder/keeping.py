@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import onnx_ir as ir
+
 from artifacts import GraphError, Model, read_json, recorded_command
 from export.cuts.parity import PARITY_JSON, ParityReport
 from export.cuts.splitting import cut_graph
 from export.folder.recipe import ExportRecipe, Provenance, SourceParity
 from export.folder.texts import kept_text_source
-from export.folder.writing import Blueprint, run_of, write_model
+from export.folder.writing import Blueprint, Part, run_of, write_model
 from export.graphs.loading import load_graph
 from export.graphs.probing import settle_integers
 
@@ -55,6 +57,16 @@ def keep_cuts(model: Model, names: Sequence[str], *, settings: Mapping[str, str 
     )  # fmt: skip
     blueprint = Blueprint(
         name=spec.name, recipe=recipe, loaded=loaded, cut=cut, cuts=cut.cuts, confidence=spec.full.confidence,
-        precision_loss=parity.precision_relative,
+        precision_loss=parity.precision_relative, int8=parity.int8, reference=_read_reference(model),
     )  # fmt: skip
     return write_model(run_of(model), blueprint)
+
+
+def _read_reference(model: Model) -> Part | None:
+    """Returns the network in float32 that a quantised model keeps beside it."""
+    spec = model.spec.reference
+    if spec is None:
+        return None
+    graph = ir.load(model.path(spec))
+    ir.external_data.load_to_model(graph)
+    return graph, spec

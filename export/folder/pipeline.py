@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx_ir as ir
 
-from artifacts import NO_EXITS, NO_TASK, SAID_BY, GraphError, Model, RunFolder, TensorSpec, find_task, read_json
+from artifacts import (
+    NO_EXITS,
+    NO_TASK,
+    PRECISIONS,
+    SAID_BY,
+    GraphError,
+    Model,
+    RunFolder,
+    TensorSpec,
+    UsageError,
+    find_task,
+    open_scratch,
+    read_json,
+)
 from export.answers.small import make_small
 from export.confidence.adding import add_confidence, find_recipe
 from export.confidence.choice import (
@@ -21,12 +36,17 @@ from export.cuts.parity import PARITY_JSON, ParityReport
 from export.cuts.splitting import CutGraph, CutReport, cut_graph
 from export.cuts.thinning import thin_cuts
 from export.folder.recipe import CONFIDENCE, ExportRecipe
-from export.folder.writing import CUTS_JSON, Blueprint, open_run_model, write_model
+from export.folder.writing import CUTS_JSON, Blueprint, Part, open_run_model, write_model
 from export.graphs.loading import LoadedGraph
 from export.graphs.outputs import check_answers
 from export.graphs.probing import probe_tensors, sample_answers
+from export.options import CALIBRATED
 from export.pixels.taking_bytes import take_bytes
-from export.precision.passes import apply_precision
+from export.precision.int8 import LEAST_ROWS
+from export.precision.passes import PassRequest, apply_precision
+
+_ROWS = 1536
+_ROW_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +103,12 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
         recipe = replace(recipe, preprocessing=loaded.pixels)
     else:
         loaded = replace(loaded, pixels=recipe.preprocessing or loaded.pixels)
-    loaded, precision_loss = apply_precision(loaded, recipe.precision, half=(*(recipe.cuts or ()), *recipe.further))
-    decided = _add_confidences(loaded, recipe)
+    request = PassRequest(half=(*(recipe.cuts or ()), *recipe.further))
+    reference = None
+    if recipe.precision in CALIBRATED:
+        request, reference = _ask_float_network(run, loaded, recipe, request)
+    converted = apply_precision(loaded, recipe.precision, request)
+    decided = _add_confidences(converted.loaded, recipe)
     recipe = replace(recipe, answers=decided.answers)
     if recipe.segments:
         cut = cut_graph(decided.loaded, answers=recipe.answers, wanted=recipe.cuts)
@@ -110,9 +134,42 @@ def publish_model(run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe) -> 
         cuts=cuts,
         confidence=decided.confidence,
         heads=decided.heads,
-        precision_loss=precision_loss,
+        precision_loss=converted.loss,
+        int8=converted.report,
+        reference=reference,
     )
     return _read_result(write_model(run, blueprint), reused=False)
+
+
+def _ask_float_network(
+    run: RunFolder, loaded: LoadedGraph, recipe: ExportRecipe, request: PassRequest
+) -> tuple[PassRequest, Part]:
+    """Returns a request with real rows, and the network in float32 as a part of its own.
+
+    Raises:
+        UsageError: there is nobody to ask for rows.
+    """
+    if recipe.rows is None:
+        raise UsageError(
+            f"--precision {recipe.precision} is calibrated on real rows: name your data with --data, or give the "
+            "options of the export a function that draws them (ExportOptions.rows)"
+        )
+    with open_scratch(run.root / "float32") as folder:
+        whole = replace(recipe, precision=PRECISIONS[0], segments=False, extra_files=None)
+        copy = replace(loaded, model=loaded.model.clone())
+        model = publish_model(RunFolder(root=folder), copy, whole).model
+        rows = recipe.rows(RunFolder(root=folder), count_rows(loaded))
+        full = ir.load(model.path(model.spec.full))
+        ir.external_data.load_to_model(full)
+        reference = full, model.spec.full
+    task = find_task(recipe.task)
+    return replace(request, rows=rows, answers=recipe.answers, agreement=task.agreement), reference
+
+
+def count_rows(loaded: LoadedGraph) -> int:
+    """Returns how many real rows a precision is calibrated and judged on: as many as are enough, and fit in memory."""
+    row = sum(math.prod(spec.row_shape) * np.dtype(spec.dtype).itemsize for spec in loaded.inputs)
+    return int(max(LEAST_ROWS, min(_ROWS, _ROW_BYTES // row)))
 
 
 def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:

@@ -11,7 +11,7 @@ from artifacts import PRECISIONS, Preprocessing, UsageError, find_task, to_plain
 from export.confidence.adding import recipes_like
 from export.folder.texts import TextSource
 from export.nets.table import HEADS
-from export.options import ANSWERS, INPUTS, ExportOptions
+from export.options import ANSWERS, INPUTS, ExportOptions, RowSource
 from export.pixels.statements import Settled, Statement, record_statements
 
 TASK = "classification"
@@ -78,6 +78,7 @@ class ExportRecipe:
         confidence: the recipe of the confidences; ``None``: the task's.
         source: how far the graph is from what it was made of.
         text: how the network wants its texts; ``None``: it takes something else, or no tokenizer is known.
+        rows: real rows, for a precision that is calibrated; ``None``: there are none.
         extra_files: writes further files into the staging folder, the weights of a torch family for instance.
     """
 
@@ -101,6 +102,7 @@ class ExportRecipe:
     confidence: str | None = None
     source: SourceParity = SourceParity()
     text: TextSource | None = None
+    rows: RowSource | None = None
     extra_files: Callable[[Path], None] | None = None
 
 
@@ -110,7 +112,7 @@ def graph_parameters(options: ExportOptions, statements: Sequence[Statement] = (
         "format": FORMAT, "family": "onnx", "segments": options.segments, "every": options.every or 1,
         "head": options.head or HEADS[0], "input_shapes": to_plain(options.input_shapes),
         **precision_record(options.precision), **input_record(options.input), **record_statements(statements),
-        **length_record(options.lengths),
+        **length_record(options.lengths), **data_record(options.data),
         **({} if options.length is None else {"length": options.length}),
         **({} if options.task in (None, TASK) else {"task": options.task}),
     }  # fmt: skip
@@ -134,6 +136,7 @@ def graph_recipe(
         segments=options.segments,
         every=every,
         precision=options.precision,
+        rows=options.rows,
         source=source,
     )
 
@@ -179,6 +182,11 @@ def answers_record(form: str | None) -> dict[str, str]:
 def length_record(lengths: tuple[int, ...]) -> dict[str, list[int]]:
     """Returns what parameters say of the lengths of rows; nothing where all rows have one shape."""
     return {"lengths": list(lengths)} if lengths else {}
+
+
+def data_record(data: str | None) -> dict[str, str]:
+    """Returns what parameters say of the data that a precision is calibrated on; nothing where none is."""
+    return {} if data is None else {"data": data}
 
 
 def precision_record(precision: str) -> dict[str, str]:

@@ -33,8 +33,10 @@ from export.folder.texts import EXPORT_PREFIX
 from export.graphs.files import save_graph
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import TOLERANCES
+from export.precision.int8 import Int8Report
 
 CUTS_JSON = "cuts.json"
+REFERENCE_ONNX = "reference.onnx"
 
 Part = tuple[ir.Model, GraphSpec]
 
@@ -52,6 +54,8 @@ class Blueprint:
         confidence: the output with the confidence, if there is one.
         heads: cut name -> names of the head's outputs (answer, confidence) in ``loaded``.
         precision_loss: how far it is from the same in fp32, where it is of another precision.
+        int8: what quantisation did to it; ``None`` in other precisions.
+        reference: the network in float32, where its numbers are quantised.
     """
 
     name: str
@@ -62,6 +66,8 @@ class Blueprint:
     confidence: str | None
     heads: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     precision_loss: float = 0.0
+    int8: Int8Report | None = None
+    reference: Part | None = None
 
 
 def write_model(run: RunFolder, blueprint: Blueprint) -> Model:
@@ -87,6 +93,7 @@ def write_model(run: RunFolder, blueprint: Blueprint) -> Model:
             source_absolute=recipe.source.absolute,
             source_relative=recipe.source.relative,
             precision_relative=blueprint.precision_loss,
+            int8=blueprint.int8,
         )
         write_json(staging / PARITY_JSON, report)
         if blueprint.cuts:
@@ -130,6 +137,7 @@ def _write_graphs(staging: Path, blueprint: Blueprint) -> ModelSpec:
         preprocessing=recipe.preprocessing,
         classes=recipe.classes,
         sequence=loaded.sequence,
+        reference=None if blueprint.reference is None else save_part(staging, blueprint.reference, REFERENCE_ONNX),
         text=None if recipe.text is None else recipe.text.wanted,
     )
     if not blueprint.cuts:

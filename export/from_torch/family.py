@@ -31,6 +31,7 @@ from export.folder.recipe import (
     answers_record,
     check_answers,
     check_confidence,
+    data_record,
     input_record,
     length_record,
     precision_record,
@@ -46,7 +47,7 @@ from export.nets.multi_exit import MultiExitNet, backbone_cuts, example_rows
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.nets.table import NetConfig, find_family
 from export.nets.weights import load_weights, save_weights
-from export.options import ANSWERS, INPUTS, ExportOptions
+from export.options import ANSWERS, INPUTS, ExportOptions, RowSource
 from export.pixels.statements import Settled, Statement, read_statement, record_statements, settle_preprocessing
 
 ANSWER = "logits"
@@ -71,6 +72,7 @@ class NetSettings:
         task: what its answers mean.
         classes: names of its classes; none where they are not known.
         lengths: that its rows may have, the last that of its options; none: all rows have one shape.
+        data, rows: as of ``ExportOptions``: what a precision is calibrated on.
     """
 
     family: Family
@@ -88,6 +90,8 @@ class NetSettings:
     task: str = "classification"
     classes: tuple[str, ...] = ()
     lengths: tuple[int, ...] = ()
+    data: str | None = None
+    rows: RowSource | None = None
 
     def record(self) -> dict[str, str | int | float | bool]:
         """Returns the settings of ``model.json``."""
@@ -107,7 +111,7 @@ class NetSettings:
             **record_statements([] if self.said is None else [self.said]),
             **({} if self.task == self.family.task else {"task": self.task}),
             **({} if self.text is None else self.text.record()),
-            **length_record(self.lengths),
+            **length_record(self.lengths), **data_record(self.data),
         }  # fmt: skip
 
 
@@ -194,7 +198,7 @@ def _settle(
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision, input=options.input, said=said, text=text, task=task,
         answers=check_answers(options.answers, task), confidence=check_confidence(options.confidence, task),
-        classes=found.classes or (recipe.classes if recipe else ()), lengths=options.lengths,
+        classes=found.classes or (recipe.classes if recipe else ()), lengths=options.lengths, data=options.data, rows=options.rows,
     )  # fmt: skip
 
 
@@ -316,6 +320,7 @@ def publish_family(
         further=tuple(name for name in further if name in read),  # masks stay in float32
         heads=heads,
         precision=settings.precision,
+        rows=settings.rows,
         form=settings.answers,
         confidence=settings.confidence,
         source=compare_with_torch(loaded, still.backbone),

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from artifacts import (
+    PRECISIONS,
     Cut,
     GraphError,
     GraphSpec,
@@ -38,12 +39,13 @@ from export.from_torch.masks import find_mask
 from export.from_torch.publishing import rebuild_net
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
+from export.graphs.number_formats import dequantise_inputs
 from export.nets.dense.heads import build_maps_ladder
 from export.nets.heads import AnsweringHead, ChannelsFirst, build_ladder, features_read, mask_of
 from export.nets.shipped_weights import WEIGHTS_FILE
 from export.nets.token_heads import POOLER, mask_example
 from export.nets.weights import head_state
-from export.precision.passes import apply_precision
+from export.precision.passes import PassRequest, apply_precision
 
 _log = logging.getLogger("pame.export")
 
@@ -264,7 +266,9 @@ def _finish_heads(
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
     """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
     half = list(dict.fromkeys(spec.name for cut in cuts.values() for spec in cut.tensors if spec.dtype == "float16"))
-    loaded, _ = apply_precision(_at_opset_of(model, loaded), model.spec.precision, half=half)
+    precision = model.spec.precision if model.spec.reference is None else PRECISIONS[0]  # quantised ones have heads in it
+    loaded = apply_precision(_at_opset_of(model, loaded), precision, PassRequest(half=half)).loaded
+    dequantise_inputs(loaded.model.graph, (spec for cut in cuts.values() for spec in cut.tensors))
     loaded = replace(loaded, sequence=model.spec.sequence)
     recipe = find_recipe(str(model.spec.settings.get(RECIPE) or find_task(model.spec.task).confidence))
     parts = {}
@@ -290,8 +294,8 @@ def _terms(model: Model) -> str:
 
 
 def _example(tensor: TensorSpec) -> Tensor:
-    """Returns two rows of a tensor at a cut; a network in half precision is converted after the export."""
-    dtype = "float32" if tensor.dtype == "float16" else tensor.dtype
+    """Returns two rows of a tensor at a cut as heads read it; other precisions are converted after the export."""
+    dtype = "float32" if tensor.dtype == "float16" or tensor.quantised is not None else tensor.dtype
     return torch.zeros(2, *tensor.row_shape, dtype=getattr(torch, dtype))
 
 

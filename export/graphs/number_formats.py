@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
 
+from artifacts import Quantisation, TensorSpec
 from export.graphs.dataflow import name_of
+from export.graphs.surgery import add_constant, make_node, prepend_nodes
 
 _HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _QUANTISING_OPS = frozenset({
@@ -46,3 +50,40 @@ def batch_wide_quantisation(graph: ir.Graph) -> str:
         if node.op_type == "DynamicQuantizeLinear":
             return node.name or name_of(node.outputs[0])
     return ""
+
+
+def find_quantised(graph: ir.Graph) -> dict[str, Quantisation]:
+    """Returns the tensors that hold quantised numbers of one scale, and what their integers stand for."""
+    found = {}
+    for node in graph:
+        if node.op_type != "QuantizeLinear" or len(node.inputs) < 3:
+            continue
+        scale, zero = (None if value is None or value.const_value is None else value.const_value.numpy()
+                       for value in node.inputs[1:3])  # fmt: skip
+        if scale is not None and zero is not None and scale.size == zero.size == 1 and scale.dtype == np.float32:
+            found[name_of(node.outputs[0])] = Quantisation(scale=float(scale.item()), zero_point=int(zero.item()))
+    return found
+
+
+def dequantise_inputs(graph: ir.Graph, specs: Iterable[TensorSpec]) -> None:
+    """Lets a graph that reads float32 take quantised tensors: a ``DequantizeLinear`` stands behind each of them.
+
+    Args:
+        graph: changed in place.
+        specs: what its inputs shall be; others, and those that are not quantised, stay as they are.
+    """
+    wanted = {spec.name: spec for spec in specs if spec.quantised is not None}
+    steps: list[ir.Node] = []
+    for index, inner in enumerate(graph.inputs):
+        spec = wanted.get(name_of(inner))
+        if spec is None or spec.quantised is None:
+            continue
+        inner.name = f"{spec.name}/inner"
+        kind = np.dtype(spec.dtype)
+        outer = ir.Value(name=spec.name, type=ir.TensorType(ir.DataType.from_numpy(kind)), shape=inner.shape)
+        scale = add_constant(graph, f"{spec.name}/scale", np.array(spec.quantised.scale, np.float32))
+        zero = add_constant(graph, f"{spec.name}/zero_point", np.array(spec.quantised.zero_point, kind))
+        steps.append(make_node("DequantizeLinear", [outer, scale, zero], f"{spec.name}/float"))
+        inner.replace_all_uses_with(steps[-1].outputs[0], replace_graph_outputs=True)
+        graph.inputs[index] = outer
+    prepend_nodes(graph, steps)

@@ -26,6 +26,7 @@ from artifacts import EngineError, GraphError, Preprocessing, TensorSpec
 from engines import GraphRunner
 from export.graphs.files import PROTO_LIMIT, save_graph, weight_bytes
 from export.graphs.loading import LoadedGraph
+from export.graphs.number_formats import find_quantised
 from export.graphs.probes.lengths import Verdict, binary_mask, join_lengths, padded_pairs, shorten_rows
 from export.graphs.probes.lines import BatchLine, fit_line, is_same_line
 from export.graphs.ranges import assume_pixels, draw_images, plain_image
@@ -162,6 +163,7 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
             reasons[name] = "is bfloat16, which engines do not hand over"
         verdicts = [_judge_lengths(runner, loaded, made, draw) for draw in _draws(loaded, seed)]
     led = {spec.name: spec for spec in loaded.inputs}
+    quantised = find_quantised(loaded.model.graph)
     lines: dict[str, BatchLine] = {}
     for name in made:
         found = [verdict[name] for verdict in verdicts]
@@ -169,7 +171,7 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
         if reason or not all(_is_same(first, other) for other in found[1:]):
             reasons[name] = reason or "has another shape or other values for other inputs"
         elif isinstance(first, TensorSpec):
-            led[name] = first
+            led[name] = replace(first, quantised=quantised.get(name))
         elif isinstance(first, BatchLine):
             lines[name] = first
     for name in loaded.outputs:

@@ -15,7 +15,9 @@
    (``calibration.certify.risk_tests`` has the theory). All that passed meet the tolerance together, except with
    probability ``delta``, so the fastest of them by any measure may be taken.
 5. The plan without exits loses nothing and needs no test. When no other passes it is the answer, together with how
-   many samples it would take, and which tolerance these samples can certify.
+   many samples it would take, and which tolerance these samples can certify. Where the tolerance refers to another
+   network, in float32 while a quantised one is planned for, the plan without exits is tested like any other, so that
+   one certificate covers quantisation and exits together.
 
 The search is an argument: anything that maps a ``SearchProblem`` to plans. It sees the first half only.
 """
@@ -69,29 +71,32 @@ class CertifiedPlans:
         sequence: the tested plans from safe to bold.
         no_exits: the certificate of the plan without exits.
         halves: the samples for tuning and those for the test.
-        shortage: the message when no plan with exits passed; ``None`` otherwise.
+        shortage: the message when no plan of the sequence passed; ``None`` otherwise.
+        lossless: the plan without exits loses nothing, since the tolerance refers to the network itself. Otherwise it
+            is tested like any other.
     """
 
     sequence: tuple[TestedPlan, ...]
     no_exits: Certificate
     halves: Halves
     shortage: Shortage | None
+    lossless: bool = True
 
     @property
     def certificates(self) -> dict[Exits, Certificate]:
         """The plans that may be taken, each with its certificate; the boldest last, the one without exits first."""
         passed = {plan.exits: plan.certificate for plan in self.sequence if plan.certificate is not None}
-        return {NO_EXITS: self.no_exits, **passed}
+        return {NO_EXITS: self.no_exits, **passed} if self.lossless else passed
 
     @property
     def boldest(self) -> Exits:
         """The last plan that passed; the one without exits when no other did."""
-        return list(self.certificates)[-1]
+        return list(self.certificates)[-1] if self.certificates else NO_EXITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortage:
-    """Why no plan with exits could be certified.
+    """Why no plan of the sequence could be certified.
 
     Attributes:
         samples: in the trace, both halves.
@@ -115,7 +120,7 @@ class Shortage:
             return "no exits that keep the tolerance on the samples for tuning make the network faster"
         said = [
             (
-                f"no plan with exits can be certified to lose at most {tolerance:.4g} (delta {delta:g}) "
+                f"no plan{' with exits' if self.safest.cuts else ''} can be certified to lose at most {tolerance:.4g} (delta {delta:g}) "
                 f"with {self.samples} samples, half of them for the test: the safest one lost {self.observed:.4g} there"
             )
         ]
@@ -156,10 +161,13 @@ def plan_certified(problem: SearchProblem, search: Search, settings: CertifyConf
         )
     part = problem.on(tuning, (tolerance,))
     plans = find_plans(part, search, settings.risk)
+    if trace.reference is not None:  # then the network itself may lose something, with no exits at all
+        plans = (NO_EXITS, *plans)
     test, ordered = choose_order(part, plans, risk=settings.risk, delta=settings.delta)
     ordered = order_plans(part, vary_plans(ordered), test)
     evidence = collect_evidence(held_out, ordered, test.risk)
-    return certify_plans(ordered, evidence, test, halves=halves, tolerance=tolerance)
+    certified = certify_plans(ordered, evidence, test, halves=halves, tolerance=tolerance)
+    return certified if trace.reference is None else replace(certified, lossless=False)
 
 
 def certify_plans(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from artifacts import InputError, Trace
+from artifacts import InputError, Reference, Trace
 from calibration import COUNTED_METRICS, SET_METRICS
+from planner.config import SELF
 from planner.predict.replay import NO_EXITS, Exits, find_answers
 
 
@@ -17,7 +18,7 @@ class Evidence:
     """The evidence of a risk on some samples, in the form of ``calibration.RiskTest``.
 
     Attributes:
-        full: of the full network, (n,); for a set metric (n, 2) labels and predictions, or (n, k) counts.
+        full: of the network that the tolerance refers to, (n,); for a set metric (n, 2) labels and predictions, or (n, k) counts.
         plans: of each plan, an array of the same form.
     """
 
@@ -37,10 +38,22 @@ def collect_evidence(trace: Trace, plans: Sequence[Exits], risk: str) -> Evidenc
         InputError: as ``check_evidence``.
     """
     check_evidence(trace, risk)
+    read = metric_under
     if risk in COUNTED_METRICS:
-        return Evidence(full=_counts_under(trace, NO_EXITS), plans=tuple(_counts_under(trace, plan) for plan in plans))
-    read = _classes_under if risk in SET_METRICS else metric_under
-    return Evidence(full=read(trace, NO_EXITS), plans=tuple(read(trace, plan) for plan in plans))
+        read = _counts_under
+    elif risk in SET_METRICS:
+        read = _classes_under
+    full = read(trace, NO_EXITS) if trace.reference is None else _reference_evidence(trace, trace.reference, risk)
+    return Evidence(full=full, plans=tuple(read(trace, plan) for plan in plans))
+
+
+def _reference_evidence(trace: Trace, reference: Reference, risk: str) -> np.ndarray:
+    """Returns the evidence of the network that the tolerance refers to."""
+    if risk in COUNTED_METRICS:
+        return np.asarray(reference.counts)
+    if risk in SET_METRICS:
+        return np.stack([np.asarray(trace.labels), np.asarray(reference.predictions)], axis=1)
+    return reference.metric
 
 
 def check_evidence(trace: Trace, risk: str) -> None:
@@ -75,13 +88,27 @@ def _counts_under(trace: Trace, exits: Exits) -> np.ndarray:
 
 
 def risk_trace(trace: Trace, risk: str) -> Trace:
-    """Returns the trace in which ``metric`` is the one that a risk is about: for ``agreement`` the agreement.
+    """Returns the trace in which ``metric`` is the one that a risk is about: for ``agreement`` the agreement with the
+    network that the tolerance refers to.
 
     Raises:
         InputError: as ``check_evidence``.
     """
     check_evidence(trace, risk)
-    return replace(trace, metric=trace.agreement.astype(np.float32)) if risk == "agreement" else trace
+    if risk != "agreement":
+        return trace
+    reference = trace.reference
+    if reference is None:
+        return replace(trace, metric=trace.agreement.astype(np.float32))
+    ones = replace(reference, metric=np.ones_like(reference.metric))
+    return replace(trace, metric=reference.agreement, reference=ones)
+
+
+def refer_to(trace: Trace, reference: str | None) -> Trace:
+    """Returns the trace whose tolerances refer to a network: ``self``, the traced one, or the one that it names."""
+    if reference != SELF or trace.reference is None:
+        return trace
+    return replace(trace, metric=trace.metric if trace.labelled else trace.agreement, reference=None)
 
 
 def metric_word(risk: str) -> str:

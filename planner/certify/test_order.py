@@ -92,7 +92,7 @@ def _keep_faster(tuning: SearchProblem, plans: Sequence[Exits], p_values: Sequen
     expected_ms = [tuning.expect_ms(plan) for plan in plans]
     order = sorted(range(len(plans)), key=lambda index: (p_values[index], -expected_ms[index]))
     faster: list[Exits] = []
-    best_ms = tuning.expect_ms(NO_EXITS)
+    best_ms = tuning.expect_ms(NO_EXITS) if tuning.trace.reference is None else float("inf")
     for index in order:
         if expected_ms[index] < best_ms:
             faster.append(plans[index])

@@ -175,10 +175,11 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
         faster = full.measured_mean_ms / committed.measured_mean_ms
     _print_exits(plan, committed.arrival_ms, to_stderr=to_stderr)
     kept = plan.predicted_metric / plan.full_metric
+    against = f" of the network in {plan.against}" if plan.against else ""
     stream = sys.stderr if to_stderr else sys.stdout
     print(
         f"\n{metric_word(plan.risk)} {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
-        f"asked for {1 - plan.tolerance:.2%}\n"
+        f"asked for {1 - plan.tolerance:.2%}{against}\n"
         f"{describe_certificate(plan)}\n"
         f"mean latency {predicted.mean_ms:.3f} ms predicted{_measured(committed)}\n"
         f"full network {predicted.full_ms:.3f} ms timed{_measured(full)}: "
@@ -218,7 +219,7 @@ def describe_certificate(plan: ExitPlan) -> str:
     certificate = plan.certificate
     if certificate is None:
         return "certificate: none (--certify none); the tolerance holds on the calibration data only"
-    if not plan.exits:
+    if not plan.exits and not plan.against:
         return "certificate: without exits nothing is lost"
     risk = {"metric": "relative loss of the metric", "agreement": "disagreement with the final head"}.get(
         certificate.risk, f"relative loss of {certificate.risk}"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from artifacts import (
+    PRECISIONS,
     Certificate,
     ExitPlan,
     InferenceTimeMatrix,
@@ -169,6 +170,7 @@ def describe_plan(priced: PricedExits, case: PlanningCase, certificate: Certific
     origin = PlanOrigin(
         model_digest=case.model.digest, trace_digest=case.trace_digest, full_metric=case.trace.full_metric,
         backend=case.config.backend, threads=case.config.threads, learned=case.learned,
+        against="" if case.trace.reference is None else PRECISIONS[0],
     )  # fmt: skip
     return make_exit_plan(priced, case.config, origin, certificate, describe_reference(case.trace, priced.exits))
 

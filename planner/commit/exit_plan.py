@@ -21,6 +21,7 @@ class PlanOrigin:
         backend: of the engines that were timed.
         threads: of each engine.
         learned: the learned confidences that the trace has.
+        against: as of ``ExitPlan``.
     """
 
     model_digest: str
@@ -29,6 +30,7 @@ class PlanOrigin:
     backend: str
     threads: int
     learned: Learned = field(default_factory=dict)
+    against: str = ""
 
 
 def make_exit_plan(
@@ -65,5 +67,6 @@ def make_exit_plan(
         objective=config.objective,
         load={} if config.load is None else config.load.to_plain(),
         risk=config.certify.risk,
+        against=origin.against,
         confidences={cut: origin.learned[cut] for cut in priced.exits.cuts if cut in origin.learned},
     )

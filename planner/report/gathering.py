@@ -25,8 +25,8 @@ from artifacts import (
     read_json,
     read_manifest,
 )
-from planner.certify.evidence import risk_trace
-from planner.config import PlanConfig
+from planner.certify.evidence import refer_to, risk_trace
+from planner.config import SELF, PlanConfig
 from planner.measure.timing import ITM_JSON
 from planner.report.answers import collect_examples
 from planner.report.benchmark import read_bench
@@ -71,7 +71,7 @@ def gather_report(
         spec=model.spec,
         plan=plan,
         considered=read_considered(planned),
-        trace=risk_trace(inputs.trace, plan.risk).with_confidences(plan.confidences),
+        trace=risk_trace(refer_to(inputs.trace, plan.against or SELF), plan.risk).with_confidences(plan.confidences),
         costs=inputs.costs(batch_size=config.batch_size, load=config.load),
         sweep=sweep,
         patterns=read_patterns(planned),

@@ -94,11 +94,20 @@ class SearchProblem:
 
     @cached_property
     def budgets(self) -> tuple[float, ...]:
-        """Per tolerance how much of the metric may be lost, summed over the samples."""
+        """Per tolerance how much of the final head's metric may be lost, summed over the samples.
+
+        Less than nothing where the network itself loses more, against the one that the tolerance refers to.
+        """
         samples = self.trace.sample_count
+        gained = (float(self.trace.metric[-1].mean(dtype="float64")) - self.trace.full_metric) * samples
         return tuple(
-            self.trace.full_metric * samples * tolerance + ROUNDING / 2 * samples for tolerance in self.tolerances
+            gained + self.trace.full_metric * samples * tolerance + ROUNDING / 2 * samples
+            for tolerance in self.tolerances
         )
+
+    def keeps_metric(self, priced: PricedExits) -> bool:
+        """Tells whether a plan keeps the metric on the trace, for a problem that has one tolerance."""
+        return priced.outcome.metric >= (1 - self.tolerance) * self.trace.full_metric - ROUNDING
 
     @cached_property
     def most_survivors(self) -> tuple[int, ...]:

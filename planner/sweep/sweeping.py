@@ -22,7 +22,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import track
-from planner.certify.evidence import risk_trace
+from planner.certify.evidence import refer_to, risk_trace
 from planner.confidence.choosing import settle_confidence
 from planner.config import PlanConfig
 from planner.flags import planner_command
@@ -32,7 +32,7 @@ from planner.search.threshold_grids import KeptGrids
 from planner.sweep.points import Sweep, sweep_levels, sweep_tolerances
 from planner.workflow.inputs import PlanningInputs
 from planner.workflow.record import GRID_NPZ, fresh_grids, read_grids, reusable_grids, share_grids, write_grids
-from planner.workflow.searching import make_problem
+from planner.workflow.searching import bound_no_exits, check_allowed, make_problem
 
 SWEEP_JSON = "sweep.json"
 _FORM = 2  # of ``sweep.json``
@@ -59,7 +59,7 @@ def ensure_sweep(
     Raises:
         NoPlanError: no tolerance has a plan.
     """
-    run, trace = inputs.run, risk_trace(inputs.trace, config.certify.risk)
+    run, trace = inputs.run, risk_trace(refer_to(inputs.trace, config.certify.reference), config.certify.risk)
     levels = sweep_levels(trace) if tolerances is None else tuple(tolerances)
     parameters = _list_parameters(config, levels)
     if is_current(run.sweep, kind="sweep", inputs=inputs.digests, parameters=parameters):
@@ -74,6 +74,8 @@ def ensure_sweep(
     def search(tolerance: float) -> SearchResult:
         problem = make_problem(trace, costs, replace(config, tolerance=tolerance), grids)
         (result,) = find_search(config.search)(problem)
+        result = bound_no_exits(problem, result)
+        check_allowed(problem, result)
         return result
 
     tracked = track(levels, description="sweeping tolerances", total=len(levels))

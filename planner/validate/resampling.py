@@ -114,7 +114,7 @@ def validate_methods(
         over: wraps the loop over the resplits, e.g. for a progress bar.
     """
     random, size = np.random.default_rng(config.seed), config.samples or population.sample_count
-    full, whole = population.metric[-1], population.full_metric
+    full, whole = population.reference_metric, population.full_metric
     without = expect_mean_ms(costs.plan_costs(()), (1.0,), costs.load)
     found: dict[str, list[tuple[float, float, float, int]]] = {name: [] for name in methods}
     for resplit in over(range(config.resplits)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from calibration import (
     load_run_data,
     missing_heads,
     retrain_jointly,
+    rows_of,
     source_name,
     trace_model,
     train_missing,
@@ -178,7 +179,8 @@ class _Job:
 
     @cached_property
     def model(self) -> Model:
-        return export_model(self.run, self.export, report=self.report).model
+        rows = rows_of(self.data, parts=self.options.parts, report=self.report)
+        return export_model(self.run, replace(self.export, rows=rows), report=self.report).model
 
     @cached_property
     def pace(self) -> Pace | None:

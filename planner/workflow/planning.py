@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from artifacts import Artifact, Model, RunFolder, is_current, to_plain, work_alone
 from calibration import DataSource, Samples, load_run_data
-from planner.certify.evidence import remark_on_risk, risk_trace
+from planner.certify.evidence import refer_to, remark_on_risk, risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
 from planner.commit.engine_sizes import check_limits
 from planner.commit.stages import publish_bundle
@@ -74,6 +74,7 @@ def plan_inputs(
 ) -> PlanningResult:
     """Plans with the inputs of a run of ours and publishes ``plan/`` and ``bundle/``; arguments as ``ensure_plan``."""
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
+    inputs = replace(inputs, trace=refer_to(inputs.trace, config.certify.reference))
     check_limits(config, inputs.itm)
     found = find_plan(inputs, config)
     if found is not None:

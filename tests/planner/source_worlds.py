@@ -39,3 +39,19 @@ def write_labels(network: Path, images: np.ndarray, target: Path, *, scale: floa
         answers = runner.run({"x": (images * scale - shift).astype(np.float32)})["logits"]
     np.savez(target, images=images, labels=answers.argmax(1))
     return target
+
+
+def write_conv_file(folder: Path, name: str = "conv.onnx") -> Path:
+    """Writes four convolutions of random weights, two of them beside a shortcut, and a final layer."""
+    from tests.export.export_graphs import GraphBuilder
+
+    graph = GraphBuilder()
+    value = graph.input("x", *SHAPE)
+    for width, following in ((1, 12), (12, 12)):
+        made = graph.add("Conv", value, graph.weight(following, width, 3, 3), graph.weight(following), pads=[1] * 4)
+        value = graph.add("Relu", made)
+    for _ in range(2):
+        made = graph.add("Conv", value, graph.weight(12, 12, 3, 3), graph.weight(12), pads=[1] * 4)
+        value = graph.add("Relu", graph.add("Add", made, value))
+    pooled = graph.add("Flatten", graph.add("GlobalAveragePool", value))
+    return graph.save(folder / name, graph.add("MatMul", pooled, graph.weight(12, CLASSES), output="logits"))
