@@ -110,8 +110,8 @@ __all__ = [
     "FEATURES", "LEAST_PROBABILITY", "MAX_SOFTMAX", "LearnedConfidence", "describe_choice",
     "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BundleSpec", "Certificate", "Cut",
     "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "LengthTimes", "Model", "ModelSpec",
-    "PlannedExit", "PredictedLatency", "Preprocessing", "Quantisation", "SequenceSpec", "StageSpec", "StreamReference", "TensorSpec",
-    "Reference", "Trace",
+    "PlannedExit", "PredictedLatency", "Preprocessing", "Quantisation", "Reference", "SequenceSpec", "StageSpec",
+    "StreamReference", "TensorSpec", "Trace",
     "check_lengths", "check_precision", "name_channels",
     "find_first_true",
     # images

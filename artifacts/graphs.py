@@ -300,5 +300,6 @@ def check_precision(spec: ModelSpec, wanted: str | None, *, run: Path) -> None:
     data = " --data DATA" if wanted == "int8" else ""
     raise UsageError(
         f"--precision {wanted}: the network in {run / 'model'} is {spec.precision}, and that is part of its graph. "
-        f"Export it anew, e.g. with: python -m export {source} --segments --precision {wanted}{data} --run {run}-{wanted}"
+        f"Export it anew, e.g. with: python -m export {source} --segments --precision {wanted}{data} "
+        f"--run {run}-{wanted}"
     )

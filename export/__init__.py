@@ -69,9 +69,9 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     # the model folder
-    "ExportOptions", "ExportResult", "HEAD_SIZES", "RowSource", "add_heads", "build_head_ladders", "build_missing_heads",
-    "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net", "read_statement", "rebuild_net",
-    "write_heads",
+    "ExportOptions", "ExportResult", "HEAD_SIZES", "RowSource", "add_heads", "build_head_ladders",
+    "build_missing_heads", "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net",
+    "read_statement", "rebuild_net", "write_heads",
     # cutting, proving, merging
     "CutPlace", "CutReport", "DataFlow", "ParityReport", "PortableOutline", "PortableStage", "check_parity",
     "find_places", "load_graph", "merge_stage", "spread_evenly", "write_portable",

@@ -266,7 +266,9 @@ def _finish_heads(
 ) -> dict[str, tuple[ir.Model, GraphSpec]]:
     """Brings a graph of heads to the network's opset and precision, adds their confidences and takes it apart."""
     half = list(dict.fromkeys(spec.name for cut in cuts.values() for spec in cut.tensors if spec.dtype == "float16"))
-    precision = model.spec.precision if model.spec.reference is None else PRECISIONS[0]  # quantised ones have heads in it
+    precision = (
+        model.spec.precision if model.spec.reference is None else PRECISIONS[0]
+    )  # quantised ones have heads in it
     loaded = apply_precision(_at_opset_of(model, loaded), precision, PassRequest(half=half)).loaded
     dequantise_inputs(loaded.model.graph, (spec for cut in cuts.values() for spec in cut.tensors))
     loaded = replace(loaded, sequence=model.spec.sequence)

@@ -7,9 +7,10 @@ A network becomes a Q/DQ graph, of static ranges, by the following rules:
 2. Only what leads to the answers is quantised, from the first heavy node to the last but one: exit heads, the last
    heavy node (the classifier) and all behind it, confidences among them, stay in float32.
 3. Light nodes (``_LIGHT_OPS``) between heavy ones with weights are quantised with them, unless they lead to an
-   operator of ``_DELICATE_OPS`` before the next heavy node: masks and scores before a softmax, and what a normalisation reads.
+   operator of ``_DELICATE_OPS`` before the next heavy node: masks and scores before a softmax, and what a
+   normalisation reads.
 4. A tensor at a cut is quantised on both sides: the part before ends with its ``QuantizeLinear``, the part behind
-   begins with its ``DequantizeLinear``. The quantised tensor takes over the name, so that cuts are called as in float32.
+   begins with its ``DequantizeLinear``. The quantised tensor takes over the name: cuts are called as in float32.
 5. Ranges are found on rows of the train part, by each method of ``quantising.METHODS``; the one counts with which the
    answers of the whole network change least, on other rows.
 6. Where more than ``LOSS_LIMIT`` of the answers change, heavy nodes go back to float32, first those that win back the
@@ -108,7 +109,9 @@ def quantise(
         )
     network = _Network.of(loaded, crossing, answers)
     ranged = min(_CALIBRATED, count // 2)
-    before, behind = ({name: array[part] for name, array in rows.items()} for part in (slice(ranged), slice(ranged, None)))
+    before, behind = (
+        {name: array[part] for name, array in rows.items()} for part in (slice(ranged), slice(ranged, None))
+    )
     with tempfile.TemporaryDirectory(prefix="pame-int8-") as folder:
         quantiser = Quantiser(network.model, Path(folder))
         judge = _Judge(network.model, answers, behind, agreement)
@@ -122,7 +125,8 @@ def quantise(
             make=lambda kept: quantiser.quantise(method, network.nodes - set(kept)),
         )  # fmt: skip
     report = Int8Report(
-        method=method, changed=found.changed, error=math.sqrt(found.error), changed_by_method={name: trial.changed for name, trial in trials.items()},
+        method=method, changed=found.changed, error=math.sqrt(found.error),
+        changed_by_method={name: trial.changed for name, trial in trials.items()},
         rows=count - ranged, float_nodes=kept, time_ratio=judge.time_ratio(found),
     )  # fmt: skip
     return replace(loaded, model=network.finish(found.model), precision="int8", rounding="int8"), report

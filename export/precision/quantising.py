@@ -26,7 +26,10 @@ _PERCENTILE = 99.99
 _CHUNK_BYTES = 64 << 20  # of one run's intermediate tensors, all of which a calibrator keeps until it has counted them
 _MOST_ROWS = 32
 _OWN_RANGE = ("MatMul", "Gemm")  # whose results stay in float32: sums of rows that a normalisation reads next
-_PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")  # says that shapes are inferred and nothing is to be warned of
+_PREPARED = (
+    "onnx.quant.pre_process",
+    "onnxruntime.quant",
+)  # says that shapes are inferred and nothing is to be warned of
 
 
 class Quantiser:

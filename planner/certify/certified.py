@@ -120,7 +120,8 @@ class Shortage:
             return "no exits that keep the tolerance on the samples for tuning make the network faster"
         said = [
             (
-                f"no plan{' with exits' if self.safest.cuts else ''} can be certified to lose at most {tolerance:.4g} (delta {delta:g}) "
+                f"no plan{' with exits' if self.safest.cuts else ''} can be certified to lose at most {tolerance:.4g} "
+                f"(delta {delta:g}) "
                 f"with {self.samples} samples, half of them for the test: the safest one lost {self.observed:.4g} there"
             )
         ]

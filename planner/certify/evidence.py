@@ -18,7 +18,8 @@ class Evidence:
     """The evidence of a risk on some samples, in the form of ``calibration.RiskTest``.
 
     Attributes:
-        full: of the network that the tolerance refers to, (n,); for a set metric (n, 2) labels and predictions, or (n, k) counts.
+        full: of the network that the tolerance refers to, (n,); for a set metric (n, 2) labels and predictions, or
+            (n, k) counts.
         plans: of each plan, an array of the same form.
     """
 

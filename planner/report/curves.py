@@ -43,7 +43,10 @@ def draw_accuracy(data: ReportData) -> Any:
     axes = figure.subplots()
     places = np.arange(len(found))
     metric = [depth.metric for depth in found]
-    required, label = data.plan.full_metric * (1 - data.plan.tolerance), f"required at tolerance {data.plan.tolerance:.3g}"
+    required, label = (
+        data.plan.full_metric * (1 - data.plan.tolerance),
+        f"required at tolerance {data.plan.tolerance:.3g}",
+    )
     axes.axhline(metric[-1], color=GREY, linestyle=DASHED, label="full network", **_LINE)
     axes.axhline(required, color=GREY, linestyle=DOTTED, label=label, **_LINE)
     if data.plan.risk != "agreement":

@@ -101,10 +101,7 @@ def check_allowed(problem: SearchProblem, result: SearchResult, certified: Certi
 def _report_certified(certified: CertifiedPlans, tolerance: float, report: Callable[[str], None]) -> None:
     tested = [plan for plan in certified.sequence if plan.p_value is not None]
     passed = sum(plan.certificate is not None for plan in certified.sequence)
-    report(
-        f"certificate: {passed} of {len(certified.sequence)} plans passed, "
-        f"{len(tested)} tested"
-    )
+    report(f"certificate: {passed} of {len(certified.sequence)} plans passed, {len(tested)} tested")
     if certified.shortage is not None:
         delta = certified.no_exits.delta
         report(f"note: {certified.shortage.describe(tolerance=tolerance, delta=delta)}")

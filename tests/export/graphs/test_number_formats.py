@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, numpy_helper
 
-from artifacts import GraphError, RunFolder
-from engines import run_graph
+from artifacts import GraphError, Quantisation, RunFolder
+from engines import GraphRunner, run_graph
 from export import ExportOptions, ExportResult, add_heads, build_missing_heads, export_model, load_graph
 from export.graphs import probing
 from export.graphs.loading import LoadedGraph
@@ -90,7 +91,9 @@ def write_quantised(builder: Any, path: Path) -> Path:
     return g.save(path, x)
 
 
-def test_a_quantised_file_is_cut_at_its_quantised_tensors_and_heads_read_what_they_stand_for(graph: Any, tmp_path: Path) -> None:
+def test_a_quantised_file_is_cut_at_its_quantised_tensors_and_heads_read_what_they_stand_for(
+    graph: Any, tmp_path: Path
+) -> None:
     path = write_quantised(graph, tmp_path / "net.onnx")
     loaded = load_graph(path)
     assert (rounding_of(loaded.model.graph), precision_of(loaded.model.graph)) == ("int8", "fp32")
@@ -104,7 +107,9 @@ def test_a_quantised_file_is_cut_at_its_quantised_tensors_and_heads_read_what_th
     with GraphRunner(model.path(model.spec.heads["q1"])) as runner:
         found = runner.run({"q1": features}, outputs=model.spec.heads["q1"].answers)
     read = torch.from_numpy(stands_for.dequantise(features))
-    expected = torch.softmax(heads["q1"].eval()(read), 1) if "max" in model.spec.settings.values() else heads["q1"](read)
+    expected = (
+        torch.softmax(heads["q1"].eval()(read), 1) if "max" in model.spec.settings.values() else heads["q1"](read)
+    )
     np.testing.assert_allclose(*found.values(), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 

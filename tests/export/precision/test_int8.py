@@ -135,7 +135,7 @@ def test_nodes_go_back_until_no_more_answers_change_than_allowed() -> None:
 
 def test_nothing_goes_back_where_little_changes_and_half_is_too_much() -> None:
     fine = Bad(cost={"a": 0.001, "b": 0.002})
-    found, kept = choose_float(fine.try_out(fine.make([])), ["a", "b"], limit=0.01, judge=fine, make=fine.make)
+    _, kept = choose_float(fine.try_out(fine.make([])), ["a", "b"], limit=0.01, judge=fine, make=fine.make)
     assert (kept, fine.tried) == ((), [0])
     bad = Bad(cost={"a": 0.2, "b": 0.2, "c": 0.2, "d": 0.2})
     with pytest.raises(GraphError, match="80.00% of its answers change, and 40.00% with half of its heavy nodes"):

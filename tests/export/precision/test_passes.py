@@ -41,7 +41,9 @@ def test_a_pass_is_given_the_samples_and_measured_on_them(
         inner.outputs[0] = node.outputs[0]
         return replace(loaded)
 
-    monkeypatch.setattr(passes, "convert_to_fp16", lambda loaded, half, rows: negate(loaded, PassRequest(half=half, rows=rows)))
+    monkeypatch.setattr(
+        passes, "convert_to_fp16", lambda loaded, half, rows: negate(loaded, PassRequest(half=half, rows=rows))
+    )
     samples = {"image": np.ones((4, 3, 8, 8), np.float32)}
     with pytest.raises(GraphError, match="its output 'logits' differs by .* where 0.05 is allowed. Export it in fp32"):
         apply_precision(loaded, "fp16", PassRequest(half=("image",), rows=samples))

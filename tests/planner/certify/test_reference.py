@@ -1,4 +1,4 @@
-"""Tolerances against a network in float32 while a quantised one is planned for: valid, exits and quantisation together."""
+"""Tolerances against a network in float32 while a quantised one is planned for: valid for both losses together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from planner.certify.certified import plan_certified
 from planner.certify.evidence import collect_evidence, metric_under, refer_to, risk_trace
 from planner.config import SELF, CertifyConfig
 from planner.workflow.searching import search_plans
-from tests.planner.planning_worlds import make_costs, make_problem, search_by
 from tests.planner.certify.test_certified import ANY_BATCHES, COSTS, population, search_one_exit
+from tests.planner.planning_worlds import make_costs, make_problem, search_by
 
 DELTA, ROUNDS = 0.2, 40
 
@@ -72,7 +72,9 @@ def test_no_plan_is_the_answer_where_the_network_itself_loses_too_much(method: s
     costs = make_costs(0, exits=2, head=5.0)  # so that exits do not pay
     said: list[str] = []
     settings = CertifyConfig(method=method)
-    with pytest.raises(NoPlanError, match=r"not even without exits: the quantised network itself loses .*--reference self"):
+    with pytest.raises(
+        NoPlanError, match=r"not even without exits: the quantised network itself loses .*--reference self"
+    ):
         search_plans(make_problem(trace, costs, 0.01), "joint", settings, said.append)
     alone = refer_to(trace, SELF)
     assert alone.reference is None
