@@ -6,7 +6,7 @@ This is the only room that depends on backends. Importing it loads none: a backe
 from engines.backends.building import build_engine, builder, fixed_batch_sizes
 from engines.backends.devices import open_device
 from engines.backends.opening import open_engine
-from engines.backends.table import BACKENDS, DEFAULT_BACKEND, arithmetic_of, choose_backend
+from engines.backends.table import BACKENDS, DEFAULT_BACKEND, arithmetic_of, choose_backend, in_float32
 from engines.build_progress import BuildWatch
 from engines.cache.cache import CachedEngine, ensure_engine, list_engines
 from engines.gpu.arrays import DeviceArray
@@ -39,7 +39,7 @@ __all__ = [
     "Branch", "Buffer", "CapturedChain", "Departure", "Device", "Engine", "EngineBuilder", "Execution", "StageWork",
     # backends
     "BACKENDS", "DEFAULT_BACKEND", "PROFILE_WAYS", "BuildOptions", "BuildWatch", "DeviceOptions", "build_engine",
-    "arithmetic_of", "builder", "choose_backend", "fixed_batch_sizes", "open_device", "open_engine",
+    "arithmetic_of", "builder", "choose_backend", "fixed_batch_sizes", "in_float32", "open_device", "open_engine",
     # cache
     "CachedEngine", "ensure_engine", "list_engines", "open_key",
     # covers

@@ -114,6 +114,12 @@ def retrain_jointly(
             f"{run.model} normalises its images itself (--input uint8), and training works on floats. Export it again "
             "without --input uint8, train, and export the trained weights with it"
         )
+    if model.spec.reference is not None:
+        raise UsageError(
+            f"{run.model} is quantised, and training works on floats. Export it again without --precision "
+            f"{model.spec.precision}, train, and export the trained weights with it: python -m export FAMILY --weights "
+            f"{run.training / 'weights' / 'weights.safetensors'} --precision {model.spec.precision} --data DATA"
+        )
     parameters = {"mode": "joint", **describe_training(config), **samples.digests()}
     training = digest_of(parameters)
     if model.artifact.manifest.inputs.get("training") == training:

@@ -40,8 +40,13 @@ def find_backend(name: str) -> Backend:
 def arithmetic_of(name: str) -> str:
     """Returns the precision that a backend computes in where a graph says float32: ``fp32``, or that of its name."""
     find_backend(name)
-    base, _, precision = name.rpartition("-")
-    return precision if base in _BY_NAME and precision == _BF16 else PRECISIONS[0]
+    return PRECISIONS[0] if in_float32(name) == name else _BF16
+
+
+def in_float32(name: str) -> str:
+    """Returns the backend of the same library that computes in float32 where a graph says so."""
+    base = name.removesuffix(f"-{_BF16}")
+    return base if base in _BY_NAME else name
 
 
 def choose_backend(name: str, precision: str | None) -> tuple[str, str | None]:

@@ -78,9 +78,9 @@ class Int8Report:
 
     def describe(self) -> str:
         """Returns the report in one line."""
-        kept = f"; {len(self.float_nodes)} heavy nodes stay in float32 for it" if self.float_nodes else ""
+        kept = f"; {len(self.float_nodes)} heavy nodes stay in float32" if self.float_nodes else ""
         return (
-            f"int8: ranges by {self.method}; {self.changed:.2%} of {self.rows} answers differ from those in fp32{kept}; "
+            f"int8: ranges by {self.method}; {self.changed:.2%} of {self.rows} answers are not those in fp32{kept}; "
             f"on ONNX Runtime here it takes {self.time_ratio:.2f} of the time in fp32"
         )
 

@@ -100,7 +100,8 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
         f"{result['model']} on {result['engine']}, {result['threads']} threads: {result['samples']} test samples in "
         f"batches of {result['batch_size']}, {result['rounds']} rounds"
     )
-    print_table(title, ["", "full", "early exit", "gain"], rows, to_stderr=to_stderr)
+    full_name = f"full in {result['full_precision']}" if "full_precision" in result else "full"
+    print_table(title, ["", full_name, "early exit", "gain"], rows, to_stderr=to_stderr)
     exits = [
         (
             exit_["exit"], _number(exit_["threshold"], 3), f"{exit_['share']:.1%}", _number(exit_["metric"], 4),

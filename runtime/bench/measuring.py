@@ -29,7 +29,7 @@ from artifacts import (
     to_plain,
 )
 from calibration import DataSource, load_run_data
-from engines import BuildOptions, DeviceOptions, Engine, ensure_engine, open_engine
+from engines import BuildOptions, DeviceOptions, Engine, ensure_engine, in_float32, open_engine
 from runtime.bench.contenders import NO_EXIT_BATCHES, Contenders, Recording
 from runtime.bench.figures import (
     compare_times,
@@ -119,6 +119,7 @@ def measure_bundle(
     return {
         "model": spec.name, "engine": spec.backend, "batch_size": batch_size, "samples": len(queries),
         "rounds": config.rounds, "threads": config.threads or spec.threads, "precision": model.spec.precision,
+        **({"full_precision": spec.plan.against} if spec.plan.against else {}),
         "metric_name": task.metric_name, "data": samples.name, "test_data": held_out,
         "bundle_digest": opened.artifact.digest, **figures, "environment": environment_fingerprint(),
     }  # fmt: skip
@@ -126,10 +127,13 @@ def measure_bundle(
 
 def open_full(run: RunFolder, model: Model, opened: OpenBundle, *, threads: int | None) -> Engine:
     """Opens the whole network on backend and device of the bundle, built like its stages, with the same threads; builds
-    its engine if need be."""
-    graph, spec, key = model.spec.full, opened.spec, opened.engine_sets[0].key
+    its engine if need be. It is the one that the plan's tolerance refers to: in float32, where the plan says so."""
+    spec, key = opened.spec, opened.engine_sets[0].key
+    graph, backend = model.spec.full, spec.backend
+    if spec.plan.against:
+        graph, backend = model.spec.reference or graph, in_float32(backend)
     folder = ensure_engine(
-        model.path(graph), graph, run.engines, backend=spec.backend,
+        model.path(graph), graph, run.engines, backend=backend,
         options=replace(BuildOptions.of(key), max_batch_size=spec.max_batch_size),
     )  # fmt: skip
     return open_engine(folder, graph, threads=threads or spec.threads, device=opened.device)
