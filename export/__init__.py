@@ -9,10 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError
-from export.options import ExportOptions, RowSource
+from export.options import CALIBRATED, ExportOptions, RowSource
 
 if TYPE_CHECKING:
-    from export.cli import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
+    from export.cli import (
+        SOURCE_HELP,
+        add_network_flags,
+        find_wanted_family,
+        read_command,
+        read_name,
+        read_options,
+    )
     from export.confidence.adding import recipes_like
     from export.confidence.scoring import Scorer
     from export.cuts.parity import ParityReport, check_parity
@@ -39,7 +46,7 @@ if TYPE_CHECKING:
     from export.sources import ensure_model, export_model
 
 _HOMES = {
-    "cli": ("SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options"),
+    "cli": ("SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_command", "read_name", "read_options"),
     "confidence.adding": ("recipes_like",),
     "confidence.scoring": ("Scorer",),
     "cuts.parity": ("ParityReport", "check_parity"),
@@ -69,7 +76,7 @@ _MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     # the model folder
-    "ExportOptions", "ExportResult", "HEAD_SIZES", "RowSource", "add_heads", "build_head_ladders",
+    "CALIBRATED", "ExportOptions", "ExportResult", "HEAD_SIZES", "RowSource", "add_heads", "build_head_ladders",
     "build_missing_heads", "ensure_model", "export_model", "export_torch", "keep_cuts", "publish_net",
     "read_statement", "rebuild_net", "write_heads",
     # cutting, proving, merging
@@ -80,7 +87,7 @@ __all__ = [
     "Scorer", "build_head", "features_read", "load_weights", "make_recipe", "mask_of", "pretrained_folder",
     "read_weights", "recipes_like", "reduce_features", "save_weights", "write_recipe",
     # flags of the command line, for commands that export among other things
-    "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_name", "read_options",
+    "SOURCE_HELP", "add_network_flags", "find_wanted_family", "read_command", "read_name", "read_options",
 ]  # fmt: skip
 
 _EXTRAS = {"torch": "train", "safetensors": "train", "onnxscript": "train"}

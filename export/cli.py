@@ -187,6 +187,16 @@ def read_options(arguments: argparse.Namespace, family: Family | None) -> Export
     )  # fmt: skip
 
 
+def read_command(words: Sequence[str]) -> ExportOptions:
+    """Returns the options of a recorded export.
+
+    Args:
+        words: of its command line, from the source on.
+    """
+    family = find_wanted_family(words, make_parser)
+    return read_options(make_parser(family).parse_args(words), family)
+
+
 def read_name(arguments: argparse.Namespace, options: ExportOptions) -> str:
     """Returns the name of the run that an export goes into.
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from artifacts import UsageError
-from planner.commands import import_trace, plan, portable, recalibrate, report, scout, validate
+from planner.commands import compare, import_trace, plan, portable, recalibrate, report, scout, validate
 
 COMMANDS: Mapping[str, Callable[[Sequence[str]], int]] = {
     "scout": scout.main,
     "report": report.main,
+    "compare": compare.main,
     "validate": validate.main,
     "portable": portable.main,
     "recalibrate": recalibrate.main,

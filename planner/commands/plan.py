@@ -23,6 +23,7 @@ from calibration import CalibrationOptions, add_calibration_flags, read_training
 from engines import choose_backend
 from export import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
 from planner.certify.evidence import metric_word
+from planner.commands.compare import add_variant_flags, plan_variants
 from planner.commands.sweep import read_tolerances, sweep
 from planner.flags import add_flags, planner_command, read_config
 from planner.foreign.planning import plan_imported
@@ -59,6 +60,7 @@ def make_parser(family: Family | None = None, *, epilog: str = "") -> argparse.A
         help="show the fastest plan at every tolerance of the whole range, or of a list, and build no bundle",
     )
     add_flags(parser)
+    add_variant_flags(parser)
     return parser
 
 
@@ -74,6 +76,8 @@ def main(argv: Sequence[str], *, epilog: str = "") -> int:
     words = list(argv)
 
     def body(_: argparse.Namespace) -> dict[str, Any]:
+        if arguments.engines or arguments.precisions:
+            return plan_several(arguments, family, words)
         arguments.engine, arguments.precision = choose_backend(arguments.engine, arguments.precision)
         if arguments.source is not None:
             return plan_from_source(arguments, family, words)
@@ -96,16 +100,7 @@ def plan_from_source(arguments: argparse.Namespace, family: Family | None, words
     config, training = read_config(arguments), read_training(arguments)
     export = read_options(arguments, family)
     run = find_run(arguments.run, name=read_name(arguments, export))
-    options = CalibrationOptions(
-        task=None if arguments.task is None else load_task(arguments.task),
-        parts=arguments.parts,
-        trace_samples=arguments.trace_samples,
-        command=shlex.join(["python", "-m", "planner", *words]),
-        report=say,
-        force=arguments.force,
-        memory_gb=arguments.memory_gb,
-        workers=arguments.workers,
-    )
+    options = _read_calibration(arguments, words)
     try:
         from planner.workflow.from_source import plan_network
     except ModuleNotFoundError as error:
@@ -116,6 +111,34 @@ def plan_from_source(arguments: argparse.Namespace, family: Family | None, words
     found = show_result(result, run, to_stderr=arguments.json == "-")
     say(f"measure it on held-out data: python -m runtime.bench --run {shlex.quote(str(run.root))}")
     return found
+
+
+def plan_several(arguments: argparse.Namespace, family: Family | None, words: Sequence[str]) -> dict[str, Any]:
+    """Plans the fastest of several variants of a network, prints the tables and returns the result for ``--json``."""
+    export = None
+    if arguments.source is None:
+        _check_no_source_flags(arguments)
+        run = find_run(arguments.run)
+    else:
+        export = read_options(arguments, family)
+        run = find_run(arguments.run, name=read_name(arguments, export))
+    result, chosen = plan_variants(arguments, run, export, _read_calibration(arguments, words))
+    found = show_result(result, chosen, to_stderr=arguments.json == "-")
+    say(f"measure it on held-out data: python -m runtime.bench --run {shlex.quote(str(chosen.root))}")
+    return found
+
+
+def _read_calibration(arguments: argparse.Namespace, words: Sequence[str]) -> CalibrationOptions:
+    return CalibrationOptions(
+        task=None if arguments.task is None else load_task(arguments.task),
+        parts=arguments.parts,
+        trace_samples=arguments.trace_samples,
+        command=shlex.join(["python", "-m", "planner", *words]),
+        report=say,
+        force=arguments.force,
+        memory_gb=arguments.memory_gb,
+        workers=arguments.workers,
+    )
 
 
 def _check_no_source_flags(arguments: argparse.Namespace) -> None:

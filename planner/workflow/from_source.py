@@ -8,7 +8,8 @@ the same call goes on from there. How long a step takes is worked out from what 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -83,6 +84,31 @@ def plan_network(
         NoPlanError: no plan meets the tolerance.
         PameError: a step failed; the message says which, why, and what to do. What was done before is kept.
     """
+    job = _make_job(source, data=data, run=run, config=config, training=training, options=options)
+    with _keeping_what_is_done(job):
+        return job.plan()
+
+
+def prepare_network(
+    source: str | ExportOptions,
+    *,
+    data: DataSource | None = None,
+    run: Path | None = None,
+    config: PlanConfig | None = None,
+    training: FrozenConfig | JointConfig | None = None,
+    options: CalibrationOptions | None = None,
+) -> PlanningInputs:
+    """Does all that comes before the search, and returns what is planned with; arguments and errors as
+    ``plan_network``."""
+    job = _make_job(source, data=data, run=run, config=config, training=training, options=options)
+    with _keeping_what_is_done(job):
+        return job.prepare()
+
+
+def _make_job(
+    source: str | ExportOptions, *, data: DataSource | None, run: Path | None, config: PlanConfig | None,
+    training: FrozenConfig | JointConfig | None, options: CalibrationOptions | None,
+) -> _Job:  # fmt: skip
     export = source if isinstance(source, ExportOptions) else ExportOptions(source=source)
     job = _Job(
         export=export,
@@ -95,8 +121,13 @@ def plan_network(
     check_same_source(job.run, export)
     _check_wishes(job)
     _say_changes(job)
+    return job
+
+
+@contextmanager
+def _keeping_what_is_done(job: _Job) -> Iterator[None]:
     try:
-        return job.plan()
+        yield
     except BaseException:
         if (job.run.model / MANIFEST).is_file():
             again = job.options.command or "the same call"
@@ -194,14 +225,18 @@ class _Job:
         expected = None if seconds is None or self.pace is None else about(seconds(self.pace))
         self.report(f"step {step} of {_STEPS}: {words}{'' if expected is None else f': {expected}'}")
 
-    def plan(self) -> PlanningResult:
-        """Goes through the steps."""
+    def prepare(self) -> PlanningInputs:
+        """Goes through all steps but the last."""
         there = (self.run.model / MANIFEST).is_file()
         self.say(1, f"the network, {self.export.source}{'' if there else '; how long is not known before it has run'}")
         check_labels(self.config.certify.risk, labelled=self._open_data().labelled, where=self.samples.name)
         model = self.train()
         artifact, trace = self.trace(model)
-        inputs = self.time(model, artifact, trace)
+        return self.time(model, artifact, trace)
+
+    def plan(self) -> PlanningResult:
+        """Goes through the steps."""
+        inputs = self.prepare()
         if find_plan(inputs, self.config) is None:
             self.say(
                 5,

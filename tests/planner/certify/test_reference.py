@@ -39,16 +39,16 @@ def test_what_is_certified_loses_too_much_at_most_with_delta(risk: str) -> None:
     whole = risk_trace(quantised(1, lost=0.03), risk)
     assert whole.full_metric == pytest.approx(1 if risk == "agreement" else 0.96, abs=0.02)
     assert lost_under(whole, NO_EXITS) > 0.02
-    random, violations, itself = np.random.default_rng(2), 0, 0
+    random, violations, answered = np.random.default_rng(2), 0, 0
     for seed in range(ROUNDS):
         drawn = whole.select(random.integers(0, whole.sample_count, 800))
         problem = make_problem(drawn, COSTS, 0.05, slow_batches=ANY_BATCHES)
         found = plan_certified(problem, search_one_exit, CertifyConfig(delta=DELTA, seed=seed, risk=risk))
         assert not found.lossless
         violations += max((lost_under(whole, plan) for plan in found.certificates), default=0) > 0.05
-        itself += NO_EXITS in found.certificates
+        answered += bool(found.certificates)
     assert violations / ROUNDS <= DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / ROUNDS)
-    assert itself / ROUNDS > 0.5, "the network itself keeps the tolerance, and mostly that can be told"
+    assert answered / ROUNDS > 0.5, "the network itself keeps the tolerance, and mostly some plan is found"
 
 
 def test_a_network_that_loses_too_much_by_itself_is_certified_at_most_with_delta() -> None:

@@ -1,0 +1,202 @@
+"""Comparing variants: each is prepared like a run of its own, and the fastest is planned, certified and committed.
+
+Which one is decided by the samples for tuning, so that the certificate is spent on one plan and not on the best of
+several: the samples of the test play no part before the winner is planned. Every variant's expected time is corrected
+by how its whole network does when all whole networks are timed in turns.
+
+Heads are trained once for every precision of the graph; engines with an arithmetic of their own trace and time them in
+that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from artifacts import (
+    MANIFEST,
+    PRECISIONS,
+    NoPlanError,
+    PameError,
+    RunFolder,
+    new_artifact,
+    open_artifact,
+    open_model,
+    to_plain,
+    write_json,
+)
+from calibration import CalibrationOptions, DataSource, FrozenConfig, JointConfig
+from export import CALIBRATED, ExportOptions
+from planner.config import PlanConfig
+from planner.measure.timing import EngineSettings
+from planner.measure.whole_networks import WholeNetwork, time_whole_networks
+from planner.predict.costs import FULL
+from planner.variants.comparison import COMPARISON, COMPARISON_JSON, Comparison, VariantFigures
+from planner.variants.expecting import Expected, expect_variant
+from planner.variants.listing import LeftOut, Variant
+from planner.workflow.from_source import prepare_network
+from planner.workflow.inputs import PlanningInputs
+from planner.workflow.planning import plan_inputs
+from planner.workflow.record import PlanningResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonJob:
+    """What is compared.
+
+    Attributes:
+        run: of the network; the variants lie in it.
+        export: how the network is exported, of whatever precision.
+        data: ``--data``.
+        config: what to plan for, of whatever engine.
+        training: how exit heads are trained.
+        options: task, parts, messages and the command line to record.
+    """
+
+    run: RunFolder
+    export: ExportOptions
+    data: DataSource | None
+    config: PlanConfig
+    training: FrozenConfig | JointConfig
+    options: CalibrationOptions
+
+    @property
+    def report(self) -> Callable[[str], None]:
+        """Takes lines about the progress."""
+        return self.options.report
+
+    def config_of(self, variant: Variant) -> PlanConfig:
+        """Returns what is planned for with the engines of a variant."""
+        return replace(self.config, backend=variant.backend)
+
+
+def plan_fastest(
+    job: ComparisonJob, variants: Sequence[Variant], left_out: Sequence[LeftOut]
+) -> tuple[PlanningResult, Comparison, Variant]:
+    """Prepares all variants, and plans, certifies and commits the one that is expected to be the fastest.
+
+    Args:
+        job: what is compared.
+        variants: at least one.
+        left_out: what was left out before.
+
+    Returns:
+        The plan, the comparison, and the variant that was chosen.
+
+    Raises:
+        NoPlanError: no variant keeps the tolerance.
+        PameError: no variant can be had.
+    """
+    prepared: dict[Variant, PlanningInputs] = {}
+    refused = list(left_out)
+    for number, variant in enumerate(variants, start=1):
+        job.report(f"variant {number} of {len(variants)}: {variant.label}, in {variant.run.root}")
+        try:
+            prepared[variant] = _prepare(job, variant, prepared)
+        except PameError as error:
+            job.report(f"left out: {variant.label}: {error}")
+            refused.append(LeftOut(label=variant.label, reason=str(error)))
+    if not prepared:
+        raise PameError(f"no variant can be had: {'; '.join(f'{item.label}: {item.reason}' for item in refused)}")
+    figures = _compare(job, prepared)
+    able = {variant: found.expected_ms for variant, found in figures.items() if found.expected_ms is not None}
+    if not able:
+        _publish(job, figures, refused)
+        lost = "; ".join(
+            f"{found.label} itself keeps {found.metric / found.reference_metric:.2%}" for found in figures.values()
+        )
+        raise NoPlanError(f"no variant keeps the tolerance of {job.config.tolerance:g}: {lost}. Allow more with "
+                          "--tolerance")  # fmt: skip
+    winner = min(able, key=lambda variant: able[variant])
+    figures[winner] = replace(figures[winner], chosen=True)
+    comparison = _publish(job, figures, refused)
+    job.report(
+        f"{winner.label} is expected to be the fastest, by the samples for tuning; it alone is certified and committed"
+    )
+    result = plan_inputs(
+        winner.run, prepared[winner], job.config_of(winner), job.report, data=job.data, command=job.options.command
+    )
+    return result, comparison, winner
+
+
+def _prepare(job: ComparisonJob, variant: Variant, prepared: dict[Variant, PlanningInputs]) -> PlanningInputs:
+    alike = next((other.run for other in prepared if other.graph == variant.graph), None)
+    if alike is None and variant.graph == PRECISIONS[0] and (job.run.model / MANIFEST).is_file():
+        there = open_model(job.run.model, remedy=job.run.remedy("export"))
+        alike = job.run if there.spec.precision == PRECISIONS[0] else None
+    if alike is not None:
+        _share_model(alike, variant.run)
+    named = str(job.data) if isinstance(job.data, str | Path) else None
+    export = replace(job.export, precision=variant.graph, data=named if variant.graph in CALIBRATED else None)
+    return prepare_network(
+        export, data=job.data, run=variant.run.root, config=job.config_of(variant), training=job.training,
+        options=job.options,
+    )  # fmt: skip
+
+
+def _share_model(source: RunFolder, target: RunFolder) -> None:
+    """Gives a run the model of another with its exit heads; files are the same on the disk where that is possible."""
+    for folder, other in ((source.model, target.model), (source.training, target.training)):
+        if not folder.is_dir() or _is_same(folder / MANIFEST, other / MANIFEST):
+            continue
+        shutil.rmtree(other, ignore_errors=True)
+        shutil.copytree(folder, other, copy_function=_link_or_copy)
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        return path.read_bytes() == other.read_bytes()
+    except OSError:
+        return False
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+
+
+def _compare(job: ComparisonJob, prepared: dict[Variant, PlanningInputs]) -> dict[Variant, VariantFigures]:
+    """Returns the figures of the variants, the fastest first."""
+    job.report(f"timing {len(prepared)} whole networks in turns")
+    size = job.config.batch_size
+    now_ms = time_whole_networks(
+        [
+            WholeNetwork(
+                model=inputs.require_model(), settings=EngineSettings.of(job.config_of(variant)),
+                cache=variant.run.engines,
+            )
+            for variant, inputs in prepared.items()
+        ],
+        size,
+    )  # fmt: skip
+    figures = {}
+    for (variant, inputs), whole_ms in zip(prepared.items(), now_ms, strict=True):
+        costs = inputs.costs(batch_size=size, load=job.config.load)
+        expected: Expected = expect_variant(inputs.trace, costs, job.config_of(variant))
+        then_ms = inputs.itm.median_ms[FULL][inputs.itm.batch_sizes.index(size)]
+        figures[variant] = VariantFigures(
+            label=variant.label, run=str(variant.run.root), metric=expected.full_metric,
+            reference_metric=expected.reference_metric, whole_ms=whole_ms,
+            expected_ms=None if expected.ms is None else expected.ms * whole_ms / then_ms, exits=expected.exits,
+        )  # fmt: skip
+    return dict(sorted(figures.items(), key=lambda item: (item[1].expected_ms is None, item[1].expected_ms or 0.0)))
+
+
+def _publish(job: ComparisonJob, figures: dict[Variant, VariantFigures], left_out: Sequence[LeftOut]) -> Comparison:
+    config = job.config
+    comparison = Comparison(
+        tolerance=config.tolerance, objective=config.objective, batch_size=config.batch_size, threads=config.threads,
+        variants=tuple(figures.values()), left_out=tuple(left_out),
+    )  # fmt: skip
+    traces = {variant.label: open_artifact(variant.run.trace, kind="trace", remedy="").digest for variant in figures}
+    with new_artifact(
+        job.run.root / COMPARISON, kind="comparison", inputs=traces, parameters={"config": to_plain(config)},
+        notes=job.options.notes(job.run),
+    ) as staging:  # fmt: skip
+        write_json(staging / COMPARISON_JSON, comparison)
+    return comparison
