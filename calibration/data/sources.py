@@ -57,7 +57,7 @@ def class_count(model: Model) -> int | None:
 
 
 def load_run_data(
-    run: RunFolder, data: DataSource | None = None, *, parts: str | None = None,
+    run: RunFolder, data: DataSource | None = None, *, parts: str | None = None, training: bool = False,
     report: Callable[[str], None] = _log.info,
 ) -> Samples:  # fmt: skip
     """Loads the data of a run, prepared as its network was trained where that is recorded.
@@ -66,6 +66,7 @@ def load_run_data(
         run: its model says which inputs are needed, its trace which data it was made from.
         data: ``--data``, or samples; wins when given.
         parts: ``--parts``; ``None``: what was given when the run's trace was made from the same data.
+        training: there shall be a train part, of data without labels too; otherwise where exit heads need one.
         report: receives notes on the data for the user.
 
     Raises:
@@ -90,7 +91,7 @@ def load_run_data(
             "or an .npz with images alone)"
         )
     parts = parts or recorded_parts(run, source)
-    splitting = Splitting.parse(parts, train_queries=_trains_on(run, model, source))
+    splitting = Splitting.parse(parts, train_queries=training or _trains_on(run, model, source))
     if is_reference(source):
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")

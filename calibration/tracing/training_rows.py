@@ -34,7 +34,7 @@ def rows_of(
 def _draw_rows(
     run: RunFolder, count: int, *, data: DataSource | None, parts: str | None, report: Callable[[str], None]
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    samples = load_run_data(run, data, parts=parts, report=lambda _: None)  # what is to say of it the next steps say
+    samples = load_run_data(run, data, parts=parts, training=True, report=_say_nothing)
     available = samples.indices_of("train")
     if len(available) == 0:
         raise InputError(
@@ -47,6 +47,10 @@ def _draw_rows(
     rows = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     report(f"{len(drawn)} samples of the train part of {samples.name} decide how the network is quantised")
     return rows
+
+
+def _say_nothing(_: str) -> None:
+    """Leaves what there is to say of the data to the steps that follow."""
 
 
 def _read(samples: Samples, chunk: np.ndarray, spec: ModelSpec) -> Mapping[str, np.ndarray]:

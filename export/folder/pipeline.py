@@ -162,8 +162,8 @@ def _ask_float_network(
         full = ir.load(model.path(model.spec.full))
         ir.external_data.load_to_model(full)
         reference = full, model.spec.full
-    task = find_task(recipe.task)
-    return replace(request, rows=rows, answers=recipe.answers, agreement=task.agreement), reference
+    agreement = None if model.spec.full.confidence is None else find_task(recipe.task).agreement
+    return replace(request, rows=rows, answers=recipe.answers, agreement=agreement), reference
 
 
 def count_rows(loaded: LoadedGraph) -> int:

@@ -186,7 +186,9 @@ def length_record(lengths: tuple[int, ...]) -> dict[str, list[int]]:
 
 def data_record(data: str | None) -> dict[str, str]:
     """Returns what parameters say of the data that a precision is calibrated on; nothing where none is."""
-    return {} if data is None else {"data": data}
+    if data is None:
+        return {}
+    return {"data": str(Path(data).absolute()) if Path(data).exists() else data}
 
 
 def precision_record(precision: str) -> dict[str, str]:

@@ -108,7 +108,7 @@ def time_in_turns(
     """Returns the median milliseconds of a run of each network on ONNX Runtime, measured in turns."""
     runners = [open_graph(model) for model in models]
     try:
-        taken = []
+        taken: list[list[float]] = []
         for _ in range(_ROUNDS + 1):
             taken.append([])
             for runner in runners:

@@ -34,10 +34,12 @@ from export.graphs.dataflow import is_heavy, name_of
 from export.graphs.loading import LoadedGraph
 from export.graphs.probing import open_graph
 from export.precision.floating import Trial, choose_float
-from export.precision.quantising import METHODS, Quantiser
+from export.precision.quantising import METHODS, Quantiser, fold_normalisations
 
 LOSS_LIMIT = 0.01
 """The share of answers that may change before nodes go back to float32."""
+CLOSE = 0.05
+"""How far an answer that is no choice may lie off and count as unchanged, relative to the largest answer."""
 LEAST_ROWS = 16
 _CALIBRATED = 512
 _BATCH = 32
@@ -87,7 +89,7 @@ class Int8Report:
 
 def quantise(
     loaded: LoadedGraph, crossing: Collection[str], answers: Sequence[str], rows: Mapping[str, np.ndarray],
-    agreement: Agreement,
+    agreement: Agreement | None,
 ) -> tuple[LoadedGraph, Int8Report]:  # fmt: skip
     """Quantises a network by the rules of this module.
 
@@ -96,7 +98,8 @@ def quantise(
         crossing: outputs of the graph that are tensors at cuts.
         answers: the outputs that the network answers with.
         rows: input name -> (n, ...): real rows; the first are for the ranges, the others to measure what changes.
-        agreement: of answers with those in float32, (n,) in [0, 1], as ``Task.agreement``.
+        agreement: of answers with those in float32, (n,) in [0, 1], as ``Task.agreement``; ``None``, and for a single
+            number in place of a choice: the same up to ``CLOSE``.
 
     Raises:
         GraphError: there is nothing to quantise, too few rows, or the network cannot be had in int8.
@@ -150,11 +153,11 @@ class _Network:
 
     @classmethod
     def of(cls, loaded: LoadedGraph, crossing: Collection[str], answers: Sequence[str]) -> _Network:
-        model = loaded.model.clone()
+        model = fold_normalisations(loaded.model)
+        model.graph.outputs[:] = [value for value in model.graph.outputs if value.name not in crossing]
         graph = model.graph
         for index, node in enumerate(graph):
             node.name = f"{index}_{node.op_type}"  # files may name nodes twice, or not at all
-        graph.outputs[:] = [value for value in graph.outputs if value.name not in crossing]
         nodes = choose_nodes(graph, answers)
         heavy = tuple(str(node.name) for node in graph if node.name in nodes and node.op_type in _HEAVY_OPS)
         if not heavy:
@@ -233,14 +236,26 @@ def _has_float_weights(node: ir.Node) -> bool:
     return weights is not None and weights.const_value is not None and weights.const_value.dtype == ir.DataType.FLOAT
 
 
+def _are_close(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns (n,): the share of the outputs of each row that are as they were, up to ``CLOSE``."""
+    same = [
+        np.abs(mine - own).reshape(len(own), -1).max(axis=1) <= CLOSE * np.abs(own).max()
+        for mine, own in zip(found, expected, strict=True)
+    ]
+    close: np.ndarray = np.mean(same, axis=0)
+    return close
+
+
 class _Judge:
     """The whole network in float32 on the rows that decide, and what a quantised one makes of them."""
 
     def __init__(
-        self, model: ir.Model, answers: Sequence[str], rows: Mapping[str, np.ndarray], agreement: Agreement
+        self, model: ir.Model, answers: Sequence[str], rows: Mapping[str, np.ndarray], agreement: Agreement | None
     ) -> None:
-        self._model, self._names, self._rows, self._agreement = model, list(answers), rows, agreement
+        self._model, self._names, self._rows = model, list(answers), rows
         self._expected = self._answer(model)
+        is_choice = self._expected[0].ndim > 1 and self._expected[0].shape[1] > 1
+        self._agreement = agreement if agreement is not None and is_choice else _are_close
 
     def try_out(self, model: ir.Model) -> Trial:
         """Returns a quantised network with what it changes."""

@@ -29,7 +29,7 @@ class PassRequest:
             as they are for whoever calls the network.
         rows: input name -> (n, ...): rows on which a pass may measure the network, and on which it is measured itself.
         answers: the outputs that the network answers with; none: all.
-        agreement: of answers with those in float32, as ``Task.agreement``; of int8 alone.
+        agreement: of answers with those in float32, as ``Task.agreement``, for int8; ``None``: closeness.
     """
 
     half: Collection[str] = ()
@@ -65,8 +65,6 @@ def _halve(loaded: LoadedGraph, request: PassRequest) -> Converted:
 
 
 def _quantise(loaded: LoadedGraph, request: PassRequest) -> Converted:
-    if request.agreement is None:
-        raise TypeError("int8 is chosen by the agreement of answers, and none was given")
     if loaded.rounding != PRECISIONS[0]:
         raise GraphError(
             f"--precision int8 starts from a network in float32, and this one computes in {loaded.rounding} already. "

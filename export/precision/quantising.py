@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,29 @@ _PREPARED = (
     "onnx.quant.pre_process",
     "onnxruntime.quant",
 )  # says that shapes are inferred and nothing is to be warned of
+
+
+def fold_normalisations(model: ir.Model) -> ir.Model:
+    """Returns a copy of a network in which batch normalisations are folded into the convolutions before them.
+
+    Between a convolution in int8 and its result in int8 there is no place for one. ONNX Runtime folds them, in its
+    basic optimisation; a network without any stays as it is.
+    """
+    copy = model.clone()
+    if not any(node.op_type == "BatchNormalization" for node in copy.graph):
+        return copy
+    from onnxruntime.quantization import quant_pre_process
+
+    with tempfile.TemporaryDirectory(prefix="pame-int8-") as folder:
+        before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
+        large = weight_bytes(copy) >= PROTO_LIMIT
+        ir.save(copy, before, external_data="before.onnx.data" if large else None)
+        quant_pre_process(
+            before, after, skip_onnx_shape=True, skip_symbolic_shape=True, save_as_external_data=large
+        )  # fmt: skip
+        folded = ir.load(after)
+        ir.external_data.load_to_model(folded)
+    return folded
 
 
 class Quantiser:

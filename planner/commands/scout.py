@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def scout(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any
     task = None if arguments.task is None else load_task(arguments.task)
     command = f"python -m planner scout {shlex.join(asked)}"
     options = CalibrationOptions(task=task, report=say, command=command, force=True)
-    with _open_network(arguments.run, export) as (run, model):
+    with _open_network(arguments.run, export, arguments.data) as (run, model):
         samples = load_run_data(run, arguments.data, report=say)
         found = scout_network(run, model, samples, config, count=arguments.samples, options=options)
     seconds = time.monotonic() - began
@@ -96,8 +97,11 @@ def scout(arguments: argparse.Namespace, family: Family | None) -> dict[str, Any
 
 
 @contextlib.contextmanager
-def _open_network(folder: Path | None, export: ExportOptions | None) -> Iterator[tuple[RunFolder, Model]]:
+def _open_network(
+    folder: Path | None, export: ExportOptions | None, data: str | None
+) -> Iterator[tuple[RunFolder, Model]]:
     """Opens the network of a run, or exports one, into a temporary folder where none was named."""
+    from calibration import rows_of
     from export import export_model
     from planner.workflow.from_source import check_same_source
 
@@ -111,7 +115,7 @@ def _open_network(folder: Path | None, export: ExportOptions | None) -> Iterator
         run = RunFolder(root=folder)
         check_same_source(run, export)
         say(f"looking for cuts in {export.source}")
-        yield run, export_model(run, export).model
+        yield run, export_model(run, replace(export, rows=rows_of(data))).model
 
 
 def print_scouted(found: Scouted, *, source: str, seconds: float) -> None:

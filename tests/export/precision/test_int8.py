@@ -140,3 +140,20 @@ def test_nothing_goes_back_where_little_changes_and_half_is_too_much() -> None:
     bad = Bad(cost={"a": 0.2, "b": 0.2, "c": 0.2, "d": 0.2})
     with pytest.raises(GraphError, match="80.00% of its answers change, and 40.00% with half of its heavy nodes"):
         choose_float(bad.try_out(bad.make([])), list("abcd"), limit=0.01, judge=bad, make=bad.make)
+
+
+def test_batch_normalisations_are_folded_before(tmp_path: Path) -> None:
+    builder = GraphBuilder()
+    value = builder.input("x", *SHAPE)
+    for width, following in ((1, 8), (8, 8), (8, 8)):
+        value = builder.add("Conv", value, builder.weight(following, width, 3, 3), pads=[1] * 4)
+        numbers = [builder.constant(np.full(following, number, np.float32)) for number in (1.5, 0.1, 0.2, 2.0)]
+        value = builder.add("Relu", builder.add("BatchNormalization", value, *numbers))
+    pooled = builder.add("Flatten", builder.add("GlobalAveragePool", value))
+    path = builder.save(tmp_path / "net.onnx", builder.add("MatMul", pooled, builder.weight(8, 3), output="logits"))
+    loaded = load_graph(path)
+    found, report = quantise(loaded, (), ["logits"], draw(64), None)
+    kinds = Counter(node.op_type for node in found.model.graph)
+    assert (kinds["BatchNormalization"], kinds["Conv"]) == (0, 3)
+    assert report.changed == 0, "no answer is off by a twentieth"
+    assert not report.float_nodes
