@@ -35,7 +35,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         _write(axes, whole[place], place - 0.18, f"{variant.whole_ms:.2f} ms")
     axes.set_yticks(places, [variant.label for variant in found])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.2 * max(whole))
+    axes.set_xlim(0, 1.35 * max(*whole, *early))
     axes.set_xlabel(f"milliseconds, batches of {comparison.batch_size}, {comparison.threads} threads", color=INK)
     clean_axes(axes)
     axes.legend(frameon=False, loc="lower right")
