@@ -26,7 +26,7 @@ FINAL_HEAD_LABEL = f"{FINAL_HEAD} head"
 SAID_BY = "preprocessing_said_by"
 """The setting that names who says how a network wants its images, where that is not the recipe of its weights."""
 
-PRECISIONS = ("fp32", "fp16", "int8")  # of the export; it is part of the graph, so of its digest
+PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")  # of the export; it is part of the graph, so of its digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +297,7 @@ def check_precision(spec: ModelSpec, wanted: str | None, *, run: Path) -> None:
     if wanted not in PRECISIONS:
         raise unknown_name("precision", wanted, PRECISIONS)
     source = spec.family if spec.family != "onnx" else "path/to/model.onnx"
-    data = " --data DATA" if wanted == "int8" else ""
+    data = " --data DATA" if wanted.startswith("int8") else ""
     raise UsageError(
         f"--precision {wanted}: the network in {run / 'model'} is {spec.precision}, and that is part of its graph. "
         f"Export it anew, e.g. with: python -m export {source} --segments --precision {wanted}{data} "

@@ -69,7 +69,7 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
     parser.add_argument(
         "--precision", metavar="|".join(PRECISIONS),
         help="what the network computes in; its inputs, answers and confidences stay float32, with int8 the exit heads "
-        "too; int8 is calibrated on --data "
+        "too; int8 is calibrated on --data, and int8-symmetric is its form for TensorRT "
         f"(default: {_DEFAULTS.precision})",
     )  # fmt: skip
     parser.add_argument(

@@ -26,7 +26,7 @@ ANSWERS = {"logits": "segmentation", "classes": "segmentation", "heatmaps": "pos
 """What dense networks can answer with -> the task; the first of a task is what they say as it is."""
 LENGTH = 64
 """Tokens of a row, where nobody says it."""
-CALIBRATED = ("int8",)
+CALIBRATED = ("int8", "int8-symmetric")
 """The precisions that are calibrated on real rows of the network's inputs."""
 RowSource = Callable[[RunFolder, int], Mapping[str, np.ndarray]]
 """Draws real inputs: (run that holds the network in float32, the most rows) -> input name -> (n, ...).

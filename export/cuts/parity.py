@@ -100,7 +100,7 @@ def check_parity(
     """
     if spec.final_head is None:
         return (), 0.0
-    allowed = TOLERANCES[spec.precision] if limit is None else limit
+    allowed = TOLERANCES[spec.precision.partition("-")[0]] if limit is None else limit
     pixels = spec.stated_preprocessing()
     found = []
     sensitivity = 0.0

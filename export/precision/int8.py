@@ -3,7 +3,8 @@
 A network becomes a Q/DQ graph, of static ranges, by the following rules:
 
 1. Weights are int8 with a scale per output channel; activations are uint8 with a scale and a zero point per tensor, so
-   that a row never depends on its neighbours.
+   that a row never depends on its neighbours. In the form ``int8-symmetric`` activations are int8, their zero point is
+   0, and biases stay in float32: TensorRT takes nothing else, and ONNX Runtime on the processor is slow at it.
 2. Only what leads to the answers is quantised, from the first heavy node to the last but one: exit heads, the last
    heavy node (the classifier) and all behind it, confidences among them, stay in float32.
 3. Light nodes (``_LIGHT_OPS``) between heavy ones with weights are quantised with them, unless they lead to an
@@ -89,7 +90,7 @@ class Int8Report:
 
 def quantise(
     loaded: LoadedGraph, crossing: Collection[str], answers: Sequence[str], rows: Mapping[str, np.ndarray],
-    agreement: Agreement | None,
+    agreement: Agreement | None, *, symmetric: bool = False,
 ) -> tuple[LoadedGraph, Int8Report]:  # fmt: skip
     """Quantises a network by the rules of this module.
 
@@ -100,6 +101,7 @@ def quantise(
         rows: input name -> (n, ...): real rows; the first are for the ranges, the others to measure what changes.
         agreement: of answers with those in float32, (n,) in [0, 1], as ``Task.agreement``; ``None``, and for a single
             number in place of a choice: the same up to ``CLOSE``.
+        symmetric: the form ``int8-symmetric``.
 
     Raises:
         GraphError: there is nothing to quantise, too few rows, or the network cannot be had in int8.
@@ -116,7 +118,7 @@ def quantise(
         {name: array[part] for name, array in rows.items()} for part in (slice(ranged), slice(ranged, None))
     )
     with tempfile.TemporaryDirectory(prefix="pame-int8-") as folder:
-        quantiser = Quantiser(network.model, Path(folder))
+        quantiser = Quantiser(network.model, Path(folder), symmetric=symmetric)
         judge = _Judge(network.model, answers, behind, agreement)
         trials = {}
         for method in METHODS:
@@ -127,12 +129,13 @@ def quantise(
             trials[method], network.heavy, limit=LOSS_LIMIT, judge=judge,
             make=lambda kept: quantiser.quantise(method, network.nodes - set(kept)),
         )  # fmt: skip
+    precision = "int8-symmetric" if symmetric else "int8"
     report = Int8Report(
         method=method, changed=found.changed, error=math.sqrt(found.error),
         changed_by_method={name: trial.changed for name, trial in trials.items()},
         rows=count - ranged, float_nodes=kept, time_ratio=judge.time_ratio(found),
     )  # fmt: skip
-    return replace(loaded, model=network.finish(found.model), precision="int8", rounding="int8"), report
+    return replace(loaded, model=network.finish(found.model), precision=precision, rounding="int8"), report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -64,14 +65,14 @@ def _halve(loaded: LoadedGraph, request: PassRequest) -> Converted:
     return Converted(loaded=converted, loss=_measure_loss(before, after, "fp16"))
 
 
-def _quantise(loaded: LoadedGraph, request: PassRequest) -> Converted:
+def _quantise(loaded: LoadedGraph, request: PassRequest, *, symmetric: bool = False) -> Converted:
     if loaded.rounding != PRECISIONS[0]:
         raise GraphError(
             f"--precision int8 starts from a network in float32, and this one computes in {loaded.rounding} already. "
             "Leave the flag out, or name the network in float32"
         )
     answers = request.answers or loaded.outputs
-    found, report = quantise(loaded, request.half, answers, request.rows, request.agreement)
+    found, report = quantise(loaded, request.half, answers, request.rows, request.agreement, symmetric=symmetric)
     return Converted(loaded=found, loss=report.error, report=report)
 
 
@@ -81,6 +82,7 @@ _PASSES: dict[str, Pass] = {
     "fp32": lambda loaded, _request: Converted(loaded=loaded),
     "fp16": _halve,
     "int8": _quantise,
+    "int8-symmetric": partial(_quantise, symmetric=True),
 }
 
 

@@ -59,14 +59,17 @@ def fold_normalisations(model: ir.Model) -> ir.Model:
 class Quantiser:
     """A network in float32, its ranges, and its quantised variants.
 
-    Weights are int8 with a scale per channel, activations uint8 with a scale and a zero point per tensor.
+    Weights are int8 with a scale per channel, activations uint8 with a scale and a zero point per tensor; or int8 with
+    a zero point of 0, and biases in float32, as TensorRT wants them.
 
     Args:
         model: the network, every node with a name; it is copied.
         folder: empty; the files lie there.
+        symmetric: the second form.
     """
 
-    def __init__(self, model: ir.Model, folder: Path) -> None:
+    def __init__(self, model: ir.Model, folder: Path, *, symmetric: bool = False) -> None:
+        self._symmetric = symmetric
         copy = model.clone()
         ir.external_data.load_to_model(copy)
         passes.ShapeInferencePass()(copy)
@@ -89,7 +92,7 @@ class Quantiser:
         calibrator = create_calibrator(
             self._network, list(operators), augmented_model_path=str(self._folder / f"{method}.onnx"),
             calibrate_method=_find_kind(method), use_external_data_format=self._large,
-            extra_options={"symmetric": False, "percentile": _PERCENTILE},
+            extra_options={"symmetric": self._symmetric, "percentile": _PERCENTILE},
         )  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):  # where the library prints how far it is
             for chunk in _in_chunks(rows, _rows_at_once(rows)):
@@ -105,13 +108,15 @@ class Quantiser:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         target = self._folder / "quantised.onnx"
+        options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": list(_OWN_RANGE)}
+        if self._symmetric:
+            options |= {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
         try:
             quantize_static(
                 self._network, target, None, quant_format=QuantFormat.QDQ, per_channel=True,
-                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=sorted(nodes),
-                use_external_data_format=self._large, calibrate_method=_find_kind(method),
-                calibration_cache_path=self._ranges(method),
-                extra_options={"OpTypesToExcludeOutputQuantization": list(_OWN_RANGE)},
+                activation_type=QuantType.QInt8 if self._symmetric else QuantType.QUInt8,
+                weight_type=QuantType.QInt8, nodes_to_quantize=sorted(nodes), use_external_data_format=self._large,
+                calibrate_method=_find_kind(method), calibration_cache_path=self._ranges(method), extra_options=options,
             )  # fmt: skip
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise GraphError(

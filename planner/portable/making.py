@@ -37,7 +37,7 @@ from runtime import Result, Runtime
 
 GUARDED, FLAT, RUNTIME = "If", "no rows", "runtime"
 """The two forms of a file, by what becomes of a stage that no row comes to; and what both are compared with."""
-_CLOSE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 5e-2}
+_CLOSE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 5e-2, "int8-symmetric": 5e-2}
 """How far confidences of one row may lie apart, and answers relative to the largest: another graph is optimised
 elsewhere; by the precision of the network."""
 _ROUNDS = 3

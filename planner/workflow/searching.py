@@ -93,8 +93,8 @@ def check_allowed(problem: SearchProblem, result: SearchResult, certified: Certi
     )  # fmt: skip
     raise NoPlanError(
         f"no plan keeps the tolerance of {problem.tolerance:g} against the network in float32, not even without exits: "
-        f"the quantised network itself loses {lost:.2%} on the samples{why}. Allow more with --tolerance, name more "
-        "samples, plan for the network in fp32, or let the tolerance refer to the quantised network: --reference self"
+        f"the network that is planned for loses {lost:.2%} on the samples by itself{why}. Allow more with --tolerance, "
+        "name more samples, plan for the network in fp32, or let the tolerance refer to itself: --reference self"
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from artifacts import GraphSpec, Model, PameError, RunFolder
@@ -21,6 +22,7 @@ from engines.trt.files import EngineFiles
 from engines.trt.library import load_tensorrt
 from engines.trt.vetting import vet_trt_engine
 from export import ExportOptions, add_heads, build_missing_heads, export_model, export_torch, merge_stage
+from tests.planner.source_worlds import SHAPE, write_conv_file
 
 SIZES = (1, 8, 32)
 PRECISIONS = ("fp32", "fp16")
@@ -141,3 +143,17 @@ def test_every_stage_of_a_bert_encoder(encoder: Model, tmp_path: Path, way: str)
     assert len(stages) >= 3
     for path, graph in stages:
         build(path, graph, tmp_path / "cache", way)
+
+
+@pytest.mark.engines
+def test_stages_in_int8_with_zero_points_of_0(tmp_path: Path) -> None:
+    rows = {"x": np.random.default_rng(0).standard_normal((64, *SHAPE), np.float32)}
+    options = ExportOptions(
+        source=str(write_conv_file(tmp_path)), precision="int8-symmetric", rows=lambda _run, _count: rows
+    )  # fmt: skip
+    model = with_heads(export_model(RunFolder(root=tmp_path / "run"), options).model)
+    assert {cut.main.dtype for cut in model.spec.cuts} == {"int8"}
+    assert {cut.main.quantised.zero_point for cut in model.spec.cuts if cut.main.quantised is not None} == {0}
+    for path, graph in deployed_stages(model, tmp_path / "stages"):
+        files = build(path, graph, tmp_path / "cache", PROFILE_WAYS[0])
+        assert {spec.name: spec.dtype for spec in files.inputs} == {spec.name: spec.dtype for spec in graph.inputs}

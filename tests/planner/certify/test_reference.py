@@ -73,7 +73,7 @@ def test_no_plan_is_the_answer_where_the_network_itself_loses_too_much(method: s
     said: list[str] = []
     settings = CertifyConfig(method=method)
     with pytest.raises(
-        NoPlanError, match=r"not even without exits: the quantised network itself loses .*--reference self"
+        NoPlanError, match=r"not even without exits: the network that is planned for loses .*--reference self"
     ):
         search_plans(make_problem(trace, costs, 0.01), "joint", settings, said.append)
     alone = refer_to(trace, SELF)
