@@ -85,9 +85,9 @@ def decode_mask(source: Path | bytes, wanted: Preprocessing, *, name: str | None
         return np.array(resized, np.uint8)
 
 
-def image_size(source: Path) -> tuple[int, int]:
-    """Returns width and height of an image file by its header; ``InputError`` where it is no image."""
-    with _opened(source, str(source)) as image:
+def image_size(source: Path | bytes) -> tuple[int, int]:
+    """Returns width and height of an image, a file or its bytes, by its header; ``InputError`` where it is none."""
+    with _opened(source, _name(source, None)) as image:
         width, height = image.size
         return (height, width) if image.getexif().get(_ORIENTATION, 1) in _ON_THEIR_SIDE else (width, height)
 

@@ -18,7 +18,7 @@ from runtime.oip.calls import (
     region_of,
     whole_parameter,
 )
-from runtime.oip.datatypes import check_datatype, check_shape, from_binary, to_binary
+from runtime.oip.datatypes import BYTES, bytes_array, check_datatype, check_shape, from_binary, to_binary
 from runtime.oip.json_tensors import from_json, to_json
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -29,7 +29,8 @@ def parse_call(body: bytes, header_length: str | None, *, json_limit: int, regio
 
     Args:
         body: all of it; tensors are views of it.
-        header_length: the header ``Inference-Header-Content-Length``; ``None``: all of it is JSON.
+        header_length: the header ``Inference-Header-Content-Length``; ``None``: all of it is JSON. 0: it is one row
+            of the only input, which gets no name.
         json_limit: bytes that the JSON may have: parsed lists take many times the room of their text.
         regions: finds shared memory; ``None``: there is none.
 
@@ -41,6 +42,8 @@ def parse_call(body: bytes, header_length: str | None, *, json_limit: int, regio
         raise InputError(
             f"{length} bytes of JSON are more than {json_limit}; send tensors as binary data, or raise --max-json-mb"
         )
+    if header_length is not None and length == 0:
+        return InferCall(inputs=(InputTensor("", BYTES, bytes_array([body], (1,))),))
     view = memoryview(body)
     head = parse_object(view[:length])
     parameters = _mapping(head.get("parameters", {}), "parameters")

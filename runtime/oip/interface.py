@@ -73,13 +73,14 @@ class ModelInterface:
             "outputs": [_metadata_of(output, *found) for output, found in self.outputs.items()],
         }
 
-    def config(self, name: str, *, max_rows: int, priorities: int) -> dict[str, Any]:
+    def config(self, name: str, *, max_rows: int, priorities: int, raw: str | None) -> dict[str, Any]:
         """Returns the configuration of the model as Triton's clients read it: shapes without the batch axis.
 
         Args:
             name: of the model.
             max_rows: the most rows of a request, called ``max_batch_size`` there.
             priorities: levels of priority.
+            raw: what may be sent raw; ``None``: nothing.
         """
         inputs = [
             {"name": spec.name, "data_type": f"TYPE_{datatype_of(spec.dtype)}", "dims": list(spec.row_shape)}
@@ -100,6 +101,7 @@ class ModelInterface:
             "instance_group": [{"name": f"{name}_0", "kind": "KIND_AUTO", "count": 1}],
             "dynamic_batching": {"priority_levels": priorities, "default_priority_level": (priorities + 1) // 2},
             "model_transaction_policy": {"decoupled": False},
+            "parameters": {} if raw is None else {"raw_inputs": {"string_value": raw}},
         }
 
     def choose_outputs(self, call: InferCall) -> tuple[WantedOutput, ...]:

@@ -312,15 +312,22 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGoneError: it did.
     """
-    doing = asyncio.ensure_future(work)
-    listening = asyncio.ensure_future(request.receive())
+    task, gone = asyncio.current_task(), False
+
+    def hang_up(_: object) -> None:
+        nonlocal gone
+        gone = True
+        if task is not None:
+            task.cancel()
+
+    listening = asyncio.ensure_future(request.receive())  # after a body there is only the end of the connection
+    listening.add_done_callback(hang_up)
     try:
-        await asyncio.wait((doing, listening), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():  # after a body there is only the end of the connection to receive
-            raise ClientGoneError
-        return doing.result()
+        return await work
+    except asyncio.CancelledError:
+        if not gone or task is None or task.uncancel() > 0:
+            raise
+        raise ClientGoneError from None
     finally:
+        listening.remove_done_callback(hang_up)
         listening.cancel()
-        if not doing.done():
-            doing.cancel()
-            await asyncio.gather(doing, return_exceptions=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from artifacts import (
     InputError,
     PameError,
     RefusedError,
+    allowed_processors,
     file_digest,
 )
 from runtime.hosting.async_runtime import AsyncRuntime
@@ -26,10 +29,12 @@ from runtime.oip.calls import InferAnswer, InferCall
 from runtime.oip.interface import VERSION, Answers, ModelInterface, check_inputs
 from runtime.results import Result
 from runtime.serve.options import ServeOptions
+from runtime.serve.raw_inputs import RawInputs
 from runtime.serve.statistics import CallTimes, ModelStatistics
 
 FINAL = "triton_final_response"  # clients look for it in the parameters of a streamed answer
 LOADING, READY, UNLOADING, UNAVAILABLE = "LOADING", "READY", "UNLOADING", "UNAVAILABLE"
+_preparing = ThreadPoolExecutor(max(1, min(4, allowed_processors())), "pame-prepare")  # decoded pictures take room
 _log = logging.getLogger("pame.serve")
 
 
@@ -46,6 +51,16 @@ class Arrival:
     protocol: str
     started: float
     left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What is made of a bundle once."""
+
+    spec: BundleSpec
+    interface: ModelInterface
+    exit_names: list[str]
+    raw: RawInputs
 
 
 class ServedModel:
@@ -78,7 +93,8 @@ class ServedModel:
         self._priorities = options.host.priorities
         self._manifest = ""
         self._past_runs = 0
-        self._view: tuple[BundleSpec, ModelInterface, list[str]] | None = None
+        self._image_mpx = options.limits.image_mpx
+        self._view: _View | None = None
 
     async def open(self) -> None:
         """Verifies, opens and warms up the bundle; errors as ``Runtime.load``."""
@@ -148,12 +164,12 @@ class ServedModel:
     @property
     def interface(self) -> ModelInterface:
         """Its tensors, as the bundle that takes requests now has them."""
-        return self._look()[0]
+        return self._look().interface
 
     @property
     def exit_names(self) -> list[str]:
         """The names of its exits, the final head last."""
-        return self._look()[1]
+        return self._look().exit_names
 
     def metadata(self) -> dict[str, object]:
         """Returns its metadata, as the protocol has it; errors as ``host``."""
@@ -163,7 +179,8 @@ class ServedModel:
     def config(self) -> dict[str, object]:
         """Returns its configuration, as the protocol has it."""
         host = self.host
-        return self.interface.config(self.name, max_rows=host.max_request_rows, priorities=self._priorities)
+        rows, raw = host.max_request_rows, self._look().raw.describe()
+        return self.interface.config(self.name, max_rows=rows, priorities=self._priorities, raw=raw)
 
     async def infer(self, call: InferCall, arrival: Arrival) -> InferAnswer:
         """Answers a call and counts it.
@@ -175,22 +192,20 @@ class ServedModel:
         Raises:
             As ``AsyncRuntime.infer``.
         """
-        host, interface, names = self.host, self.interface, self.exit_names
-        wanted = interface.choose_outputs(call)
-        inputs = check_inputs(call, interface.inputs)
+        host, inputs, view = await self._enter(call)
+        wanted = view.interface.choose_outputs(call)
         entered = perf_counter()
         result = await host.infer(inputs, timeout_ms=_remaining_ms(call, arrival), priority=call.priority)
         answered = perf_counter()
-        outputs = interface.collect(_answers_of(result), wanted)
+        outputs = view.interface.collect(_answers_of(result), wanted)
         self._count(arrival, (entered, answered), result.engine_ms)
-        self.statistics.add_rows(names, result.exit_index, result.latency_ms)
+        self.statistics.add_rows(view.exit_names, result.exit_index, result.latency_ms)
         return InferAnswer(self.name, VERSION, call.call_id, outputs)
 
     async def stream(self, call: InferCall, arrival: Arrival) -> AsyncGenerator[InferAnswer, None]:
         """Answers a call in parts, as its rows leave; every part says which rows it holds. Otherwise as ``infer``."""
-        host, interface, names = self.host, self.interface, self.exit_names
-        wanted = interface.choose_outputs(call)
-        inputs = check_inputs(call, interface.inputs)
+        host, inputs, view = await self._enter(call)
+        wanted = view.interface.choose_outputs(call)
         entered = perf_counter()
         if any(output.region is not None for output in wanted):
             raise InputError("answers that come as rows leave cannot be written to shared memory")
@@ -199,8 +214,8 @@ class ServedModel:
         async with aclosing(parts):
             async for rows, result in parts:
                 engine_ms, left = result.engine_ms, left - len(rows)
-                outputs = interface.collect(_answers_of(result, rows), wanted)
-                self.statistics.add_rows(names, result.exit_index, result.latency_ms)
+                outputs = view.interface.collect(_answers_of(result, rows), wanted)
+                self.statistics.add_rows(view.exit_names, result.exit_index, result.latency_ms)
                 yield InferAnswer(self.name, VERSION, call.call_id, outputs, {FINAL: left == 0})
         self._count(arrival, (entered, perf_counter()), engine_ms)
 
@@ -211,12 +226,27 @@ class ServedModel:
         times = CallTimes(total, entered - arrival.started, answered - entered, engine_ms / 1e3)
         self.statistics.add_success(arrival.protocol, times)
 
-    def _look(self) -> tuple[ModelInterface, list[str]]:
+    async def _enter(self, call: InferCall) -> tuple[AsyncRuntime, Mapping[str, np.ndarray], _View]:
+        """Returns the host, the network's inputs, and the bundle that they were made for, which is still that of the
+        host: nothing is awaited after the last look at it.
+        """
+        while True:
+            host, view = self.host, self._look()
+            if not view.raw.wanted_by(call):
+                return host, check_inputs(call, view.interface.inputs), view
+            view.interface.choose_outputs(call)
+            loop = asyncio.get_running_loop()
+            inputs = await loop.run_in_executor(_preparing, view.raw.prepare, call, host.max_request_rows)
+            if host.spec is view.spec:
+                return host, inputs, view
+
+    def _look(self) -> _View:
         spec = self._host.spec
-        if self._view is None or self._view[0] is not spec:
+        if self._view is None or self._view.spec is not spec:
             names = [*(planned.cut for planned in spec.plan.exits), FINAL_HEAD_LABEL]
-            self._view = (spec, ModelInterface(spec), names)
-        return self._view[1:]
+            raw = RawInputs(spec, self._host.tokenizer, image_mpx=self._image_mpx)
+            self._view = _View(spec, ModelInterface(spec), names, raw)
+        return self._view
 
     def _read_manifest(self) -> str:
         try:

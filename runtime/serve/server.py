@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -63,7 +64,16 @@ class ModelServer:
         self._stop = asyncio.Event()
         self._stuck: str | None = None
         self._delay_s = service.options.drain_delay_s
-        options = service.options
+        self._sockets: list[socket.socket] = []
+        try:
+            self._add_listeners(service.options)
+        except BaseException:
+            for bound in self._sockets:
+                bound.close()
+            raise
+
+    def _add_listeners(self, options: ServeOptions) -> None:
+        service = self.service
         if options.http is not None:
             self._add_http("http", make_app(service), options.http, options.security)
         if options.grpc is not None:
@@ -75,6 +85,7 @@ class ModelServer:
 
     def _add_http(self, name: str, app: Any, address: Address, security: Security) -> None:
         bound = bind(address)
+        self._sockets.append(bound)
         self._listeners.append(HttpListener(app, bound, self.service.options.limits, security))
         self.addresses[name] = address_of(bound)
 

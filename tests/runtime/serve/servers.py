@@ -30,12 +30,15 @@ def options_for(**bundles: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(options: ServeOptions, *, nets: dict[str, Any] | None = None) -> Iterator[ModelServer]:
+def serving(
+    options: ServeOptions, *, nets: dict[str, Any] | None = None, hosts: dict[str, AsyncRuntime] | None = None
+) -> Iterator[ModelServer]:
     """Runs a server until the block ends; its errors are raised there.
 
     Args:
         options: of the server.
         nets: name -> fakes to serve under it instead of the bundle.
+        hosts: the same with hosts.
     """
     made: list[ModelServer] = []
     failed: list[BaseException] = []
@@ -43,8 +46,10 @@ def serving(options: ServeOptions, *, nets: dict[str, Any] | None = None) -> Ite
 
     async def run() -> None:
         service = InferenceService(options)
+        own = dict(hosts or {})
         for name, net in (nets or {}).items():
-            host = AsyncRuntime.over(net.spec(), net.engine_sets(), HostDevice(), options.host)
+            own[name] = AsyncRuntime.over(net.spec(), net.engine_sets(), HostDevice(), options.host)
+        for name, host in own.items():
             service.models[name] = ServedModel(name, Path("none"), options, host)
         made.append(ModelServer(service))
         made[0].loop = asyncio.get_running_loop()  # type: ignore[attr-defined]
