@@ -10,6 +10,7 @@ from typing import Any
 from artifacts import PameError, UsageError, find_run
 from artifacts.console import add_common_arguments, run_command
 from runtime.hosting.options import HostOptions
+from runtime.serve.logs import log_json
 from runtime.serve.options import (
     OVERLOAD_STATUSES,
     BundleSource,
@@ -88,6 +89,7 @@ def _add_lifecycle_flags(parser: argparse.ArgumentParser) -> None:
         "--watch", type=float, nargs="?", const=2.0, metavar="SECONDS",
         help="reload a bundle when another lies in its folder; look as often (default: 2)",
     )  # fmt: skip
+    group.add_argument("--json-logs", action="store_true", help="log as JSON, one object a line")
     group.add_argument("--triton-metrics", action="store_true", help="export metrics by Triton's names too")
 
 
@@ -111,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve_bundles(arguments: argparse.Namespace) -> dict[str, Any]:
     """Serves until a signal comes; returns the result for ``--json``."""
-    return run_server(read_flags(arguments))
+    options = read_flags(arguments)
+    if arguments.json_logs:
+        log_json()
+    return run_server(options)
 
 
 def read_flags(arguments: argparse.Namespace) -> ServeOptions:

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 from artifacts import EngineError
 from artifacts.console import say
-from runtime.serve.grpc_listener import GrpcListener
-from runtime.serve.http_app import make_app
-from runtime.serve.listening import HttpListener, address_of, bind
 from runtime.serve.metrics import make_metrics_app
 from runtime.serve.models import READY
 from runtime.serve.options import Address, Security, ServeOptions
 from runtime.serve.service import InferenceService
+from runtime.serve.transports.grpc_listener import GrpcListener
+from runtime.serve.transports.http_app import make_app
+from runtime.serve.transports.http_listener import HttpListener, address_of, bind
 
 _HEALTH_S = 0.25
 _LAST_ANSWERS_S = 5.0

@@ -21,6 +21,7 @@ from runtime.oip.failures import CANCELLED, INTERNAL, Failure, describe_failure
 from runtime.oip.http_codec import HEADER_LENGTH, format_answer, parse_call, parse_object
 from runtime.serve.models import Arrival, ServedModel
 from runtime.serve.service import InferenceService
+from runtime.serve.status_page import render_status
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -60,6 +61,7 @@ def make_app(service: InferenceService) -> Starlette:
         *(Route(f"{path}/infer", handlers.infer, methods=["POST"]) for path in (model, version)),
         Route("/v2/health/live", handlers.live),
         Route("/v2/health/ready", handlers.ready),
+        Route("/", handlers.status_page),
         Route("/v2", handlers.server_metadata),
         Route("/v2/models/stats", handlers.all_statistics),
         *(
@@ -137,6 +139,17 @@ class _Handlers:
 
     async def ready(self, _request: Request) -> Response:
         return self._reply(b"", status=200 if self._service.ready else 503)
+
+    async def status_page(self, request: Request) -> Response:
+        try:
+            self._check_token(request)
+        except PameError as error:
+            return self._failed(error, describe_failure(error))
+        headers = {
+            "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+            "cache-control": "no-store",
+        }
+        return self._reply(render_status(self._service).encode(), headers=headers, kind="text/html; charset=utf-8")
 
     async def model_ready(self, request: Request) -> Response:
         name, version = request.path_params["model"], request.path_params.get("version", "")

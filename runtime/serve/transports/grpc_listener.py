@@ -6,9 +6,9 @@ import logging
 from typing import Any
 
 from artifacts import MissingExtraError, PameError
-from runtime.serve.grpc_service import GrpcHealth, GrpcService
 from runtime.serve.options import Address, Security
 from runtime.serve.service import InferenceService
+from runtime.serve.transports.grpc_service import GrpcHealth, GrpcService
 
 _log = logging.getLogger("pame.serve")
 

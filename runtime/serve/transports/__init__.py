@@ -1,0 +1,1 @@
+"""Transports: the ways in to a server: HTTP by Starlette and uvicorn, gRPC."""
