@@ -10,6 +10,7 @@ from typing import Any
 from artifacts import PameError, UsageError, find_run
 from artifacts.console import add_common_arguments, run_command
 from runtime.hosting.options import HostOptions
+from runtime.monitor.options import ON_DRIFT
 from runtime.serve.logs import log_json
 from runtime.serve.options import (
     OVERLOAD_STATUSES,
@@ -69,6 +70,12 @@ def _add_host_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--threads", type=int, metavar="N", help="per engine (default: as planned)")
     group.add_argument("--device", type=int, default=0, metavar="N", help="ordinal of the GPU (default: %(default)s)")
+    group.add_argument("--on-drift", choices=ON_DRIFT, default=host.on_drift, help="default: %(default)s")
+    group.add_argument(
+        "--shadow-fraction", type=float, default=host.shadow_fraction, metavar="SHARE",
+        help="of the rows, carried on to the end to see whether it answers otherwise (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--shadow-log", type=Path, metavar="DIR", help="keep these rows there, for planner recalibrate")
     group.add_argument(
         "--overload-status", type=int, choices=OVERLOAD_STATUSES, default=OVERLOAD_STATUSES[0],
         help="of HTTP where the queue is full (default: %(default)s)",
@@ -98,6 +105,12 @@ def _add_security_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     group.add_argument("--tls-key", type=Path, metavar="FILE", help="its key, PEM")
     group.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token that clients must send")
+    group.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="KEY",
+        help="public key, or certificates: open bundles signed by it alone",
+    )
     group.add_argument(
         "--shared-memory", action="store_true", help="let clients pass tensors in POSIX shared memory of this machine"
     )
@@ -135,6 +148,7 @@ def read_flags(arguments: argparse.Namespace) -> ServeOptions:
         policy=arguments.policy, slo_ms=arguments.slo_ms, max_waiting_rows=arguments.max_waiting_rows,
         priorities=arguments.priorities, refuse_late=arguments.refuse_late,
         max_engine_faults=arguments.max_engine_faults, drain_timeout_s=arguments.drain_timeout,
+        on_drift=arguments.on_drift, shadow_fraction=arguments.shadow_fraction, shadow_log=arguments.shadow_log,
     )  # fmt: skip
     return ServeOptions(
         bundles=tuple(bundles), http=parse_address(arguments.http), grpc=parse_address(arguments.grpc),
@@ -144,7 +158,7 @@ def read_flags(arguments: argparse.Namespace) -> ServeOptions:
         limits=Limits(**{name: getattr(arguments, name) for name in Limits.__slots__}),
         security=Security(
             certificate=arguments.tls_cert, key=arguments.tls_key, load_folder=arguments.allow_load,
-            shared_memory=arguments.shared_memory,
+            shared_memory=arguments.shared_memory, signer=arguments.require_signature,
             token=None if arguments.token_file is None else read_token(arguments.token_file),
         ),
     )  # fmt: skip

@@ -167,6 +167,7 @@ def _add_state(families: _Families, model: ServedModel) -> None:
     stats = host.stats_or_none()
     if stats is None:
         return
+    families.count("pame_shadowed_rows", "Rows seen at every exit.", [name], snapshot.shadowed)
     families.gauge("pame_drift_alarm", "1 since the alarm.", [name], float(stats.alarm is not None))
     for exit_ in stats.exits:
         where = [name, exit_.name]

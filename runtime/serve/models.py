@@ -31,6 +31,7 @@ from runtime.results import Result
 from runtime.serve.options import ServeOptions
 from runtime.serve.raw_inputs import RawInputs
 from runtime.serve.statistics import CallTimes, ModelStatistics
+from runtime.signatures import signature_path
 
 FINAL = "triton_final_response"  # clients look for it in the parameters of a streamed answer
 LOADING, READY, UNLOADING, UNAVAILABLE = "LOADING", "READY", "UNLOADING", "UNAVAILABLE"
@@ -86,8 +87,10 @@ class ServedModel:
             policy=options.host.policy,
             slo_ms=options.host.slo_ms,
             max_waiting_rows=options.host.max_waiting_rows,
+            shadow_log=None if options.host.shadow_log is None else options.host.shadow_log / name,
             threads=options.threads,
             device=options.device,
+            verify=options.security.signer,
             options=options.host,
         )
         self._priorities = options.host.priorities
@@ -249,8 +252,11 @@ class ServedModel:
         return self._view
 
     def _read_manifest(self) -> str:
+        """Returns what tells bundles in the folder apart, their signatures included; empty while there is none."""
+        signature = signature_path(self.folder)
         try:
-            return file_digest(self.folder / MANIFEST)
+            signed = file_digest(signature) if signature.is_file() else ""
+            return file_digest(self.folder / MANIFEST) + signed
         except OSError:  # being replaced, or gone: whoever opens it says so
             return ""
 

@@ -91,6 +91,7 @@ class Security:
         certificate, key: PEM files for TLS; both or none.
         token: what clients send as ``Authorization: Bearer TOKEN``; ``None``: nothing. Health needs none.
         shared_memory: clients may name POSIX shared memory of this machine, which is read and written for them.
+        signer: bundles must be signed by this public key, or by one of these certificates; ``None``: they need not.
         load_folder: models may be loaded from its folders and unloaded by clients; ``None``: not at all.
 
     Raises:
@@ -102,6 +103,7 @@ class Security:
     token: str | None = field(default=None, repr=False)
     load_folder: Path | None = None
     shared_memory: bool = False
+    signer: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):

@@ -66,6 +66,8 @@ def _facts(model: ServedModel, stats: RuntimeStats | None) -> Iterator[tuple[str
         yield "drift", _word(escape(stats.alarm.message), good=False)
     else:
         yield "drift", _word("no alarm", good=True)
+    if stats is not None and stats.response is not None:
+        yield "thresholds", _word(stats.response.mode, good=stats.response.mode == "planned")
 
 
 def _exit_chart(stats: RuntimeStats) -> str:

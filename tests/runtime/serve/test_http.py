@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,8 @@ from tests.runtime.serve.servers import ask, options_for, serving
 
 http = pytest.importorskip("tritonclient.http", reason="asks the server: pip install 'tritonclient[http]'")
 from tritonclient.utils import InferenceServerException  # noqa: E402
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +160,18 @@ def test_many_requests_at_the_same_time_do_not_mix(server: ModelServer, toy_run:
 
     found = np.concatenate([result.as_numpy("logits") for result in asyncio.run(run())])
     np.testing.assert_allclose(found, expected.outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_client_of_the_documents(server: ModelServer) -> None:
+    text = (ROOT / "docs" / "serving.md").read_text()
+    (block,) = re.findall(r"```\n(import numpy.*?)```", text, flags=re.DOTALL)
+    for there, here in (("localhost:8000", str(server.addresses["http"])), ("28, 28", "4, 4"), ("digits", "toy")):
+        assert there in block
+        block = block.replace(there, here)
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102
+    assert names["result"].as_numpy("logits").shape == (2, 4)
+    names["client"].close()
 
 
 def request_of(rows: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import PameError
+from artifacts import MissingArtifactError, PameError
 from runtime.serve.options import Security, ServeOptions
 from runtime.serve.server import ModelServer
 from tests.runtime.serve.servers import ask, options_for, serving, wait_for
@@ -159,3 +159,12 @@ def test_a_certificate_that_cannot_be_read(toy_run: Any, identity: tuple[Path, P
         options = ServeOptions(**options_for(toy=toy_run.bundle), security=Security(certificate=pair[0], key=pair[1]))
         with pytest.raises(PameError, match="TLS is not possible"), serving(options):
             pass
+
+
+def test_a_bundle_without_a_signature_is_not_served_where_one_is_required(
+    toy_run: Any, identity: tuple[Path, Path]
+) -> None:
+    pytest.importorskip("model_signing", reason="verifies signatures: pip install 'pame[signing]'")
+    options = ServeOptions(**options_for(toy=toy_run.bundle), security=Security(signer=identity[0]))
+    with pytest.raises(MissingArtifactError, match="no signature"), serving(options):
+        pass
