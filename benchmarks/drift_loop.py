@@ -38,8 +38,8 @@ def blur(pixels: np.ndarray, _: np.random.Generator) -> np.ndarray:
 
 
 def add_noise(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Adds normal noise with a standard deviation of 25 of 255."""
-    return np.clip(pixels + random.normal(0, 25, pixels.shape), 0, 255).astype(np.uint8)
+    """Adds normal noise with a standard deviation of 15 of 255."""
+    return np.clip(pixels + random.normal(0, 15, pixels.shape), 0, 255).astype(np.uint8)
 
 
 def keep(pixels: np.ndarray, _: np.random.Generator) -> np.ndarray:

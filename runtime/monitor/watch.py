@@ -57,7 +57,7 @@ class StreamWatch:
         self._responds = options.responds
         self._response = DriftResponse(plan, options.on_drift, shadow_fraction=options.shadow_fraction)
         self.rule = self._response.rule
-        self._task = (task or find_task(spec.task)) if options.sees_rows else None
+        self._task = (task or find_task(spec.task, spec.settings)) if options.sees_rows else None
         self._on_rule = on_rule
         self._lock = threading.RLock()
         self._stats = StatsCollector(

@@ -18,7 +18,7 @@ TOUR = "docs/tour.md"
 HELP = (
     ("calibration",), ("engines",), ("engines", "build"), ("export",), ("export", "resnet"), ("planner",),
     ("planner", "scout"), ("planner", "validate"), ("planner", "report"), ("planner", "import-trace"),
-    ("planner", "recalibrate"), ("runtime.bench",), ("runtime.serve",), ("runtime.simulate",),
+    ("planner", "recalibrate"), ("runtime.bench",), ("runtime.loadtest",), ("runtime.serve",), ("runtime.simulate",),
 )  # fmt: skip
 FOREIGN_FLAGS = {
     "--index-url",

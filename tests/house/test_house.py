@@ -12,7 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("artifacts", "calibration", "engines", "export", "planner", "runtime")
-COMMANDS = ("calibration", "engines", "export", "planner", "runtime.bench", "runtime.serve", "runtime.simulate")
+COMMANDS = (
+    "calibration", "engines", "export", "planner", "runtime.bench", "runtime.loadtest", "runtime.serve",
+    "runtime.simulate",
+)  # fmt: skip
 OPTIONAL = (
     "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors", "rich", "matplotlib", "PIL",
     "tensorrt", "tensorrt_rtx", "tensorrt_bindings", "tensorrt_rtx_bindings", "cuda", "pycuda", "cupy", "polygraphy",
@@ -128,7 +131,7 @@ def test_what_is_shipped() -> None:
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
-        "onnxruntime", "onnxruntime-cuda", "images", "tables", "export", "train", "report", "cuda", "pycuda",
+        "onnxruntime", "onnxruntime-cuda", "images", "loadtest", "tables", "export", "train", "report", "cuda", "pycuda",
         "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "serve", "signing",
         "all",
         "dev",

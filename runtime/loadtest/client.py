@@ -1,0 +1,125 @@
+"""An open-loop client: requests are sent when they are due, whatever has become of those before them.
+
+A client that waits for answers before it sends again slows down with its server and measures too short times
+(coordinated omission). Here a request's latency runs from the time at which it was to be sent, so that a client that
+is late itself counts as late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from artifacts import Answers, PameError
+from runtime.hosting.async_runtime import AsyncRuntime
+
+_LEAD_S = 0.02
+_SENT_AT_ONCE = 8  # of a burst, before answers are looked at
+
+
+class Target(Protocol):
+    """What is loaded: a host in this process, or, by another implementation, a server somewhere else."""
+
+    async def answer(self, query: int) -> tuple[Answers, int]:
+        """Returns the answers to a query, one array (1, ...) per output, and where it left; a ``PameError``: none."""
+
+
+class HostTarget:
+    """A host in this process.
+
+    Args:
+        host: has been entered.
+        queries: one array (N, ...) per input of the network.
+    """
+
+    def __init__(self, host: AsyncRuntime, queries: Sequence[np.ndarray]) -> None:
+        self._host = host
+        self._queries = queries
+
+    async def answer(self, query: int) -> tuple[Answers, int]:
+        """Returns the host's answers to a query."""
+        result = await self._host.infer([array[query : query + 1] for array in self._queries])
+        outputs = result.outputs if isinstance(result.outputs, tuple) else (result.outputs,)
+        return [np.asarray(output) for output in outputs], int(result.exit_index[0])
+
+
+@dataclass(slots=True, eq=False)
+class Played:
+    """What became of a stream of N requests.
+
+    Attributes:
+        latency_s: (N,) from when each was to be sent to its answer; infinite for those that have none.
+        exit_index: (N,) where each left; -1 for those that have no answer.
+        sent_late_s: (N,) by how much the client was late.
+        answers: query -> its first answers.
+        errors: what kind of error -> how many requests ended with it.
+        given_up: whether the stream was broken off, since too many requests had missed the bound already.
+    """
+
+    latency_s: np.ndarray
+    exit_index: np.ndarray
+    sent_late_s: np.ndarray
+    answers: dict[int, Answers] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
+    given_up: bool = False
+
+    def in_time(self, bound_s: float) -> float:
+        """Returns the share of all requests that were answered within a bound."""
+        return float((self.latency_s <= bound_s).mean())
+
+
+async def play(
+    target: Target, arrivals_s: np.ndarray, queries: np.ndarray, *, bound_s: float, misses: int | None = None
+) -> Played:
+    """Sends a stream and waits for its last answer.
+
+    Args:
+        target: answers.
+        arrivals_s: (N,) ascending, when the requests are to be sent.
+        queries: (N,) which query each of them is.
+        bound_s: later answers are misses.
+        misses: the stream is broken off when there are more; ``None``: never.
+    """
+    loop = asyncio.get_running_loop()
+    count = len(arrivals_s)
+    played = Played(np.full(count, np.inf), np.full(count, -1), np.zeros(count))
+    missed = 0
+    start = loop.time() + _LEAD_S
+
+    async def send(index: int, due: float, query: int) -> None:
+        nonlocal missed
+        try:
+            answers, exit_index = await target.answer(query)
+        except PameError as error:
+            played.errors[type(error).__name__] += 1
+            missed += 1
+            return
+        latency_s = loop.time() - due
+        played.latency_s[index], played.exit_index[index] = latency_s, exit_index
+        played.answers.setdefault(query, answers)
+        missed += latency_s > bound_s
+
+    tasks: set[asyncio.Task[None]] = set()
+    for index, (at, query) in enumerate(zip(arrivals_s.tolist(), queries.tolist(), strict=True)):
+        due = start + at
+        if (wait := due - loop.time()) > 0:
+            await asyncio.sleep(wait)
+        elif index % _SENT_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        if misses is not None and missed > misses:
+            played.given_up = True
+            break
+        played.sent_late_s[index] = loop.time() - due
+        task = asyncio.create_task(send(index, due, query))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    if played.given_up:
+        for task in tasks:
+            task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=played.given_up)
+    return played

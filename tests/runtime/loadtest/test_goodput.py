@@ -1,0 +1,124 @@
+"""The search of goodput over hosts of fake engines with known times, and LoadGen over the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from artifacts import UsageError, find_task
+from runtime.hosting.options import read_costs
+from runtime.loadtest.client import HostTarget
+from runtime.loadtest.contenders import STAGES, Contender
+from runtime.loadtest.goodput import (
+    LoadConfig,
+    QuerySet,
+    Search,
+    begin_search,
+    describe_search,
+    search_goodput,
+)
+from runtime.loadtest.mlperf import OFFLINE, SERVER, Scenario, read_summary, run_scenario
+from tests.runtime.hosting.host_worlds import host_over, serve
+
+RUN_S = 0.004
+
+
+def paced_net(fake_net: Any, stage_engines: Any) -> Any:
+    """Two stages of 4 ms a run, whatever its rows."""
+    engines = [stage_engines(median_ms={1: RUN_S * 1e3, 8: RUN_S * 1e3})] * 2
+    return fake_net(thresholds=(0.5,), engines=engines, hook=lambda: time.sleep(RUN_S))
+
+
+def make_queries(net: Any, count: int) -> tuple[QuerySet, tuple[np.ndarray, ...]]:
+    confidence = np.zeros((count, 2), np.float32)
+    confidence[::2, 0] = 1
+    arrays = net.batch(confidence)
+    with type(net)(thresholds=(2.0,)).open() as whole:
+        full = whole.run(arrays).outputs
+    exits = np.where(confidence[:, 0] >= 0.5, 0, 1)
+    queries = QuerySet(
+        count=count, task=find_task("classification"), full=[full], targets=full.argmax(axis=1), exits=exits
+    )
+    return queries, arrays
+
+
+def test_the_goodput_is_found_and_the_answers_are_judged(fake_net: Any, stage_engines: Any) -> None:
+    net = paced_net(fake_net, stage_engines)
+    queries, arrays = make_queries(net, 32)
+    config, bound_ms = LoadConfig(seconds=0.5, steps=5), 200.0
+
+    async def run() -> Search:
+        async with host_over(net, policy="chain", slo_ms=bound_ms) as host:
+            costs = read_costs(net.spec(), [engines.covers for engines in net.engine_sets()])
+            contender = Contender(policy="chain", target=HostTarget(host, arrays), costs=costs, runs=STAGES)
+            search = begin_search(contender, queries, config, slo_ms=bound_ms)
+            await search_goodput([search], queries, config, bound_s=bound_ms / 1e3)
+            return search
+
+    search = serve(run())
+    found = describe_search(search, queries)
+    most = 8 / (2 * RUN_S)  # full batches through both stages, nothing in between
+    assert 0 < found["goodput_per_s"] <= 1.3 * most
+    assert found["p99_ms"] <= bound_ms
+    assert len(found["steps"]) == 5
+    assert found["exit_fractions"] == pytest.approx([0.5, 0.5], abs=0.15)
+    assert 0 < found["metric"] <= 1
+    assert found["metric"] == found["agreement"], "the targets are the full network's answers"
+    assert found["simulated_per_s"] > 0
+
+
+def test_the_search_climbs_until_it_fails_and_closes_in() -> None:
+    """Against a server that keeps up with 100 requests a second and no more."""
+    search = Search(contender=None, simulated=50.0, rate=50.0)  # type: ignore[arg-type]
+    for _ in range(12):
+        passes = search.rate <= 100
+
+        class Stream:
+            def in_time(self, _: float, *, share: float = 1.0 if passes else 0.5) -> float:
+                return share
+
+        search.record(Stream(), 1.0)  # type: ignore[arg-type]
+    assert 97 < search.low <= 100 < search.high < 103
+    failing = Search(contender=None, simulated=50.0, rate=50.0)  # type: ignore[arg-type]
+
+    class Never:
+        def in_time(self, _: float) -> float:
+            return 0.0
+
+    failing.record(Never(), 1.0)  # type: ignore[arg-type]
+    assert (failing.low, failing.rate) == (0, 25)
+    assert failing.best is None
+
+
+@pytest.mark.parametrize("options", [{"seconds": 0}, {"seconds": float("nan")}, {"steps": 0}])
+def test_settings_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        LoadConfig(**options)
+
+
+@pytest.mark.parametrize("name", [SERVER, OFFLINE])
+def test_loadgen_measures_a_host(fake_net: Any, stage_engines: Any, tmp_path: Path, name: str) -> None:
+    pytest.importorskip("mlperf_loadgen", reason="runs LoadGen: pip install 'pame[loadtest]'")
+    net = paced_net(fake_net, stage_engines)
+    queries, arrays = make_queries(net, 32)
+
+    async def run() -> dict[str, Any]:
+        async with host_over(net, policy="chain") as host:
+            scenario = Scenario(
+                name=name, rate_per_s=100.0, bound_ms=500.0, seconds=0.5, samples=queries.count, at_once=16
+            )
+            return await run_scenario(HostTarget(host, arrays), scenario, tmp_path)
+
+    found = serve(run())
+    assert found["failed"] == 0
+    rate = found["completed_per_s"] if name == SERVER else found["samples_per_s"]
+    assert 10 < rate < 1.3 * 8 / (2 * RUN_S)
+
+
+def test_a_summary_of_loadgen_is_read() -> None:
+    text = "Result is : INVALID\n99.00 percentile latency (ns)   : 12345\nCompleted samples per second    : 99.5\n"
+    assert read_summary(text) == {"result": "INVALID", "p99_ns": 12345.0, "completed_per_s": 99.5}
