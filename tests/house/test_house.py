@@ -131,8 +131,8 @@ def test_what_is_shipped() -> None:
     folders = {path.parent for room in ROOMS for path in (ROOT / room).rglob("*.py")}
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").is_file()] == []
     extras = {
-        "onnxruntime", "onnxruntime-cuda", "images", "loadtest", "tables", "export", "train", "report", "cuda", "pycuda",
-        "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "serve", "signing",
+        "onnxruntime", "onnxruntime-cuda", "images", "loadtest", "tables", "export", "train", "report", "cuda",
+        "pycuda", "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "serve", "signing",
         "all",
         "dev",
     }  # fmt: skip
