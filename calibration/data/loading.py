@@ -41,8 +41,8 @@ def load_samples(
     ``.npz`` with ``images`` and, where given, ``labels`` and ``split``. Image files are decoded, resized and normalised
     when they are asked for.
 
-    Data without parts is split at random, each class 60 / 20 / 20; without labels nothing can be trained, and 80
-    calibrate and 20 test. Of data with only one part besides that for training, half calibrates and half tests.
+    Data without parts is split at random, each class alike (``splits.choose_shares``); without labels nothing can be
+    trained, and 80 % calibrate and 20 % test. Of data with only one part besides that for training, half calibrates and half tests.
 
     Args:
         source: the folder or file.

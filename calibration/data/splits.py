@@ -12,7 +12,6 @@ from artifacts import InputError, UsageError, unknown_name
 from calibration.data.samples import PARTS
 
 _SHOWN = 8
-SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}
 QUERY_SHARES = {"train": 0.0, "calibrate": 0.8, "test": 0.2}
 PART_NAMES = {
     "train": "train", "training": "train",
@@ -21,6 +20,24 @@ PART_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 """Other names under which data has its parts, in lower case -> ours."""
+_TEST_SHARE = 0.2
+_CALIBRATE_SHARES = 0.2, 0.4  # at least and at most
+_ENOUGH_TO_CALIBRATE = 5_000  # samples: what a certificate needs is a number of samples, not a share of them
+
+
+def choose_shares(count: int) -> dict[str, float]:
+    """Returns the shares of the parts that are drawn where the data names none: part -> share.
+
+    20 % test. To calibrate go 5,000 samples, but never less than 20 % nor more than 40 % of all: a tolerance of 1 %
+    takes thousands of samples to certify well whatever the size of the data, and with a few hundred the certificate,
+    not the network, decides how fast the plan may be. The rest trains.
+
+    Args:
+        count: samples.
+    """
+    least, most = _CALIBRATE_SHARES
+    calibrate = min(max(_ENOUGH_TO_CALIBRATE / max(count, 1), least), most)
+    return {"train": 1 - calibrate - _TEST_SHARE, "calibrate": calibrate, "test": _TEST_SHARE}
 
 
 def split_indices(labels: np.ndarray, shares: Mapping[str, float], *, seed: int) -> dict[str, np.ndarray]:
@@ -170,7 +187,7 @@ def settle_parts(
     if named is not None:
         parts = dict(named)
     elif groups is not None:
-        parts = split_groups(groups, SHARES, seed=splitting.seed, name=name)
+        parts = split_groups(groups, choose_shares(count), seed=splitting.seed, name=name)
     else:
         parts = split_randomly(labels, count=count, splitting=splitting)
     share = splitting.share
@@ -253,9 +270,9 @@ def _describe_groups(groups: np.ndarray, drawn: Mapping[str, np.ndarray]) -> str
 
 
 def split_randomly(labels: np.ndarray | None, *, count: int, splitting: Splitting) -> dict[str, np.ndarray]:
-    """Splits samples that come without parts: 60 / 20 / 20 of every class; without labels 80 calibrate and 20 test,
-    or 60 / 20 / 20 where exits are to learn from them."""
+    """Splits samples that come without parts, see ``choose_shares``; without labels 80 % calibrate and 20 % test, unless
+    exits are to learn from them."""
     if labels is not None:
-        return split_indices(labels, SHARES, seed=splitting.seed)
-    shares = SHARES if splitting.train_queries else QUERY_SHARES
+        return split_indices(labels, choose_shares(count), seed=splitting.seed)
+    shares = choose_shares(count) if splitting.train_queries else QUERY_SHARES
     return split_indices(np.zeros(count, np.int64), shares, seed=splitting.seed)

@@ -25,6 +25,7 @@ from calibration.data.image_input import image_input, measure_normalisation
 from calibration.data.loading import load_samples
 from calibration.data.samples import ImageSamples, Samples, as_batch
 from calibration.data.sources import load_run_data
+from calibration.data.splits import choose_shares
 from tests.calibration.tracing.label_maps import Scenes, write_run
 
 SHAPE = (1, 6, 5)
@@ -247,3 +248,14 @@ def test_a_damaged_compressed_npz_is_named(tmp_path: Path, monkeypatch: pytest.M
         (tmp_path / "x.npz").write_bytes(raw)
         with pytest.raises(CorruptArtifactError, match="cannot be read as .npz"):
             load_npz(tmp_path / "x.npz", WANTED)
+
+
+@pytest.mark.parametrize(
+    ("count", "calibrate"), [(1, 0.4), (900, 0.4), (12_500, 0.4), (20_000, 0.25), (25_000, 0.2), (1_000_000, 0.2)]
+)
+def test_drawn_parts_leave_enough_to_calibrate_on(count: int, calibrate: float) -> None:
+    shares = choose_shares(count)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["calibrate"] == pytest.approx(calibrate)
+    assert shares["test"] == 0.2
+    assert shares["train"] >= 0.4 - 1e-12

@@ -97,7 +97,7 @@ def test_one_file_with_one_part_is_split(tmp_path: Path) -> None:
     parquet.write_table(table(range(30)), tmp_path / "train.parquet")
     samples, notes = load(tmp_path / "train.parquet")
     assert "has a train part only" in notes
-    assert [len(samples.indices_of(part)) for part in ("train", "calibrate", "test")] == [18, 6, 6]
+    assert [len(samples.indices_of(part)) for part in ("train", "calibrate", "test")] == [12, 12, 6]
 
 
 def test_rows_without_a_label_are_left_out_and_said(tmp_path: Path) -> None:

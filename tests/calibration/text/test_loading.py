@@ -115,7 +115,7 @@ def test_numbers_of_a_regression(tmp_path, load):
     samples = load(path, numbers=True)
     assert samples.targets(np.array([7])).dtype == np.float32
     assert samples.classes == ()
-    assert count(samples) == {"train": 30, "calibrate": 10, "test": 10}
+    assert count(samples) == {"train": 20, "calibrate": 20, "test": 10}
     with pytest.raises(InputError, match="--task regression"):
         load(path)
 
