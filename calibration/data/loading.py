@@ -42,7 +42,8 @@ def load_samples(
     when they are asked for.
 
     Data without parts is split at random, each class alike (``splits.choose_shares``); without labels nothing can be
-    trained, and 80 % calibrate and 20 % test. Of data with only one part besides that for training, half calibrates and half tests.
+    trained, and 80 % calibrate and 20 % test. Of data with only one part besides that for training, half calibrates and
+    half tests.
 
     Args:
         source: the folder or file.

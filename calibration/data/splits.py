@@ -270,8 +270,8 @@ def _describe_groups(groups: np.ndarray, drawn: Mapping[str, np.ndarray]) -> str
 
 
 def split_randomly(labels: np.ndarray | None, *, count: int, splitting: Splitting) -> dict[str, np.ndarray]:
-    """Splits samples that come without parts, see ``choose_shares``; without labels 80 % calibrate and 20 % test, unless
-    exits are to learn from them."""
+    """Splits samples that come without parts, see ``choose_shares``; without labels 80 % calibrate and 20 % test,
+    unless exits are to learn from them."""
     if labels is not None:
         return split_indices(labels, choose_shares(count), seed=splitting.seed)
     shares = choose_shares(count) if splitting.train_queries else QUERY_SHARES
