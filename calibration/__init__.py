@@ -11,15 +11,17 @@ from calibration.certify.binomials import binomial_pmf, log_factorial
 from calibration.certify.pvalues import lower_share, upper_share
 from calibration.certify.risk_tests import (
     RISKS,
-    Halves,
     RiskTest,
+    TuningSplit,
     check_labels,
     choose_test,
+    count_in_all,
     count_needed,
     find_tolerance,
     least_samples,
     run_sequence,
-    split_halves,
+    split_for_tuning,
+    tests_for,
 )
 from calibration.certify.set_metrics import COUNTED as COUNTED_METRICS
 from calibration.certify.set_metrics import SET_METRICS
@@ -63,9 +65,9 @@ __all__ = [
     "PartShare", "Samples", "as_batch", "check_source", "image_input", "load_run_data", "load_samples", "rows_of",
     "source_name",
     # certified tolerances
-    "COUNTED_METRICS", "RISKS", "SET_METRICS", "Halves", "RiskTest", "binomial_pmf", "check_labels", "choose_test",
-    "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence", "split_halves",
-    "upper_share",
+    "COUNTED_METRICS", "RISKS", "SET_METRICS", "RiskTest", "TuningSplit", "binomial_pmf", "check_labels", "choose_test",
+    "count_in_all", "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence",
+    "split_for_tuning", "tests_for", "upper_share",
     # training and traces
     "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ask_network",
     "ensure_trace", "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration import binomial_pmf
 from planner.certify.certified import CertifiedPlans, certify_plans, plan_certified
-from planner.certify.evidence import Evidence, collect_evidence, risk_trace
+from planner.certify.evidence import evidence_reader, risk_trace
 from planner.config import CertifyConfig, MeasureConfig, PlanConfig, TimingConfig
 from planner.predict.costs import ChainTimes, NetworkCosts, expect_mean_ms, expect_times, price_stage, record_times
 from planner.predict.objectives import OBJECTIVES, objective_ms
@@ -75,7 +75,7 @@ __all__ = [
     # tolerance against latency
     "OperatingPoint", "Sweep", "sweep_levels", "sweep_tolerances",
     # the certificate
-    "CertifiedPlans", "Evidence", "certify_plans", "collect_evidence", "plan_certified", "risk_trace",
+    "CertifiedPlans", "certify_plans", "evidence_reader", "plan_certified", "risk_trace",
     # validation where the truth is known
     "MethodRecord", "ValidationConfig", "plan_per_exit", "validate_methods",
     # configuration

@@ -42,7 +42,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import InputError, UsageError, array_digest, unknown_name
-from calibration.certify.pvalues import betting, binomial_tail, hoeffding_bentkus, paired_exact, paired_exact_counts
+from calibration.certify.paired import Pairs, paired_exact
+from calibration.certify.pvalues import betting, binomial_tail, hoeffding_bentkus
 from calibration.certify.set_metrics import (
     COUNTED,
     SET_METRICS,
@@ -53,7 +54,9 @@ from calibration.certify.set_metrics import (
 )
 
 RISKS = ("metric", "agreement", *SET_METRICS)
-_ETA = 1 / 20  # share of delta that each nuisance of the exact paired test may take
+TUNING_SHARE = 0.2
+_LEAST_TUNING = 100  # samples, or a half where there are fewer than twice as many
+_MOST_TUNING = 20_000  # samples; more hardly make better plans, and the searches take longer
 _TESTS = {
     "metric": ("paired-exact", "betting", "hoeffding-bentkus"),
     "agreement": ("binomial", "betting"),  # the binomial test is never less tight than Hoeffding-Bentkus
@@ -64,7 +67,7 @@ _MOST_SAMPLES = 2**20  # beyond that, "more samples" is no advice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Halves:
+class TuningSplit:
     """Samples for tuning and samples for the test: disjoint, together all.
 
     Attributes:
@@ -88,16 +91,37 @@ class Halves:
         return array_digest(np.sort(self.certification))
 
 
-def split_halves(samples: int, *, seed: int) -> Halves:
-    """Splits samples at random into two halves; of an odd number the test gets one more.
+def split_for_tuning(samples: int, *, seed: int, share: float = TUNING_SHARE) -> TuningSplit:
+    """Splits samples at random into some to tune plans on and, most of them, some to test plans on.
+
+    Tuning settles which exits there are and which thresholds go together; how bold they are is left to the test, whose
+    power grows with its samples. So a fifth is enough to tune on, and 20,000 samples at most.
+
+    Args:
+        samples: how many there are.
+        seed: of the draw.
+        share: to tune on, in (0, 1).
 
     Raises:
         InputError: there are fewer than two samples.
     """
     if samples < 2:
-        raise InputError(f"{samples} samples cannot be split into one half to tune on and one to test on")
+        raise InputError(f"{samples} samples cannot be split into some to tune on and some to test on")
     order = np.random.default_rng(seed).permutation(samples)
-    return Halves(tuning=order[: samples // 2], certification=order[samples // 2 :], seed=seed)
+    count = _count_tuning(samples, share)
+    return TuningSplit(tuning=order[:count], certification=order[count:], seed=seed)
+
+
+def _count_tuning(samples: int, share: float = TUNING_SHARE) -> int:
+    return min(max(round(share * samples), min(_LEAST_TUNING, samples // 2)), _MOST_TUNING)
+
+
+def count_in_all(tested: int) -> int:
+    """Returns how many samples there must be for so many to be tested on."""
+    found = max(tested, 2)
+    while found - _count_tuning(found) < tested:
+        found += max(1, tested - (found - _count_tuning(found)))
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +132,8 @@ class RiskTest:
         name: ``paired-exact``, ``betting``, ``hoeffding-bentkus``, ``binomial`` or ``bootstrap``.
         risk: ``metric``, ``agreement``, or a set metric.
         delta: the level that the sequence is tested at.
+        full_metric: about the mean metric of the full network, settled without the samples of the test; the exact
+            paired test is the sharpest where it is right, and valid whatever it is.
 
     A test reads the *evidence* of the samples: for ``metric`` (n,) values in [0, 1]; for ``agreement`` (n,) whether
     the plan answers what the full network answers, for the full network all 1; for a set metric as ``set_metric``.
@@ -116,6 +142,7 @@ class RiskTest:
     name: str
     risk: str
     delta: float
+    full_metric: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in tests_for(self.risk):
@@ -160,7 +187,7 @@ class RiskTest:
         if self.name == "bootstrap":
             return bootstrap_p_value(self.risk, full, early, tolerance=tolerance)
         if self.name == "paired-exact":
-            return paired_exact(full, early, tolerance=tolerance, eta=_ETA * self.delta)
+            return paired_exact(full, early, tolerance=tolerance, centre=tolerance * self.full_metric, aim=self.delta)
         losses, level = bounded_losses(full, early, tolerance=tolerance, risk=self.risk)
         if self.name == "binomial":
             return binomial_tail(losses, level)
@@ -212,9 +239,9 @@ def relative_loss(full: np.ndarray, early: np.ndarray) -> float:
 
 
 def choose_test(
-    full: np.ndarray, plans: Sequence[np.ndarray], *, tolerance: float, risk: str, delta: float
-) -> tuple[RiskTest, tuple[float, ...]]:
-    """Chooses the test that passes the most plans on the tuning samples.
+    full: np.ndarray, plans: Sequence[np.ndarray], *, tolerance: float, risk: str, delta: float, samples: int
+) -> RiskTest:
+    """Chooses the test that is expected to pass the most plans, by the tuning samples.
 
     Args:
         full: evidence of the full network on the tuning samples.
@@ -222,20 +249,20 @@ def choose_test(
         tolerance: in [0, 1).
         risk: one of ``RISKS``.
         delta: in (0, 1).
-
-    Returns:
-        The test that passes the most plans, and its p-value for each: the smaller, the safer the plan looks.
+        samples: of the test, which are taken to be like those for tuning.
     """
-    tried = []
-    for name in tests_for(risk):
-        test = RiskTest(name=name, risk=risk, delta=delta)
-        tried.append((test, tuple(test.p_value(full, early, tolerance=tolerance) for early in plans)))
-    return max(tried, key=lambda pair: sum(p_value <= delta for p_value in pair[1]))
+    metric = 1.0 if risk in SET_METRICS else float(full.mean(dtype=np.float64))
+    tests = [RiskTest(name=name, risk=risk, delta=delta, full_metric=metric) for name in tests_for(risk)]
+    if len(tests) == 1:
+        return tests[0]
+    return max(
+        tests, key=lambda test: sum(_extrapolate(test, full, early, tolerance)(samples) <= delta for early in plans)
+    )
 
 
 def run_sequence(
     test: RiskTest, full: np.ndarray, plans: Iterable[np.ndarray], *, tolerance: float
-) -> tuple[float, ...]:
+) -> tuple[tuple[float, float], ...]:
     """Tests plans one after the other until the first that fails.
 
     Args:
@@ -245,14 +272,16 @@ def run_sequence(
         tolerance: in [0, 1).
 
     Returns:
-        The p-values up to the first above ``test.delta``, that one included; plans behind it are not tested.
+        The p-values with the observed risks up to the first p-value above ``test.delta``, that one included; plans
+        behind it are not tested.
     """
-    p_values = []
+    found: list[tuple[float, float]] = []
     for early in plans:
-        p_values.append(test.p_value(full, early, tolerance=tolerance))
-        if not p_values[-1] <= test.delta:
+        p_value = test.p_value(full, early, tolerance=tolerance)
+        found.append((p_value, test.observe(full, early)))
+        if not p_value <= test.delta:
             break
-    return tuple(p_values)
+    return tuple(found)
 
 
 def find_tolerance(test: RiskTest, full: np.ndarray, early: np.ndarray, *, above: float) -> float | None:
@@ -312,7 +341,8 @@ def _extrapolate(test: RiskTest, full: np.ndarray, early: np.ndarray, tolerance:
 
     def scaled(n: int) -> float:
         some, lost, won = round(counts[0] * n), math.ceil(counts[1] * n - 1e-9), int(counts[2] * n)
-        return paired_exact_counts(n, some, lost, won, tolerance=tolerance, eta=_ETA * test.delta)
+        pairs = Pairs(samples=n, right=some, lost=lost, won=won)
+        return pairs.p_value(tolerance=tolerance, centre=tolerance * test.full_metric, aim=test.delta)
 
     return scaled
 

@@ -1,51 +1,52 @@
 """Certified plans: their tolerance holds on samples that were not used for tuning. ``--certify ltt``. Pure.
 
-1. The trace is split at random into two halves.
-2. On the first, the search runs for several tolerances, from none at all to a little above the one asked for. A plan
-   that is tuned to lose 1 % on these samples loses more on others, so it is usually a plan for a smaller tolerance
-   that really keeps 1 %. More searches bound the disagreement with the final head instead of the metric: a plan that
-   wins as many samples as it loses keeps the metric by luck of the draw, one that agrees with the full network keeps
-   it for sure. On the demo network these plans are the ones that pass first. For a set metric, which no search can add
-   up, both kinds stand in. Variants of these plans with other thresholds fill the gaps between them (``vary_plans``),
-   so that the first plan that fails lies just behind the last that passed. One more test costs nothing in a fixed
-   sequence, and plans with the same exits have nearly the same samples against them.
-3. The plans are put in order from safe to bold by their p-values on the first half; plans that are not expected to be
-   faster than a safer one are dropped.
-4. On the second half the plans are tested in this order until the first that fails
-   (``calibration.certify.risk_tests`` has the theory). All that passed meet the tolerance together, except with
-   probability ``delta``, so the fastest of them by any measure may be taken.
+1. The trace is split at random: a fifth of the samples, at most 20,000, to tune on, the others for the test.
+2. On the first, the search runs for several tolerances, from none at all to a little above the one asked for. More
+   searches bound the disagreement with the final head instead of the metric: a plan that wins as many samples as it
+   loses keeps the metric by luck of the draw, one that agrees with the full network keeps it for sure. For a set
+   metric, which no search can add up, both kinds stand in.
+3. Through each of these plans goes a *path* from safe to bold: the same exits, all thresholds at the same multiple of
+   their distance from 1. The tuning samples tell roughly how far a path can be followed until the test fails; the one
+   that is the fastest there is taken. Along a path more and more samples leave early, and none later. So its plans
+   have nearly the same samples against them, and one more test costs next to nothing. Steps are of 1 %, coarser where
+   a plan is sure to pass.
+4. On the other samples the plans of the path are tested until the first that fails (``calibration.certify.risk_tests``
+   has the theory). All that passed meet the tolerance together, except with probability ``delta``, so the fastest of
+   them by any measure may be taken.
 5. The plan without exits loses nothing and needs no test. When no other passes it is the answer, together with how
    many samples it would take, and which tolerance these samples can certify. Where the tolerance refers to another
-   network, in float32 while a quantised one is planned for, the plan without exits is tested like any other, so that
-   one certificate covers quantisation and exits together.
+   network, in float32 while a quantised one is planned for, the plan without exits is tested first, like any other, so
+   that one certificate covers quantisation and exits together.
 
-The search is an argument: anything that maps a ``SearchProblem`` to plans. It sees the first half only.
+The search is an argument: anything that maps a ``SearchProblem`` to plans. It sees the samples for tuning only.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from artifacts import Certificate, NoPlanError
+from artifacts import Certificate, NoPlanError, Trace
 from calibration import (
-    Halves,
     RiskTest,
+    TuningSplit,
+    count_in_all,
     count_needed,
     find_tolerance,
     least_samples,
     run_sequence,
-    split_halves,
+    split_for_tuning,
 )
-from planner.certify.evidence import Evidence, collect_evidence
-from planner.certify.test_order import choose_order, find_plans, order_plans, vary_plans
+from planner.certify.evidence import evidence_reader, reference_evidence
+from planner.certify.test_order import choose_order, find_plans
 from planner.config import CertifyConfig
 from planner.predict.replay import NO_EXITS, Exits
 from planner.search.problem import Search, SearchedPlan, SearchProblem, SearchResult, rank_plans
+
+_SHOWN = 12  # tested plans that are considered further: the boldest; safer ones are slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ class CertifiedPlans:
     Attributes:
         sequence: the tested plans from safe to bold.
         no_exits: the certificate of the plan without exits.
-        halves: the samples for tuning and those for the test.
+        split: the samples for tuning and those for the test.
         shortage: the message when no plan of the sequence passed; ``None`` otherwise.
         lossless: the plan without exits loses nothing, since the tolerance refers to the network itself. Otherwise it
             is tested like any other.
@@ -78,7 +79,7 @@ class CertifiedPlans:
 
     sequence: tuple[TestedPlan, ...]
     no_exits: Certificate
-    halves: Halves
+    split: TuningSplit
     shortage: Shortage | None
     lossless: bool = True
 
@@ -99,8 +100,9 @@ class Shortage:
     """Why no plan of the sequence could be certified.
 
     Attributes:
-        samples: in the trace, both halves.
-        needed: about how many it takes, both halves; ``None`` when the safest plan loses too much for any number.
+        samples: in the trace, those for tuning and those of the test.
+        tested: those of the test.
+        needed: about how many it takes in all; ``None`` when the safest plan loses too much for any number.
         least: no plan can be certified with fewer.
         offered: the smallest tolerance that the safest plan passes at; ``None`` when there is none.
         safest: the plan that this is about; ``None`` when the search found no exits worth having.
@@ -108,6 +110,7 @@ class Shortage:
     """
 
     samples: int
+    tested: int
     needed: int | None
     least: int
     offered: float | None
@@ -122,7 +125,8 @@ class Shortage:
             (
                 f"no plan{' with exits' if self.safest.cuts else ''} can be certified to lose at most {tolerance:.4g} "
                 f"(delta {delta:g}) "
-                f"with {self.samples} samples, half of them for the test: the safest one lost {self.observed:.4g} there"
+                f"with {self.samples} samples, {self.tested} of them for the test: the safest one lost "
+                f"{self.observed:.4g} there"
             )
         ]
         if self.needed is not None:
@@ -141,92 +145,93 @@ def _round_up(tolerance: float) -> str:
 
 
 def plan_certified(problem: SearchProblem, search: Search, settings: CertifyConfig) -> CertifiedPlans:
-    """Splits a trace, searches plans on one half and tests them on the other.
+    """Splits a trace, searches plans on one part and tests them on the other.
 
     Args:
         problem: its trace has the metric that the risk is about, see ``risk_trace``; with one tolerance.
-        search: sees the tuning half only.
+        search: sees the samples for tuning only.
         settings: risk, delta and seed.
 
     Raises:
         InputError: there are fewer than two samples.
-        NoPlanError: the full network's metric is 0 on one of the halves.
+        NoPlanError: the full network's metric is 0 on one of the split.
     """
     trace, tolerance = problem.trace, problem.tolerance
-    halves = split_halves(trace.sample_count, seed=settings.seed)
-    tuning, held_out = trace.select(halves.tuning), trace.select(halves.certification)
+    split = split_for_tuning(trace.sample_count, seed=settings.seed)
+    tuning, held_out = trace.select(split.tuning), trace.select(split.certification)
     if 0 in (tuning.full_metric, held_out.full_metric):
         raise NoPlanError(
-            f"the full network answers none of one half of the {trace.sample_count} calibration samples correctly, so "
-            "that a relative tolerance has no meaning there. Calibrate with more samples: python -m calibration --data"
+            f"the full network answers none of the samples for tuning, or of those for the test, of the "
+            f"{trace.sample_count} calibration samples correctly, so that a relative tolerance has no meaning there. "
+            "Calibrate with more samples: python -m calibration --data"
         )
     part = problem.on(tuning, (tolerance,))
     plans = find_plans(part, search, settings.risk)
-    if trace.reference is not None:  # then the network itself may lose something, with no exits at all
-        plans = (NO_EXITS, *plans)
-    test, ordered = choose_order(part, plans, risk=settings.risk, delta=settings.delta)
-    ordered = order_plans(part, vary_plans(ordered), test)
-    evidence = collect_evidence(held_out, ordered, test.risk)
-    certified = certify_plans(ordered, evidence, test, halves=halves, tolerance=tolerance)
-    return certified if trace.reference is None else replace(certified, lossless=False)
+    test, ordered = choose_order(
+        part, plans, risk=settings.risk, delta=settings.delta, samples=held_out.sample_count
+    )  # fmt: skip
+    if trace.reference is None:
+        return certify_plans(ordered, held_out, test, split=split, tolerance=tolerance)
+    # the network itself may lose something, with no exits at all: that is tested before any plan with exits
+    certified = certify_plans((NO_EXITS, *ordered), held_out, test, split=split, tolerance=tolerance)
+    return replace(certified, lossless=False)
 
 
 def certify_plans(
-    plans: Sequence[Exits], evidence: Evidence, test: RiskTest, *, halves: Halves, tolerance: float
+    plans: Sequence[Exits], held_out: Trace, test: RiskTest, *, split: TuningSplit, tolerance: float
 ) -> CertifiedPlans:
     """Tests plans in a fixed sequence.
 
     Args:
-        plans: from safe to bold; must not have been chosen using the certification half.
-        evidence: of these plans on the certification half.
-        test: must not have been chosen using the certification half either.
-        halves: of the trace.
+        plans: from safe to bold; must not have been chosen using the samples of the test.
+        held_out: the trace of the samples of the test, with the metric that the risk is about.
+        test: must not have been chosen using the samples of the test either.
+        split: of the trace.
         tolerance: allowed relative loss, in [0, 1).
     """
-    p_values = run_sequence(test, evidence.full, evidence.plans, tolerance=tolerance)
-    sequence = []
-    tested = itertools.zip_longest(plans, p_values)
-    for position, ((plan, p_value), early) in enumerate(zip(tested, evidence.plans, strict=True), start=1):
-        certificate = None
-        if p_value is not None and p_value <= test.delta:
-            certificate = _certificate(
-                test, halves, bound=tolerance, p_value=p_value, observed=test.observe(evidence.full, early),
-                position=position,
-            )  # fmt: skip
-        sequence.append(TestedPlan(exits=plan, p_value=p_value, certificate=certificate))
+    read = evidence_reader(held_out, test.risk)
+    full = reference_evidence(held_out, test.risk)
+    tested = run_sequence(test, full, map(read, plans), tolerance=tolerance)
+    without = Certificate(
+        risk=test.risk, bound=0.0, delta=test.delta, finite_sample=test.finite_sample, method="no exits", p_value=0.0,
+        observed=0.0, samples=len(split.certification), tuning_samples=len(split.tuning), position=0, seed=split.seed,
+        tuning_digest=split.tuning_digest, certification_digest=split.certification_digest,
+    )  # fmt: skip
+    sequence = [TestedPlan(exits=plan, p_value=None, certificate=None) for plan in plans]
+    for place, (p_value, observed) in enumerate(tested):
+        certificate = replace(
+            without, bound=tolerance, method=test.name, p_value=p_value, observed=observed, position=place + 1
+        )
+        passed = p_value <= test.delta
+        sequence[place] = replace(
+            sequence[place], p_value=p_value, certificate=certificate if passed else None
+        )  # fmt: skip
     short = not any(plan.certificate for plan in sequence)
     return CertifiedPlans(
         sequence=tuple(sequence),
-        no_exits=_certificate(test, halves, bound=0.0, p_value=0.0, observed=0.0, position=0),
-        halves=halves,
-        shortage=_explain(test, evidence, plans[:1], halves=halves, tolerance=tolerance) if short else None,
+        no_exits=without,
+        split=split,
+        shortage=_explain(test, full, read, plans[:1], split=split, tolerance=tolerance) if short else None,
     )
 
 
-def _certificate(
-    test: RiskTest, halves: Halves, *, bound: float, p_value: float, observed: float, position: int
-) -> Certificate:
-    return Certificate(
-        risk=test.risk, bound=bound, delta=test.delta, finite_sample=test.finite_sample,
-        method=test.name if position else "no exits", p_value=p_value, observed=observed,
-        samples=len(halves.certification), tuning_samples=len(halves.tuning), position=position, seed=halves.seed,
-        tuning_digest=halves.tuning_digest, certification_digest=halves.certification_digest,
-    )  # fmt: skip
-
-
 def _explain(
-    test: RiskTest, evidence: Evidence, safest: Sequence[Exits], *, halves: Halves, tolerance: float
-) -> Shortage:
-    least = 2 * least_samples(tolerance=tolerance, delta=test.delta)
-    samples = len(halves.tuning) + len(halves.certification)
+    test: RiskTest, full: np.ndarray, read: Callable[[Exits], np.ndarray], safest: Sequence[Exits], *, split: TuningSplit,
+    tolerance: float,
+) -> Shortage:  # fmt: skip
+    tested = len(split.certification)
+    samples = len(split.tuning) + tested
+    least = count_in_all(least_samples(tolerance=tolerance, delta=test.delta))
+    shortage = Shortage(
+        samples=samples, tested=tested, needed=None, least=least, offered=None, safest=None, observed=None
+    )  # fmt: skip
     if not safest:
-        return Shortage(samples=samples, needed=None, least=least, offered=None, safest=None, observed=None)
-    full, early = evidence.full, evidence.plans[0]
+        return shortage
+    early = read(safest[0])
     needed = count_needed(test, full, early, tolerance=tolerance)
-    return Shortage(
-        samples=samples,
-        needed=None if needed is None else max(2 * needed, least),
-        least=least,
+    return replace(
+        shortage,
+        needed=None if needed is None else max(count_in_all(needed), least),
         offered=find_tolerance(test, full, early, above=tolerance),
         safest=safest[0],
         observed=test.observe(full, early),
@@ -241,10 +246,10 @@ def merge_certified(problem: SearchProblem, result: SearchResult, certified: Cer
         result: of the search on it, without a certificate.
         certified: the plans that were tested.
     """
-    tested = {plan.exits: plan.p_value for plan in certified.sequence}
+    tested = {plan.exits: plan.p_value for plan in certified.sequence if plan.p_value is not None}
     baseline = NO_EXITS if result.baseline is None else result.baseline
     considered = []
-    for exits in dict.fromkeys((NO_EXITS, *tested, baseline)):
+    for exits in dict.fromkeys((NO_EXITS, *list(tested)[-_SHOWN:], baseline)):
         priced, certificate = problem.price(exits), certified.certificates.get(exits)
         considered.append(
             SearchedPlan(

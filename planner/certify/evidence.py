@@ -1,9 +1,10 @@
-"""Evidence: what a test of a risk reads of each sample, collected once as arrays. Pure."""
+"""Evidence: what a test of a risk reads of each sample under a plan. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -13,43 +14,30 @@ from planner.config import SELF
 from planner.predict.replay import NO_EXITS, Exits, find_answers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Evidence:
-    """The evidence of a risk on some samples, in the form of ``calibration.RiskTest``.
+def evidence_reader(trace: Trace, risk: str) -> Callable[[Exits], np.ndarray]:
+    """Returns a function that gives the evidence of a risk under a plan, in the form of ``calibration.RiskTest``.
 
-    Attributes:
-        full: of the network that the tolerance refers to, (n,); for a set metric (n, 2) labels and predictions, or
-            (n, k) counts.
-        plans: of each plan, an array of the same form.
-    """
-
-    full: np.ndarray
-    plans: tuple[np.ndarray, ...]
-
-
-def collect_evidence(trace: Trace, plans: Sequence[Exits], risk: str) -> Evidence:
-    """Returns the evidence of a risk for the full network and for plans on the samples of a trace.
+    Its answers are (N,); for a set metric (N, 2) labels and predictions, or (N, k) counts. Without exits it is the
+    evidence of the full network. One plan is read at a time, since many plans of many samples would fill the memory.
 
     Args:
         trace: with the metric that the risk is about, see ``risk_trace``.
-        plans: in any order; the evidence has the same.
         risk: one of ``calibration.RISKS``.
 
     Raises:
         InputError: as ``check_evidence``.
     """
     check_evidence(trace, risk)
-    read = metric_under
     if risk in COUNTED_METRICS:
-        read = _counts_under
-    elif risk in SET_METRICS:
-        read = _classes_under
-    full = read(trace, NO_EXITS) if trace.reference is None else _reference_evidence(trace, trace.reference, risk)
-    return Evidence(full=full, plans=tuple(read(trace, plan) for plan in plans))
+        return partial(_counts_under, trace)
+    return partial(_classes_under if risk in SET_METRICS else metric_under, trace)
 
 
-def _reference_evidence(trace: Trace, reference: Reference, risk: str) -> np.ndarray:
-    """Returns the evidence of the network that the tolerance refers to."""
+def reference_evidence(trace: Trace, risk: str) -> np.ndarray:
+    """Returns the evidence of the network that the tolerance refers to: of the traced one, or of its reference."""
+    reference: Reference | None = trace.reference
+    if reference is None:
+        return evidence_reader(trace, risk)(NO_EXITS)
     if risk in COUNTED_METRICS:
         return np.asarray(reference.counts)
     if risk in SET_METRICS:

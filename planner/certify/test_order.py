@@ -1,33 +1,38 @@
-"""Test order: the fixed sequence of plans that a certificate tests, from safe to bold, by the tuning half alone. Pure.
+"""Test order: the path of plans that a certificate tests, from safe to bold, chosen by the tuning samples. Pure.
 
 ``planner.certify.certified`` says why it has this form.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
-from calibration import RiskTest, choose_test
-from planner.certify.evidence import collect_evidence, risk_trace
-from planner.predict.replay import NO_EXITS, Exits
+from artifacts import Trace
+from calibration import SET_METRICS, RiskTest, choose_test, tests_for
+from planner.certify.evidence import evidence_reader, reference_evidence, risk_trace
+from planner.predict.replay import NO_EXITS, Exits, exit_rows
 from planner.search.problem import Search, SearchProblem
 
 STEPS = tuple(step / 6 for step in range(8))  # tolerances to search, of the one asked for, by the metric
 AGREEMENT_STEPS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # and by the agreement
-BETWEEN = (0.25, 0.5, 0.75)  # of the way from one plan of the sequence to the next
-STRETCHED = (0.6, 0.7, 0.8, 0.9, 1.1, 1.2)  # distance of the thresholds from 1
+STRETCHED = np.geomspace(0.02, 2.0, 464)  # distances of the thresholds from 1, of a plan's own; 1 % a step
+_COARSE = 8  # steps at a time where paths are compared
 _LARGEST = 0.999  # tolerance to search
+_SURE = -6.0  # standard errors from the tolerance at which a path may begin; as far beyond it may end
+_NEAR = -2.5  # and up to which coarse steps do
+_LEFT_TO_CHANCE = 0.5  # of the tolerance, where no standard error is known
 
 
 def find_plans(tuning: SearchProblem, search: Search, risk: str) -> tuple[Exits, ...]:
     """Returns the plans that a search finds for tolerances around the one asked for, each once.
 
     Args:
-        tuning: the problem on the tuning half, with the tolerance that was asked for.
-        search: sees this half only.
+        tuning: the problem on the tuning samples, with the tolerance that was asked for.
+        search: sees these samples only.
         risk: unless it is the agreement, plans that bound the disagreement with the final head are added.
     """
     found = list(search(tuning.on(tuning.trace, _tolerances(STEPS, tuning.tolerance))))
@@ -41,60 +46,136 @@ def _tolerances(steps: Sequence[float], tolerance: float) -> tuple[float, ...]:
     return tuple(sorted({min(step * tolerance, _LARGEST) for step in steps}))
 
 
-def vary_plans(plans: Sequence[Exits]) -> tuple[Exits, ...]:
-    """Returns plans with variants of them that have the same exits, each once.
-
-    Around every plan are safer and bolder ones, all of whose thresholds are further from or closer to certainty by the
-    same factor; and between neighbours with the same exits those with thresholds on the way.
-    """
-    varied = list(plans)
-    for plan in plans:
-        doubt = 1 - np.array(plan.thresholds)
-        varied += [_with_thresholds(plan, np.maximum(1 - factor * doubt, 0)) for factor in STRETCHED]
-    for plan, following in itertools.pairwise(plans):
-        if plan.cuts == following.cuts:
-            start, end = np.array(plan.thresholds), np.array(following.thresholds)
-            varied += [_with_thresholds(plan, start + way * (end - start)) for way in BETWEEN]
-    return tuple(dict.fromkeys(varied))
-
-
-def _with_thresholds(plan: Exits, thresholds: np.ndarray) -> Exits:
-    return Exits(cuts=plan.cuts, thresholds=tuple(thresholds.tolist()))
+def make_path(plan: Exits) -> tuple[Exits, ...]:
+    """Returns plans with the exits of a plan, from safe to bold: all thresholds come away from 1 by the same factor."""
+    doubt = 1 - np.array(plan.thresholds)
+    return tuple(
+        dict.fromkeys(
+            Exits(cuts=plan.cuts, thresholds=tuple(np.maximum(1 - factor * doubt, 0).tolist())) for factor in STRETCHED
+        )
+    )
 
 
 def choose_order(
-    tuning: SearchProblem, plans: Sequence[Exits], *, risk: str, delta: float
+    tuning: SearchProblem, plans: Sequence[Exits], *, risk: str, delta: float, samples: int
 ) -> tuple[RiskTest, tuple[Exits, ...]]:
-    """Chooses the test by the tuning half alone, and puts the plans that are worth it in order, see ``order_plans``.
+    """Chooses the path to test and the test, by the tuning samples alone.
+
+    Of the paths through the plans it is the one whose boldest plan that is expected to pass is the fastest.
 
     Args:
-        tuning: the problem on the tuning half, with the metric that the risk is about.
+        tuning: the problem on the tuning samples, with the metric that the risk is about.
         plans: in any order.
         risk: one of ``calibration.RISKS``.
         delta: in (0, 1).
+        samples: of the test.
+
+    Returns:
+        The test, and the plans in their order, each expected to be faster than all before it and than no exits.
     """
-    evidence = collect_evidence(tuning.trace, plans, risk)
-    test, p_values = choose_test(evidence.full, evidence.plans, tolerance=tuning.tolerance, risk=risk, delta=delta)
-    return test, _keep_faster(tuning, plans, p_values)
+    foresight = _Foresight.of(tuning, risk, delta=delta, samples=samples)
+    path: tuple[Exits, ...] = ()
+    around: Sequence[Exits] = ()
+    least = (np.inf, np.inf)
+    for plan in plans:
+        tried = make_path(plan)
+        excess = [foresight.excess(exits) for exits in tried[::_COARSE]]
+        passing = next((place for place, value in enumerate(excess) if value > 0), len(excess))
+        last = max(passing - 1, 0) * _COARSE
+        rank = (tuning.expect_ms(tried[last] if passing else NO_EXITS), min(excess))
+        if rank < least:
+            least, path = rank, tried
+            around = tried[max(last - 2 * _COARSE, 0) : last + _COARSE + 1 : _COARSE // 2]
+    test = choose_test(
+        foresight.full, [foresight.read(exits) for exits in around], tolerance=tuning.tolerance, risk=risk,
+        delta=delta, samples=samples,
+    )  # fmt: skip
+    return test, _keep_faster(tuning, foresight.worth_testing(_drop_equal(tuning.trace, path)))
 
 
-def order_plans(tuning: SearchProblem, plans: Sequence[Exits], test: RiskTest) -> tuple[Exits, ...]:
-    """Returns plans from safe to bold by a test of the tuning half.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Foresight:
+    """What the tuning samples let expect of plans on the samples of the test, roughly: nothing is certified by it.
 
-    Those are left out that are not expected to be faster than all before them and than no exits.
+    Attributes:
+        read: the evidence of a plan.
+        full: the evidence of the full network.
+        risk: test of it that tells how much is lost.
+        tolerance: that was asked for.
+        samples: of the test.
     """
-    evidence = collect_evidence(tuning.trace, plans, test.risk)
-    p_values = [test.p_value(evidence.full, early, tolerance=tuning.tolerance) for early in evidence.plans]
-    return _keep_faster(tuning, plans, p_values)
+
+    read: Callable[[Exits], np.ndarray]
+    full: np.ndarray
+    risk: RiskTest
+    tolerance: float
+    samples: int
+
+    @classmethod
+    def of(cls, tuning: SearchProblem, risk: str, *, delta: float, samples: int) -> _Foresight:
+        read = evidence_reader(tuning.trace, risk)
+        test = RiskTest(name=tests_for(risk)[0], risk=risk, delta=delta)
+        return cls(
+            read=read,
+            full=reference_evidence(tuning.trace, risk),
+            risk=test,
+            tolerance=tuning.tolerance,
+            samples=samples,
+        )
+
+    def excess(self, exits: Exits) -> float:
+        """Returns by how much of the metric a plan is too bold to be expected to pass; it passes from 0 downwards."""
+        early = self.read(exits)
+        if self.risk.risk in SET_METRICS:
+            return self.risk.observe(self.full, early) - _LEFT_TO_CHANCE * self.tolerance
+        mean, variance = self._moments(early)
+        return mean - NormalDist().inv_cdf(self.risk.delta) * float(np.sqrt(variance / self.samples))
+
+    def _moments(self, early: np.ndarray) -> tuple[float, float]:
+        """Returns mean and variance of what a plan loses beyond the tolerance, per sample.
+
+        The variance is at least that of a plan that loses just the tolerance in whole samples and wins none: with few
+        samples to tune on, no loss among them does not mean that there will be none.
+        """
+        loss = (1 - self.tolerance) * self.full.astype(np.float64) - early
+        least = self.tolerance * float(self.full.mean(dtype=np.float64))
+        return float(loss.mean()), max(float(loss.var()), least)
+
+    def worth_testing(self, path: Sequence[Exits]) -> Sequence[Exits]:
+        """Returns the part of a path that may pass or fail; what is sure to pass or to fail is left out."""
+        if self.risk.risk in SET_METRICS:  # whose test takes long
+            return path[::_COARSE]
+        both = 1 / len(self.full) + 1 / self.samples
+        moments = [self._moments(self.read(exits)) for exits in path]
+        scores = [mean / float(np.sqrt(variance * both)) if variance else 0.0 for mean, variance in moments]
+        start = max(next((place for place, score in enumerate(scores) if score > _SURE), len(path)) - 1, 0)
+        near = next((place for place, score in enumerate(scores) if score > _NEAR), len(path))
+        end = next((place for place, score in enumerate(scores) if score > -_SURE), len(path))
+        coarse, fine = range(start, near, _COARSE), range(max(near - 1, start), min(end + 1, len(path)))
+        return [path[place] for place in sorted({*coarse, *fine})]
 
 
-def _keep_faster(tuning: SearchProblem, plans: Sequence[Exits], p_values: Sequence[float]) -> tuple[Exits, ...]:
-    expected_ms = [tuning.expect_ms(plan) for plan in plans]
-    order = sorted(range(len(plans)), key=lambda index: (p_values[index], -expected_ms[index]))
+def _drop_equal(trace: Trace, path: Sequence[Exits]) -> tuple[Exits, ...]:
+    """Returns the plans of a path less those under which every sample leaves where it does under the one before."""
+    if not path:
+        return ()
+    rows = exit_rows(trace, path[0].cuts)
+    thresholds = np.array([plan.thresholds for plan in path], np.float32).T
+    confident = [
+        len(found) - np.searchsorted(found, ascending) for found, ascending in zip(
+            np.sort(trace.confidence[rows], axis=1), thresholds, strict=True
+        )
+    ]  # fmt: skip
+    changes = np.flatnonzero(np.diff(np.array(confident), axis=1, prepend=-1).any(axis=0))
+    return tuple(path[place] for place in changes.tolist())
+
+
+def _keep_faster(tuning: SearchProblem, plans: Sequence[Exits]) -> tuple[Exits, ...]:
     faster: list[Exits] = []
-    best_ms = tuning.expect_ms(NO_EXITS) if tuning.trace.reference is None else float("inf")
-    for index in order:
-        if expected_ms[index] < best_ms:
-            faster.append(plans[index])
-            best_ms = expected_ms[index]
+    best_ms = tuning.expect_ms(NO_EXITS)
+    for plan in plans:
+        expected_ms = tuning.expect_ms(plan)
+        if expected_ms < best_ms:
+            faster.append(plan)
+            best_ms = expected_ms
     return tuple(faster)

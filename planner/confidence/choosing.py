@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from artifacts import Trace, UsageError
-from calibration import split_halves
+from calibration import split_for_tuning
 from planner.confidence.fitting import Learned, can_learn, cross_fit, fit_confidences
 from planner.config import AUTO, LEARNED, PlanConfig
 from planner.predict.costs import NetworkCosts
@@ -73,7 +73,7 @@ def tuning_samples(count: int, config: PlanConfig) -> np.ndarray:
     """Returns the samples for tuning among so many: those of the certificate; without one, all."""
     if config.certify.method == "none":
         return np.arange(count)
-    return split_halves(count, seed=config.certify.seed).tuning
+    return split_for_tuning(count, seed=config.certify.seed).tuning
 
 
 def _is_worth_it(tuning: Trace, costs: NetworkCosts, config: PlanConfig, report: Callable[[str], None]) -> bool:

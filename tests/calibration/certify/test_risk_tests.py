@@ -12,12 +12,13 @@ from calibration.certify.risk_tests import (
     RiskTest,
     bounded_losses,
     choose_test,
+    count_in_all,
     count_needed,
     find_tolerance,
     least_samples,
     relative_loss,
     run_sequence,
-    split_halves,
+    split_for_tuning,
 )
 
 
@@ -32,20 +33,32 @@ def pairs(n: int, *, lost: float, won: float = 0.0, right: float = 0.9, seed: in
 
 @settings(deadline=None)
 @given(st.integers(2, 500), st.integers(0, 99))
-def test_halves_are_disjoint_and_all(samples: int, seed: int) -> None:
-    halves = split_halves(samples, seed=seed)
-    assert sorted([*halves.tuning, *halves.certification]) == list(range(samples))
-    assert 0 <= len(halves.certification) - len(halves.tuning) <= 1
-    again = split_halves(samples, seed=seed)
-    np.testing.assert_array_equal(halves.certification, again.certification)
-    assert (halves.tuning_digest, halves.certification_digest) == (again.tuning_digest, again.certification_digest)
+def test_tuning_and_test_are_disjoint_and_all(samples: int, seed: int) -> None:
+    split = split_for_tuning(samples, seed=seed)
+    assert sorted([*split.tuning, *split.certification]) == list(range(samples))
+    assert len(split.tuning) == (samples // 2 if samples < 200 else 100)
+    again = split_for_tuning(samples, seed=seed)
+    np.testing.assert_array_equal(split.certification, again.certification)
+    assert (split.tuning_digest, split.certification_digest) == (again.tuning_digest, again.certification_digest)
     if samples > 50:
-        assert split_halves(samples, seed=seed + 1).tuning_digest != halves.tuning_digest
+        assert split_for_tuning(samples, seed=seed + 1).tuning_digest != split.tuning_digest
 
 
-def test_one_sample_has_no_halves() -> None:
+@pytest.mark.parametrize(("samples", "tuning"), [(900, 180), (10_000, 2_000), (1_000_000, 20_000)])
+def test_a_fifth_is_for_tuning_and_never_too_many(samples: int, tuning: int) -> None:
+    assert len(split_for_tuning(samples, seed=0).tuning) == tuning
+
+
+@pytest.mark.parametrize("tested", [1, 99, 100, 101, 340, 401, 8_000, 100_000])
+def test_samples_in_all_leave_so_many_for_the_test(tested: int) -> None:
+    found = count_in_all(tested)
+    assert len(split_for_tuning(found, seed=0).certification) >= tested
+    assert found < 3 or len(split_for_tuning(found - 1, seed=0).certification) < tested
+
+
+def test_one_sample_cannot_be_split() -> None:
     with pytest.raises(InputError, match="1 samples cannot be split"):
-        split_halves(1, seed=0)
+        split_for_tuning(1, seed=0)
 
 
 def test_hypothesis_is_a_mean_of_bounded_losses() -> None:
@@ -60,17 +73,15 @@ def test_hypothesis_is_a_mean_of_bounded_losses() -> None:
 
 
 def test_the_test_is_chosen_on_the_tuning_samples() -> None:
+    def choose(full: np.ndarray, early: np.ndarray, risk: str = "metric") -> RiskTest:
+        return choose_test(full, [early], tolerance=0.01, risk=risk, delta=0.05, samples=4 * len(full))
+
     full, early = pairs(5000, lost=0.012, won=0.006, right=0.93)
-    test, p_values = choose_test(full, [early], tolerance=0.01, risk="metric", delta=0.05)
-    assert test.name == "paired-exact"
-    assert p_values == (test.p_value(full, early, tolerance=0.01),)
-    random = np.random.default_rng(0)
-    graded = random.uniform(0.6, 0.9, 3000)
-    test, _ = choose_test(graded, [graded - 0.001], tolerance=0.01, risk="metric", delta=0.05)
-    assert test.name == "betting"
-    agree = np.ones(1000)
-    test, _ = choose_test(agree, [agree], tolerance=0.01, risk="agreement", delta=0.05)
-    assert test.name == "binomial"
+    assert choose(full, early).name == "paired-exact"
+    assert choose(full, early).full_metric == pytest.approx(0.93)
+    graded = np.random.default_rng(0).uniform(0.6, 0.9, 3000)
+    assert choose(graded, graded - 0.001).name == "betting"
+    assert choose(np.ones(1000), np.ones(1000), "agreement").name == "binomial"
 
 
 def test_sequence_ends_with_the_first_failure() -> None:
@@ -78,7 +89,8 @@ def test_sequence_ends_with_the_first_failure() -> None:
     _, bad = pairs(4000, lost=0.2)
     test = RiskTest(name="paired-exact", risk="metric", delta=0.05)
     found = run_sequence(test, full, iter([good, bad, good]), tolerance=0.05)
-    assert [p <= 0.05 for p in found] == [True, False]
+    assert [p <= 0.05 for p, _ in found] == [True, False]
+    assert [observed for _, observed in found] == [relative_loss(full, good), relative_loss(full, bad)]
     assert run_sequence(test, full, [], tolerance=0.05) == ()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from artifacts import InputError, NoPlanError, Trace, UsageError
-from calibration.certify.risk_tests import split_halves
+from calibration.certify.risk_tests import choose_test, split_for_tuning
 from planner import (
     NO_EXITS,
     Exits,
@@ -22,7 +22,7 @@ from planner import (
 )
 from planner.certify.certified import CertifiedPlans, plan_certified
 from planner.certify.evidence import metric_under, remark_on_risk, risk_trace
-from planner.certify.test_order import choose_order, vary_plans
+from planner.certify.test_order import choose_order, make_path
 from planner.config import CertifyConfig
 from tests.planner.planning_worlds import make_costs, make_problem, make_trace, search_by
 
@@ -101,10 +101,12 @@ def test_first_bad_plan_passes_with_delta_at_most_and_nearly_so() -> None:
     passed = 0
     for seed in range(200):
         drawn = whole.select(random.integers(0, whole.sample_count, 2000))
-        halves = split_halves(2000, seed=seed)
-        tuning, held_out = drawn.select(halves.tuning), drawn.select(halves.certification)
-        test, order = choose_order(problem_of(tuning, tolerance), [plan], risk="metric", delta=delta)
-        assert order == (plan,)
+        split = split_for_tuning(2000, seed=seed)
+        tuning, held_out = drawn.select(split.tuning), drawn.select(split.certification)
+        test = choose_test(
+            tuning.metric[-1], [metric_under(tuning, plan)], tolerance=tolerance, risk="metric", delta=delta,
+            samples=held_out.sample_count,
+        )  # fmt: skip
         passed += test.p_value(held_out.metric[-1], metric_under(held_out, plan), tolerance=tolerance) <= delta
     assert 0.05 < passed / 200 <= delta + 3 * np.sqrt(delta * (1 - delta) / 200)
 
@@ -116,31 +118,32 @@ def certified(trace: Trace, *, tolerance: float = 0.05, **settings: object) -> C
 def test_search_never_sees_the_samples_of_the_test() -> None:
     """Whatever happens to them, the same plans are tried in the same order with the same test."""
     trace = population(4, samples=1500)
-    halves = split_halves(1500, seed=0)
+    split = split_for_tuning(1500, seed=0)
     spoiled = trace.metric.copy()
-    spoiled[:-1, halves.certification] = 0
+    spoiled[:-1, split.certification] = 0
     before, after = certified(trace), certified(replace(trace, metric=spoiled))
     assert [plan.exits for plan in before.sequence] == [plan.exits for plan in after.sequence]
     assert before.boldest.cuts
     assert after.boldest == NO_EXITS
     assert after.shortage is not None
-    assert after.shortage.needed is None
-    assert "more samples alone would hardly help" in after.shortage.describe(tolerance=0.05, delta=0.05)
+    assert after.shortage.needed is None or after.shortage.needed > 1500
+    hopeless = replace(after.shortage, needed=None)
+    assert "more samples alone would hardly help" in hopeless.describe(tolerance=0.05, delta=0.05)
 
 
 def test_certificate_says_what_was_done() -> None:
     trace = population(5, samples=3001)
     found = certified(trace, seed=7)
-    halves = split_halves(3001, seed=7)
+    split = split_for_tuning(3001, seed=7)
     passed = [plan for plan in found.sequence if plan.certificate]
     assert passed == list(found.sequence[: len(passed)])
     for position, plan in enumerate(passed, start=1):
         certificate = plan.certificate
         assert (certificate.position, certificate.bound, certificate.risk) == (position, 0.05, "metric")
         assert certificate.p_value == plan.p_value <= certificate.delta == 0.05
-        assert certificate.observed == pytest.approx(true_risk(trace.select(halves.certification), plan.exits))
-        assert (certificate.samples, certificate.tuning_samples) == (1501, 1500)
-        assert certificate.tuning_digest == halves.tuning_digest != certificate.certification_digest
+        assert certificate.observed == pytest.approx(true_risk(trace.select(split.certification), plan.exits))
+        assert (certificate.samples, certificate.tuning_samples) == (2401, 600)
+        assert certificate.tuning_digest == split.tuning_digest != certificate.certification_digest
         assert certificate.finite_sample
     tried = [plan.p_value is not None for plan in found.sequence]
     assert tried == sorted(tried, reverse=True)
@@ -151,36 +154,40 @@ def test_certificate_says_what_was_done() -> None:
 def test_plans_are_faster_from_one_to_the_next() -> None:
     trace = population(6)
     found = certified(trace)
-    tuning = trace.select(found.halves.tuning)
+    tuning = trace.select(found.split.tuning)
     means = [mean_ms(tuning, plan.exits) for plan in found.sequence]
     assert means == sorted(means, reverse=True)
     assert len(means) > 2
     assert means[0] < mean_ms(tuning, NO_EXITS)
 
 
-def test_variants_fill_the_gaps_between_plans() -> None:
+def test_a_path_goes_from_safe_to_bold_in_small_steps() -> None:
     """So the sequence goes nearly as far as it could: a small step further fails."""
-    safe, bold = (Exits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.5))
-    other = Exits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.1))
-    varied = vary_plans([safe, bold, other])
-    assert varied[:3] == (safe, bold, other)
-    assert len(varied) == len(set(varied))
-    alone = sorted(plan.thresholds[0] for plan in varied if plan.cuts == ("cut0",))
-    way, around_bold, around_safe = (
-        [0.6, 0.7, 0.8],
-        [0.4, 0.45, 0.55, 0.6, 0.65, 0.7],
-        [0.88, 0.89, 0.91, 0.92, 0.93, 0.94],
-    )
-    assert alone == pytest.approx(sorted({*way, *around_bold, *around_safe, 0.5, 0.9}))
-    both = [plan.thresholds for plan in varied if len(plan.cuts) == 2]
-    assert both[1:3] == [pytest.approx((0.94, 0.46)), pytest.approx((0.93, 0.37))]
-    assert both[-1] == pytest.approx((0.88, 0.0))
+    path = make_path(Exits(cuts=("cut0", "cut1"), thresholds=(0.9, 0.5)))
+    thresholds = np.array([plan.thresholds for plan in path])
+    assert (np.diff(thresholds, axis=0) <= 0).all()
+    assert thresholds[0] == pytest.approx((0.998, 0.99))
+    assert thresholds[-1] == pytest.approx((0.8, 0.0))
+    assert np.diff(thresholds, axis=0).min() > -0.011
+    assert any(plan.thresholds == pytest.approx((0.9, 0.5), abs=2e-3) for plan in path)
     trace = population(4, samples=6000)
     coarse = [Exits(cuts=("cut0",), thresholds=(threshold,)) for threshold in (0.9, 0.7, 0.5, 0.3, 0.1)]
     found = plan_certified(problem_of(trace, 0.05), search_by(lambda *_: coarse), CertifyConfig())
     tested = [plan.exits.thresholds[0] for plan in found.sequence if plan.p_value is not None]
     assert found.sequence[len(tested) - 1].certificate is None
     assert 0 < tested[-2] - tested[-1] <= 0.05 + 1e-6
+    assert len({plan.exits.cuts for plan in found.sequence}) == 1
+
+
+def test_the_path_that_is_the_fastest_where_it_ends_is_tested() -> None:
+    """Both exits lose the same on all samples that leave, and the first one is the faster."""
+    trace = population(15, samples=4000)
+    useless = replace(trace, confidence=np.stack([trace.confidence[0], trace.confidence[0], trace.confidence[2]]))
+    metric = np.stack([trace.metric[1], trace.metric[1], trace.metric[2]])
+    both = [Exits(cuts=(cut,), thresholds=(0.8,)) for cut in ("cut1", "cut0")]
+    problem = problem_of(replace(useless, metric=metric), 0.05)
+    _, order = choose_order(problem, both, risk="metric", delta=0.05, samples=4000)
+    assert {plan.cuts for plan in order} == {("cut0",)}
 
 
 def test_too_few_samples_are_counted_and_a_tolerance_is_offered() -> None:
@@ -233,10 +240,10 @@ def test_one_class_and_a_useless_network() -> None:
 
 def test_metric_right_on_one_half_only_has_no_plan() -> None:
     trace = population(11, samples=40)
-    halves = split_halves(40, seed=0)
+    split = split_for_tuning(40, seed=0)
     metric = trace.metric.copy()
-    metric[:, halves.certification] = 0
-    with pytest.raises(NoPlanError, match="one half"):
+    metric[:, split.certification] = 0
+    with pytest.raises(NoPlanError, match="or of those for the test"):
         certified(replace(trace, metric=metric))
 
 
@@ -289,7 +296,7 @@ def test_exits_out_of_order_or_twice_are_refused() -> None:
     turned = replace(trace, exits=("cut1", "cut0"))
     plan = Exits(cuts=("cut1", "cut0"), thresholds=(0.2, 0.2))
     with pytest.raises(UsageError, match="data flow"):
-        choose_order(problem_of(turned, 0.1), [plan], risk="metric", delta=0.05)
+        choose_order(problem_of(turned, 0.1), [plan], risk="metric", delta=0.05, samples=100)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import Trace, UsageError, describe_choice
-from calibration import split_halves
+from calibration import split_for_tuning
 from planner.certify.certified import plan_certified
 from planner.confidence.choosing import settle_confidence, tuning_samples
 from planner.confidence.fitting import cross_fit, fit_confidences
@@ -64,18 +64,18 @@ def spoil(trace: Trace, samples: np.ndarray, seed: int) -> Trace:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**16), noise=st.integers(0, 2**16), way=st.sampled_from([LEARNED, AUTO]))
-def test_the_certification_half_is_never_seen(seed: int, noise: int, way: PlanConfig) -> None:
+def test_the_samples_of_the_test_are_never_seen(seed: int, noise: int, way: PlanConfig) -> None:
     config = replace(way, certify=CertifyConfig(seed=seed))
     trace = make_choices(seed, samples=200)
-    halves = split_halves(200, seed=seed)
+    split = split_for_tuning(200, seed=seed)
     first, second = (
-        settle_confidence(each, COSTS, config) for each in (trace, spoil(trace, halves.certification, noise))
+        settle_confidence(each, COSTS, config) for each in (trace, spoil(trace, split.certification, noise))
     )
     assert dict(first.learned) == dict(second.learned)
     np.testing.assert_array_equal(
-        first.trace.confidence[:, halves.tuning], second.trace.confidence[:, halves.tuning]
+        first.trace.confidence[:, split.tuning], second.trace.confidence[:, split.tuning]
     )  # fmt: skip
-    other = settle_confidence(spoil(trace, halves.tuning, noise), COSTS, LEARNED)
+    other = settle_confidence(spoil(trace, split.tuning, noise), COSTS, LEARNED)
     assert dict(other.learned) != dict(settle_confidence(trace, COSTS, LEARNED).learned)
 
 
@@ -112,12 +112,12 @@ def test_fits_without_losses_or_with_rare_classes_stay_finite() -> None:
     assert all(np.isfinite(model.weights).all() for model in fit_confidences(alike).values())
 
 
-def test_a_class_that_only_the_certification_half_answers_has_no_offset() -> None:
+def test_a_class_that_only_the_samples_of_the_test_answer_has_no_offset() -> None:
     trace = make_choices(8, samples=400)
-    halves = split_halves(400, seed=0)
+    split = split_for_tuning(400, seed=0)
     predictions = trace.predictions.copy()  # type: ignore[union-attr]
-    predictions[:, halves.tuning] %= 3
-    predictions[:, halves.certification[:5]] = 3
+    predictions[:, split.tuning] %= 3
+    predictions[:, split.certification[:5]] = 3
     settled = settle_confidence(replace(trace, predictions=predictions), COSTS, LEARNED)
     assert {len(model.class_biases) for model in settled.learned.values()} == {3}
     assert np.isfinite(settled.trace.confidence).all()
@@ -153,6 +153,7 @@ def test_without_a_certificate_all_samples_are_for_tuning() -> None:
     config = replace(LEARNED, certify=CertifyConfig(method="none"))
     np.testing.assert_array_equal(tuning_samples(10, config), np.arange(10))
     assert len(tuning_samples(10, LEARNED)) == 5
+    assert len(tuning_samples(1000, LEARNED)) == 200
 
 
 def test_learned_plans_are_certified_and_save_more() -> None:

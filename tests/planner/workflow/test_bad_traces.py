@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from artifacts import Trace
-from calibration.certify.risk_tests import split_halves
+from calibration.certify.risk_tests import split_for_tuning
 from planner import NO_EXITS, Exits, NetworkCosts, SlowBatchRule, evaluate_exits
 from planner.certify.certified import CertifiedPlans, plan_certified
 from planner.certify.evidence import metric_under
@@ -99,8 +99,8 @@ def test_joint_plans_of_bad_traces_are_sound(make: Callable[[], Trace], risk: st
     if risk == "agreement":
         trace = replace(trace, metric=trace.agreement.astype(np.float32))
     found = certified(trace, risk=risk)
-    halves = split_halves(SAMPLES, seed=0)
-    tuning, held_out = trace.select(halves.tuning), trace.select(halves.certification)
+    split = split_for_tuning(SAMPLES, seed=0)
+    tuning, held_out = trace.select(split.tuning), trace.select(split.certification)
     for plan, certificate in found.certificates.items():
         assert certificate.bound in (0.0, 0.05)
         assert certificate.p_value <= certificate.delta
@@ -190,7 +190,7 @@ def test_bad_traces_by_the_commands(make: Callable[[], Trace], tmp_path: Path) -
         cuts=tuple(f"cut{EXITS.index(exit_['cut'])}" for exit_ in plan["exits"]),
         thresholds=tuple(exit_["threshold"] for exit_ in plan["exits"]),
     )
-    held_out = trace.select(split_halves(SAMPLES, seed=0).certification)
+    held_out = trace.select(split_for_tuning(SAMPLES, seed=0).certification)
     assert plan["certificate"]["observed"] == pytest.approx(loss_of(held_out, chosen))
     assert plan["predicted"]["mean_ms"] <= plan["predicted"]["full_ms"]
 
