@@ -17,6 +17,7 @@ from calibration.certify.risk_tests import (
     choose_test,
     count_in_all,
     count_needed,
+    count_tuning,
     find_tolerance,
     least_samples,
     run_sequence,
@@ -66,8 +67,8 @@ __all__ = [
     "source_name",
     # certified tolerances
     "COUNTED_METRICS", "RISKS", "SET_METRICS", "RiskTest", "TuningSplit", "binomial_pmf", "check_labels", "choose_test",
-    "count_in_all", "count_needed", "find_tolerance", "least_samples", "log_factorial", "lower_share", "run_sequence",
-    "split_for_tuning", "tests_for", "upper_share",
+    "count_in_all", "count_needed", "count_tuning", "find_tolerance", "least_samples", "log_factorial", "lower_share",
+    "run_sequence", "split_for_tuning", "tests_for", "upper_share",
     # training and traces
     "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ask_network",
     "ensure_trace", "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",

@@ -127,7 +127,7 @@ FLAGS: tuple[Flag, ...] = (
         read=int,
         group="certificate",
         metavar="N",
-        help="decides which half of the samples is tuned on and which is tested on (default: %(default)s)",
+        help="decides which samples are tuned on, a fifth of them, and which are tested on (default: %(default)s)",
     ),
     Flag(
         name="--reference",

@@ -100,7 +100,7 @@ def split_for_tuning(samples: int, *, seed: int, share: float = TUNING_SHARE) ->
     Args:
         samples: how many there are.
         seed: of the draw.
-        share: to tune on, in (0, 1).
+        share: to tune on, in (0, 1); at least 100 samples are, or a half of fewer than 200.
 
     Raises:
         InputError: there are fewer than two samples.
@@ -108,19 +108,20 @@ def split_for_tuning(samples: int, *, seed: int, share: float = TUNING_SHARE) ->
     if samples < 2:
         raise InputError(f"{samples} samples cannot be split into some to tune on and some to test on")
     order = np.random.default_rng(seed).permutation(samples)
-    count = _count_tuning(samples, share)
+    count = count_tuning(samples, share)
     return TuningSplit(tuning=order[:count], certification=order[count:], seed=seed)
 
 
-def _count_tuning(samples: int, share: float = TUNING_SHARE) -> int:
+def count_tuning(samples: int, share: float = TUNING_SHARE) -> int:
+    """Returns how many of some samples are for tuning, see ``split_for_tuning``; the others are for the test."""
     return min(max(round(share * samples), min(_LEAST_TUNING, samples // 2)), _MOST_TUNING)
 
 
 def count_in_all(tested: int) -> int:
     """Returns how many samples there must be for so many to be tested on."""
     found = max(tested, 2)
-    while found - _count_tuning(found) < tested:
-        found += max(1, tested - (found - _count_tuning(found)))
+    while found - count_tuning(found) < tested:
+        found += max(1, tested - (found - count_tuning(found)))
     return found
 
 

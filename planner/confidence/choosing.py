@@ -2,7 +2,7 @@
 
 Everything is decided on the samples for tuning, so that a certificate, which is tested on the others, holds for plans
 of either kind. To compare the two fairly, a sample's learned confidence comes from a fit to other samples of the
-tuning half (``cross_fit``); what ships is fitted to all of them.
+tuning samples (``cross_fit``); what ships is fitted to all of them.
 """
 
 from __future__ import annotations

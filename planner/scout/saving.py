@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import Trace, find_first_true
-from calibration import RiskTest, least_samples
+from calibration import RiskTest, count_tuning, least_samples
 from planner.predict.costs import NetworkCosts, expect_times
 from planner.predict.replay import NO_EXITS, Exits, price_exits
 from planner.search.joint import plan_coarsely
@@ -74,12 +74,12 @@ def estimate_savings(
         costs: measured times; those of heads and gathers are 0.
         tolerances: in [0, 1).
         delta: of the certificate; ``None``: none is asked for.
-        calibrating: how many samples there are to calibrate with; half of them test.
+        calibrating: how many samples there are to calibrate with.
     """
-    found = []
+    found, tested = [], calibrating - count_tuning(calibrating)
     for tolerance in tolerances:
-        certifiable = None if delta is None else calibrating // 2 >= least_samples(tolerance=tolerance, delta=delta)
-        certificate = None if delta is None else (delta, calibrating // 2)
+        certifiable = None if delta is None else tested >= least_samples(tolerance=tolerance, delta=delta)
+        certificate = None if delta is None else (delta, tested)
         at_least, lost = _promise(trace, halves, costs, tolerance, certificate)
         at_least = 0.0 if certifiable is False else at_least
         at_most = max(at_least, _hope(trace, costs, tolerance))

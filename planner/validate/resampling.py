@@ -58,7 +58,7 @@ class ValidationConfig:
         if self.resplits < 1:
             raise UsageError(f"--resplits {self.resplits}: expected at least 1")
         if self.samples is not None and self.samples < 2:
-            raise UsageError(f"--samples {self.samples}: expected at least 2, one half to tune on and one to test on")
+            raise UsageError(f"--samples {self.samples}: expected at least 2, some to tune on and some to test on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
