@@ -89,7 +89,9 @@ def write_data(run: RunFolder, count: int, *, seed: int) -> None:
     images, labels = random.integers(0, 256, (count, 8, 8)).astype(np.uint8), random.integers(0, CLASSES, count)
     inputs = ((images / 255 - 0.5) / 0.29).astype(np.float32)[:, None]
     answers = run_graph(run.model / "full.onnx", {"x": inputs})["full.logits"].argmax(axis=1)
-    np.savez(run.root / "data.npz", images=images, labels=np.where(random.random(count) < 0.4, answers, labels))
+    labels = np.where(random.random(count) < 0.4, answers, labels)
+    parts = np.resize(["train", "train", "train", "calibrate", "test"], count)
+    np.savez(run.root / "data.npz", images=images, labels=labels, split=parts)
 
 
 def plan(run: RunFolder, tmp_path: Path, *arguments: str) -> tuple[int, dict]:
