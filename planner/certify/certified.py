@@ -216,8 +216,8 @@ def certify_plans(
 
 
 def _explain(
-    test: RiskTest, full: np.ndarray, read: Callable[[Exits], np.ndarray], safest: Sequence[Exits], *, split: TuningSplit,
-    tolerance: float,
+    test: RiskTest, full: np.ndarray, read: Callable[[Exits], np.ndarray], safest: Sequence[Exits], *,
+    split: TuningSplit, tolerance: float,
 ) -> Shortage:  # fmt: skip
     tested = len(split.certification)
     samples = len(split.tuning) + tested

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from artifacts import Trace
+from artifacts import NoPlanError, Trace
 from planner.certify.certified import CertifiedPlans, merge_certified, plan_certified
 from planner.config import CertifyConfig, PlanConfig
 from planner.predict.costs import NetworkCosts
-from planner.search.problem import SearchProblem, SearchResult
+from planner.search.problem import SearchProblem, SearchResult, rank_plans
 from planner.search.rules import GREEDY
 from planner.search.searches import find_search
 from planner.search.threshold_grids import KeptGrids
@@ -51,6 +51,7 @@ def search_plans(
     searched = problem if certify.method == "none" else _limit_samples(problem)
     known = len(searched.grids.grids)
     (result,) = find_search(search)(searched)
+    result = bound_no_exits(searched, result)
     report(
         f"{search} search: {len(result.considered)} plans over {len(searched.trace.exits)} candidates and "
         f"{searched.trace.sample_count} samples; {searched.grids.evaluations} grids evaluated, {known} kept from before"
@@ -63,13 +64,16 @@ def search_plans(
             f"{expected_ms[result.baseline]:.3f} ms"
         )
     if certify.method == "none":
+        check_allowed(problem, result)
         return result, None
     certified = plan_certified(problem, find_search(search), certify)
     _report_certified(certified, problem.tolerance, report)
     if search != GREEDY:
         baseline = plan_certified(problem, find_search(GREEDY), certify).boldest
         result = replace(result, baseline=baseline)
-    return merge_certified(problem, result, certified), certified
+    merged = merge_certified(problem, result, certified)
+    check_allowed(problem, merged, certified)
+    return merged, certified
 
 
 def _limit_samples(problem: SearchProblem) -> SearchProblem:
@@ -85,12 +89,37 @@ def _limit_samples(problem: SearchProblem) -> SearchProblem:
     return problem.on(problem.trace.select(np.sort(drawn)), problem.tolerances)
 
 
+def bound_no_exits(problem: SearchProblem, result: SearchResult) -> SearchResult:
+    """Returns the result in which the plan without exits is allowed only if the network itself keeps the metric."""
+    if problem.trace.reference is None:  # it refers to itself
+        return result
+    considered = [
+        replace(plan, allowed=plan.allowed and (bool(plan.exits.cuts) or problem.keeps_metric(plan.priced)))
+        for plan in result.considered
+    ]
+    return replace(result, considered=tuple(rank_plans(considered, problem.rules.objective)))
+
+
+def check_allowed(problem: SearchProblem, result: SearchResult, certified: CertifiedPlans | None = None) -> None:
+    """Raises ``NoPlanError`` where not even the plan without exits may be taken."""
+    if any(plan.allowed for plan in result.considered):
+        return
+    trace = problem.trace
+    lost = 1 - float(trace.metric[-1].mean(dtype="float64")) / trace.full_metric
+    why = "" if certified is None or certified.shortage is None else (
+        f": {certified.shortage.describe(tolerance=problem.tolerance, delta=certified.no_exits.delta)}"
+    )  # fmt: skip
+    raise NoPlanError(
+        f"no plan keeps the tolerance of {problem.tolerance:g} against the network in float32, not even without exits: "
+        f"the network that is planned for loses {lost:.2%} on the samples by itself{why}. Allow more with --tolerance, "
+        "name more samples, plan for the network in fp32, or let the tolerance refer to itself: --reference self"
+    )
+
+
 def _report_certified(certified: CertifiedPlans, tolerance: float, report: Callable[[str], None]) -> None:
     tested = [plan for plan in certified.sequence if plan.p_value is not None]
-    report(
-        f"certificate: {len(certified.certificates) - 1} of {len(certified.sequence)} plans passed, "
-        f"{len(tested)} tested"
-    )
+    passed = sum(plan.certificate is not None for plan in certified.sequence)
+    report(f"certificate: {passed} of {len(certified.sequence)} plans passed, {len(tested)} tested")
     if certified.shortage is not None:
         delta = certified.no_exits.delta
         report(f"note: {certified.shortage.describe(tolerance=tolerance, delta=delta)}")
