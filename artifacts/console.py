@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.codec import canonical_json
-from artifacts.errors import PameError
+from artifacts.errors import PameError, UsageError
 from artifacts.files.replacing import replace_file
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
             stream.reconfigure(errors="backslashreplace")
     alone = contextlib.redirect_stdout(sys.stderr) if arguments.json == "-" else contextlib.nullcontext()
     try:
+        _check_target(arguments.json)
         with alone:  # stdout is for the one object
             result = command(arguments)
             sys.stdout.flush()
@@ -50,7 +51,7 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:  # a full disk, a reader that went away: what nobody nearer could say more about
-        print(f"error: {_describe(error)}", file=sys.stderr)
+        print(f"error: {describe_failure(error)}", file=sys.stderr)
         _discard_stdout()
         return 1
     except KeyboardInterrupt:
@@ -59,13 +60,33 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
     return 0
 
 
-def _describe(error: OSError) -> str:
+def _check_target(target: str | None) -> None:
+    """Refuses a file that cannot be written, before the work whose result it is to hold."""
+    if target is None or target == "-" or (Path(target).exists() and not Path(target).is_dir()):
+        return
+    folder = Path(target).parent
+    if Path(target).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "is a folder" if Path(target).is_dir() else f"{folder} is no folder that can be written to"
+        raise UsageError(f"--json {target}: {why}; name a file in one that is there")
+
+
+def describe_failure(error: OSError) -> str:
+    """Returns what an error of the system means, and what to do about it where that can be told."""
     where = f": {error.filename}" if error.filename else ""
     if isinstance(error, BrokenPipeError):
         return "whoever read the output has closed it"
-    if error.errno == errno.ENOSPC:
-        return f"no space left on the disk{where}; free some, then run the command again"
+    if error.errno in _FULL:
+        words, remedy = _FULL[error.errno]
+        return f"{words}{where}; {remedy}, then run the command again"
     return f"{error.strerror or error}{where}"
+
+
+_FULL = {
+    errno.ENOSPC: ("no space left on the disk", "free some"),
+    errno.EDQUOT: ("the quota of the disk is used up", "free some space"),
+    errno.EFBIG: ("a file grew beyond what is allowed here", "raise the limit (ulimit -f) or take another disk"),
+    errno.EROFS: ("the file system is read-only", "name a place that can be written"),
+}
 
 
 def _discard_stdout() -> None:
@@ -86,7 +107,7 @@ def write_result(target: str, result: Any) -> None:
         try:
             replace_file(Path(target), text)
         except OSError as error:
-            raise PameError(f"cannot write --json {target}: {error.strerror or error}") from error
+            raise PameError(f"cannot write --json {target}: {describe_failure(error)}") from error
 
 
 def say(message: str) -> None:

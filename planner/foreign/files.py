@@ -80,6 +80,8 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
     exits = tuple(map(str, arrays.get("exits", [f"exit_{i + 1}" for i in range(len(confidence) - 1)])))
     if len(exits) != len(confidence) - 1 or {FINAL_HEAD, END} & set(exits):
         raise InputError(f"exits {list(exits)}: expected {len(confidence) - 1} names, none '{FINAL_HEAD}' or '{END}'")
+    if predictions is not None and "labels" in arrays and arrays["labels"].shape == predictions.shape[1:]:
+        _check_counted_alike(predictions, arrays["labels"])
     metric = _find_metric(arrays, predictions)
     agreement = _find_agreement(arrays, predictions, metric)
     labels = arrays.get("labels")
@@ -102,8 +104,23 @@ def _number_words(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {}
     if len(words) < len(given):
         raise InputError(f"{' and '.join(words)} holds words, the other numbers: predictions and labels must be alike")
-    names = np.unique(np.concatenate([array.astype(np.str_).reshape(-1) for array in words.values()]))
-    return {name: np.searchsorted(names, array.astype(np.str_)) for name, array in words.items()}
+    plain = {name: np.char.strip(array.astype(np.str_)) for name, array in words.items()}
+    names = np.unique(np.concatenate([array.reshape(-1) for array in plain.values()]))
+    if len(plain) == 2 and not np.isin(plain["labels"], plain["predictions"]).any():
+        shown = " against ".join(f"{name} '{array.reshape(-1)[0]}'" for name, array in plain.items())
+        raise InputError(f"no word is among both predictions and labels ({shown}); write classes alike in both")
+    return {name: np.searchsorted(names, array) for name, array in plain.items()}
+
+
+def _check_counted_alike(predictions: np.ndarray, labels: np.ndarray) -> None:
+    """Refuses numbers of classes that predictions and labels count from another one."""
+    shifts, counts = np.unique(labels.astype(np.int64) - predictions[-1].astype(np.int64), return_counts=True)
+    usual = int(shifts[counts.argmax()])
+    if usual and 2 * counts.max() > len(labels):
+        raise InputError(
+            f"most labels ({counts.max() / len(labels):.1%}) are the last exit's prediction and {usual:+d}: count "
+            "classes from the same number in both"
+        )
 
 
 def _decide(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -268,9 +285,12 @@ def _column(path: Path, title: str, cells: Sequence[str]) -> np.ndarray:
     return np.array([_number(path, line, cell) for line, cell in enumerate(cells, start=2)])
 
 
+_TRUTH = {"true": "1", "false": "0"}  # as spreadsheets and pandas write them
+
+
 def _number(path: Path, line: int, cell: str) -> float:
     try:
-        value = float(cell)
+        value = float(_TRUTH.get(cell.strip().lower(), cell))
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

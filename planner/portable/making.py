@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -22,6 +22,7 @@ from artifacts import (
     EngineError,
     GraphError,
     GraphSpec,
+    PameError,
     RunFolder,
     UsageError,
     open_artifact,
@@ -29,7 +30,7 @@ from artifacts import (
     read_json,
     to_plain,
 )
-from artifacts.console import track
+from artifacts.console import describe_failure, track
 from calibration import BatchReader, Samples, as_batch
 from engines import GraphRunner
 from export import PortableOutline, PortableStage, write_portable
@@ -96,8 +97,7 @@ def make_portable(
     chunks = [rows[start : start + spec.plan.batch_size] for start in range(0, len(rows), spec.plan.batch_size)]
     batches = BatchReader(samples, chunks)
     _check_arithmetic(spec, run)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".portable-", dir=output.parent) as folder:
+    with _naming(output), tempfile.TemporaryDirectory(prefix=".portable-", dir=_made(output.parent)) as folder:
         made = {form: _write(artifact, spec, form, Path(folder) / form / output.name) for form in (GUARDED, FLAT)}
         with ExitStack() as stack:
             runtime = stack.enter_context(Runtime.load(run.bundle, drift=None))
@@ -122,6 +122,22 @@ def make_portable(
         path=output, graph=made[form], form=form, rows=len(rows), flips=contest.flips[form],
         difference=contest.difference[form], batch_ms=contest.batch_ms, reason=reason,
     )  # fmt: skip
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """Names the file where it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise PameError(
+            f"cannot write {output}: {describe_failure(error)}. Nothing is left behind; --output names another place"
+        ) from error
 
 
 def _check_arithmetic(spec: BundleSpec, run: RunFolder) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import NoPlanError, PameError, UsageError
-from artifacts.console import add_common_arguments, print_table, run_command
+from artifacts.console import add_common_arguments, describe_failure, print_table, run_command
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -51,8 +51,6 @@ def test_the_result_goes_where_it_was_asked(tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out) == {"x": 1}
     assert run_command(lambda _: {"x": 2}, arguments("--json", str(tmp_path / "x.json"))) == 0
     assert json.loads((tmp_path / "x.json").read_text()) == {"x": 2}
-    assert run_command(lambda _: {"x": 2}, arguments("--json", str(tmp_path / "no" / "x.json"))) == 1
-    assert "cannot write --json" in capsys.readouterr().err
 
 
 def test_tables_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +116,25 @@ def test_a_full_disk_leaves_the_result_that_was_there(
 
     monkeypatch.setattr(Path, "write_bytes", fill)
     assert run_command(lambda _: {"x": 2}, arguments("--json", str(target))) == 1
-    assert f"cannot write --json {target}: No space left" in capsys.readouterr().err
+    assert f"cannot write --json {target}: no space left" in capsys.readouterr().err
     assert json.loads(target.read_text()) == {"x": 1}
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", "link.json"}
+
+
+@pytest.mark.parametrize("target", ["nowhere/x.json", "."])
+def test_a_result_that_could_not_be_kept_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    worked: list[int] = []
+    assert run_command(lambda _: worked.append(1), arguments("--json", target)) == 2
+    assert worked == []
+    assert f"--json {target}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.EFBIG, "ulimit -f"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-only"), (errno.ENOSPC, "no space left")],
+)
+def test_a_disk_that_takes_no_more_is_named_with_what_to_do(number: int, words: str) -> None:
+    assert words in describe_failure(OSError(number, os.strerror(number), "x"))

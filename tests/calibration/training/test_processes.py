@@ -90,6 +90,37 @@ def test_the_command_trains_in_two_processes_and_the_first_one_speaks(tmp_path: 
     assert min(two.values()) > min(one.values()) - 0.15, "64 samples: a standard error is 0.06"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("torchrun", "--standalone", "--nproc-per-node", "2"),
+        ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no",
+         "--mixed_precision", "no", "--main_process_port", "0"),
+    ],
+    ids=["torchrun", "accelerate"],
+)  # fmt: skip
+def test_the_launchers_themselves_start_two_processes_on_processors(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    binary = Path(sys.executable).with_name(launcher[0])
+    if not binary.is_file():
+        pytest.skip(f"{binary} is not installed")
+    run, _ = export_chain(tmp_path, layers=4)
+    shutil.copytree(run.root, tmp_path / "runs" / "chain")
+    flags = [
+        "--data", str(write_bars(tmp_path / "bars.npz")), "--epochs", "1", "--train-batch-size", "32", "--threads", "2",
+        "--force", "--max-candidates", "1", "--workers", "0", "--json", "-",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [str(binary), *launcher[1:], "-m", "calibration", "chain", *flags], cwd=tmp_path, timeout=250,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "in 2 processes" in done.stderr
+    assert done.stderr.count("epoch 1/1") == 1
+    assert "final" in {row["exit"] for row in json.loads(done.stdout)["exits"]}
+
+
 def test_a_process_that_was_started_with_others_does_not_train_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="started together"):

@@ -140,6 +140,25 @@ def test_files_that_are_not_a_trace_are_refused(tmp_path: Path) -> None:
             read_trace(tmp_path / "c.csv")
 
 
+def test_classes_that_are_written_or_counted_in_two_ways_are_refused() -> None:
+    labels = np.arange(30) % 3
+    words, confidence = np.array(["cat", "dog", "hen"]), np.full((2, 30), 0.5)
+    predictions = np.stack([labels, labels])
+    said = {"confidence": confidence, "predictions": words[predictions]}
+    spaced = build_trace({**said, "labels": np.char.add(words, " ")[labels]})
+    assert spaced.metric.all(), "a space at the end means nothing"
+    with pytest.raises(InputError, match="write classes alike in both"):
+        build_trace({**said, "labels": np.char.upper(words)[labels]})
+    with pytest.raises(InputError, match=r"most labels \(100.0%\) are the last exit's prediction and \+1"):
+        build_trace({**said, "predictions": predictions, "labels": labels + 1})
+
+
+def test_truth_as_spreadsheets_write_it(tmp_path: Path) -> None:
+    heads = "confidence exit_1,confidence final,correct exit_1,correct final"
+    (tmp_path / "t.csv").write_text(heads + "\n0.5,0.9,False,TRUE\n0.6,0.9,true,True\n")
+    assert read_trace(tmp_path / "t.csv").metric.tolist() == [[0, 1], [1, 1]]
+
+
 def test_answers_may_be_words(tmp_path: Path) -> None:
     predictions, labels = np.array([[0, 1, 2, 1], [0, 2, 2, 1]]), np.array([0, 2, 1, 1])
     words, confidence = np.array(["cat", "dog", "hen"]), np.full((2, 4), 0.5)
