@@ -140,8 +140,8 @@ class Trace:
             raise InputError(f"trace: features has shape {features.shape}, expected {expected_features}, all finite")
         if self.reference is not None:
             self.reference.check(shape)
-        agreed = self.agreement if self.reference is None else self.reference.agreement
-        if not self.labelled and (self.labels is not None or not np.array_equal(self.metric, agreed)):
+        agreed = [self.agreement, *([] if self.reference is None else [self.reference.agreement])]
+        if not self.labelled and (self.labels is not None or not any(np.array_equal(self.metric, a) for a in agreed)):
             raise InputError("trace: without labels the metric is the agreement; collect the trace again")
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from artifacts import Artifact, Model, RunFolder, is_current, to_plain, work_alone
+from artifacts import PRECISIONS, Artifact, Model, RunFolder, UsageError, is_current, to_plain, work_alone
 from calibration import DataSource, Samples, load_run_data
 from planner.certify.evidence import refer_to, remark_on_risk, risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
@@ -75,6 +75,7 @@ def plan_inputs(
     """Plans with the inputs of a run of ours and publishes ``plan/`` and ``bundle/``; arguments as ``ensure_plan``."""
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     inputs = replace(inputs, trace=refer_to(inputs.trace, config.certify.reference))
+    _check_reference(inputs, config)
     check_limits(config, inputs.itm)
     found = find_plan(inputs, config)
     if found is not None:
@@ -88,6 +89,16 @@ def plan_inputs(
     grids = fresh_grids(config) if settled.learned else reusable_grids(run, inputs.trace_artifact, config)
     asked = PlanningTask(inputs=inputs, config=config, settled=settled, grids=grids, command=command)
     return search_and_commit(asked, load_run_data(run, data), report)
+
+
+def _check_reference(inputs: PlanningInputs, config: PlanConfig) -> None:
+    """Refuses a tolerance against a network in float32 that the run does not hold."""
+    precision = inputs.require_model().spec.precision
+    if config.certify.reference == PRECISIONS[0] and inputs.trace.reference is None and precision != PRECISIONS[0]:
+        raise UsageError(
+            f"--reference fp32: {inputs.run.model} is in {precision} and does not hold the network in float32, so that "
+            "nothing can be compared with it; omit the flag, and the tolerance refers to the network itself"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

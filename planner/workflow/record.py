@@ -299,6 +299,12 @@ def fresh_grids(config: PlanConfig) -> KeptGrids:
 
 def share_grids(earlier: Manifest, trace: Artifact, config: PlanConfig) -> bool:
     """Tells whether the grids of an earlier planning or sweep hold the sums of the metric that a config asks for."""
-    risk = earlier.parameters.get("config", {}).get("certify", {}).get("risk")
-    agreement = "agreement" in (risk, config.certify.risk) and risk != config.certify.risk
-    return earlier.inputs.get("trace") == trace.digest and not agreement
+    certify = earlier.parameters.get("config", {}).get("certify", {})
+    before = _name_metric(certify.get("risk"), certify.get("reference"))
+    now = _name_metric(config.certify.risk, config.certify.reference)
+    return earlier.inputs.get("trace") == trace.digest and before == now
+
+
+def _name_metric(risk: str | None, reference: str | None) -> tuple[str, str | None]:
+    """Returns what tells the metrics of a trace apart: its own, and the agreement with either network."""
+    return ("agreement", reference) if risk == "agreement" else ("metric", None)
