@@ -10,13 +10,13 @@ import pytest
 from artifacts import NoPlanError, Reference, Trace
 from planner import NO_EXITS, Exits, evaluate_exits
 from planner.certify.certified import plan_certified
-from planner.certify.evidence import collect_evidence, metric_under, refer_to, risk_trace
+from planner.certify.evidence import evidence_reader, metric_under, refer_to, reference_evidence, risk_trace
 from planner.config import SELF, CertifyConfig
 from planner.workflow.searching import search_plans
 from tests.planner.certify.test_certified import ANY_BATCHES, COSTS, population, search_one_exit
 from tests.planner.planning_worlds import make_costs, make_problem, search_by
 
-DELTA, ROUNDS = 0.2, 40
+DELTA, ROUNDS, DRAWN = 0.2, 25, 600
 
 
 def quantised(seed: int, *, lost: float, samples: int = 4000) -> Trace:
@@ -41,7 +41,7 @@ def test_what_is_certified_loses_too_much_at_most_with_delta(risk: str) -> None:
     assert lost_under(whole, NO_EXITS) > 0.02
     random, violations, answered = np.random.default_rng(2), 0, 0
     for seed in range(ROUNDS):
-        drawn = whole.select(random.integers(0, whole.sample_count, 800))
+        drawn = whole.select(random.integers(0, whole.sample_count, DRAWN))
         problem = make_problem(drawn, COSTS, 0.05, slow_batches=ANY_BATCHES)
         found = plan_certified(problem, search_one_exit, CertifyConfig(delta=DELTA, seed=seed, risk=risk))
         assert not found.lossless
@@ -56,7 +56,7 @@ def test_a_network_that_loses_too_much_by_itself_is_certified_at_most_with_delta
     tolerance = lost_under(whole, NO_EXITS) - 0.001
     random, passed = np.random.default_rng(4), 0
     for seed in range(ROUNDS):
-        drawn = whole.select(random.integers(0, whole.sample_count, 800))
+        drawn = whole.select(random.integers(0, whole.sample_count, DRAWN))
         problem = make_problem(drawn, COSTS, tolerance, slow_batches=ANY_BATCHES)
         found = plan_certified(
             problem, search_by(lambda _, tolerances: [NO_EXITS for _ in tolerances]),
@@ -95,13 +95,12 @@ def test_budgets_of_a_search_count_what_the_network_itself_loses() -> None:
 def test_evidence_is_paired_with_the_reference() -> None:
     trace = quantised(7, lost=0.03)
     plan = Exits(cuts=("cut0",), thresholds=(0.5,))
-    evidence = collect_evidence(trace, [plan], "metric")
-    np.testing.assert_array_equal(evidence.full, trace.reference_metric)
+    np.testing.assert_array_equal(reference_evidence(trace, "metric"), trace.reference_metric)
     agreeing = risk_trace(trace, "agreement")
-    assert collect_evidence(agreeing, [plan], "agreement").full.min() == 1
+    assert reference_evidence(agreeing, "agreement").min() == 1
     left = evaluate_exits(trace, plan).leaves_at
     assert trace.reference is not None
     np.testing.assert_array_equal(
-        collect_evidence(agreeing, [plan], "agreement").plans[0],
+        evidence_reader(agreeing, "agreement")(plan),
         np.where(left == 0, trace.reference.agreement[0], trace.reference.agreement[-1]),
     )
