@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo demo-segmentation demo-pose demo-text demo-vgg test test-engines test-soak check format rehearse-gpu pack-gpu clean
+.PHONY: demo demo-segmentation demo-pose demo-text demo-vgg test test-engines test-soak test-triton check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -47,7 +47,7 @@ demo-text: $(VENV)/dev ## the same with texts: MiniLM is fetched, fine-tuned wit
 	$(BIN)/python -m runtime.bench --run runs/film-reviews --json runs/film-reviews/bench.json
 	$(BIN)/python -m planner report --run runs/film-reviews
 
-test: $(VENV)/engines  ## all tests but those of test-engines and test-soak
+test: $(VENV)/engines  ## all tests but those of test-engines, test-soak and test-triton
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
@@ -55,6 +55,9 @@ test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo 
 
 test-soak: $(VENV)/dev ## long ones: 100,000 random sequences of events for the scheduler; poses from a network to a bundle
 	$(BIN)/python -m pytest -n 0 -m soak
+
+test-triton: $(VENV)/triton ## a bundle inside of a real Triton server, which NVIDIA's pytriton carries: 55 MB; needs the system's libpython3.11
+	PAME_TRITON=$(VENV)/triton $(BIN)/python -m pytest -n 0 -m triton
 
 check: $(VENV)/dev     ## linters, types, architecture
 	$(BIN)/ruff check .
@@ -91,3 +94,15 @@ $(VENV)/engines: $(VENV)/dev
 			--dest $(VENV)/bindings tensorrt_cu13_bindings==$$version || exit 1; \
 	done
 	touch $@
+
+# Triton's server and Python backend from a wheel, and what the backend's own interpreter needs: its stub of 2024 knows numpy 1 alone
+$(VENV)/triton: $(VENV)/dev
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $(VENV)/triton.new nvidia-pytriton==0.7.0
+	$(BIN)/python -m zipfile -e $(VENV)/triton.new/nvidia_pytriton-*.whl $(VENV)/triton.new
+	mkdir -p $(VENV)/triton.new/backends
+	cp -r $(VENV)/triton.new/pytriton/tritonserver/backends/python $(VENV)/triton.new/backends/
+	cp $(VENV)/triton.new/pytriton/tritonserver/python_backend_stubs/3.11/triton_python_backend_stub $(VENV)/triton.new/backends/python/
+	chmod +x $(VENV)/triton.new/backends/python/triton_python_backend_stub $(VENV)/triton.new/pytriton/tritonserver/bin/tritonserver
+	$(BIN)/pip install --quiet --disable-pip-version-check --target $(VENV)/triton.new/packages numpy==1.26.4 \
+		onnxruntime==$$($(BIN)/python -c 'import onnxruntime; print(onnxruntime.__version__)')
+	rm -rf $@ && mv $(VENV)/triton.new $@ && touch $@

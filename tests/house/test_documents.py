@@ -18,7 +18,7 @@ TOUR = "docs/tour.md"
 HELP = (
     ("calibration",), ("engines",), ("engines", "build"), ("export",), ("export", "resnet"), ("planner",),
     ("planner", "scout"), ("planner", "validate"), ("planner", "report"), ("planner", "import-trace"),
-    ("planner", "recalibrate"), ("runtime.bench",), ("runtime.loadtest",), ("runtime.serve",), ("runtime.simulate",),
+    ("planner", "recalibrate"), ("runtime.bench",), ("runtime.loadtest",), ("runtime.serve",), ("runtime.simulate",), ("runtime.triton_repository",),
 )  # fmt: skip
 FOREIGN_FLAGS = {
     "--index-url",
@@ -28,7 +28,8 @@ FOREIGN_FLAGS = {
     "--rounds",
     "--candidates",
     "--count",
-}  # pip's and benchmarks'
+    "--model-repository",
+}  # pip's, benchmarks' and Triton's
 CODE_SPAN = re.compile(r"`([^`\n]+)`")
 FENCE = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

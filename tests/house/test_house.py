@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ("artifacts", "calibration", "engines", "export", "planner", "runtime")
 COMMANDS = (
     "calibration", "engines", "export", "planner", "runtime.bench", "runtime.loadtest", "runtime.serve",
-    "runtime.simulate",
+    "runtime.simulate", "runtime.triton_repository",
 )  # fmt: skip
 OPTIONAL = (
     "torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors", "rich", "matplotlib", "PIL",

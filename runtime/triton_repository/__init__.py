@@ -1,0 +1,1 @@
+"""Triton: a bundle as a model of a Triton Inference Server, run by its Python backend."""
