@@ -57,7 +57,7 @@ test-soak: $(VENV)/dev ## long ones: 100,000 random sequences of events for the 
 	$(BIN)/python -m pytest -n 0 -m soak
 
 test-triton: $(VENV)/triton ## a bundle inside of a real Triton server, which NVIDIA's pytriton carries: 55 MB; needs the system's libpython3.11
-	PAME_TRITON=$(VENV)/triton $(BIN)/python -m pytest -n 0 -m triton
+	PAME_TRITON=$(VENV)/triton $(BIN)/python -m pytest -n 0 -m triton tests/runtime/triton
 
 check: $(VENV)/dev     ## linters, types, architecture
 	$(BIN)/ruff check .

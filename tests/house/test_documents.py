@@ -18,7 +18,8 @@ TOUR = "docs/tour.md"
 HELP = (
     ("calibration",), ("engines",), ("engines", "build"), ("export",), ("export", "resnet"), ("planner",),
     ("planner", "scout"), ("planner", "validate"), ("planner", "report"), ("planner", "import-trace"),
-    ("planner", "recalibrate"), ("runtime.bench",), ("runtime.loadtest",), ("runtime.serve",), ("runtime.simulate",), ("runtime.triton_repository",),
+    ("planner", "recalibrate"), ("runtime.bench",), ("runtime.loadtest",), ("runtime.serve",), ("runtime.simulate",),
+    ("runtime.triton_repository",),
 )  # fmt: skip
 FOREIGN_FLAGS = {
     "--index-url",
