@@ -15,15 +15,15 @@
    them by any measure may be taken.
 5. The plan without exits loses nothing and needs no test. When no other passes it is the answer, together with how
    many samples it would take, and which tolerance these samples can certify. Where the tolerance refers to another
-   network, in float32 while a quantised one is planned for, the plan without exits is tested first, like any other, so
-   that one certificate covers quantisation and exits together.
+   network, in float32 while a quantised one is planned for, the plan without exits is tested like any other, so that
+   one certificate covers quantisation and exits together.
 
 The search is an argument: anything that maps a ``SearchProblem`` to plans. It sees the samples for tuning only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,7 +74,7 @@ class CertifiedPlans:
         split: the samples for tuning and those for the test.
         shortage: the message when no plan of the sequence passed; ``None`` otherwise.
         lossless: the plan without exits loses nothing, since the tolerance refers to the network itself. Otherwise it
-            is tested like any other.
+            is tested like any other, first of all.
     """
 
     sequence: tuple[TestedPlan, ...]
@@ -124,9 +124,8 @@ class Shortage:
         said = [
             (
                 f"no plan{' with exits' if self.safest.cuts else ''} can be certified to lose at most {tolerance:.4g} "
-                f"(delta {delta:g}) "
-                f"with {self.samples} samples, {self.tested} of them for the test: the safest one lost "
-                f"{self.observed:.4g} there"
+                f"(delta {delta:g}) with {self.samples} samples, {self.tested} of them for the test: the safest one "
+                f"lost {self.observed:.4g} there"
             )
         ]
         if self.needed is not None:
@@ -170,11 +169,10 @@ def plan_certified(problem: SearchProblem, search: Search, settings: CertifyConf
     test, ordered = choose_order(
         part, plans, risk=settings.risk, delta=settings.delta, samples=held_out.sample_count
     )  # fmt: skip
-    if trace.reference is None:
-        return certify_plans(ordered, held_out, test, split=split, tolerance=tolerance)
-    # the network itself may lose something, with no exits at all: that is tested before any plan with exits
-    certified = certify_plans((NO_EXITS, *ordered), held_out, test, split=split, tolerance=tolerance)
-    return replace(certified, lossless=False)
+    if trace.reference is not None:  # then the network itself may lose something, with no exits at all
+        ordered = (NO_EXITS, *ordered)
+    certified = certify_plans(ordered, held_out, test, split=split, tolerance=tolerance)
+    return certified if trace.reference is None else replace(certified, lossless=False)
 
 
 def certify_plans(
@@ -189,8 +187,7 @@ def certify_plans(
         split: of the trace.
         tolerance: allowed relative loss, in [0, 1).
     """
-    read = evidence_reader(held_out, test.risk)
-    full = reference_evidence(held_out, test.risk)
+    read, full = evidence_reader(held_out, test.risk), reference_evidence(held_out, test.risk)
     tested = run_sequence(test, full, map(read, plans), tolerance=tolerance)
     without = Certificate(
         risk=test.risk, bound=0.0, delta=test.delta, finite_sample=test.finite_sample, method="no exits", p_value=0.0,
@@ -211,14 +208,13 @@ def certify_plans(
         sequence=tuple(sequence),
         no_exits=without,
         split=split,
-        shortage=_explain(test, full, read, plans[:1], split=split, tolerance=tolerance) if short else None,
+        shortage=_explain(test, held_out, plans[:1], split=split, tolerance=tolerance) if short else None,
     )
 
 
 def _explain(
-    test: RiskTest, full: np.ndarray, read: Callable[[Exits], np.ndarray], safest: Sequence[Exits], *,
-    split: TuningSplit, tolerance: float,
-) -> Shortage:  # fmt: skip
+    test: RiskTest, held_out: Trace, safest: Sequence[Exits], *, split: TuningSplit, tolerance: float
+) -> Shortage:
     tested = len(split.certification)
     samples = len(split.tuning) + tested
     least = count_in_all(least_samples(tolerance=tolerance, delta=test.delta))
@@ -227,7 +223,7 @@ def _explain(
     )  # fmt: skip
     if not safest:
         return shortage
-    early = read(safest[0])
+    full, early = reference_evidence(held_out, test.risk), evidence_reader(held_out, test.risk)(safest[0])
     needed = count_needed(test, full, early, tolerance=tolerance)
     return replace(
         shortage,

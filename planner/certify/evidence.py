@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from artifacts import InputError, Reference, Trace
+from artifacts import InputError, Trace
 from calibration import COUNTED_METRICS, SET_METRICS
 from planner.config import SELF
 from planner.predict.replay import NO_EXITS, Exits, find_answers
@@ -34,10 +34,14 @@ def evidence_reader(trace: Trace, risk: str) -> Callable[[Exits], np.ndarray]:
 
 
 def reference_evidence(trace: Trace, risk: str) -> np.ndarray:
-    """Returns the evidence of the network that the tolerance refers to: of the traced one, or of its reference."""
-    reference: Reference | None = trace.reference
+    """Returns the evidence of the network that the tolerance refers to: the full network, or that in float32.
+
+    Arguments and errors as ``evidence_reader``.
+    """
+    reference = trace.reference
     if reference is None:
         return evidence_reader(trace, risk)(NO_EXITS)
+    check_evidence(trace, risk)
     if risk in COUNTED_METRICS:
         return np.asarray(reference.counts)
     if risk in SET_METRICS:

@@ -99,7 +99,7 @@ class _Foresight:
 
     Attributes:
         read: the evidence of a plan.
-        full: the evidence of the full network.
+        full: the evidence of the network that the tolerance refers to.
         risk: test of it that tells how much is lost.
         tolerance: that was asked for.
         samples: of the test.
@@ -115,13 +115,8 @@ class _Foresight:
     def of(cls, tuning: SearchProblem, risk: str, *, delta: float, samples: int) -> _Foresight:
         read = evidence_reader(tuning.trace, risk)
         test = RiskTest(name=tests_for(risk)[0], risk=risk, delta=delta)
-        return cls(
-            read=read,
-            full=reference_evidence(tuning.trace, risk),
-            risk=test,
-            tolerance=tuning.tolerance,
-            samples=samples,
-        )
+        full = reference_evidence(tuning.trace, risk)
+        return cls(read=read, full=full, risk=test, tolerance=tuning.tolerance, samples=samples)
 
     def excess(self, exits: Exits) -> float:
         """Returns by how much of the metric a plan is too bold to be expected to pass; it passes from 0 downwards."""

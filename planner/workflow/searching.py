@@ -76,19 +76,6 @@ def search_plans(
     return merged, certified
 
 
-def _limit_samples(problem: SearchProblem) -> SearchProblem:
-    """Returns the problem on some of the samples where there are very many.
-
-    Certified plans are searched on the samples for tuning; this search only shows what could be had without a
-    certificate, for which some of the samples are as good as all.
-    """
-    count = problem.trace.sample_count
-    if count <= _MOST_SEARCHED:
-        return problem
-    drawn = np.random.default_rng(0).choice(count, _MOST_SEARCHED, replace=False)
-    return problem.on(problem.trace.select(np.sort(drawn)), problem.tolerances)
-
-
 def bound_no_exits(problem: SearchProblem, result: SearchResult) -> SearchResult:
     """Returns the result in which the plan without exits is allowed only if the network itself keeps the metric."""
     if problem.trace.reference is None:  # it refers to itself
@@ -114,6 +101,19 @@ def check_allowed(problem: SearchProblem, result: SearchResult, certified: Certi
         f"the network that is planned for loses {lost:.2%} on the samples by itself{why}. Allow more with --tolerance, "
         "name more samples, plan for the network in fp32, or let the tolerance refer to itself: --reference self"
     )
+
+
+def _limit_samples(problem: SearchProblem) -> SearchProblem:
+    """Returns the problem on some of the samples where there are very many.
+
+    Certified plans are searched on the samples for tuning; this search only shows what could be had without a
+    certificate, for which some of the samples are as good as all.
+    """
+    count = problem.trace.sample_count
+    if count <= _MOST_SEARCHED:
+        return problem
+    drawn = np.random.default_rng(0).choice(count, _MOST_SEARCHED, replace=False)
+    return problem.on(problem.trace.select(np.sort(drawn)), problem.tolerances)
 
 
 def _report_certified(certified: CertifiedPlans, tolerance: float, report: Callable[[str], None]) -> None:
