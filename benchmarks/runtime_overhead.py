@@ -65,11 +65,10 @@ CASES = (
 # ---------------------------------------------------------------- a worker: one tree in a process of its own
 
 
-def make_run(case: Case) -> Callable[[], float]:
-    """Returns what serves one batch and returns its overhead in microseconds."""
-    import runtime
+def make_net(case: Case) -> tuple[Any, list[Any]]:
+    """Returns a bundle of fake engines, and these: one engine set per stage."""
     from artifacts import BundleSpec, ExitPlan, GraphSpec, PlannedExit, PredictedLatency, StageSpec, TensorSpec
-    from engines import EngineSet, FakeEngine, HostDevice, plan_covers
+    from engines import EngineSet, FakeEngine, plan_covers
 
     random = np.random.default_rng(0)
     evicted = np.zeros(CACHE_BYTES // 8)
@@ -110,12 +109,21 @@ def make_run(case: Case) -> Callable[[], float]:
         name="overhead", task="classification", backend="fake", threads=1, max_batch_size=LARGEST, inputs=(x,),
         outputs=(answer,), stages=tuple(stages), plan=plan,
     )  # fmt: skip
+    return spec, sets
+
+
+def make_run(case: Case) -> Callable[[], float]:
+    """Returns what serves one batch and returns its overhead in microseconds."""
+    import runtime
+    from engines import HostDevice
+
+    spec, sets = make_net(case)
     chosen: dict[str, Any] = {"drift": None, "shadow_fraction": case.shadow_fraction, "shadow_seed": 0}
     if hasattr(runtime, "RuntimeOptions"):
         served = runtime.Runtime(spec, sets, HostDevice(), runtime.RuntimeOptions(**chosen))
     else:  # a tree of release 0.1.0
         served = runtime.Runtime(spec, sets, HostDevice(), **chosen)
-    batch = random.random((case.batch_size, WIDTH), np.float32)
+    batch = np.random.default_rng(1).random((case.batch_size, WIDTH), np.float32)
 
     def run() -> float:
         started = perf_counter()

@@ -19,6 +19,7 @@ NUMPY_NAMES = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "INT8": "int8",
     "INT16": "int16", "INT32": "int32", "INT64": "int64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
 }  # fmt: skip
+_LITTLE = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in NUMPY_NAMES.items()}
 _NAMES = {dtype: name for name, dtype in NUMPY_NAMES.items()}
 _MOST_AXES = 16
 _MOST_ELEMENTS = 1 << 48
@@ -61,7 +62,7 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
     """
     if datatype == BYTES:
         return _split_bytes(name, shape, data)
-    dtype = np.dtype(NUMPY_NAMES[datatype])
+    dtype = _LITTLE[datatype]
     wanted = math.prod(shape) * dtype.itemsize
     if len(data) != wanted:
         raise InputError(
@@ -70,8 +71,8 @@ def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryvi
         )
     if datatype == "BOOL" and len(data) and np.frombuffer(data, np.uint8).max() > 1:
         raise InputError(f"tensor '{name}': a BOOL is one byte, 0 or 1")
-    found = np.frombuffer(data, dtype.newbyteorder("<")).reshape(shape)
-    return found if sys.byteorder == "little" else found.astype(dtype)
+    found = np.frombuffer(data, dtype).reshape(shape)
+    return found if sys.byteorder == "little" else found.astype(NUMPY_NAMES[datatype])
 
 
 def to_binary(array: np.ndarray) -> bytes | memoryview:

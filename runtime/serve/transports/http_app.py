@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +19,7 @@ from runtime.oip.compression import choose_encoding, compress, decompress
 from runtime.oip.failures import CANCELLED, INTERNAL, Failure, describe_failure
 from runtime.oip.http_codec import HEADER_LENGTH, format_answer, parse_call, parse_object
 from runtime.serve.models import Arrival, ServedModel
-from runtime.serve.service import InferenceService
+from runtime.serve.service import ByteBudget, InferenceService
 from runtime.serve.status_page import render_status
 
 if TYPE_CHECKING:
@@ -109,22 +108,24 @@ class _Handlers:
         self._token = None if token is None else f"Bearer {token}".encode()
 
     async def infer(self, request: Request) -> Response:
-        started, service = perf_counter(), self._service
+        started, service, body = perf_counter(), self._service, b""
         name, version = request.path_params["model"], request.path_params.get("version", "")
         try:
             self._check_token(request)
             service.find(name, version)
-            async with self._body(request, self._limits.body) as body:
-                stated = request.headers.get(HEADER_LENGTH)
-                call = parse_call(body, stated, json_limit=self._limits.json, regions=service.shared_memory.read)
-                arrival = Arrival("http", started)
-                answer = await _unless_gone(request, service.infer(name, version, call, arrival))
+            body = await self._read_body(request, self._limits.body)
+            stated = request.headers.get(HEADER_LENGTH)
+            call = parse_call(body, stated, json_limit=self._limits.json, regions=service.shared_memory.read)
+            arrival = Arrival("http", started)
+            answer = await _unless_gone(request, service.infer(name, version, call, arrival))
             parts, head_length = format_answer(answer)
         except PameError as error:
             return self._failed(error, service.fail(name, "http", error, started))
         except ClientGoneError:
             service.count_failure(name, "http", CANCELLED, started)
             return self._reply(b"", status=CANCELLED.status)
+        finally:
+            service.budget.give_back(len(body))
         headers = {} if head_length is None else {HEADER_LENGTH: str(head_length)}
         encoding = choose_encoding(request.headers.get("accept-encoding"))
         if encoding is not None and sum(map(len, parts)) >= _COMPRESSED_FROM:
@@ -240,34 +241,30 @@ class _Handlers:
             raise RefusedError("expected the header Authorization: Bearer TOKEN", reason="unauthorised")
 
     async def _object(self, request: Request) -> Mapping[str, Any]:
-        async with self._body(request, _SMALL_BODY) as body:
-            return parse_object(body) if body.strip() else {}
+        body = await self._read_body(request, _SMALL_BODY)
+        self._service.budget.give_back(len(body))
+        return parse_object(body) if body.strip() else {}
 
-    @asynccontextmanager
-    async def _body(self, request: Request, limit: int) -> AsyncIterator[bytes]:
-        """Reads a body, decompressed; its bytes count against the budget until it is left."""
-        taken, budget = 0, self._service.budget
-        parts: list[bytes] = []
-        too_large = RefusedError(f"the body has more than {limit} bytes; raise --max-body-mb", reason="too_large")
+    async def _read_body(self, request: Request, limit: int) -> bytes:
+        """Returns a body, decompressed. It counts against the budget until its caller gives its bytes back."""
         stated = request.headers.get("content-length", "")
         if stated.isdigit() and int(stated[:20]) > limit:
-            raise too_large
+            raise _too_large(limit)
+        held = _Held(self._service.budget)
         try:
-            async with _in_time(self._limits.read_timeout_s):
-                async for part in _chunks(request):
-                    budget.take(len(part))
-                    taken += len(part)
-                    if taken > limit:
-                        raise too_large
-                    parts.append(part)
-            body = parts[0] if len(parts) == 1 else b"".join(parts)
+            async with asyncio.timeout(self._limits.read_timeout_s):
+                body = await _receive_body(request, limit, held)
             if (encoding := request.headers.get("content-encoding")) is not None:
                 body = decompress(body, encoding, limit)
-                budget.take(len(body))
-                taken += len(body)
-            yield body
-        finally:
-            budget.give_back(taken)
+                held.change_to(len(body))
+            return body
+        except TimeoutError as error:
+            held.change_to(0)
+            seconds = self._limits.read_timeout_s
+            raise RefusedError(f"the body did not arrive within {seconds:g} s", reason="slow") from error
+        except BaseException:
+            held.change_to(0)
+            raise
 
     def _failed(self, error: PameError, failure: Failure) -> Response:
         headers = {}
@@ -299,24 +296,39 @@ def _error(message: str, status: int) -> Response:
     return JSONResponse({"error": message}, status_code=status)
 
 
-@asynccontextmanager
-async def _in_time(seconds: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise RefusedError(f"the body did not arrive within {seconds:g} s", reason="slow") from error
+class _Held:
+    """Bytes that a body holds of the budget."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.count = 0
+
+    def change_to(self, count: int) -> None:
+        """Takes what is more now, or gives back what is less; ``RefusedError`` where there is not as much."""
+        if count > self.count:
+            self._budget.take(count - self.count)
+        else:
+            self._budget.give_back(self.count - count)
+        self.count = count
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    from starlette.requests import ClientDisconnect
+async def _receive_body(request: Request, limit: int, held: _Held) -> bytes:
+    parts: list[bytes] = []
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        if held.count + len(part) > limit:
+            raise _too_large(limit)
+        held.change_to(held.count + len(part))
+        if not message.get("more_body", False):
+            return b"".join([*parts, part]) if parts else part
+        parts.append(part)
 
-    try:
-        async for part in request.stream():
-            if part:
-                yield part
-    except ClientDisconnect as error:
-        raise ClientGoneError from error
+
+def _too_large(limit: int) -> RefusedError:
+    return RefusedError(f"the body has more than {limit} bytes; raise --max-body-mb", reason="too_large")
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

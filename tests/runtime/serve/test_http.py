@@ -165,7 +165,13 @@ def test_many_requests_at_the_same_time_do_not_mix(server: ModelServer, toy_run:
 def test_the_client_of_the_documents(server: ModelServer) -> None:
     text = (ROOT / "docs" / "serving.md").read_text()
     (block,) = re.findall(r"```\n(import numpy.*?)```", text, flags=re.DOTALL)
-    for there, here in (("localhost:8000", str(server.addresses["http"])), ("28, 28", "4, 4"), ("digits", "toy")):
+    changes = {
+        "localhost:8000": str(server.addresses["http"]),
+        "28, 28": "4, 4",
+        "digits": "toy",
+        "25_000": "25_000_000",
+    }
+    for there, here in changes.items():
         assert there in block
         block = block.replace(there, here)
     names: dict[str, Any] = {}
