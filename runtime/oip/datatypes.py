@@ -48,8 +48,10 @@ def check_shape(name: str, shape: object) -> tuple[int, ...]:
     """Returns the shape of a tensor; ``InputError`` where it is no list of numbers from 0."""
     if isinstance(shape, Sequence) and not isinstance(shape, (str, bytes)) and len(shape) <= _MOST_AXES:
         found = tuple(shape)
-        if all(type(size) is int and size >= 0 for size in found) and math.prod(found) < _MOST_ELEMENTS:
-            return found
+        if all(type(size) is int and size >= 0 for size in found):
+            sizes = [size or 1 for size in found]  # numpy refuses huge axes beside one of 0, too
+            if math.prod(sizes) < _MOST_ELEMENTS:
+                return found
     shown = str(shape)[:200]
     raise InputError(f"tensor '{name}': shape {shown}: expected at most {_MOST_AXES} whole numbers from 0")
 

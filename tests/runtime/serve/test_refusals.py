@@ -79,6 +79,7 @@ def test_wrong_requests_are_answered_as_triton_does(server: ModelServer, case: s
         (head(tensor(shape=[1, 1, 4, 4.0])), "whole numbers from 0"),
         (head(tensor(shape=[1 << 40, 1 << 40])), "whole numbers from 0"),
         (head(tensor(shape=[1 << 40, 4])), "do not fit shape"),
+        (head(tensor(shape=[0, 1 << 31, 1 << 31, 4], data=[])), "whole numbers from 0"),
         (head(tensor(shape=[0, 1, 4, 4], data=[])), "empty"),
         (head(tensor(shape=[1, 16])), "expected shape"),
         (head(tensor(data=[[1.0] * 8] * 2)), "nested as"),
