@@ -111,7 +111,7 @@ def test_the_launchers_themselves_start_two_processes_on_processors(tmp_path: Pa
         "--force", "--max-candidates", "1", "--workers", "0", "--json", "-",
     ]  # fmt: skip
     done = subprocess.run(
-        [str(binary), *launcher[1:], "-m", "calibration", "chain", *flags], cwd=tmp_path, timeout=250,
+        [str(binary), *launcher[1:], "-m", "calibration", "chain", *flags], cwd=tmp_path, timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
