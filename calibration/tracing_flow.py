@@ -30,7 +30,16 @@ from artifacts import (
 )
 from calibration.certify.risk_tests import check_labels
 from calibration.data.samples import PARTS, ImageSamples, Samples
-from calibration.data.sources import DataSource, load_run_data, recorded_choice, recorded_parts, source_name
+from calibration.data.sources import (
+    SPLIT_RULED,
+    SPLIT_SEED,
+    DataSource,
+    load_run_data,
+    recorded_choice,
+    recorded_parts,
+    source_name,
+)
+from calibration.data.splits import SPLIT_RULE
 from calibration.options import DEFAULT_OPTIONS, CalibrationOptions
 from calibration.text.samples import TextSamples
 from calibration.tracing.all_exits import EngineChoice, SegmentRunner, fit_rows
@@ -138,7 +147,7 @@ def trace_model(
             trace = collect_trace(model, runner, samples, traced, task, rows=rows)
         notes = options.notes(run, source=source)
         if isinstance(samples, ImageSamples | TextSamples) and samples.split_seed is not None:
-            notes["split_seed"] = str(samples.split_seed)
+            notes[SPLIT_SEED], notes[SPLIT_RULED] = str(samples.split_seed), SPLIT_RULE
         if isinstance(samples, TextSamples):
             notes["texts_cut"] = "{} of {} looked at".format(*samples.count_cut())
         with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:

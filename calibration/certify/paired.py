@@ -199,7 +199,8 @@ class _Region:
         rest = self.samples - self.k
         with np.errstate(invalid="ignore"):
             stays = np.where(rest == 0, 0.0, rest * _log(1 - psi))
-        weights = np.exp(self.log_draws + self.k * _log(psi) + stays)
+            differs = np.where(self.k == 0, 0.0, self.k * _log(psi))
+        weights = np.exp(self.log_draws + differs + stays)
         return min(1.0, float(weights @ np.minimum(below, 1.0)) + max(0.0, 1.0 - float(weights.sum())))
 
 

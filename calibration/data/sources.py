@@ -45,6 +45,8 @@ DATA_HELP = (
 )
 DataSource = str | Path | Samples
 """What ``--data`` names: a folder, a file, ``module:object`` or ``fashion-mnist``; or samples themselves."""
+SPLIT_SEED, SPLIT_RULED = "split_seed", "split_rule"
+"""The notes of a trace on how parts were drawn where the data has none."""
 TRAINED_ON = "data_source"
 """The note of a training's result that says which data the exit heads were trained on."""
 _log = logging.getLogger("pame.calibration")
@@ -91,7 +93,9 @@ def load_run_data(
             "or an .npz with images alone)"
         )
     parts = parts or recorded_parts(run, source)
-    splitting = Splitting.parse(parts, train_queries=training or _trains_on(run, model, source))
+    splitting = replace(
+        Splitting.parse(parts, train_queries=training or _trains_on(run, model, source)), fixed=_drawn_before(run)
+    )
     if is_reference(source):
         if parts is not None:
             raise UsageError(f"--parts {parts}: samples of your own ({source}) decide about their parts themselves")
@@ -276,6 +280,14 @@ def recorded_choice(run: RunFolder, source: str, name: str) -> object:
         return None
     parameters = read_manifest(run.trace).parameters
     return parameters.get(name) if parameters.get("data_source") == source else None
+
+
+def _drawn_before(run: RunFolder) -> bool:
+    """Tells whether the run's trace was made of a part that an earlier release drew."""
+    if not (run.trace / MANIFEST).is_file():
+        return False
+    notes = read_manifest(run.trace).environment
+    return SPLIT_SEED in notes and SPLIT_RULED not in notes
 
 
 def recorded_source(run: RunFolder) -> str | None:

@@ -12,6 +12,10 @@ from artifacts import InputError, UsageError, unknown_name
 from calibration.data.samples import PARTS
 
 _SHOWN = 8
+FIXED_SHARES = {"train": 0.6, "calibrate": 0.2, "test": 0.2}
+"""The parts that were drawn before there was ``SPLIT_RULE``; a run keeps its own."""
+SPLIT_RULE = "2"
+"""The rule of ``choose_shares``, for the record of a trace."""
 QUERY_SHARES = {"train": 0.0, "calibrate": 0.8, "test": 0.2}
 PART_NAMES = {
     "train": "train", "training": "train",
@@ -138,6 +142,7 @@ class Splitting:
             a group (the frames of one drive), and a group is never divided. ``None``: every sample stands alone.
         names: of the samples' files; ``None``: they have none.
         train_queries: samples without labels have a train part too, from which exits learn the network's own answers.
+        fixed: parts are drawn by ``FIXED_SHARES``, as they were for this run before.
     """
 
     seed: int = 0
@@ -145,6 +150,11 @@ class Splitting:
     train_queries: bool = False
     group_by: str | None = None
     names: Sequence[str] | None = None
+    fixed: bool = False
+
+    def shares(self, count: int) -> Mapping[str, float]:
+        """Returns the shares of the parts of so many samples."""
+        return FIXED_SHARES if self.fixed else choose_shares(count)
 
     @classmethod
     def parse(cls, text: str | None, *, train_queries: bool) -> Splitting:
@@ -187,7 +197,7 @@ def settle_parts(
     if named is not None:
         parts = dict(named)
     elif groups is not None:
-        parts = split_groups(groups, choose_shares(count), seed=splitting.seed, name=name)
+        parts = split_groups(groups, splitting.shares(count), seed=splitting.seed, name=name)
     else:
         parts = split_randomly(labels, count=count, splitting=splitting)
     share = splitting.share
@@ -273,6 +283,6 @@ def split_randomly(labels: np.ndarray | None, *, count: int, splitting: Splittin
     """Splits samples that come without parts, see ``choose_shares``; without labels 80 % calibrate and 20 % test,
     unless exits are to learn from them."""
     if labels is not None:
-        return split_indices(labels, choose_shares(count), seed=splitting.seed)
-    shares = choose_shares(count) if splitting.train_queries else QUERY_SHARES
+        return split_indices(labels, splitting.shares(count), seed=splitting.seed)
+    shares = splitting.shares(count) if splitting.train_queries else QUERY_SHARES
     return split_indices(np.zeros(count, np.int64), shares, seed=splitting.seed)

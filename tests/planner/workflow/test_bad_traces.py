@@ -215,7 +215,7 @@ def test_ten_samples_by_the_commands(tmp_path: Path, capsys: pytest.CaptureFixtu
     code, found = plan_bad(tmp_path, "--tolerance", "0.01")
     said = capsys.readouterr().err
     assert (code, found["plan"]["exits"]) == (0, [])
-    assert "never fewer than 5" in said
+    assert "never fewer than 399" in said
     assert "--certify none" in said
 
 

@@ -39,7 +39,7 @@ def test_a_network_is_quantised_planned_and_measured_against_itself_in_float32(
     assert export_main(["conv.onnx", "--segments", "--precision", "int8", "--data", "data.npz", "--json", "-"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["precision"] == "int8"
-    assert shown["parity"]["int8"]["rows"] == 180
+    assert shown["parity"]["int8"]["rows"] == 120
     assert export_main(["conv.onnx", "--data", "data.npz"]) == 2
     assert "--data data.npz: an export reads data for --precision int8 alone" in capsys.readouterr().err
 
