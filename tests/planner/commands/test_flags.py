@@ -71,7 +71,7 @@ def test_every_flag_sets_its_field_and_every_option_of_the_parser_is_known() -> 
     for flag in FLAGS:
         read_field(PlanConfig(), flag.field)
     options = {word for action in make_parser()._actions for word in action.option_strings}
-    own = {"-h", "--help", "--run", "--json", "-v", "--verbose", "--sweep"}
+    own = {"-h", "--help", "--run", "--json", "-v", "--verbose", "--sweep", "--engines", "--precisions"}
     passed_on = argparse.ArgumentParser(add_help=False)
     add_network_flags(passed_on)
     add_calibration_flags(passed_on)
