@@ -38,7 +38,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     axes.set_xlim(0, 1.35 * max(*whole, *early))
     axes.set_xlabel(f"milliseconds, batches of {comparison.batch_size}, {comparison.threads} threads", color=INK)
     clean_axes(axes)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside upper left", ncols=2, fontsize=9)
     save_plot(figure, path)
 
 
