@@ -255,6 +255,12 @@ class Device(Protocol):
         """Frees all buffers; may be called twice."""
 
 
+ModelLoader: TypeAlias = Callable[[], bytes]
+"""Returns a serialized ONNX model."""
+MakeRunner: TypeAlias = Callable[[ModelLoader, str], Any]
+"""Makes one of Polygraphy's runners for a model and a label."""
+
+
 class OpenEngine(Protocol):
     """Opens an engine of one backend."""
 
@@ -279,6 +285,7 @@ class Backend:
             its graph; returns what could not be verified here, ``None`` where everything was.
         describe: vets an engine likewise and describes it.
         device: opens the device that its engines run on.
+        tensors: makes what runs a graph with any of its tensors as outputs, to compare them; ``None``: nothing does.
     """
 
     name: str
@@ -290,3 +297,4 @@ class Backend:
     vet: Callable[[Artifact, EngineKey], str | None]
     describe: Callable[[Artifact, EngineKey], EngineDescription]
     device: Callable[[DeviceOptions], Device]
+    tensors: MakeRunner | None = None

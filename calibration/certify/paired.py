@@ -183,7 +183,7 @@ class _Region:
             information = n * (1 / (4 * lost) + 1 / (4 * won) + 1 / np.maximum(1 - right, 0))
         ends, eighth = np.maximum(values[:-1], values[1:]), (right - left) ** 2 / 8
         finite = np.isfinite(information)
-        c = np.where(finite, eighth * information, 0.0)  # P <= ends + c sqrt(2 P), to be solved for sqrt(P)
+        c = eighth * np.where(finite, information, 0.0)  # P <= ends + c sqrt(2 P), to be solved for sqrt(P)
         root = (math.sqrt(2) * c + np.sqrt(2 * c**2 + 4 * ends)) / 2
         bounds: np.ndarray = np.minimum(np.where(finite, root**2, np.inf), ends + eighth * 2.0 * n**2)
         return bounds

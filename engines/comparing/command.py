@@ -26,7 +26,7 @@ from artifacts import (
 from artifacts.console import print_table, say
 from engines.backends.table import BACKENDS, DEFAULT_BACKEND, choose_backend
 from engines.comparing.decisions import MovedDecisions, compare_decisions
-from engines.comparing.runners import Side, check_backend
+from engines.comparing.runners import Side, find_maker
 from engines.comparing.walking import TensorGap, walk
 
 _SHOWN = 12
@@ -57,7 +57,7 @@ def compare_engines(arguments: argparse.Namespace) -> dict[str, Any]:
     run = find_run(arguments.run)
     model = open_model(run.model, remedy=run.remedy("export"))
     backend = arguments.engine or DEFAULT_BACKEND
-    check_backend(backend)
+    find_maker(backend)
     other, other_model = _find_other(arguments.against, backend, model)
     first = Side(label=f"{run.name}, {backend}", backend=backend, onnx=model.path(model.spec.full))
     inputs = _read_rows(arguments.inputs, model.spec, arguments.rows)
@@ -79,7 +79,7 @@ def _find_other(text: str, backend: str, model: Model) -> tuple[Side, Model]:
     """
     same = model.path(model.spec.full)
     if text in BACKENDS:
-        check_backend(text)
+        find_maker(text)
         return Side(label=text, backend=text, onnx=same), model
     if text == "bf16":
         bf16, _ = choose_backend("openvino", text)

@@ -16,7 +16,7 @@ from engines.options import BuildOptions
 from engines.ort.cuda_session import GRAPH_FILE, ONNXRUNTIME_CUDA, identify_onnxruntime_cuda
 from engines.ort.files import graph_file
 from engines.ort.session import ONNXRUNTIME, identify_onnxruntime, open_unchanged
-from engines.protocols import Backend, Device, Engine, EngineBuilder
+from engines.protocols import Backend, Device, Engine, EngineBuilder, ModelLoader
 
 
 def _identify(_: int) -> BackendIdentity:
@@ -106,6 +106,12 @@ def _show(values: Any) -> tuple[str, ...]:
     return tuple(f"{value.name}: {value.type} {value.shape[1:]} a row" for value in values)
 
 
+def _make_runner(model: ModelLoader, label: str) -> Any:
+    from engines.ort.tensors import make_ort_runner
+
+    return make_ort_runner(model, label)
+
+
 ONNXRUNTIME_BACKEND = Backend(
     name=ONNXRUNTIME,
     packages=("onnxruntime",),
@@ -116,6 +122,7 @@ ONNXRUNTIME_BACKEND = Backend(
     vet=_vet,
     describe=_describe,
     device=partial(open_host_device, ONNXRUNTIME),
+    tensors=_make_runner,
 )
 ONNXRUNTIME_CUDA_BACKEND = Backend(
     name=ONNXRUNTIME_CUDA,

@@ -11,7 +11,7 @@ from engines.identity.description import EngineDescription
 from engines.identity.keys import vet_key
 from engines.options import BuildOptions
 from engines.ov.session import OPENVINO, OPENVINO_BF16, identify_openvino
-from engines.protocols import Backend, Device, Engine, EngineBuilder
+from engines.protocols import Backend, Device, Engine, EngineBuilder, ModelLoader
 
 
 def _open(artifact: Artifact, key: EngineKey, graph: GraphSpec, *, threads: int, device: Device | None) -> Engine:
@@ -56,6 +56,12 @@ def _show(values: Any) -> tuple[str, ...]:
     return tuple(f"{value.any_name}: {value.element_type} {value.partial_shape} with the batch" for value in values)
 
 
+def _make_runner(backend: str, model: ModelLoader, label: str) -> Any:
+    from engines.ov.tensors import make_ov_runner
+
+    return make_ov_runner(backend, model, label)
+
+
 def _backend(name: str) -> Backend:
     return Backend(
         name=name,
@@ -67,6 +73,7 @@ def _backend(name: str) -> Backend:
         vet=_vet,
         describe=_describe,
         device=partial(open_host_device, name),
+        tensors=partial(_make_runner, name),
     )
 
 

@@ -74,6 +74,8 @@ def delta_of(delta: float, alarm: int) -> float:
 
 def scale_thresholds(planned: Sequence[float], factor: float) -> tuple[float, ...]:
     """Returns thresholds whose distance from 1 is ``factor`` times that of the planned ones, as float32 has them."""
+    if factor == 1:
+        return tuple(float(np.float32(threshold)) for threshold in planned)
     return tuple(
         max(float(np.float32(threshold)), float(np.float32(1 - factor * (1 - threshold)))) for threshold in planned
     )

@@ -72,7 +72,7 @@ def test_frozen_heads_learn_and_the_network_stays_as_it_is(place: Path) -> None:
     run = RunFolder(root=place / "run")
     data = load_samples(place / "bars.npz", WANTED)
     before = file_digest(run.model / "full.onnx")
-    config = FrozenConfig(epochs=6, batch_size=32, crop_padding=0, learning_rate=0.01)
+    config = FrozenConfig(epochs=10, batch_size=32, crop_padding=0, learning_rate=0.01)
     model = train_missing(run, data, config, ENGINE, options=FORCED)
     assert [cut.name for cut in model.spec.candidates] == ["layer2.0", "layer3.1"]
     assert file_digest(run.model / "full.onnx") == before
@@ -211,9 +211,9 @@ def test_exits_learn_from_the_answers_of_the_network_and_are_never_calibrated_on
     assert main([*words, *flags, "--data", str(queries)]) == 0
     assert "by the answers of the full network" in capsys.readouterr().err
     found = json.loads((place / "out.json").read_text())
-    assert (found["labelled"], found["samples"]) == (False, 64), "a fifth; three fifths are trained on"
+    assert (found["labelled"], found["samples"]) == (False, 128), "two fifths; as many are trained on"
     later = load_run_data(run)
-    assert [len(later.indices_of(part)) for part in PARTS] == [192, 64, 64]
+    assert [len(later.indices_of(part)) for part in PARTS] == [128, 128, 64]
     kept = load_arrays(run.trace / "indices.npz")
     assert all(np.array_equal(later.indices_of(part), kept[part]) for part in PARTS)
     with np.load(queries) as arrays:

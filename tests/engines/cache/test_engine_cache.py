@@ -305,7 +305,8 @@ def test_the_public_api_is_pinned() -> None:
         "BACKENDS", "Branch", "Buffer", "BuildOptions", "BuildWatch", "CachedEngine", "CapturedChain", "Covers",
         "DEFAULT_BACKEND", "Departure", "Device", "DeviceArray", "DeviceOptions", "Engine", "EngineBuilder",
         "EngineSet", "Execution", "FakeEngine", "GraphRunner", "HostDevice", "PROFILE_WAYS", "Run", "StageWork",
-        "as_gpuarray", "build_engine", "builder", "choose_backend", "choose_branches", "ensure_engine", "find_length",
-        "fit_length", "fixed_batch_sizes", "is_device_array", "list_engines", "open_device", "open_engine",
+        "arithmetic_of", "as_gpuarray", "build_engine", "builder", "choose_backend", "choose_branches",
+        "ensure_engine", "find_length", "fit_length", "fixed_batch_sizes", "in_float32", "is_device_array",
+        "list_engines", "open_device", "open_engine",
         "open_key", "plan_covers", "read_onnx_facts", "row_lengths", "run_graph", "wrap_allocation",
     ]  # fmt: skip
