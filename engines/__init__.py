@@ -19,6 +19,7 @@ from engines.identity.keys import open_key
 from engines.identity.onnx_facts import read_onnx_facts
 from engines.options import BuildOptions, DeviceOptions
 from engines.ort.graph_runner import GraphRunner, run_graph
+from engines.ort.scratch import share_scratch
 from engines.protocols import (
     Branch,
     Buffer,
@@ -51,5 +52,5 @@ __all__ = [
     # host and fake
     "FakeEngine", "HostDevice",
     # any ONNX graph
-    "GraphRunner", "read_onnx_facts", "run_graph",
+    "GraphRunner", "read_onnx_facts", "run_graph", "share_scratch",
 ]  # fmt: skip

@@ -28,6 +28,7 @@ from engines import (
     fit_length,
     open_device,
     open_engine,
+    share_scratch,
 )
 
 
@@ -106,6 +107,7 @@ class SegmentRunner:
         if spec.sequence is not None and not with_heads:  # features of one shape are what training reads
             self._sequence = replace(spec.sequence, lengths=spec.lengths[-1:])
         self._stack = ExitStack()
+        share_scratch()
         self._device = open_device(engine.backend, DeviceOptions(kernel_folder=cache))
         self._stack.callback(self._device.close)
         heads = tuple(spec.heads[cut.name] for cut in spec.candidates) if with_heads else ()

@@ -11,7 +11,7 @@ import numpy as np
 
 from artifacts import GraphSpec
 from calibration.tracing.all_exits import EngineChoice
-from engines import Buffer, BuildOptions, DeviceOptions, ensure_engine, open_device, open_engine
+from engines import Buffer, BuildOptions, DeviceOptions, ensure_engine, open_device, open_engine, share_scratch
 
 TIMED_ROWS = 8
 _MIN_ROUNDS = 3
@@ -34,6 +34,7 @@ def time_parts(
     Returns:
         The median time of each in milliseconds, for a batch of ``TIMED_ROWS`` rows.
     """
+    share_scratch()
     with ExitStack() as stack:
         device = open_device(engine.backend, DeviceOptions(kernel_folder=cache))
         stack.callback(device.close)

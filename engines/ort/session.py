@@ -15,6 +15,7 @@ from engines.gpu.arrays import DeviceArray
 from engines.host.forks import outlive_forks
 from engines.identity.keys import BackendIdentity
 from engines.ort.forks import import_for_forks
+from engines.ort.scratch import scratch_entries
 
 ONNXRUNTIME = "onnxruntime"
 PROVIDERS = ["CPUExecutionProvider"]
@@ -86,7 +87,7 @@ def session_options(threads: int | None) -> Any:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors only; warnings about layouts are expected
-    for name, value in SPINNING.items():
+    for name, value in {**SPINNING, **scratch_entries(ort, ort_errors())}.items():
         options.add_session_config_entry(name, value)
     options.enable_mem_pattern = False  # one block per run and session, twice what its tensors need at once
     return options

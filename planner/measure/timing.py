@@ -53,6 +53,7 @@ from engines import (
     fixed_batch_sizes,
     open_device,
     open_engine,
+    share_scratch,
 )
 from planner.config import PlanConfig, TimingConfig
 from planner.flags import planner_command
@@ -204,6 +205,7 @@ def time_graphs(
     Returns:
         One row per graph and gather, and ``serving``; the environment also holds ``timing_rounds``, their number.
     """
+    share_scratch()
     with ExitStack() as stack:
         device = open_device(settings.backend, DeviceOptions(index=settings.device, kernel_folder=cache))
         stack.callback(device.close)
