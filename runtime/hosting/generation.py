@@ -44,6 +44,7 @@ from runtime.scheduling.machine import Scheduler
 from runtime.shadow import ShadowDraw, read_inputs
 
 _EARLY_S = 0.001
+_SLOW = 3  # times the expected time: engines vary by less, unless the machine does something else
 _tickets = itertools.count()  # of the process: a ticket says which generation it belongs to by being in it
 
 
@@ -76,12 +77,16 @@ class StageCounts:
         rows: in them.
         engine_s: seconds inside its engines.
         faults: runs that failed.
+        slow_runs: runs that took more than three times what they were expected to take.
+        lost_s: seconds that these took beyond it.
     """
 
     runs: int = 0
     rows: int = 0
     engine_s: float = 0.0
     faults: int = 0
+    slow_runs: int = 0
+    lost_s: float = 0.0
 
 
 class Generation:
@@ -252,9 +257,12 @@ class Generation:
         if report.fault is not None:
             self._counts[report.stage] = replace(now, faults=now.faults + 1)
             return
+        slow = report.engine_s > _SLOW * report.expected_s
+        lost_s = report.engine_s - report.expected_s if slow else 0.0
         self._counts[report.stage] = StageCounts(
-            now.runs + 1, now.rows + len(report.ran), now.engine_s + report.engine_s, now.faults
-        )
+            now.runs + 1, now.rows + len(report.ran), now.engine_s + report.engine_s, now.faults,
+            now.slow_runs + slow, now.lost_s + lost_s,
+        )  # fmt: skip
 
     def _hand_out(self, left: LeftRows) -> None:
         places: dict[int, list[int]] = {}

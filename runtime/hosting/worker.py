@@ -33,6 +33,7 @@ class Report:
         ran: ticket and row of every row of the run.
         stage: that ran.
         engine_s: seconds inside engines.
+        expected_s: how long they were expected to take.
         fault: why the run failed.
         sight: what the stage answered to the rows of the run that are watched.
     """
@@ -41,6 +42,7 @@ class Report:
     left: LeftRows | None = None
     ran: Sequence[tuple[int, int]] = ()
     engine_s: float = 0.0
+    expected_s: float = 0.0
     fault: str | None = None
     stage: int = 0
     sight: Sight | None = None
@@ -274,7 +276,11 @@ class EngineWorker:
             else:
                 done = self._scheduler.failed(run, outcome.fault, now)
             self._forget(done)
-        self._report(Report(done, outcome.left, run.rows, outcome.engine_s, outcome.fault, run.stage, outcome.sight))
+        self._report(
+            Report(
+                done, outcome.left, run.rows, outcome.engine_s, run.expected_s, outcome.fault, run.stage, outcome.sight
+            )
+        )
 
     def _forget(self, done: list[Done]) -> list[Done]:
         for ended in done:

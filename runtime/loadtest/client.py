@@ -20,6 +20,7 @@ from runtime.hosting.async_runtime import AsyncRuntime
 
 _LEAD_S = 0.02
 _SENT_AT_ONCE = 8  # of a burst, before answers are looked at
+_STILL_S = 0.01  # lost in slow runs
 
 
 class Target(Protocol):
@@ -27,6 +28,25 @@ class Target(Protocol):
 
     async def answer(self, query: int) -> tuple[Answers, int]:
         """Returns the answers to a query, one array (1, ...) per output, and where it left; a ``PameError``: none."""
+
+    def slow_runs(self) -> SlowRuns:
+        """Returns the engine runs so far that took far longer than expected; none where that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlowRuns:
+    """Engine runs that took more than three times what they were expected to take.
+
+    Attributes:
+        count: how many.
+        lost_s: seconds that they took beyond it.
+    """
+
+    count: int = 0
+    lost_s: float = 0.0
+
+    def __sub__(self, earlier: SlowRuns) -> SlowRuns:
+        return SlowRuns(self.count - earlier.count, self.lost_s - earlier.lost_s)
 
 
 class HostTarget:
@@ -47,6 +67,11 @@ class HostTarget:
         outputs = result.outputs if isinstance(result.outputs, tuple) else (result.outputs,)
         return [np.asarray(output) for output in outputs], int(result.exit_index[0])
 
+    def slow_runs(self) -> SlowRuns:
+        """Returns the host's slow runs."""
+        stages = self._host.snapshot().stages
+        return SlowRuns(sum(stage.slow_runs for stage in stages), sum(stage.lost_s for stage in stages))
+
 
 @dataclass(slots=True, eq=False)
 class Played:
@@ -59,6 +84,7 @@ class Played:
         answers: query -> its first answers.
         errors: what kind of error -> how many requests ended with it.
         given_up: whether the stream was broken off, since too many requests had missed the bound already.
+        slow: the target's slow runs meanwhile.
     """
 
     latency_s: np.ndarray
@@ -67,10 +93,20 @@ class Played:
     answers: dict[int, Answers] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
     given_up: bool = False
+    slow: SlowRuns = SlowRuns()
 
     def in_time(self, bound_s: float) -> float:
         """Returns the share of all requests that were answered within a bound."""
         return float((self.latency_s <= bound_s).mean())
+
+    def p99_s(self) -> float:
+        """Returns the time within which 99 % of all requests were answered; infinite where they were not."""
+        return float(np.percentile(self.latency_s, 99, method="higher"))
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether slow engine runs lost 10 ms or more: the machine did something else meanwhile."""
+        return self.slow.lost_s >= _STILL_S
 
 
 async def play(
@@ -89,6 +125,7 @@ async def play(
     count = len(arrivals_s)
     played = Played(np.full(count, np.inf), np.full(count, -1), np.zeros(count))
     missed = 0
+    slow_before = target.slow_runs()
     start = loop.time() + _LEAD_S
 
     async def send(index: int, due: float, query: int) -> None:
@@ -122,4 +159,5 @@ async def play(
         for task in tasks:
             task.cancel()
     await asyncio.gather(*tasks, return_exceptions=played.given_up)
+    played.slow = target.slow_runs() - slow_before
     return played

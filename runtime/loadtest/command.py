@@ -26,13 +26,13 @@ from runtime.loadtest.contenders import Contender, ContenderPlan, open_contender
 from runtime.loadtest.goodput import (
     LoadConfig,
     QuerySet,
-    Search,
     begin_search,
     describe_search,
     search_goodput,
 )
 from runtime.loadtest.mlperf import OFFLINE, SERVER, Scenario, run_scenario
 from runtime.loadtest.plot import draw_goodput
+from runtime.loadtest.search import Search
 from runtime.options import RuntimeOptions
 from runtime.remedy import bundle_remedy
 from runtime.runtime import Runtime
@@ -42,6 +42,7 @@ from runtime.simulate.sources import trace_exits
 
 _POLICIES = "full,chain,pooled,auto"
 _BATCHES_AT_ONCE = 4
+_LEAST_BOUNDS = 20  # that a stream lasts: one at 5 % more than can be kept up with misses its bound by then
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -64,6 +65,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--slo-ms", default="25", metavar="LIST", help="bounds (default: %(default)s)")
     parser.add_argument("--policies", default=_POLICIES, metavar="LIST", help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=default.seconds, help="of a stream (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=default.repeats,
+        help="streams at a rate, which passes with the median one (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, default=default.steps, help="rates per policy (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of each engine (default: as the bundle was timed)")
     parser.add_argument("--max-waiting-rows", type=int, help="default: four of the largest batches")
@@ -86,16 +91,22 @@ def load_bundle(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints the table, draws, and returns the result for ``--json``."""
     bounds_ms, policies = read_bounds(arguments.slo_ms), read_policies(arguments.policies)
     config = LoadConfig(
-        arrivals=arguments.arrivals, seconds=arguments.seconds, steps=arguments.steps, seed=arguments.seed
-    )
+        arrivals=arguments.arrivals, seconds=arguments.seconds, repeats=arguments.repeats, steps=arguments.steps,
+        seed=arguments.seed,
+    )  # fmt: skip
     make_arrivals(config.arrivals, 1, 1.0, config.seed)  # an unknown process is refused before anything is opened
     if arguments.plot is not None:
         check_plot(arguments.plot)
+    if config.seconds < (least_s := _LEAST_BOUNDS * bounds_ms[-1] / 1e3):
+        say(
+            f"streams of {config.seconds:g} s are short for a bound of {bounds_ms[-1]:g} ms: they end before a queue "
+            f"that only grows is too long. Give --seconds {least_s:g} or more"
+        )
     run = find_run_of(arguments.run, arguments.bundle)
     bundle = arguments.bundle or run.bundle
     spec, queries, arrays = read_queries(run, bundle, arguments)
     found = []
-    total = len(bounds_ms) * len(policies) * config.steps
+    total = len(bounds_ms) * len(policies) * config.steps * config.repeats
     ticks = iter(track(range(total), description="loading", total=total))
     next(ticks)
     for bound_ms in bounds_ms:
@@ -110,8 +121,8 @@ def load_bundle(arguments: argparse.Namespace) -> dict[str, Any]:
         found.append({"slo_ms": bound_ms, "contenders": measured})
     result = {
         "model": spec.name, "engine": spec.backend, "batch_size": spec.max_batch_size, "arrivals": config.arrivals,
-        "seconds": config.seconds, "seed": config.seed, "queries": queries.count, "bounds": found,
-        "environment": environment_fingerprint(),
+        "seconds": config.seconds, "repeats": config.repeats, "seed": config.seed, "queries": queries.count,
+        "bounds": found, "environment": environment_fingerprint(),
     }  # fmt: skip
     print_result(result, to_stderr=arguments.json == "-")
     if arguments.plot is not None:
@@ -186,12 +197,13 @@ async def measure_bound(
 
 async def _run_loadgen(search: Search, queries: QuerySet, config: LoadConfig, bound_ms: float) -> list[dict[str, Any]]:
     contender: Contender = search.contender
-    rate = search.low or contender.costs.chain_capacity / 2
+    rate = contender.costs.chain_capacity / 2 if search.best is None else search.best.rate
     found = []
     for name in (SERVER, OFFLINE):
         scenario = Scenario(
             name=name, rate_per_s=rate if name == SERVER else contender.costs.pooled_capacity, bound_ms=bound_ms,
-            seconds=config.seconds, samples=queries.count, at_once=_BATCHES_AT_ONCE * contender.costs.largest,
+            seconds=config.seconds * config.repeats, samples=queries.count,
+            at_once=_BATCHES_AT_ONCE * contender.costs.largest,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             found.append(await run_scenario(contender.target, scenario, Path(folder)))
@@ -206,24 +218,50 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
             (
                 found["policy"], f"{found['goodput_per_s']:.0f}",
                 f"{found['goodput_per_s'] / first:.2f}" if first else "-", f"{found['simulated_per_s']:.0f}",
-                _show(found, "mean_latency_ms", ".2f"), _show(found, "p99_ms", ".2f"), _show(found, "metric", ".4f"),
-                _show(found, "agreement", ".4f"), *_show_loadgen(found),
+                _show(found, "mean_latency_ms", ".2f"), _show(found, "p99_ms", ".2f"), _show_spread(found),
+                _show(found, "metric", ".4f"), _show(found, "agreement", ".4f"), *_show_loadgen(found),
             )
             for found in entry["contenders"]
         ]  # fmt: skip
         title = (
             f"{result['model']}, {result['arrivals']} arrivals: the highest rate at which 99 % are answered within "
-            f"{entry['slo_ms']:g} ms (measured; streams of {result['seconds']:g} s)"
+            f"{entry['slo_ms']:g} ms (measured; of {result['repeats']} streams of {result['seconds']:g} s, the median)"
         )
-        columns = ["policy", "requests/s", "ratio", "simulated", "mean, ms", "p99, ms", "metric", "agreement"]
+        columns = [
+            "policy",
+            "requests/s",
+            "ratio",
+            "simulated",
+            "mean, ms",
+            "p99, ms",
+            "of streams",
+            "metric",
+            "agreement",
+        ]
         if "mlperf" in entry["contenders"][0]:
             columns += ["LoadGen Server", "LoadGen Offline"]
         print_table(title, columns, rows, to_stderr=to_stderr)
+        streams, still, slow = (
+            sum(found[name] for found in entry["contenders"]) for name in ("streams", "stood_still", "slow_runs")
+        )
+        if slow:
+            say(
+                f"the machine stood still in {still} of {streams} streams: {slow} engine runs took more than three "
+                "times what they should"
+            )
 
 
 def _show(found: dict[str, Any], name: str, form: str) -> str:
     value = found.get(name)
     return "-" if value is None else format(value, form)
+
+
+def _show_spread(found: dict[str, Any]) -> str:
+    """Returns the range of the streams' p99 at the highest rate."""
+    if "streams_p99_ms" not in found:
+        return "-"
+    low, high = found["streams_p99_ms"][0], found["streams_p99_ms"][-1]
+    return f"{low:.1f} to {'-' if high is None else f'{high:.1f}'}"
 
 
 def _show_loadgen(found: dict[str, Any]) -> list[str]:

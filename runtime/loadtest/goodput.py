@@ -1,15 +1,16 @@
 """Goodput as it is measured: the highest rate at which 99 % of all requests are answered within a bound.
 
-The rates of a contender are searched by steps from what the simulation expects; the steps of all contenders take turns,
-so that a machine that is slow for a while is slow for all of them. The same seed gives the same arrivals and queries to
-everybody.
+The rates of a contender are searched by steps from what the simulation expects. A step is several short streams, of
+which the median counts (``search.py`` says why); the streams of all contenders take turns, so that a machine that is
+slow for a while is slow for all of them. The same seed gives the same arrivals and queries to everybody.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,11 @@ import numpy as np
 from artifacts import Answers, Task, UsageError
 from runtime.loadtest.client import Played, play
 from runtime.loadtest.contenders import Contender
+from runtime.loadtest.search import IN_TIME, Search, Tried
 from runtime.scheduling.decisions import parse_policy
 from runtime.simulate.arrivals import make_arrivals
 from runtime.simulate.goodput import SimulationConfig, find_goodput
 
-IN_TIME = 0.99
-_STEP = 1.3  # from one rate to the next, until one passes and a higher one does not
 _LEAST_REQUESTS = 200
 _WARM_UP = 64
 
@@ -33,8 +33,9 @@ class LoadConfig:
 
     Attributes:
         arrivals: as ``make_arrivals`` has it.
-        seconds: how long the stream of a step lasts.
-        steps: how many rates each contender is tried at.
+        seconds: how long a stream lasts.
+        repeats: how many streams a step has.
+        steps: how many steps each contender has; at most that many rates.
         seed: of arrivals and queries.
 
     Raises:
@@ -42,15 +43,17 @@ class LoadConfig:
     """
 
     arrivals: str = "poisson"
-    seconds: float = 5.0
+    seconds: float = 1.0
+    repeats: int = 7
     steps: int = 7
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise UsageError(f"--seconds {self.seconds}: expected a positive number")
-        if self.steps < 1:
-            raise UsageError(f"--steps {self.steps}: expected a number from 1")
+        for name in ("repeats", "steps"):
+            if (number := getattr(self, name)) < 1:
+                raise UsageError(f"--{name} {number}: expected a number from 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,44 +73,6 @@ class QuerySet:
     full: Answers
     targets: np.ndarray | None
     exits: np.ndarray
-
-
-@dataclass(slots=True, eq=False)
-class Search:
-    """The search of one contender's goodput.
-
-    Attributes:
-        contender: is loaded.
-        simulated: the rate that the simulation finds.
-        rate: the next one to try.
-        low, high: the highest rate that passed, and the lowest one that did not.
-        best: the stream at ``low``.
-        tried: rate -> share that was answered in time, in the order of the steps.
-    """
-
-    contender: Contender
-    simulated: float
-    rate: float
-    low: float = 0.0
-    high: float = math.inf
-    best: Played | None = None
-    tried: list[tuple[float, float]] = field(default_factory=list)
-
-    def record(self, played: Played, bound_s: float) -> None:
-        """Takes the stream at ``rate`` and chooses the next one."""
-        share = played.in_time(bound_s)
-        self.tried.append((self.rate, share))
-        if share >= IN_TIME:
-            if self.rate > self.low:
-                self.low, self.best = self.rate, played
-        else:
-            self.high = min(self.high, self.rate)
-        if self.low == 0:
-            self.rate = self.high / 2
-        elif self.high == math.inf:
-            self.rate = self.low * _STEP
-        else:
-            self.rate = math.sqrt(self.low * self.high)
 
 
 def begin_search(contender: Contender, queries: QuerySet, config: LoadConfig, *, slo_ms: float) -> Search:
@@ -135,13 +100,18 @@ async def search_goodput(
     for search in searches:
         await load_at(search.contender, queries, config, rate=search.rate, bound_s=bound_s, count=_WARM_UP)
     for step in range(config.steps):
-        for search in searches if step % 2 == 0 else reversed(searches):
-            count = max(_LEAST_REQUESTS, math.ceil(search.rate * config.seconds))
-            search.record(
-                await load_at(search.contender, queries, config, rate=search.rate, bound_s=bound_s, count=count),
-                bound_s,
-            )
-            done()
+        streams: list[list[Played]] = [[] for _ in searches]
+        for repeat in range(config.repeats):
+            turns = list(zip(searches, streams, strict=True))
+            for search, played in turns if (step + repeat) % 2 == 0 else reversed(turns):
+                count = max(_LEAST_REQUESTS, math.ceil(search.rate * config.seconds))
+                own = replace(config, seed=config.seed + repeat)
+                played.append(
+                    await load_at(search.contender, queries, own, rate=search.rate, bound_s=bound_s, count=count)
+                )
+                done()
+        for search, played in zip(searches, streams, strict=True):
+            search.record(played, bound_s)
 
 
 async def load_at(
@@ -154,28 +124,40 @@ async def load_at(
 
 
 def describe_search(search: Search, queries: QuerySet) -> dict[str, Any]:
-    """Returns the figures of a search: rates, latencies, and how good the answers were at the highest rate."""
+    """Returns the figures of a search: rates, latencies of the median stream at the highest rate, how far the streams
+    there lie apart, how good the answers were, and how often the machine stood still."""
+    best = search.best
+    goodput = 0.0 if best is None else best.rate
+    streams = [played for tried in search.tried.values() for played in tried.streams]
     found: dict[str, Any] = {
-        "policy": search.contender.policy, "runs": search.contender.runs, "goodput_per_s": search.low,
+        "policy": search.contender.policy, "runs": search.contender.runs, "goodput_per_s": goodput,
         "simulated_per_s": search.simulated,
-        "measured_over_simulated": search.low / search.simulated if search.simulated else None,
-        "steps": [{"rate_per_s": rate, "in_time": share} for rate, share in search.tried],
+        "measured_over_simulated": goodput / search.simulated if search.simulated else None,
+        "steps": [{"rate_per_s": rate, "in_time": share} for rate, share in search.steps],
+        "streams": len(streams), "stood_still": sum(played.stood_still for played in streams),
+        "slow_runs": sum(played.slow.count for played in streams),
+        "slow_runs_lost_s": sum(played.slow.lost_s for played in streams),
     }  # fmt: skip
-    return found if search.best is None else found | describe_played(search.best, queries)
+    return found if best is None else found | describe_tried(best, queries)
 
 
-def describe_played(played: Played, queries: QuerySet) -> dict[str, Any]:
-    """Returns the figures of a stream; all of its requests were sent."""
+def describe_tried(tried: Tried, queries: QuerySet) -> dict[str, Any]:
+    """Returns the figures of a rate that passed."""
+    played = tried.median
     answered = played.latency_s[np.isfinite(played.latency_s)] * 1e3
-    asked = np.array(sorted(played.answers), np.int64)
-    answers = [np.concatenate(parts) for parts in zip(*(played.answers[query] for query in asked), strict=True)]
+    asked = np.array(sorted(tried.answers), np.int64)
+    answers = [np.concatenate(parts) for parts in zip(*(tried.answers[query] for query in asked), strict=True)]
     full = [array[asked] for array in queries.full]
-    left = played.exit_index[played.exit_index >= 0]
+    left = np.concatenate([stream.exit_index[stream.exit_index >= 0] for stream in tried.streams])
+    p99_ms = [stream.p99_s() * 1e3 for stream in tried.streams]
     return {
         "requests": len(played.latency_s), "answered": len(answered) / len(played.latency_s),
         "mean_latency_ms": float(answered.mean()), "p50_ms": float(np.percentile(answered, 50)),
-        "p99_ms": float(np.percentile(answered, 99)),
-        "sent_late_p99_ms": float(np.percentile(played.sent_late_s, 99) * 1e3), "errors": dict(played.errors),
+        "p99_ms": float(np.percentile(answered, 99)), "in_time": tried.share,
+        "streams_in_time": sorted(tried.shares),
+        "streams_p99_ms": [ms if math.isfinite(ms) else None for ms in sorted(p99_ms)],
+        "sent_late_p99_ms": float(np.percentile(played.sent_late_s, 99) * 1e3),
+        "errors": dict(sum((stream.errors for stream in tried.streams), Counter[str]())),
         "exit_fractions": (np.bincount(left) / len(left)).tolist(), "queries": len(asked),
         "agreement": float(queries.task.agreement(answers, full).mean(dtype=np.float64)),
         "metric": None if queries.targets is None else _metric(queries.task, answers, queries.targets[asked]),

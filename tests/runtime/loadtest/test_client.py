@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from artifacts import Answers, RefusedError
-from runtime.loadtest.client import Played, play
+from runtime.loadtest.client import Played, SlowRuns, play
 from tests.runtime.hosting.host_worlds import serve
 
 
@@ -29,6 +29,9 @@ class SlowTarget:
             await asyncio.sleep(self.answer_s)
         return [np.array([[query]])], query % 2
 
+    def slow_runs(self) -> SlowRuns:
+        return SlowRuns(len(self.asked), len(self.asked) * 0.001)
+
 
 async def play_at(target: SlowTarget, rate: float, count: int, *, misses: int | None = None) -> Played:
     arrivals = np.arange(count) / rate
@@ -47,6 +50,8 @@ def test_a_latency_runs_from_when_the_request_was_due() -> None:
     assert played.exit_index.tolist() == [query % 5 % 2 for query in range(20)]
     assert sorted(played.answers) == [0, 1, 2, 3, 4]
     assert played.answers[3][0].item() == 3
+    assert played.slow.count == 20
+    assert played.stood_still, "20 ms were lost"
 
 
 def test_all_requests_are_sent_before_the_first_is_answered() -> None:

@@ -32,7 +32,8 @@ def test_policies_are_loaded_in_turns_and_compared(traced: Any, tmp_path: Path, 
     code = main([
         "--run", str(traced.root), "--data", str(traced.data), "--slo-ms", "500,900",
         "--policies", "full,auto", "--samples", "64",
-        "--seconds", "0.1", "--steps", "2", "--threads", "1", "--plot", str(picture), "--json", str(target),
+        "--seconds", "0.1", "--repeats", "3", "--steps", "2", "--threads", "1",
+        "--plot", str(picture), "--json", str(target),
     ])  # fmt: skip
     assert code == 0
     result = json.loads(target.read_text())
@@ -43,6 +44,8 @@ def test_policies_are_loaded_in_turns_and_compared(traced: Any, tmp_path: Path, 
         assert (full["policy"], full["runs"], auto["runs"]) == ("full", "one engine", "stages")
         for found in (full, auto):
             assert len(found["steps"]) == 2
+            assert found["streams"] == 6
+            assert 0 <= found["stood_still"] <= 6
             assert found["simulated_per_s"] > 0
         if full["goodput_per_s"]:
             assert full["agreement"] == 1
@@ -62,6 +65,7 @@ def test_policies_are_loaded_in_turns_and_compared(traced: Any, tmp_path: Path, 
         (("--policies", "best"), "--policies"),
         (("--seconds", "0"), "--seconds"),
         (("--steps", "0"), "--steps"),
+        (("--repeats", "0"), "--repeats"),
         (("--arrivals", "posison"), "poisson"),
     ],
 )
