@@ -24,6 +24,7 @@ from planner.search.rules import OFFERED_SEARCHES
 
 _DEFAULT = PlanConfig()
 _LOAD, _BATCH_SIZE, _BATCH_SIZES, _THREADS = "load", "batch_size", "timing.batch_sizes", "threads"
+_BACKEND = "backend"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,12 @@ FLAGS: tuple[Flag, ...] = (
         metavar="FILE",
         help="instead of --batch-size: JSON or CSV, batch size -> share or count of the batches that enter",
     ),
-    Flag(name="--engine", field="backend", help="engine backend (default: %(default)s)"),
+    Flag(
+        name="--engine",
+        field=_BACKEND,
+        derived=True,
+        help=f"engine backend (default: that of the run's trace, else {_DEFAULT.backend})",
+    ),
     Flag(
         name="--profiles",
         field="profiles",
@@ -260,8 +266,9 @@ def read_config(arguments: argparse.Namespace) -> PlanConfig:
     """
     values = {flag.field: getattr(arguments, flag.attribute) for flag in FLAGS}
     batch_size, load = read_batches(arguments)
-    if values["backend"] not in BACKENDS:
-        raise unknown_name("engine backend", values["backend"], BACKENDS)
+    values[_BACKEND] = values[_BACKEND] or _DEFAULT.backend
+    if values[_BACKEND] not in BACKENDS:
+        raise unknown_name("engine backend", values[_BACKEND], BACKENDS)
     sizes = values[_BATCH_SIZES] or _DEFAULT.timing.batch_sizes
     TimingConfig(batch_sizes=sizes)
     values[_BATCH_SIZE], values[_LOAD] = batch_size, load

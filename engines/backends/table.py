@@ -53,13 +53,23 @@ def choose_backend(name: str, precision: str | None) -> tuple[str, str | None]:
     """Returns the backend and the precision of the graph that ``--engine`` and ``--precision`` mean together.
 
     A precision may be arithmetic that a backend computes in, whatever the graph: ``openvino`` and ``bf16`` are
-    ``openvino-bf16``. Every other one is a property of the graph, and is returned as it is.
+    ``openvino-bf16``. Every other one is a property of the graph, and is returned as it is; ``int8+bf16`` is a graph in
+    int8 on a backend that computes in bfloat16 what the graph leaves in float32.
 
     Raises:
         UsageError: no engines of this backend compute in it, but those of another one do.
     """
+    if name.endswith(f"-{precision}"):
+        return name, None
     if f"{name}-{precision}" in _BY_NAME:
         return f"{name}-{precision}", None
+    graph, plus, arithmetic = (precision or "").partition("+")
+    if plus:
+        backend, left = choose_backend(name, arithmetic)
+        if left is not None:
+            raise UsageError(f"--precision {precision}: {name} has no arithmetic '{arithmetic}'; use {graph}, or "
+                             f"{graph}+{_BF16} on a backend that computes in it")  # fmt: skip
+        return backend, graph
     others = [other for other in BACKENDS if precision is not None and other.endswith(f"-{precision}")]
     if others:
         raise UsageError(f"--precision {precision}: {name} does not compute in it; use --engine {others[0]}")

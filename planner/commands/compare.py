@@ -20,6 +20,7 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from calibration import CalibrationOptions, read_training
+from engines import DEFAULT_BACKEND
 from export import ExportOptions, read_command
 from planner.flags import read_config
 from planner.predict.objectives import OBJECTIVE_WORDS
@@ -62,7 +63,7 @@ def plan_variants(
     if arguments.sweep is not None:
         raise UsageError("--sweep looks at one engine in one precision: leave --engines and --precisions out, and name "
                          f"a variant's folder in {run.root / 'variants'} with --run")  # fmt: skip
-    engines = arguments.engines or (arguments.engine,)
+    engines = arguments.engines or (arguments.engine or DEFAULT_BACKEND,)
     precisions = arguments.precisions or (arguments.precision or PRECISIONS[0],)
     try:
         from planner.variants.comparing import ComparisonJob, plan_fastest
@@ -126,6 +127,7 @@ def print_comparison(found: Comparison, *, to_stderr: bool = False) -> None:
             f"{variant.metric / variant.reference_metric:.2%}",
             f"{variant.whole_ms:.3f}",
             "-" if variant.expected_ms is None else f"{variant.expected_ms:.3f}",
+            *(_show_ratio(ratio) for ratio in (variant.stay_ratio, variant.stay_reference_ratio)),
             ", ".join(variant.exits) or "none",
         ]
         for variant in found.variants
@@ -134,9 +136,18 @@ def print_comparison(found: Comparison, *, to_stderr: bool = False) -> None:
         f"variants at tolerance {found.tolerance:g}, batches of {found.batch_size}, {found.threads} threads; "
         "the committed one has a star",
         ["variant", "metric, no exits", "kept, no exits", "whole batch ms", f"{OBJECTIVE_WORDS[found.objective]} ms",
-         "exits"],
+         "no row leaves", f"of {'itself' if found.reference is None else found.reference.label}", "exits"],
         rows,
         to_stderr=to_stderr,
     )  # fmt: skip
+    if found.reference is not None:
+        say(
+            f"slow batches are compared with {found.reference.label} without exits, {found.reference.whole_ms:.3f} ms "
+            "a batch; “no row leaves”: the time of such a batch, of the variant's own network and of that one"
+        )
     for item in found.left_out:
         say(f"left out: {item.label}: {item.reason}")
+
+
+def _show_ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.3f}"

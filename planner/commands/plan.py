@@ -20,14 +20,13 @@ from artifacts import (
 )
 from artifacts.console import add_common_arguments, print_table, run_command, say
 from calibration import CalibrationOptions, add_calibration_flags, read_training
-from engines import choose_backend
-from export import SOURCE_HELP, add_network_flags, find_wanted_family, read_name, read_options
+from export import SOURCE_HELP, ExportOptions, add_network_flags, find_wanted_family, read_name, read_options
 from planner.certify.evidence import metric_word
 from planner.commands.compare import add_variant_flags, plan_variants
 from planner.commands.sweep import read_tolerances, sweep
 from planner.flags import add_flags, planner_command, read_config
 from planner.foreign.planning import plan_imported
-from planner.workflow.inputs import is_imported
+from planner.workflow.inputs import is_imported, settle_engine
 from planner.workflow.record import ConsideredPlan, PlanningResult
 
 if TYPE_CHECKING:
@@ -78,7 +77,8 @@ def main(argv: Sequence[str], *, epilog: str = "") -> int:
     def body(_: argparse.Namespace) -> dict[str, Any]:
         if arguments.engines or arguments.precisions:
             return plan_several(arguments, family, words)
-        arguments.engine, arguments.precision = choose_backend(arguments.engine, arguments.precision)
+        run = _find_run(arguments)
+        arguments.engine, arguments.precision = settle_engine(arguments.engine, arguments.precision, run, say)
         if arguments.source is not None:
             return plan_from_source(arguments, family, words)
         _check_no_source_flags(arguments)
@@ -91,6 +91,12 @@ def main(argv: Sequence[str], *, epilog: str = "") -> int:
         return error.exit_code
     arguments = make_parser(family, epilog=epilog).parse_args(words)
     return run_command(body, arguments)
+
+
+def _find_run(arguments: argparse.Namespace) -> RunFolder:
+    if arguments.source is None:
+        return find_run(arguments.run)
+    return find_run(arguments.run, name=read_name(arguments, ExportOptions(source=arguments.source)))
 
 
 def plan_from_source(arguments: argparse.Namespace, family: Family | None, words: Sequence[str]) -> dict[str, Any]:
@@ -185,6 +191,7 @@ def show_result(result: PlanningResult, run: RunFolder, *, to_stderr: bool) -> d
         "plan": to_plain(result.plan),
         "considered": to_plain(result.considered),
         "certification": result.certification,
+        "reference": None if result.reference is None else to_plain(result.reference),
     }
 
 
@@ -292,14 +299,17 @@ def _final_metric(plan: ExitPlan, leaving: float) -> float | None:
 
 
 def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
-    metric = metric_word(result.plan.risk)
+    metric, reference = metric_word(result.plan.risk), result.reference
+    shares, staying = [1.0], ["no row leaves"]
+    if reference is not None:
+        shares, staying = [1.0, reference.own_ratio], ["no row leaves", f"of {reference.label}"]
     rows = [
         [
             considered.label,
             f"{considered.metric:.4f}",
             f"{considered.predicted_mean_ms:.3f}",
             _show(considered.measured_mean_ms, ".3f"),
-            _show(considered.stay_ratio, ".3f"),
+            *(_show_share(considered.stay_ratio, share) for share in shares),
             f"{considered.predicted_full_ms / considered.predicted_mean_ms:.2f}",
             "yes" if considered.allowed else "no",
         ]
@@ -307,10 +317,14 @@ def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
     ]
     print_table(
         f"plans considered: {len(result.considered)}; the committed one first",
-        ["plan", metric, "predicted ms", "measured ms", "no row leaves", "times as fast", "allowed"],
+        ["plan", metric, "predicted ms", "measured ms", *staying, "times as fast", "allowed"],
         rows,
         to_stderr=to_stderr,
     )
+
+
+def _show_share(ratio: float | None, share: float) -> str:
+    return "-" if ratio is None else f"{ratio * share:.3f}"
 
 
 def _show(value: float | None, form: str) -> str:

@@ -28,7 +28,14 @@ from artifacts import (
     open_scratch,
 )
 from calibration import BatchReader, Samples
-from planner.commit.contenders import Commitment, Contender, pick_contenders, rank_contenders, warn_of_staying
+from planner.commit.contenders import (
+    Commitment,
+    Contender,
+    SlowReference,
+    pick_contenders,
+    rank_contenders,
+    warn_of_staying,
+)
 from planner.commit.engine_sizes import Sizes, choose_sizes
 from planner.commit.exit_plan import PlanOrigin, make_exit_plan
 from planner.commit.measuring import draw_batches, measure_plans, open_serve
@@ -55,6 +62,7 @@ class PlanningCase:
         trace_digest: of the artifact that the trace came from.
         config: what was asked for.
         learned: the learned confidences that the trace has; empty: those of the exit heads.
+        reference: what slow batches are compared with; ``None``: the network without exits.
     """
 
     run: RunFolder
@@ -63,6 +71,7 @@ class PlanningCase:
     trace_digest: str
     config: PlanConfig
     learned: Learned = field(default_factory=dict)
+    reference: SlowReference | None = None
 
     @property
     def load(self) -> Load:
@@ -111,7 +120,7 @@ def commit_plan(
             )
         ]  # fmt: skip
         ranked = rank_contenders(contenders, config.objective)
-        if (warning := warn_of_staying(ranked[0], config.tail.stay_allowance)) is not None:
+        if (warning := warn_of_staying(ranked[0], config.tail.stay_allowance, case.reference)) is not None:
             report(warning)
         yield Commitment(contenders=ranked, rounds=rounds, itm=stages.itm)
 

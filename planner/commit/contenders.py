@@ -19,6 +19,21 @@ from planner.search.problem import SearchResult
 NOISE = 0.02  # two measurements of the same plan differ by that much
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlowReference:
+    """The network that slow batches are compared with, where it is another one than that without exits.
+
+    Attributes:
+        label: its engine and precision.
+        full_ms: its mean query.
+        own_ratio: the mean query of the network that is planned for, without exits, of ``full_ms``.
+    """
+
+    label: str
+    full_ms: float
+    own_ratio: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Contender:
     """A plan that was assembled and measured.
@@ -109,11 +124,15 @@ def rank_contenders(contenders: Sequence[Contender], objective: str) -> tuple[Co
     return (winner, *(contender for contender in ordered if contender is not winner))
 
 
-def warn_of_staying(winner: Contender, allowance: float | None) -> str | None:
+def warn_of_staying(
+    winner: Contender, allowance: float | None, reference: SlowReference | None = None
+) -> str | None:  # fmt: skip
     """Returns a warning when a batch of which no row leaves was measured to take more than the search had estimated."""
-    if allowance is None or winner.stay_ratio <= 1 + allowance + NOISE:
+    ratio = winner.stay_ratio * (1.0 if reference is None else reference.own_ratio)
+    if allowance is None or not winner.plan.exits or ratio <= 1 + allowance + NOISE:
         return None
+    network = "the full network" if reference is None else reference.label
     return (
-        f"note: a batch of which no row leaves was measured at {winner.stay_ratio:.3f} of the full network, more than "
+        f"note: a batch of which no row leaves was measured at {ratio:.3f} of {network}, more than "
         f"--stay-allowance {allowance:g} lets the heads add. A smaller allowance or --max-exits makes it less"
     )

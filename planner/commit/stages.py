@@ -34,8 +34,9 @@ from artifacts import (
 from engines import BuildOptions, ensure_engine
 from export import merge_stage
 from planner.measure.timing import TimedGraph
-from planner.predict.costs import host_row, keep_sizes, price_stage, stage_row
+from planner.predict.costs import host_row, price_stage, stage_row
 from planner.predict.lengths import LengthCosts
+from planner.predict.matrices import keep_sizes
 from planner.predict.replay import Exits
 
 StageBounds = tuple[str | None, str | None]

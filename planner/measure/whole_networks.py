@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import Model
+from artifacts import GraphSpec, Model
 from engines import BuildOptions, DeviceOptions, ensure_engine, open_device, open_engine
 from planner.measure.timing import Clock, EngineSettings
 
@@ -19,9 +19,10 @@ _MIN_ROUNDS, _MAX_ROUNDS, _BUDGET_S = 5, 25, 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WholeNetwork:
-    """A network to time: its model folder, its engine, and the cache that the engine is in."""
+    """A network to time: the model folder and the graph in it, its engine, and the cache that the engine is in."""
 
     model: Model
+    graph: GraphSpec
     settings: EngineSettings
     cache: Path
 
@@ -42,7 +43,7 @@ def time_whole_networks(
     with ExitStack() as stack:
         runs = []
         for network in networks:
-            graph, settings = network.model.spec.full, network.settings
+            graph, settings = network.graph, network.settings
             device = open_device(settings.backend, DeviceOptions(index=settings.device, kernel_folder=network.cache))
             stack.callback(device.close)
             options = BuildOptions(max_batch_size=batch_size, profiles=settings.profiles)

@@ -49,12 +49,12 @@ left out by the search, for every batch alike.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from artifacts import FINAL_HEAD_GRAPH, InferenceTimeMatrix, LengthTimes, UsageError, unknown_name
+from artifacts import FINAL_HEAD_GRAPH, InferenceTimeMatrix, UsageError, unknown_name
 from calibration import binomial_pmf
 from engines import plan_covers
 from planner.predict.lengths import LengthCosts, LengthMix, Part, average_costs, stay_by_length
@@ -107,22 +107,6 @@ def price_stage(
     return cost
 
 
-def keep_sizes(itm: InferenceTimeMatrix, sizes: tuple[int, ...]) -> InferenceTimeMatrix:
-    """Returns a matrix with some of its batch sizes only."""
-    columns = [itm.batch_sizes.index(size) for size in sizes]
-
-    def pick(rows: Mapping[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
-        return {name: tuple(row[column] for column in columns) for name, row in rows.items()}
-
-    return replace(
-        itm, batch_sizes=sizes, median_ms=pick(itm.median_ms), spread_ms=pick(itm.spread_ms),
-        shorter={
-            length: LengthTimes(median_ms=pick(times.median_ms), spread_ms=pick(times.spread_ms))
-            for length, times in itm.shorter.items()
-        },
-    )  # fmt: skip
-
-
 def host_row(itm: InferenceTimeMatrix, after: str | None, until: str | None) -> tuple[float, ...]:
     """Returns the host's time around a stage, at the matrix's batch sizes: gather, and serving around the first."""
     rows = [np.zeros(len(itm.batch_sizes))]
@@ -143,6 +127,8 @@ class NetworkCosts:
         batch_size: the largest batch that enters the network.
         mixture: the batches that enter; ``None``: all have ``batch_size`` queries.
         lengths: how long rows are; ``None``: all have one shape, or the largest length.
+        reference: of the network that slow batches are compared with, where it is another than this one without exits:
+            its matrix has the rows ``full`` and ``serving`` alone.
     """
 
     itm: InferenceTimeMatrix
@@ -150,6 +136,7 @@ class NetworkCosts:
     batch_size: int
     mixture: Load | None = None
     lengths: LengthMix | None = None
+    reference: NetworkCosts | None = None
     _views: dict[int, NetworkCosts] = field(default_factory=dict, init=False, repr=False)
     _priced: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False)
     _added: dict[str, float] = field(default_factory=dict, init=False, repr=False)
@@ -177,6 +164,11 @@ class NetworkCosts:
         if self.lengths is not None:
             return stay_by_length(self._by_length(()), self.lengths, self.load)
         return price_staying(self.plan_costs(()), self.load)
+
+    @property
+    def slow_above(self) -> NetworkCosts:
+        """The costs of the network without exits that batches are compared with to tell which are slow."""
+        return self.reference or self
 
     def stay_ms(self, exits: Sequence[str]) -> float:
         """The mean query of batches of which no row leaves before the end, with these exits, in milliseconds: the full

@@ -72,7 +72,7 @@ def gather_report(
         plan=plan,
         considered=read_considered(planned),
         trace=risk_trace(refer_to(inputs.trace, plan.against or SELF), plan.risk).with_confidences(plan.confidences),
-        costs=inputs.costs(batch_size=config.batch_size, load=config.load),
+        costs=inputs.referring_to(config.certify.reference).costs(batch_size=config.batch_size, load=config.load),
         sweep=sweep,
         patterns=read_patterns(planned),
         bench=measured.result,
@@ -101,7 +101,7 @@ def open_inputs(run: RunFolder) -> PlanningInputs:
         itm=read_json(timed.path(ITM_JSON), InferenceTimeMatrix),
         trace_artifact=traced,
         itm_artifact=timed,
-    )
+    ).as_variant()
 
 
 def check_origin(run: RunFolder, plan: Manifest, digests: Mapping[str, str]) -> None:

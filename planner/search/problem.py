@@ -137,7 +137,7 @@ class SearchProblem:
     def allows_staying(self, cuts: Sequence[str]) -> bool:
         """Tells whether batches of which no row leaves cost no more than the stay allowance."""
         allowance = self.rules.slow_batches.stay_allowance
-        return allowance is None or self.costs.stay_ms(cuts) <= (1 + allowance) * self.costs.full_ms
+        return allowance is None or self.costs.stay_ms(cuts) <= (1 + allowance) * self.costs.slow_above.full_ms
 
     def share_in_time(self, priced: PricedExits) -> float:
         """Returns the share of batches at or under the break-even of a plan's first exit; 1 without exits."""
@@ -164,10 +164,10 @@ def share_in_time(costs: NetworkCosts, first: str, survival: float, *, allowance
         costs: the stages' costs.
         first: the first exit.
         survival: the share of the samples that go on past it.
-        allowance: relative excess over the full network's time that counts as in time.
+        allowance: relative excess over the time of the network that is compared with that counts as in time.
     """
     head, rest = costs.plan_costs((first,))
-    full = costs.stage_cost(None, None)
+    full = costs.slow_above.stage_cost(None, None)
     total = 0.0
     for size, share in zip(costs.load.batch_sizes, costs.load.shares, strict=True):
         late = head[size] + rest[: size + 1] > (1 + allowance) * full[size]

@@ -14,7 +14,7 @@ OFFERED_SEARCHES = (JOINT, GREEDY)  # the choices of --search; the coarse one is
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlowBatchRule:
-    """How many batches may be slower than the full network.
+    """How many batches may be slower than the full network: that of ``NetworkCosts.slow_above``.
 
     Attributes:
         share: of the batches that must not be slower, in [0, 1].

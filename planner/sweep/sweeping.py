@@ -22,7 +22,7 @@ from artifacts import (
     write_json,
 )
 from artifacts.console import track
-from planner.certify.evidence import refer_to, risk_trace
+from planner.certify.evidence import risk_trace
 from planner.confidence.choosing import settle_confidence
 from planner.config import PlanConfig
 from planner.flags import planner_command
@@ -59,7 +59,8 @@ def ensure_sweep(
     Raises:
         NoPlanError: no tolerance has a plan.
     """
-    run, trace = inputs.run, risk_trace(refer_to(inputs.trace, config.certify.reference), config.certify.risk)
+    inputs = inputs.referring_to(config.certify.reference)
+    run, trace = inputs.run, risk_trace(inputs.trace, config.certify.risk)
     levels = sweep_levels(trace) if tolerances is None else tuple(tolerances)
     parameters = _list_parameters(config, levels)
     if is_current(run.sweep, kind="sweep", inputs=inputs.digests, parameters=parameters):

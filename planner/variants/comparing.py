@@ -2,7 +2,8 @@
 
 Which one is decided by the samples for tuning, so that the certificate is spent on one plan and not on the best of
 several: the samples of the test play no part before the winner is planned. Every variant's expected time is corrected
-by how its whole network does when all whole networks are timed in turns.
+by how its whole network does when all whole networks are timed in turns. Slow batches of all variants are compared with
+one network, that which the tolerance refers to (``planner.variants.reference``).
 
 Heads are trained once for every precision of the graph; engines with an arithmetic of their own trace and time them in
 that.
@@ -31,12 +32,12 @@ from artifacts import (
 from calibration import CalibrationOptions, DataSource, FrozenConfig, JointConfig
 from export import CALIBRATED, ExportOptions
 from planner.config import PlanConfig
-from planner.measure.timing import EngineSettings
-from planner.measure.whole_networks import WholeNetwork, time_whole_networks
+from planner.measure.whole_networks import time_whole_networks
 from planner.predict.costs import FULL
-from planner.variants.comparison import COMPARISON, COMPARISON_JSON, Comparison, VariantFigures
-from planner.variants.expecting import Expected, expect_variant
+from planner.variants.comparison import COMPARISON, COMPARISON_JSON, Comparison, ReferenceFigures, VariantFigures
+from planner.variants.expecting import expect_variant
 from planner.variants.listing import LeftOut, Variant
+from planner.variants.reference import find_reference, record_variant, whole_network
 from planner.workflow.from_source import prepare_network
 from planner.workflow.inputs import PlanningInputs
 from planner.workflow.planning import plan_inputs
@@ -101,10 +102,10 @@ def plan_fastest(
             refused.append(LeftOut(label=variant.label, reason=str(error)))
     if not prepared:
         raise PameError(f"no variant can be had: {'; '.join(f'{item.label}: {item.reason}' for item in refused)}")
-    figures = _compare(job, prepared)
+    figures, reference = _compare(job, prepared)
     able = {variant: found.expected_ms for variant, found in figures.items() if found.expected_ms is not None}
     if not able:
-        _publish(job, figures, refused)
+        _publish(job, figures, reference, refused)
         lost = "; ".join(
             f"{found.label} itself keeps {found.metric / found.reference_metric:.2%}" for found in figures.values()
         )
@@ -112,7 +113,7 @@ def plan_fastest(
                           "--tolerance")  # fmt: skip
     winner = min(able, key=lambda variant: able[variant])
     figures[winner] = replace(figures[winner], chosen=True)
-    comparison = _publish(job, figures, refused)
+    comparison = _publish(job, figures, reference, refused)
     job.report(
         f"{winner.label} is expected to be the fastest, by the samples for tuning; it alone is certified and committed"
     )
@@ -160,38 +161,56 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _compare(job: ComparisonJob, prepared: dict[Variant, PlanningInputs]) -> dict[Variant, VariantFigures]:
-    """Returns the figures of the variants, the fastest first."""
-    job.report(f"timing {len(prepared)} whole networks in turns")
-    size = job.config.batch_size
-    now_ms = time_whole_networks(
-        [
-            WholeNetwork(
-                model=inputs.require_model(), settings=EngineSettings.of(job.config_of(variant)),
-                cache=variant.run.engines,
-            )
-            for variant, inputs in prepared.items()
-        ],
-        size,
+def _compare(
+    job: ComparisonJob, prepared: dict[Variant, PlanningInputs]
+) -> tuple[dict[Variant, VariantFigures], ReferenceFigures | None]:
+    """Returns the figures of the variants, the fastest first, and what slow batches are compared with.
+
+    What they are planned with, in ``prepared``, then refers to that.
+    """
+    size, config = job.config.batch_size, job.config
+    reference = find_reference(job.run, prepared, config, job.report)
+    networks = [whole_network(variant, inputs, config) for variant, inputs in prepared.items()]
+    job.report(f"timing {len(networks)} whole networks in turns")
+    whole_ms = time_whole_networks([*networks, *([] if reference is None else [reference.network])], size)
+    figures, reference_ms = {}, whole_ms[-1]
+    for (variant, inputs), now_ms in zip(prepared.items(), whole_ms, strict=False):
+        slower = now_ms / _whole_ms(inputs, size)  # now than when the variant was timed
+        factor = 1.0 if reference is None else reference_ms / reference.full_ms(size) / slower
+        prepared[variant] = record_variant(variant, inputs, reference, factor, job.report)
+        figures[variant] = _expect(job, variant, prepared[variant], now_ms=now_ms, slower=slower)
+    ordered = sorted(figures.items(), key=lambda item: (item[1].expected_ms is None, item[1].expected_ms or 0.0))
+    compared = None if reference is None else ReferenceFigures(label=reference.times.label, whole_ms=reference_ms)
+    return dict(ordered), compared
+
+
+def _expect(
+    job: ComparisonJob, variant: Variant, inputs: PlanningInputs, *, now_ms: float, slower: float
+) -> VariantFigures:  # fmt: skip
+    referred = inputs.referring_to(job.config.certify.reference)
+    costs = referred.costs(batch_size=job.config.batch_size, load=job.config.load)
+    expected = expect_variant(inputs.trace, costs, job.config_of(variant))
+    stay_ms = costs.stay_ms(expected.exits)
+    return VariantFigures(
+        label=variant.label, run=str(variant.run.root), metric=expected.full_metric,
+        reference_metric=expected.reference_metric, whole_ms=now_ms,
+        expected_ms=None if expected.ms is None else expected.ms * slower, exits=expected.exits,
+        stay_ratio=stay_ms / costs.full_ms, stay_reference_ratio=stay_ms / costs.slow_above.full_ms,
     )  # fmt: skip
-    figures = {}
-    for (variant, inputs), whole_ms in zip(prepared.items(), now_ms, strict=True):
-        costs = inputs.costs(batch_size=size, load=job.config.load)
-        expected: Expected = expect_variant(inputs.trace, costs, job.config_of(variant))
-        then_ms = inputs.itm.median_ms[FULL][inputs.itm.batch_sizes.index(size)]
-        figures[variant] = VariantFigures(
-            label=variant.label, run=str(variant.run.root), metric=expected.full_metric,
-            reference_metric=expected.reference_metric, whole_ms=whole_ms,
-            expected_ms=None if expected.ms is None else expected.ms * whole_ms / then_ms, exits=expected.exits,
-        )  # fmt: skip
-    return dict(sorted(figures.items(), key=lambda item: (item[1].expected_ms is None, item[1].expected_ms or 0.0)))
 
 
-def _publish(job: ComparisonJob, figures: dict[Variant, VariantFigures], left_out: Sequence[LeftOut]) -> Comparison:
+def _whole_ms(inputs: PlanningInputs, size: int) -> float:
+    return inputs.itm.row_ms(FULL)[inputs.itm.batch_sizes.index(size)]
+
+
+def _publish(
+    job: ComparisonJob, figures: dict[Variant, VariantFigures], reference: ReferenceFigures | None,
+    left_out: Sequence[LeftOut],
+) -> Comparison:  # fmt: skip
     config = job.config
     comparison = Comparison(
         tolerance=config.tolerance, objective=config.objective, batch_size=config.batch_size, threads=config.threads,
-        variants=tuple(figures.values()), left_out=tuple(left_out),
+        variants=tuple(figures.values()), left_out=tuple(left_out), reference=reference,
     )  # fmt: skip
     traces = {variant.label: open_artifact(variant.run.trace, kind="trace", remedy="").digest for variant in figures}
     with new_artifact(

@@ -25,6 +25,8 @@ class VariantFigures:
             tolerance.
         exits: of that plan.
         chosen: it was planned and committed.
+        stay_ratio: time of a batch of which no row leaves, as expected, of that of the whole network.
+        stay_reference_ratio: likewise of the network that slow batches are compared with.
     """
 
     label: str
@@ -35,6 +37,16 @@ class VariantFigures:
     expected_ms: float | None
     exits: tuple[str, ...] = ()
     chosen: bool = False
+    stay_ratio: float | None = None
+    stay_reference_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceFigures:
+    """The network that slow batches of all variants are compared with: its engine and precision, and a batch of it."""
+
+    label: str
+    whole_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +57,7 @@ class Comparison:
         tolerance, objective, batch_size, threads: what was planned for.
         variants: the fastest first.
         left_out: those that could not be had, and why.
+        reference: what slow batches are compared with; ``None``: each variant with itself.
     """
 
     tolerance: float
@@ -53,6 +66,7 @@ class Comparison:
     threads: int
     variants: tuple[VariantFigures, ...]
     left_out: tuple[LeftOut, ...] = field(default=())
+    reference: ReferenceFigures | None = None
 
 
 def read_comparison(run: RunFolder) -> Comparison:

@@ -236,7 +236,7 @@ class _Job:
 
     def plan(self) -> PlanningResult:
         """Goes through the steps."""
-        inputs = self.prepare()
+        inputs = self.prepare().as_variant(self.report)
         if find_plan(inputs, self.config) is None:
             self.say(
                 5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from artifacts import (
     MANIFEST,
@@ -25,7 +25,11 @@ from artifacts import (
     recorded_command,
 )
 from calibration import DataSource, check_labels
-from planner.config import PlanConfig
+from engines import BACKENDS, DEFAULT_BACKEND, choose_backend
+from planner.certify.evidence import refer_to
+from planner.commit.contenders import SlowReference
+from planner.config import SELF, PlanConfig
+from planner.measure.reference_times import ReferenceTimes, find_variant
 from planner.measure.timing import ITM_JSON, ensure_itm
 from planner.predict.costs import END, NetworkCosts
 from planner.predict.lengths import LengthMix
@@ -42,6 +46,8 @@ class PlanningInputs:
         trace: the calibration data.
         itm: the measured times.
         trace_artifact, itm_artifact: where they were read.
+        reference: what slow batches are compared with; ``None``: this network without exits.
+        variant_artifact: what the run keeps of itself as a variant; ``None`` for one that is none.
     """
 
     run: RunFolder
@@ -50,6 +56,8 @@ class PlanningInputs:
     itm: InferenceTimeMatrix
     trace_artifact: Artifact
     itm_artifact: Artifact
+    reference: ReferenceTimes | None = None
+    variant_artifact: Artifact | None = None
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -62,6 +70,8 @@ class PlanningInputs:
     def digests(self) -> dict[str, str]:
         """The digests of the artifacts, as in the manifest of a plan."""
         found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
+        if self.variant_artifact is not None:
+            found["variant"] = self.variant_artifact.digest
         return found if self.model is None else {"model": self.model.digest, **found}
 
     def require_model(self) -> Model:
@@ -81,7 +91,39 @@ class PlanningInputs:
             UsageError: the batch size was not timed.
         """
         lengths = LengthMix.of(self.trace.lengths, self.itm.lengths) if self.itm.lengths else None
-        return NetworkCosts(itm=self.itm, cuts=self.cuts, batch_size=batch_size, mixture=load, lengths=lengths)
+        costs = NetworkCosts(itm=self.itm, cuts=self.cuts, batch_size=batch_size, mixture=load, lengths=lengths)
+        return costs if self.reference is None else replace(costs, reference=replace(costs, itm=self.reference.itm))
+
+    def referring_to(self, reference: str | None) -> PlanningInputs:
+        """Returns the inputs whose tolerances and slow batches refer to a network: ``self``, or that in float32."""
+        times = None if reference == SELF else self.reference
+        return replace(self, trace=refer_to(self.trace, reference), reference=times)
+
+    def compared_with(self, costs: NetworkCosts) -> SlowReference | None:
+        """Returns what slow batches are compared with, by costs of these inputs; ``None``: this network itself."""
+        if self.reference is None:
+            return None
+        full_ms = costs.slow_above.full_ms
+        return SlowReference(label=self.reference.label, full_ms=full_ms, own_ratio=costs.full_ms / full_ms)
+
+    def as_variant(self, report: Callable[[str], None] = lambda _: None) -> PlanningInputs:
+        """Returns the inputs with what the run keeps of itself as a variant, if it is one.
+
+        Args:
+            report: takes a line where the times that it keeps cannot be held against those of the run.
+        """
+        found = find_variant(self.run)
+        if found is None:
+            return self
+        artifact, record = found
+        why = None if record.reference is None else record.reference.why_unusable(self.itm)
+        if record.reference is not None and why is not None:
+            report(
+                f"note: slow batches are compared with this network without exits. The run keeps times of "
+                f"{record.reference.label} to compare with, but {why}. To compare all variants again: "
+                "python -m planner --engines ... --precisions ..."
+            )
+        return replace(self, variant_artifact=artifact, reference=None if why is not None else record.reference)
 
     def check_risk(self, risk: str) -> None:
         """Refuses a risk that needs labels where there are none; errors as ``calibration.check_labels``."""
@@ -122,7 +164,7 @@ def ensure_inputs(
     itm_artifact, itm = ensure_itm(run, model, config, command=command, report=report)
     return PlanningInputs(
         run=run, model=model, trace=trace, itm=itm, trace_artifact=trace_artifact, itm_artifact=itm_artifact
-    )
+    ).as_variant(report)
 
 
 def read_inputs(run: RunFolder, *, risk: str | None = None) -> PlanningInputs:
@@ -155,7 +197,43 @@ def read_inputs(run: RunFolder, *, risk: str | None = None) -> PlanningInputs:
     )
     if risk is not None:
         inputs.check_risk(risk)
-    return inputs
+    return inputs.as_variant()
+
+
+def settle_engine(
+    engine: str | None, precision: str | None, run: RunFolder, report: Callable[[str], None]
+) -> tuple[str, str | None]:
+    """Returns the backend that a run is planned for, and the precision that its graph must have (``None``: any).
+
+    Args:
+        engine, precision: ``--engine`` and ``--precision``; ``None``: not given. Without an engine, it is the one that
+            the run's trace was collected on: with another one, all samples would go through the network again.
+        run: the run, which need not be there yet.
+        report: takes a line where the engine is not the usual one and was not named.
+
+    Raises:
+        UsageError: the run is a variant, and the engine that was named is not its own; or as ``choose_backend``.
+    """
+    found = find_variant(run)
+    there = _traced_backend(run) if found is None else found[1].backend
+    backend, graph = choose_backend(engine or there or DEFAULT_BACKEND, precision)
+    if found is not None and backend != found[1].backend:
+        own = found[1]
+        raise UsageError(
+            f"{run.root} is the variant {own.engine} {own.precision}, and holds a trace and times of {own.backend}, "
+            f"not of {backend}. Leave --engine and --precision out, or plan for {backend} in another run"
+        )
+    if engine is None and backend == there != DEFAULT_BACKEND:
+        report(f"engine: {backend}, as the run's trace was collected on it")
+    return backend, graph
+
+
+def _traced_backend(run: RunFolder) -> str | None:
+    """Returns the backend of the run's trace, if it has one that is one of ours."""
+    if not (run.trace / MANIFEST).is_file():
+        return None
+    backend = read_manifest(run.trace).parameters.get("backend")
+    return backend if backend in BACKENDS else None
 
 
 def is_imported(run: RunFolder) -> bool:

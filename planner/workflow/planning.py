@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts import PRECISIONS, Artifact, Model, RunFolder, UsageError, is_current, to_plain, work_alone
 from calibration import DataSource, Samples, load_run_data
-from planner.certify.evidence import refer_to, remark_on_risk, risk_trace
+from planner.certify.evidence import remark_on_risk, risk_trace
 from planner.commit.committing import PlanningCase, commit_plan
 from planner.commit.engine_sizes import check_limits
 from planner.commit.stages import publish_bundle
@@ -74,7 +74,7 @@ def plan_inputs(
 ) -> PlanningResult:
     """Plans with the inputs of a run of ours and publishes ``plan/`` and ``bundle/``; arguments as ``ensure_plan``."""
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
-    inputs = replace(inputs, trace=refer_to(inputs.trace, config.certify.reference))
+    inputs = inputs.referring_to(config.certify.reference)
     _check_reference(inputs, config)
     check_limits(config, inputs.itm)
     found = find_plan(inputs, config)
@@ -133,17 +133,22 @@ def search_and_commit(asked: PlanningTask, samples: Samples, report: Callable[[s
     origin, parameters = BundleOrigin.of(model, inputs.trace_artifact), _plan_parameters(config)
     costs = inputs.costs(batch_size=config.batch_size, load=config.load)
     problem = make_problem(trace, costs, config, asked.grids)
-    result, certified = search_plans(problem, config.search, config.certify, report)
     case = PlanningCase(
         run=run, model=model, trace=trace, trace_digest=inputs.trace_artifact.digest, config=config,
-        learned=settled.learned,
+        learned=settled.learned, reference=inputs.compared_with(costs),
     )  # fmt: skip
+    if case.reference is not None:
+        report(
+            f"slow batches are compared with {case.reference.label} without exits, {case.reference.full_ms:.3f} ms; "
+            f"this network without exits takes {case.reference.own_ratio:.3f} of that"
+        )
+    result, certified = search_plans(problem, config.search, config.certify, report)
     with commit_plan(case, result, samples, report) as commitment:
         record = PlanRecord(
             plan=commitment.winner.plan, considered=describe_considered(result, commitment),
             patterns=draw_candidate_patterns(problem, config.tolerance), certified=certified,
             grids=None if settled.learned else problem.grids,  # kept ones are of the trace's own confidences
-            stage_times=commitment.itm,
+            stage_times=commitment.itm, reference=case.reference,
         )  # fmt: skip
         plan = publish_plan(run, record, inputs=inputs.digests, parameters=parameters, command=asked.command)
         publish_bundle(

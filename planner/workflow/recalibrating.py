@@ -98,7 +98,8 @@ def recalibrate_run(run: RunFolder, asked: Recalibration, report: Callable[[str]
     else:
         samples = LoggedSamples(name=str(asked.log), arrays=logged.inputs)
     task = PlanningTask(
-        inputs=replace(inputs, trace=logged.trace, trace_artifact=artifact), config=config, settled=settled,
+        inputs=replace(inputs.referring_to(config.certify.reference), trace=logged.trace, trace_artifact=artifact),
+        config=config, settled=settled,
         grids=fresh_grids(config), command=asked.command,
     )  # fmt: skip
     return search_and_commit(task, samples, report)

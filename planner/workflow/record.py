@@ -27,7 +27,7 @@ from artifacts import (
     write_json,
 )
 from planner.certify.certified import CertifiedPlans, describe_certified
-from planner.commit.contenders import Commitment, Contender
+from planner.commit.contenders import Commitment, Contender, SlowReference
 from planner.config import PlanConfig
 from planner.predict.objectives import BATCH, MEAN, P99
 from planner.predict.replay import Exits
@@ -40,6 +40,7 @@ GRID_NPZ = "grid.npz"
 CONSIDERED_JSON = "considered.json"
 STAGES_JSON = "stage_itm.json"
 CERTIFICATION_JSON = "certification.json"
+REFERENCE_JSON = "reference.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,7 @@ class PlanningResult:
         bundle: the bundle's folder; ``None`` for an imported run, which has none.
         reused: True when nothing had changed since the last time.
         certification: how the tolerance was certified, as in ``certification.json``; ``None`` without.
+        reference: what slow batches were compared with; ``None``: the network without exits.
     """
 
     plan: ExitPlan
@@ -128,6 +130,7 @@ class PlanningResult:
     bundle: Path | None
     reused: bool
     certification: Mapping[str, Any] | None
+    reference: SlowReference | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -141,6 +144,7 @@ class PlanRecord:
         certified: how the tolerance was certified; ``None`` without.
         grids: for the next planning of this trace; ``None``: not kept.
         stage_times: of the stages that were timed; ``None`` where none was.
+        reference: what slow batches were compared with; ``None``: the network without exits.
     """
 
     plan: ExitPlan
@@ -149,6 +153,7 @@ class PlanRecord:
     certified: CertifiedPlans | None
     grids: KeptGrids | None = None
     stage_times: InferenceTimeMatrix | None = None
+    reference: SlowReference | None = None
 
 
 def publish_plan(
@@ -164,6 +169,8 @@ def publish_plan(
         if record.certified is not None:
             described = describe_certified(record.certified, tolerance=record.plan.tolerance)
             write_json(staging / CERTIFICATION_JSON, described)
+        if record.reference is not None:
+            write_json(staging / REFERENCE_JSON, record.reference)
         save_arrays(staging / BPM_NPZ, record.patterns.to_arrays())
         if record.grids is not None:
             write_grids(staging / GRID_NPZ, record.grids)
@@ -236,14 +243,15 @@ def read_result(plan: Artifact, *, reused: bool, bundle: Path | None) -> Plannin
         reused: True when nothing had changed.
         bundle: the bundle that was made from it.
     """
-    certified = any(entry.path == CERTIFICATION_JSON for entry in plan.manifest.files)
+    there = {entry.path for entry in plan.manifest.files}
     return PlanningResult(
         plan=read_json(plan.path(EXIT_PLAN_JSON), ExitPlan),
         considered=read_considered(plan),
         plan_digest=plan.digest,
         bundle=bundle,
         reused=reused,
-        certification=read_json(plan.path(CERTIFICATION_JSON), dict) if certified else None,
+        certification=read_json(plan.path(CERTIFICATION_JSON), dict) if CERTIFICATION_JSON in there else None,
+        reference=read_json(plan.path(REFERENCE_JSON), SlowReference) if REFERENCE_JSON in there else None,
     )
 
 

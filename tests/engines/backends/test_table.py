@@ -170,6 +170,8 @@ def test_a_backend_of_the_table_is_opened_listed_verified_and_inspected(
     ("name", "precision", "expected"),
     [
         ("openvino", "bf16", ("openvino-bf16", None)),
+        ("openvino-bf16", "bf16", ("openvino-bf16", None)),
+        ("openvino", "int8+bf16", ("openvino-bf16", "int8")),
         ("openvino", "fp16", ("openvino", "fp16")),
         ("onnxruntime", None, ("onnxruntime", None)),
         ("nonsense", "fp32", ("nonsense", "fp32")),
@@ -184,3 +186,7 @@ def test_a_precision_may_be_arithmetic_of_a_backend(
 def test_arithmetic_that_a_backend_does_not_have_names_one_that_does() -> None:
     with pytest.raises(UsageError, match="onnxruntime does not compute in it; use --engine openvino-bf16"):
         choose_backend("onnxruntime", "bf16")
+    with pytest.raises(UsageError, match="onnxruntime does not compute in it; use --engine openvino-bf16"):
+        choose_backend("onnxruntime", "int8+bf16")
+    with pytest.raises(UsageError, match="openvino has no arithmetic 'fp64'; use int8, or int8.bf16"):
+        choose_backend("openvino", "int8+fp64")
