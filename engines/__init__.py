@@ -13,7 +13,7 @@ from engines.gpu.arrays import DeviceArray
 from engines.gpu.foreign_arrays import is_device_array
 from engines.gpu.pycuda_bridge import as_gpuarray, wrap_allocation
 from engines.host.fake_engine import FakeEngine
-from engines.host.fitting import find_length, fit_length, row_lengths
+from engines.host.fitting import find_length, fit_length, resize_rows, row_lengths
 from engines.host.host_device import HostDevice
 from engines.identity.keys import open_key
 from engines.identity.onnx_facts import read_onnx_facts
@@ -48,7 +48,7 @@ __all__ = [
     # arrays on a GPU, and those of PyCUDA
     "DeviceArray", "as_gpuarray", "is_device_array", "wrap_allocation",
     # rows of several lengths
-    "find_length", "fit_length", "row_lengths",
+    "find_length", "fit_length", "resize_rows", "row_lengths",
     # host and fake
     "FakeEngine", "HostDevice",
     # any ONNX graph

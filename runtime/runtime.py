@@ -318,7 +318,7 @@ class Runtime:
             watch.add(left, confidence, rule=rule or watch.rule)
             return
         rows = [row.row for row in shadow.finished]
-        inputs = read_inputs(arrays, rows, self._device) if watch.logs_inputs else ()
+        inputs = read_inputs(arrays, rows, self._spec.inputs, self._device) if watch.logs_inputs else ()
         seen = read_seen_rows(chain, shadow, watch.task, inputs)
         watch.add(left, confidence, seen.early, rule=rule)
         watch.see(seen, rule=rule)

@@ -12,8 +12,8 @@ from random import Random
 
 import numpy as np
 
-from artifacts import Task
-from engines import Buffer, Device
+from artifacts import Task, TensorSpec
+from engines import Buffer, Device, resize_rows
 from runtime.chain import StageChain
 from runtime.monitor.seen import SeenRows, judge_rows
 from runtime.scheduling.batch_steps import ShadowState
@@ -52,6 +52,12 @@ def read_seen_rows(chain: StageChain, shadow: ShadowState, task: Task, inputs: t
     )
 
 
-def read_inputs(arrays: Sequence[np.ndarray | Buffer], rows: Sequence[int], device: Device) -> tuple[np.ndarray, ...]:
-    """Copies rows of a batch's inputs to the host."""
-    return tuple(array[rows] if isinstance(array, np.ndarray) else device.download(array, rows) for array in arrays)
+def read_inputs(
+    arrays: Sequence[np.ndarray | Buffer], rows: Sequence[int], inputs: Sequence[TensorSpec], device: Device
+) -> tuple[np.ndarray, ...]:
+    """Copies rows of a batch's inputs to the host, at the largest length where they have several."""
+    found = (array[rows] if isinstance(array, np.ndarray) else device.download(array, rows) for array in arrays)
+    return tuple(
+        resize_rows(array, spec, spec.row_shape[spec.length_axes[0]]) if spec.length_axes else array
+        for array, spec in zip(found, inputs, strict=True)
+    )

@@ -58,7 +58,7 @@ def fit_length(arrays: Arrays, inputs: Sequence[TensorSpec], sequence: SequenceS
     wanted = sequence.bucket(_longest_row(mask, sequence))
     if wanted == given:
         return tuple(arrays)
-    return tuple(_resize(array, spec, wanted) for array, spec in zip(hosted, inputs, strict=True))
+    return tuple(resize_rows(array, spec, wanted) for array, spec in zip(hosted, inputs, strict=True))
 
 
 def row_lengths(mask: np.ndarray) -> np.ndarray:
@@ -85,8 +85,17 @@ def _longest_row(mask: np.ndarray, sequence: SequenceSpec) -> int:
     return longest
 
 
-def _resize(array: np.ndarray, spec: TensorSpec, length: int) -> np.ndarray:
-    """Cuts off or fills up every axis of an array that is as long as its rows."""
+def resize_rows(array: np.ndarray, spec: TensorSpec, length: int) -> np.ndarray:
+    """Cuts off, or fills up with zeros, every axis of an array (B, ...) of the host that is as long as its rows.
+
+    Args:
+        array: of an input.
+        spec: the input.
+        length: no shorter than any row is by its mask.
+
+    Returns:
+        The array itself where it has that length; otherwise a view, or a padded copy.
+    """
     for axis in spec.length_axes:
         given = array.shape[axis + 1]
         if length < given:

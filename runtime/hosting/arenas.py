@@ -9,6 +9,9 @@ wait for the next stage::
     arena 2   [ d0 d1 .. ]           becomes [ d0 d1 a0 b0 ]
 
 Which row stands where is not known here; that is ``runtime.scheduling``'s, which also says when to close gaps.
+
+Where rows have several lengths, every length has arenas of its own. Rows come as long as their request's arrays are,
+and are brought to the length of the run that they enter with.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from artifacts import BundleSpec, StageSpec, TensorSpec
-from engines import Buffer, Device, EngineSet, Execution
+from engines import Buffer, Device, EngineSet, Execution, resize_rows
 from runtime.buffers import StageBuffers
 
 _SMALL_ROW_BYTES = 1 << 14  # rows up to this are joined on the host and then copied at once
@@ -41,9 +44,15 @@ class Piece:
 
 
 class StageArenas:
-    """The arenas of all stages, and the engines over them. One run at a time."""
+    """The arenas of all stages, for rows of one length, and the engines over them. One run at a time.
 
-    def __init__(self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device, *, capacity: int) -> None:
+    Attributes:
+        length: of the rows; 0 where they have one shape.
+    """
+
+    def __init__(
+        self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device, *, capacity: int, length: int = 0
+    ) -> None:
         """Allocates everything and binds the engines where that takes long.
 
         Args:
@@ -51,8 +60,13 @@ class StageArenas:
             engine_sets: one per stage.
             device: where the buffers live.
             capacity: how many rows may wait for a stage, from ``Scheduler.capacity``.
+            length: of the rows, where they have several.
         """
-        self._device = device
+        self._device, self.length = device, length
+        self._inputs = spec.inputs
+        if spec.lengths:
+            spec = spec.at_length(length)
+            engine_sets = [engines.at_length(length) for engines in engine_sets]
         padded = max(engines.covers.buffer_rows for engines in engine_sets)
         needed = needed_tensors(spec.stages)
         self._input_names = [tensor.name for tensor in spec.inputs if tensor.name in needed[0]]
@@ -113,7 +127,10 @@ class StageArenas:
         """Copies rows of requests into the first places of the first stage, one behind the other."""
         for name, place in zip(self._input_names, self._input_places, strict=True):
             buffer, at = self._arenas[0][name], 0
-            for rows in _join_small([piece.arrays[place][piece.start : piece.stop] for piece in pieces]):
+            parts = [piece.arrays[place][piece.start : piece.stop] for piece in pieces]
+            if self.length and self._inputs[place].length_axes:
+                parts = [resize_rows(np.asarray(rows), self._inputs[place], self.length) for rows in parts]
+            for rows in _join_small(parts):
                 self._device.upload(rows, buffer[at : at + len(rows)])
                 at += len(rows)
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from artifacts import BundleSpec, InputError, RefusedError, UsageError
-from engines import Buffer, Device, DeviceOptions, EngineSet
+from engines import Buffer, Device, DeviceOptions, EngineSet, fit_length
 from runtime.hosting.generation import BundleParts, Generation, StageCounts
 from runtime.hosting.options import HostOptions
 from runtime.hosting.requests import Request
@@ -312,8 +312,15 @@ class AsyncRuntime:
             raise RefusedError("this host is closed; send the request to another", reason="closed")
         if timeout_ms is not None and not (math.isfinite(timeout_ms) and timeout_ms > 0):
             raise InputError(f"timeout_ms={timeout_ms}: expected a positive number, or None for no deadline")
-        device, inputs = generation.parts.device, generation.parts.spec.inputs
-        arrays = read_batch(batch, inputs, device, check_finite=self._options.check_finite)
+        device, spec = generation.parts.device, generation.parts.spec
+        arrays = read_batch(batch, spec.inputs, device, check_finite=self._options.check_finite)
+        if spec.sequence is not None:
+            if not all(isinstance(array, np.ndarray) for array in arrays):
+                raise InputError(
+                    f"rows of '{spec.name}' have several lengths and are brought to that of their neighbours on the "
+                    "host; pass arrays of the host"
+                )
+            arrays = fit_length(arrays, spec.inputs, spec.sequence)
         own: list[np.ndarray | Buffer] = [device.copy(array) for array in arrays]
         timeout_s = None if timeout_ms is None else timeout_ms / 1e3
         return generation, generation.enter(own, timeout_s=timeout_s, priority=priority, streams=streams)

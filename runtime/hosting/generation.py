@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from artifacts import BundleSpec, DeadlineError, EngineError, InputError, PameError, RefusedError
-from engines import Buffer, Device, EngineSet
+from engines import Buffer, Device, EngineSet, row_lengths
 from runtime.checks import check_stages, check_task
 from runtime.hosting.arenas import StageArenas
-from runtime.hosting.options import HostOptions, expected_staying, read_costs
+from runtime.hosting.options import HostOptions, expected_staying, line_covers, read_costs
 from runtime.hosting.requests import LeftRows, Request
 from runtime.hosting.sights import Sight, Sights
 from runtime.hosting.worker import EngineWorker, Report
@@ -114,10 +114,14 @@ class Generation:
         self.faults = 0
         self.stuck: str | None = None
         self._options = options
-        costs = read_costs(spec, [engines.covers for engines in parts.engine_sets])
+        costs = read_costs(spec, line_covers(spec, parts.engine_sets))
         scheduler = Scheduler(costs, options.scheduling())
-        arenas = StageArenas(spec, parts.engine_sets, parts.device, capacity=scheduler.capacity)
-        arenas.warm_up(spec.max_batch_size)
+        arenas = [
+            StageArenas(spec, parts.engine_sets, parts.device, capacity=scheduler.capacity, length=length)
+            for length in spec.lengths or (0,)
+        ]
+        for of_length in arenas:
+            of_length.warm_up(spec.max_batch_size)
         self.max_request_rows = scheduler.capacity - costs.largest
         self._counts = [StageCounts() for _ in spec.stages]
         self._rule = DriftResponse(spec.plan, ALARM, shadow_fraction=options.shadow_fraction).rule
@@ -141,7 +145,7 @@ class Generation:
     def enter(
         self, arrays: Sequence[np.ndarray | Buffer], *, timeout_s: float | None, priority: int, streams: bool
     ) -> Request:
-        """Takes a request in.
+        """Takes a request in; ``arrays`` have one of the lengths that rows may have.
 
         Raises:
             InputError: it has more rows than may ever wait, or there is no such priority.
@@ -150,6 +154,7 @@ class Generation:
         if self.stuck is not None:
             raise RefusedError(f"this host has lost its device: {self.stuck}. Restart the process", reason="stuck")
         request = Request(next(_tickets), arrays, self._rule, streams=streams)
+        request.lines = self._find_lines(arrays)
         drawn = self._draw.draw(request.count, self._rule.seen_share)
         if not self._rule.lets_leave:
             request.watched = drawn
@@ -169,11 +174,23 @@ class Generation:
                 self._shadow(request, row)
         return request
 
+    def _find_lines(self, arrays: Sequence[np.ndarray | Buffer]) -> Sequence[int]:
+        """Returns the place of each row's length among those of the network; none where rows have one shape."""
+        spec = self.parts.spec
+        if spec.sequence is None:
+            return ()
+        mask = next(
+            array for array, tensor in zip(arrays, spec.inputs, strict=True) if tensor.name == spec.sequence.mask
+        )
+        found: list[int] = np.searchsorted(spec.lengths, row_lengths(np.asarray(mask))).tolist()
+        return found
+
     def _shadow(self, request: Request, row: int) -> None:
         """Lets a row of a request go to the end once more, with the least priority and for nobody but the watch."""
         shadow = Request(
             next(_tickets), [array[row : row + 1] for array in request.arrays], self._rule, streams=False, held=True
         )
+        shadow.lines = request.lines[row : row + 1]
         if isinstance(self._worker.submit(shadow, None, self._options.priorities), Rejected):
             self.missed += 1
             return
@@ -299,8 +316,8 @@ class Generation:
             self.watch.see(rows, rule=rule)
 
     def _inputs_of(self, rows: Sequence[tuple[int, int]]) -> tuple[np.ndarray, ...]:
-        device = self.parts.device
-        found = [read_inputs(self._requests[ticket].arrays, [row], device) for ticket, row in rows]
+        device, inputs = self.parts.device, self.parts.spec.inputs
+        found = [read_inputs(self._requests[ticket].arrays, [row], inputs, device) for ticket, row in rows]
         return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))
 
     def _follow(self, rule: ExitRule) -> None:

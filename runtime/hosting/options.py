@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from artifacts import BundleSpec, ExitPlan, SchemaError, UsageError
-from engines import Covers
+from engines import Covers, EngineSet
 from runtime.monitor.options import WatchOptions
 from runtime.scheduling.decisions import FULL, SchedulerConfig, parse_policy
 from runtime.scheduling.tables import StageCosts
@@ -74,23 +74,22 @@ class HostOptions(WatchOptions):
             raise UsageError(str(error)) from error
 
 
+def line_covers(spec: BundleSpec, engine_sets: Sequence[EngineSet]) -> list[Covers]:
+    """Returns the covers of each stage; where rows have several lengths, those of all stages for each of them."""
+    return [engines.at_length(length).covers for length in spec.lengths or (0,) for engines in engine_sets]
+
+
 def read_costs(spec: BundleSpec, covers: Sequence[Covers], *, overhead_ms: float = 0.0) -> StageCosts:
     """Returns the expected times of the stages: the covers' measured times, and the leaving shares of the exit plan.
 
     Args:
         spec: the bundle.
-        covers: of each stage.
+        covers: from ``line_covers``.
         overhead_ms: what a run costs besides its engines.
 
     Raises:
         SchemaError: a time is 0 or not a number.
-        UsageError: rows of the bundle have several lengths, which do not share stages yet.
     """
-    if spec.lengths:
-        raise UsageError(
-            f"bundle '{spec.name}' takes rows of the lengths {list(spec.lengths)}, which cannot be served one by one "
-            "yet; answer batches with Runtime.run, or export the network with one length"
-        )
     reaching, staying = 1.0, []
     for planned in spec.plan.exits:
         left = max(0.0, reaching - planned.leaving_share)
@@ -98,7 +97,8 @@ def read_costs(spec: BundleSpec, covers: Sequence[Covers], *, overhead_ms: float
         reaching = left
     run_s = [[0.0, *((ms + overhead_ms) / 1e3 for ms in table.cost_ms[1:].tolist())] for table in covers]
     try:
-        return StageCosts(run_s, [*staying, 0.0])
+        lines = max(1, len(spec.lengths))
+        return StageCosts(run_s, [*staying, 0.0] * lines, lines)
     except ValueError as error:
         raise SchemaError(f"bundle '{spec.name}' cannot be scheduled: {error}") from error
 

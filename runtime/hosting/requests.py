@@ -44,6 +44,7 @@ class Request:
         parts: of a stream: rows and answers that have not been fetched yet, ``None`` at the end; otherwise ``None``.
         rule: by which its rows leave.
         held: its rows leave nowhere before the end, and nobody waits for them: it is the shadow of another one's row.
+        lines: of each row, the place of its length among those of the network; none where rows have one shape.
         watched: its rows that are seen at every stage.
         shadows: the requests that are shadows of its rows.
     """
@@ -53,6 +54,7 @@ class Request:
     ) -> None:
         self.ticket = ticket
         self.arrays = arrays
+        self.lines: Sequence[int] = ()
         self.rule = rule
         self.held = held
         self.watched: frozenset[int] = frozenset(range(len(arrays[0]))) if held else frozenset()

@@ -31,7 +31,7 @@ class Report:
         done: requests that have come to their end.
         left: the rows that left after a run.
         ran: ticket and row of every row of the run.
-        stage: that ran.
+        stage: that ran, whatever the length of its rows.
         engine_s: seconds inside engines.
         expected_s: how long they were expected to take.
         fault: why the run failed.
@@ -82,7 +82,7 @@ class EngineWorker:
 
     Args:
         scheduler: has seen no event yet.
-        arenas: of at least the scheduler's capacity.
+        arenas: of at least the scheduler's capacity; one for each line of stages.
         thresholds: one per exit.
         report: takes reports; called from the thread. Raises ``RuntimeError`` when nobody listens any more.
     """
@@ -90,13 +90,14 @@ class EngineWorker:
     def __init__(
         self,
         scheduler: Scheduler,
-        arenas: StageArenas,
+        arenas: Sequence[StageArenas],
         thresholds: Sequence[float],
         report: Callable[[Report], None],
     ) -> None:
         self._scheduler = scheduler
         self._thresholds: Sequence[float] = thresholds
         self._arenas = arenas
+        self._depth = len(thresholds) + 1  # stages of a line
         self._report = report
         self._changed = threading.Condition(threading.Lock())
         self._requests: dict[int, Request] = {}
@@ -113,7 +114,9 @@ class EngineWorker:
     def submit(self, request: Request, deadline: float | None, priority: int) -> Admitted | Rejected:
         """Passes a request to the scheduler; errors as ``Scheduler.submit``."""
         with self._changed:
-            found = self._scheduler.submit(request.ticket, request.count, deadline, priority, monotonic())
+            found = self._scheduler.submit(
+                request.ticket, request.count, deadline, priority, monotonic(), request.lines
+            )
             if isinstance(found, Admitted):
                 self._requests[request.ticket] = request
                 if request.watched:
@@ -206,7 +209,9 @@ class EngineWorker:
                     step = self._scheduler.next(now)
                     if isinstance(step, Run):
                         self._run_started = now
-                        chosen = _Chosen(step, _find_pieces(step, self._requests), *self._find_watched(step))
+                        enters = step.stage % self._depth == 0
+                        pieces = _find_pieces(step, self._requests) if enters else []
+                        chosen = _Chosen(step, pieces, *self._find_watched(step))
                         break
                     if not late:
                         self._changed.wait(None if step.wake_at is None else max(0.0, step.wake_at - now))
@@ -230,38 +235,39 @@ class EngineWorker:
     def _execute(self, chosen: _Chosen) -> _Outcome:
         """Runs a stage; a fault is an outcome, whatever raised it: no request may be left without an answer."""
         run, pieces = chosen.run, chosen.pieces
-        arenas, outcome = self._arenas, _Outcome(arenas_lost=True)
+        line, stage = divmod(run.stage, self._depth)
+        arenas, outcome = self._arenas[line], _Outcome(arenas_lost=True)
         try:
             for arrangement in run.arrangements:
-                arenas.arrange(arrangement.stage, arrangement.places)
+                arenas.arrange(arrangement.stage % self._depth, arrangement.places)
             outcome.arenas_lost = False
-            if run.stage == 0:
+            if pieces:
                 arenas.enter(pieces)
             count = len(run.rows)
-            outcome.engine_s = arenas.execute(run.stage, count)
-            threshold = self._threshold(run)
-            outcome.places, stayed = arenas.split(run.stage, count, threshold)
+            outcome.engine_s = arenas.execute(stage, count)
+            threshold = self._threshold(stage, may_leave=run.may_leave)
+            outcome.places, stayed = arenas.split(stage, count, threshold)
             if chosen.held and threshold is not None:
                 outcome.places = [place for place in outcome.places if place not in chosen.held]
                 stayed = sorted({*stayed, *chosen.held})
-            arenas.advance(run.stage, stayed, run.offset)
+            arenas.advance(stage, stayed, run.offset)
             if outcome.places:
-                confidence, outputs = arenas.answers(run.stage, outcome.places)
+                confidence, outputs = arenas.answers(stage, outcome.places)
                 rows = [run.rows[place] for place in outcome.places]
-                outcome.left = LeftRows(rows, run.stage, confidence, outputs)
+                outcome.left = LeftRows(rows, stage, confidence, outputs)
             if chosen.watched:
                 seen = [run.rows[place] for place in chosen.watched]
-                outcome.sight = Sight(seen, run.stage, *arenas.answers(run.stage, chosen.watched))
+                outcome.sight = Sight(seen, stage, *arenas.answers(stage, chosen.watched))
         except Exception as error:  # noqa: BLE001 - see above; the request's error says what it was
-            _log.warning("a run over %d rows of stage %d failed", len(run.rows), run.stage, exc_info=True)
+            _log.warning("a run over %d rows of stage %d failed", len(run.rows), stage, exc_info=True)
             outcome.fault = f"{type(error).__name__}: {error}"
         return outcome
 
-    def _threshold(self, run: Run) -> float | None:
+    def _threshold(self, stage: int, *, may_leave: bool) -> float | None:
         """Returns the confidence from which on rows leave; ``None`` after the last stage."""
-        if run.stage == len(self._thresholds):
+        if stage == len(self._thresholds):
             return None
-        return self._thresholds[run.stage] if run.may_leave else math.inf
+        return self._thresholds[stage] if may_leave else math.inf
 
     def _record(self, run: Run, outcome: _Outcome) -> None:
         with self._changed:
@@ -276,10 +282,9 @@ class EngineWorker:
             else:
                 done = self._scheduler.failed(run, outcome.fault, now)
             self._forget(done)
+        stage = run.stage % self._depth
         self._report(
-            Report(
-                done, outcome.left, run.rows, outcome.engine_s, run.expected_s, outcome.fault, run.stage, outcome.sight
-            )
+            Report(done, outcome.left, run.rows, outcome.engine_s, run.expected_s, outcome.fault, stage, outcome.sight)
         )
 
     def _forget(self, done: list[Done]) -> list[Done]:
@@ -290,9 +295,7 @@ class EngineWorker:
 
 
 def _find_pieces(run: Run, requests: Mapping[int, Request]) -> list[Piece]:
-    """Returns the rows of a run of the first stage as pieces of their requests."""
-    if run.stage > 0:
-        return []
+    """Returns the rows of a run of a first stage as pieces of their requests."""
     pieces: list[Piece] = []
     last = (-1, -1)
     for ticket, row in run.rows:

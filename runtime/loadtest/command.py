@@ -38,7 +38,7 @@ from runtime.remedy import bundle_remedy
 from runtime.runtime import Runtime
 from runtime.scheduling.decisions import parse_policy
 from runtime.simulate.arrivals import ARRIVALS, make_arrivals
-from runtime.simulate.sources import trace_exits
+from runtime.simulate.sources import check_one_length, trace_exits
 
 _POLICIES = "full,chain,pooled,auto"
 _BATCHES_AT_ONCE = 4
@@ -159,6 +159,7 @@ def read_queries(
     """Returns the bundle's description and held-out queries with the full network's answers, and their inputs."""
     opened = open_bundle(bundle, threads=arguments.threads, device=DeviceOptions())
     spec = opened.spec
+    check_one_length(spec)
     samples = load_run_data(run, arguments.data, report=say)
     digests = calibration_digests(opened.artifact, run)
     check_held_out(digests, samples.digests(), where=str(bundle), remedy=bundle_remedy(bundle))

@@ -13,7 +13,7 @@ from artifacts import RunFolder, StageSpec, open_model
 from engines import EngineSet, plan_covers
 from runtime.bench.measuring import check_model, open_full
 from runtime.hosting.async_runtime import AsyncRuntime
-from runtime.hosting.options import HostOptions, read_costs
+from runtime.hosting.options import HostOptions, line_covers, read_costs
 from runtime.loading import OpenBundle, open_bundle
 from runtime.loadtest.client import HostTarget, Target
 from runtime.scheduling.decisions import FULL, parse_policy
@@ -81,7 +81,7 @@ async def open_contender(stack: AsyncExitStack, plan: ContenderPlan, policy: str
             sets, runs = (engines,), ONE_ENGINE
     host = AsyncRuntime.over(spec, sets, opened.device, replace(plan.options, policy=policy))
     await stack.enter_async_context(host)
-    costs = read_costs(spec, [engines.covers for engines in sets], overhead_ms=plan.overhead_ms)
+    costs = read_costs(spec, line_covers(spec, sets), overhead_ms=plan.overhead_ms)
     return Contender(policy=policy, target=HostTarget(host, plan.queries), costs=costs, runs=runs)
 
 

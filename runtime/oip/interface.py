@@ -64,17 +64,18 @@ class ModelInterface:
         self._network_outputs = len(own)
 
     def metadata(self, name: str) -> dict[str, Any]:
-        """Returns the metadata of the model under a name: shapes with -1 for the batch axis."""
+        """Returns the metadata of the model under a name: shapes with -1 for the batch axis and for lengths."""
         return {
             "name": name,
             "versions": [VERSION],
             "platform": PLATFORM,
-            "inputs": [_metadata_of(spec.name, datatype_of(spec.dtype), spec.row_shape) for spec in self.inputs],
+            "inputs": [_metadata_of(spec.name, datatype_of(spec.dtype), _open_shape(spec)) for spec in self.inputs],
             "outputs": [_metadata_of(output, *found) for output, found in self.outputs.items()],
         }
 
     def config(self, name: str, *, max_rows: int, priorities: int, raw: str | None) -> dict[str, Any]:
-        """Returns the configuration of the model as Triton's clients read it: shapes without the batch axis.
+        """Returns the configuration of the model as Triton's clients read it: shapes without the batch axis, -1 for
+        lengths.
 
         Args:
             name: of the model.
@@ -83,7 +84,7 @@ class ModelInterface:
             raw: what may be sent raw; ``None``: nothing.
         """
         inputs = [
-            {"name": spec.name, "data_type": f"TYPE_{datatype_of(spec.dtype)}", "dims": list(spec.row_shape)}
+            {"name": spec.name, "data_type": f"TYPE_{datatype_of(spec.dtype)}", "dims": _open_shape(spec)}
             for spec in self.inputs
         ]
         outputs = [
@@ -165,6 +166,11 @@ def check_inputs(call: InferCall, inputs: Sequence[TensorSpec]) -> dict[str, np.
 
 def _metadata_of(name: str, datatype: str, row_shape: Sequence[int]) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": [-1, *row_shape]}
+
+
+def _open_shape(spec: TensorSpec) -> list[int]:
+    """Returns the shape of a row, with -1 for what is as long as the rows of a request are."""
+    return [-1 if axis in spec.length_axes else size for axis, size in enumerate(spec.row_shape)]
 
 
 def _free_name(name: str, taken: Sequence[str]) -> str:

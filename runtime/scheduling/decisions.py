@@ -129,7 +129,7 @@ class Arrangement:
     """A new order of the rows in a stage's arena, to be made before the run.
 
     Attributes:
-        stage: whose arena.
+        stage: whose arena, through all lines of stages.
         places: where the rows stand that shall stand at 0, 1, 2 ...; whatever else is there is dropped.
     """
 
@@ -143,10 +143,11 @@ class Run:
 
     Attributes:
         number: counts the runs.
-        stage: its index.
+        stage: its index, through all lines of stages.
         rows: ticket and row of the request at each of the first places of the stage's arena, from place 0.
         may_leave: whether rows leave where they are confident; otherwise none does before the last stage.
-        arrangements: what is to be done to arenas first. Stage 0 has none: its rows come from the requests.
+        arrangements: what is to be done to arenas first. The first stage of a line has none: its rows come from the
+            requests.
         offset: the place in the next stage's arena where its first survivor goes; the others follow, in order.
         expected_s: how long it will take.
     """
@@ -192,13 +193,14 @@ class Snapshot:
 
     Attributes:
         open_tickets: admitted and not done.
-        waiting_rows: per stage.
+        waiting_rows: per stage of a line, of all lines.
         running_stage: the stage that runs; ``None`` when none does.
         running_rows: how many rows it runs over.
         draining: whether it admits no more.
         pooling: whether stages are shared among batches now.
         margin_s: then, how long before they are due everybody is to be answered.
-        offered_rows_per_s: rows that came, over the last seconds, refused ones included.
+        offered_rows_per_s: rows that came, over the last seconds, refused ones included; where rows have several
+            lengths, a shorter one counts as the part of a longest one's cost that it has.
         wait_s: predicted time until what waits now has been run.
         gain: what pooling is worth at most, by the tables.
         runs: so far.

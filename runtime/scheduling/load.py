@@ -30,8 +30,8 @@ class LoadMeter:
         self._at = -math.inf
         self._since: float | None = None
 
-    def add(self, rows: int, now: float) -> None:
-        """Counts rows that come now; a time before the last one counts as the last."""
+    def add(self, rows: float, now: float) -> None:
+        """Counts rows that come now, or what they weigh; a time before the last one counts as the last."""
         self._fade(now)
         self._rows += rows
 
@@ -62,12 +62,10 @@ class PoolingSwitch:
     """
 
     def __init__(self, policy: Policy, costs: StageCosts, slo_s: float) -> None:
-        self._worth_it = (
-            policy.kind == AUTO and costs.gain >= _LEAST_GAIN and slo_s >= _LEAST_CHAINS * costs.remaining_s[0][-1]
-        )
+        chain_s = costs.remaining_s[costs.longest][-1]
+        self._worth_it = policy.kind == AUTO and costs.gain >= _LEAST_GAIN and slo_s >= _LEAST_CHAINS * chain_s
         self._capacity, self._pooled_capacity = costs.chain_capacity, costs.pooled_capacity
         self._batch = costs.largest
-        chain_s = costs.remaining_s[0][-1]
         self._pooled_room = max(self._batch, int(_POOLED_WAIT * (slo_s - chain_s) * self._pooled_capacity))
         self._chain_room = max(self._batch, int((slo_s - _CHAIN_PASSES * chain_s) * self._capacity))
         self.pooling = policy.kind == POOLED
@@ -78,8 +76,8 @@ class PoolingSwitch:
         """Whether ``update`` can change anything."""
         return self._worth_it
 
-    def update(self, rows_per_s: float, waiting_rows: int) -> None:
-        """Follows the load, and the rows that wait at the entry."""
+    def update(self, rows_per_s: float, waiting_rows: float) -> None:
+        """Follows the load, and the rows that wait at the entry; a shorter row counts as what it weighs."""
         if not self._worth_it:
             return
         limit = _SWITCH_AT - _HYSTERESIS if self.pooling else _SWITCH_AT

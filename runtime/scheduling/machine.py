@@ -18,6 +18,9 @@ What holds, whatever happens in whatever order:
 * the same events give the same decisions (``replay``).
 
 Rows are scheduled one by one. A request is answered when the last of its rows has left.
+
+Where rows have several lengths, there is a line of stages for each (``runtime.scheduling.lines``), and ``Run.stage``
+counts through them. Rows wait at the entry of the line of their own length, and go on in the line that they ran in.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from runtime.scheduling.decisions import (
     SchedulerConfig,
     Snapshot,
 )
+from runtime.scheduling.lines import check_lines, take_entering, weigh_rows, weigh_waiting
 from runtime.scheduling.load import LoadMeter, PoolingSwitch
 from runtime.scheduling.policies import Group, PoolingRule, choose_chain, choose_pooled
 from runtime.scheduling.queues import Row, StageQueue, Ticket
@@ -71,9 +75,9 @@ class Scheduler:
         self._config = config
         self._limit = config.max_waiting_rows or _DEFAULT_WAITING_BATCHES * costs.largest
         self._adapts = config.max_waiting_rows is None
-        self._slo_s = config.slo_s or _DEFAULT_SLO_CHAINS * self._costs.remaining_s[0][-1]
+        self._slo_s = config.slo_s or _DEFAULT_SLO_CHAINS * self._costs.remaining_s[costs.longest][-1]
         self._ageing_s = self._slo_s if config.ageing_s is None else config.ageing_s
-        self._last = costs.stage_count - 1
+        self._depth, self._lines = costs.depth, costs.lines
         self._queues = [StageQueue() for _ in range(costs.stage_count)]
         self._tickets: dict[int, Ticket] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
@@ -91,7 +95,9 @@ class Scheduler:
 
     # requests
 
-    def submit(self, ticket: int, rows: int, deadline: float | None, priority: int, now: float) -> Admitted | Rejected:
+    def submit(
+        self, ticket: int, rows: int, deadline: float | None, priority: int, now: float, lines: Sequence[int] = ()
+    ) -> Admitted | Rejected:
         """Takes a request in, or refuses it.
 
         Args:
@@ -100,24 +106,28 @@ class Scheduler:
             deadline: it expires then; ``None``: never.
             priority: 1 (highest) to ``SchedulerConfig.priorities``; 0: the middle one.
             now: the time.
+            lines: of each row, the line of the shortest length that holds it; none where there is one line.
 
         Raises:
             ValueError: the ticket is open already, there are no rows, the deadline is not a time, or there is no such
-                priority.
+                priority or line.
         """
         level = self._level(priority)
         if ticket in self._tickets:
             raise ValueError(f"ticket {ticket} is open already; give every request a name of its own")
         if rows < 1 or (deadline is not None and math.isnan(deadline)):
             raise ValueError(f"a request of {rows} rows with deadline {deadline}: expected at least 1 row, and a time")
-        self._meter.add(rows, now)
+        if lines or self._lines > 1:
+            check_lines(lines, rows, self._costs)
+        self._meter.add(weigh_rows(lines, self._costs) if lines else rows, now)
         until = math.inf if deadline is None else deadline
         wait_s = self.predicted_wait_s(now)
-        reason = self._refuse(rows, until, wait_s, now)
+        least_s = self._costs.run_s[max(lines) * self._depth if lines else 0][1]
+        reason = self._refuse(rows, until, wait_s + least_s if self._config.refuse_late else least_s, now)
         if reason is not None:
             self._rejected[reason] += 1
             return Rejected(ticket, reason, wait_s)
-        self._admit(Ticket(ticket, rows, until, len(self._queues)), min(until, now + self._slo_s) + level)
+        self._admit(Ticket(ticket, rows, until, len(self._queues)), min(until, now + self._slo_s) + level, lines)
         return Admitted(ticket, wait_s)
 
     def cancel(self, ticket: int, now: float) -> list[Done]:
@@ -158,9 +168,11 @@ class Scheduler:
         if not groups:
             return Idle(self._next_deadline())
         if self._switch.follows_load:
-            self._switch.update(self._meter.rows_per_s(now), self._queues[0].live)
-        pooling = self._switch.pooling
-        return self._start(choose_pooled(groups, self._rule, now) if pooling else choose_chain(groups), now)
+            entries = self._queues[:: self._depth]
+            self._switch.update(self._meter.rows_per_s(now), weigh_waiting(entries, self._costs))
+        if self._switch.pooling:
+            return self._start(choose_pooled(groups, self._rule, now), now)
+        return self._start(choose_chain(groups, self._depth), now)
 
     def finished(self, run: Run, left: Collection[int], now: float) -> list[Done]:
         """Records the end of a run.
@@ -176,13 +188,14 @@ class Scheduler:
         """
         rows = self._check_end(run, left)
         leaving = set(left)
-        if run.stage == self._last and len(leaving) < len(rows):
+        last = self._is_last(run.stage)
+        if last and len(leaving) < len(rows):
             raise ValueError(f"run {run.number}: all rows leave after the last stage, but only {len(leaving)} did")
         del now
         self._run = None
         done: list[Done] = []
         onward = run.stage + 1
-        append = self._queues[min(onward, self._last)].append
+        append = self._queues[run.stage if last else onward].append
         for place, row in enumerate(rows):
             ticket = row.ticket
             if place not in leaving:
@@ -220,13 +233,13 @@ class Scheduler:
         return done
 
     def expect(self, staying: Sequence[float], now: float) -> None:
-        """Reckons with other shares of rows that go on, one per stage: they leave at other thresholds from now on.
+        """Reckons with other shares of rows that go on, one per stage of a line, from now on.
 
         Raises:
             ValueError: these are no shares, or not of these stages.
         """
         del now
-        costs = StageCosts(self._costs.run_s, staying)
+        costs = self._costs.with_staying(staying)
         self._costs = costs if self._may_leave else costs.without_leaving()
         self._switch = PoolingSwitch(self._config.policy, self._costs, self._slo_s)
         self._rule = PoolingRule(self._costs, self._switch.margin_s, self._slo_s)
@@ -267,11 +280,11 @@ class Scheduler:
 
     def snapshot(self, now: float) -> Snapshot:
         """Returns the state."""
-        run = self._run
+        run, depth = self._run, self._depth
         return Snapshot(
             open_tickets=len(self._tickets),
-            waiting_rows=tuple(queue.live for queue in self._queues),
-            running_stage=None if run is None else run.stage,
+            waiting_rows=tuple(sum([queue.live for queue in self._queues[stage::depth]]) for stage in range(depth)),
+            running_stage=None if run is None else run.stage % depth,
             running_rows=0 if run is None else len(run.rows),
             draining=self.draining,
             pooling=self._switch.pooling,
@@ -295,28 +308,34 @@ class Scheduler:
         middle = (levels + 1) // 2
         return ((priority or middle) - middle) * self._ageing_s
 
-    def _refuse(self, rows: int, deadline: float, wait_s: float, now: float) -> str | None:
+    def _is_last(self, stage: int) -> bool:
+        return (stage + 1) % self._depth == 0
+
+    def _refuse(self, rows: int, deadline: float, least_s: float, now: float) -> str | None:
         if self.draining:
             return DRAINING
         if rows > self._limit:
             return TOO_MANY_ROWS
-        least_s = self._costs.run_s[0][1]
-        if deadline < now + (wait_s if self._config.refuse_late else 0.0) + least_s:
+        if deadline < now + least_s:
             return TOO_LATE
-        waiting = self.waiting_rows
-        if waiting + rows > self._limit or (self._adapts and waiting >= self._switch.room(self._meter.rows_per_s(now))):
+        waiting: float = self.waiting_rows
+        if waiting + rows > self._limit:
             return QUEUE_FULL
-        return None
+        if self._lines > 1:
+            waiting = weigh_waiting(self._queues, self._costs)
+        full = self._adapts and waiting >= self._switch.room(self._meter.rows_per_s(now))
+        return QUEUE_FULL if full else None
 
-    def _admit(self, ticket: Ticket, due: float) -> None:
+    def _admit(self, ticket: Ticket, due: float, lines: Sequence[int]) -> None:
         self._arrivals += 1
         self._tickets[ticket.number] = ticket
-        ticket.waiting[0] = ticket.unanswered
-        append, arrival = self._queues[0].append, self._arrivals
-        for index in range(ticket.unanswered):
-            append(Row(due, arrival, index, ticket))
+        queues, waiting = self._queues, ticket.waiting
+        for index, line in enumerate(lines or [0] * ticket.unanswered):
+            entry = line * self._depth
+            waiting[entry] += 1
+            queues[entry].append(Row(due, self._arrivals, index, ticket))
         if ticket.deadline < math.inf:
-            heapq.heappush(self._deadlines, (ticket.deadline, arrival, ticket))
+            heapq.heappush(self._deadlines, (ticket.deadline, self._arrivals, ticket))
             if len(self._deadlines) > 2 * len(self._tickets) + 64:  # most are of requests that are done
                 self._deadlines = [entry for entry in self._deadlines if entry[2].open]
                 heapq.heapify(self._deadlines)
@@ -337,17 +356,22 @@ class Scheduler:
         return False
 
     def _start(self, stage: int, now: float) -> Run:
-        rows, places = self._queues[stage].take(self._costs.largest)
-        arrangements = [] if places is None or stage == 0 else [Arrangement(stage, places)]
+        enters = stage % self._depth == 0
+        if enters and self._lines > 1:
+            rows, stage = take_entering(self._queues, stage, self._costs)
+            places = None
+        else:
+            rows, places = self._queues[stage].take(self._costs.largest)
+            for row in rows:
+                row.ticket.waiting[stage] -= 1
+        arrangements = [] if places is None or enters else [Arrangement(stage, places)]
         offset = 0
-        if stage < self._last:
+        if not self._is_last(stage):
             onward = self._queues[stage + 1]
             kept = onward.close_gaps()
             if kept is not None:
                 arrangements.append(Arrangement(stage + 1, kept))
             offset = onward.places
-        for row in rows:
-            row.ticket.waiting[stage] -= 1
         self._runs += 1
         expected_s = self._costs.run_s[stage][len(rows)]
         named = [(row.ticket.number, row.position) for row in rows]
@@ -361,7 +385,7 @@ class Scheduler:
         rows = self._run_rows
         if left and (min(left) < 0 or max(left) >= len(rows)):
             raise ValueError(f"run {run.number} over {len(rows)} rows: there are no such places in {sorted(left)}")
-        if left and not run.may_leave and run.stage < self._last:
+        if left and not run.may_leave and not self._is_last(run.stage):
             raise ValueError(f"run {run.number}: no row may leave after stage {run.stage}")
         return rows
 

@@ -33,7 +33,7 @@ class Group(NamedTuple):
     """The rows that wait for one stage.
 
     Attributes:
-        stage: its index.
+        stage: its index, through all lines of stages.
         rows: how many they are, at least 1.
         due: when the first of them is due.
     """
@@ -43,9 +43,16 @@ class Group(NamedTuple):
     due: float
 
 
-def choose_chain(groups: Sequence[Group]) -> int:
-    """Returns the deepest stage; ``groups`` in the order of the stages, at least one."""
-    return groups[-1].stage
+def choose_chain(groups: Sequence[Group], depth: int) -> int:
+    """Returns the deepest stage, and of several lines the one whose rows are due first.
+
+    Args:
+        groups: in the order of the stages, at least one.
+        depth: how many stages a line has.
+    """
+    if groups[-1].stage < depth:  # there is one line, or nothing waits in the others
+        return groups[-1].stage
+    return min(groups, key=lambda group: (-(group.stage % depth), group.due)).stage
 
 
 @dataclass(slots=True)
@@ -80,7 +87,8 @@ def choose_pooled(groups: Sequence[Group], rule: PoolingRule, now: float) -> int
     if best >= 0:
         return best
     first = by_due[0]
-    flooded = groups[0].stage == 0 and groups[0].rows > BACKLOG * costs.largest
+    entering = sum([group.rows for group in groups if group.stage % costs.depth == 0])
+    flooded = entering > BACKLOG * costs.largest
     helps = not flooded and now + costs.group_s(first.stage, first.rows) <= first.due
     return first.stage if helps or now > first.due + rule.patience_s else most
 

@@ -18,7 +18,7 @@ class Ticket:
         number: the caller's name for it.
         deadline: it is done then, whatever has become of it.
         unanswered: how many of its rows have not left yet.
-        waiting: per stage, how many of its rows wait.
+        waiting: per stage, those of all lines, how many of its rows wait.
         open: whether it is not done.
     """
 
@@ -71,7 +71,7 @@ class StageQueue:
     def earliest(self) -> float:
         """When the first of its rows is due; of an empty queue: never asked."""
         if self._earliest is None:
-            self._earliest = min(self._rows()).due
+            self._earliest = min(self.rows()).due
         return self._earliest
 
     def append(self, row: Row) -> None:
@@ -101,7 +101,7 @@ class StageQueue:
         Returns:
             The rows in the order of their places, and the places to arrange; ``None`` where they stand there already.
         """
-        rows = self._rows()
+        rows = self.rows()
         if len(rows) > count:
             ordered = sorted(rows)
             if ordered != rows:  # compares identical objects, mostly
@@ -122,7 +122,8 @@ class StageQueue:
         self.live = len(rest)
         self._earliest = None
 
-    def _rows(self) -> list[Row]:
+    def rows(self) -> list[Row]:
+        """Returns the rows that wait, in the order of their places."""
         if self.live == len(self._places):
             return [*self._places]  # type: ignore[list-item]  # without gaps, all are rows
         return [row for row in self._places if row is not None and row.ticket.open]

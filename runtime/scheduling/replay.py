@@ -28,9 +28,11 @@ class RecordedScheduler:
         self.scheduler = scheduler
         self._log = log
 
-    def submit(self, ticket: int, rows: int, deadline: float | None, priority: int, now: float) -> Admitted | Rejected:
-        found = self.scheduler.submit(ticket, rows, deadline, priority, now)
-        self._write("submit", (ticket, rows, deadline, priority, now), found)
+    def submit(
+        self, ticket: int, rows: int, deadline: float | None, priority: int, now: float, lines: Sequence[int] = ()
+    ) -> Admitted | Rejected:
+        found = self.scheduler.submit(ticket, rows, deadline, priority, now, lines)
+        self._write("submit", (ticket, rows, deadline, priority, now, [*lines]), found)
         return found
 
     def cancel(self, ticket: int, now: float) -> list[Done]:

@@ -8,6 +8,9 @@ and ``B`` the largest batch::
     chain     = B / R_0(B)    pooled = 1 / w_0                        rows per second
     gain      = pooled / chain
 
+Where rows have several lengths, the stages are there once for each, one *line* of stages behind the other, the shortest
+length first, and a row stays in its line. ``k`` counts through all lines; capacities and gain are those of the longest.
+
 The gain is what sharing stages among batches can be worth at most. It is 1 where a run's time is proportional to its
 rows, and grows with the fixed cost of a run.
 """
@@ -26,15 +29,17 @@ class StageCosts:
 
     Attributes:
         run_s: ``run_s[k][n]`` are the seconds of a run of stage ``k`` over ``n`` rows, n = 0 ... B.
-        staying: ``staying[k]`` is the share of the rows that go on after stage ``k``; 0 for the last stage.
+        staying: ``staying[k]`` is the share of the rows that go on after stage ``k``; 0 for the last stage of a line.
+        lines: how many lines of stages there are: one for each length that rows may have.
 
     Raises:
-        ValueError: no stage, tables of different lengths, a time that is not a positive number, or a share outside
-            [0, 1].
+        ValueError: no stage, tables of different lengths, a time that is not a positive number, a share outside [0, 1],
+            or lines of unlike numbers of stages.
     """
 
     run_s: Sequence[Sequence[float]]
     staying: Sequence[float]
+    lines: int = 1
 
     def __post_init__(self) -> None:
         if not self.run_s or len({len(table) for table in self.run_s}) != 1 or len(self.run_s[0]) < 2:
@@ -45,13 +50,25 @@ class StageCosts:
             raise ValueError("a run over rows takes no time; time the engines again")
         if len(self.staying) != len(self.run_s) or any(not 0 <= share <= 1 for share in self.staying):
             raise ValueError(f"expected one share of staying rows in [0, 1] per stage, got {list(self.staying)}")
-        if self.staying[-1] != 0:
-            raise ValueError(f"all rows leave after the last stage, but {self.staying[-1]} of them are to stay")
+        if self.lines < 1 or len(self.run_s) % self.lines:
+            raise ValueError(f"{len(self.run_s)} stages are not {self.lines} lines of equally many")
+        if any(last := self.staying[self.depth - 1 :: self.depth]):
+            raise ValueError(f"all rows leave after the last stage, but {max(last)} of them are to stay")
 
     @property
     def stage_count(self) -> int:
-        """How many stages there are."""
+        """How many stages there are, in all lines."""
         return len(self.run_s)
+
+    @property
+    def depth(self) -> int:
+        """How many stages a line has."""
+        return len(self.run_s) // self.lines
+
+    @property
+    def longest(self) -> int:
+        """The first stage of the line of the longest rows."""
+        return len(self.run_s) - self.depth
 
     @property
     def largest(self) -> int:
@@ -60,7 +77,11 @@ class StageCosts:
 
     def without_leaving(self) -> StageCosts:
         """Returns the costs where every row goes to the end."""
-        return StageCosts(self.run_s, [1.0] * (self.stage_count - 1) + [0.0])
+        return self.with_staying([1.0] * (self.depth - 1) + [0.0])
+
+    def with_staying(self, staying: Sequence[float]) -> StageCosts:
+        """Returns the costs where other shares of rows go on, one for each stage of a line; errors as construction."""
+        return StageCosts(self.run_s, [*staying] * self.lines, self.lines)
 
     @cached_property
     def remaining_s(self) -> tuple[tuple[float, ...], ...]:
@@ -86,17 +107,23 @@ class StageCosts:
     @cached_property
     def chain_capacity(self) -> float:
         """Rows per second that batches of B rows, one after the other, can be answered at."""
-        return self.largest / self.remaining_s[0][-1]
+        return self.largest / self.remaining_s[self.longest][-1]
 
     @cached_property
     def pooled_capacity(self) -> float:
         """Rows per second if every run of every stage is full."""
-        return 1 / self.work_s[0]
+        return 1 / self.work_s[self.longest]
 
     @cached_property
     def gain(self) -> float:
         """The pooled capacity, of that of the chain."""
         return self.pooled_capacity / self.chain_capacity
+
+    @cached_property
+    def weights(self) -> tuple[float, ...]:
+        """What a row of each line costs, of what one of the longest costs, in full batches that share no stage."""
+        work = self.chain_work_s
+        return tuple(work[entry] / work[self.longest] for entry in range(0, self.stage_count, self.depth))
 
     @cached_property
     def efficiency(self) -> tuple[tuple[float, ...], ...]:

@@ -13,6 +13,7 @@ from artifacts import (
     InputError,
     RunFolder,
     Trace,
+    UsageError,
     find_first_true,
     open_artifact,
     read_json,
@@ -29,8 +30,26 @@ def read_bundle(folder: Path) -> BundleSpec:
     return read_json(artifact.path(BUNDLE_JSON), BundleSpec)
 
 
+def check_one_length(spec: BundleSpec) -> None:
+    """Refuses a bundle whose rows have several lengths: the requests of simulations and load tests have none yet.
+
+    Raises:
+        UsageError: they do.
+    """
+    if spec.lengths:
+        raise UsageError(
+            f"rows of bundle '{spec.name}' have the lengths {list(spec.lengths)}. AsyncRuntime and runtime.serve take "
+            "them, but simulations and load tests are for rows of one shape: measure it with python -m runtime.bench"
+        )
+
+
 def bundle_costs(folder: Path, spec: BundleSpec, *, overhead_ms: float) -> StageCosts:
-    """Returns the times of a bundle's stages, with what a stage run costs besides its engines."""
+    """Returns the times of a bundle's stages, with what a stage run costs besides its engines.
+
+    Raises:
+        UsageError: as ``check_one_length``.
+    """
+    check_one_length(spec)
     covers = []
     for stage in spec.stages:
         _, key = open_key(folder / stage.engine)

@@ -52,7 +52,8 @@ def _write_tensors(field: str, tensors: Sequence[TensorSpec]) -> str:
 
 def _write_tensor(tensor: TensorSpec) -> str:
     """Returns one tensor; a row of a single number has one axis in Triton, which is taken away before the model."""
-    dims = ", ".join("-1" if size is None or size < 0 else str(size) for size in tensor.row_shape) or "1"
+    row = ["-1" if axis in tensor.length_axes else str(size) for axis, size in enumerate(tensor.row_shape)]
+    dims = ", ".join(row) or "1"
     reshape = "" if tensor.row_shape else ", reshape: { shape: [] }"
     return (
         f"{{ name: {json.dumps(tensor.name)}, data_type: TYPE_{datatype_of(tensor.dtype)}, dims: [{dims}]{reshape} }}"

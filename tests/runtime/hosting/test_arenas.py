@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import BundleSpec, EngineError, UsageError
+from artifacts import EngineError
 from engines import Device, HostDevice, open_device
 from runtime.hosting.arenas import Piece, StageArenas, needed_tensors
 from runtime.hosting.options import read_costs
@@ -143,14 +143,6 @@ def test_a_stage_keeps_what_it_or_a_later_one_reads_and_nothing_else(fake_net: A
     net = fake_net(thresholds=(0.5, 0.5))
     names = [sorted(needed) for needed in needed_tensors(net.spec().stages)]
     assert names == [["mask", "x"], ["h1", "mask", "skip"], ["h2", "mask", "skip"]]
-
-
-def test_rows_of_several_lengths_are_refused_and_not_mixed(fake_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    net = fake_net(thresholds=(0.5,))
-    covers = [engines.covers for engines in net.engine_sets()]
-    monkeypatch.setattr(BundleSpec, "lengths", (4, 8))
-    with pytest.raises(UsageError, match="lengths"):
-        read_costs(net.spec(), covers)
 
 
 def test_a_fault_of_an_engine_is_passed_on(fake_net: Any, device: Device) -> None:

@@ -11,11 +11,23 @@ from runtime.scheduling.tables import StageCosts
 
 
 def affine_costs(
-    stage_count: int, largest: int, *, fixed_s: float = 0.004, row_s: float = 0.0001, staying: float = 0.5
+    stage_count: int,
+    largest: int,
+    *,
+    fixed_s: float = 0.004,
+    row_s: float = 0.0001,
+    staying: float = 0.5,
+    lines: int = 1,
 ) -> StageCosts:
-    """Returns stages of equal times, ``fixed_s + row_s n``."""
-    table = [0.0, *(fixed_s + row_s * count for count in range(1, largest + 1))]
-    return StageCosts([table] * stage_count, [staying] * (stage_count - 1) + [0.0])
+    """Returns stages of equal times, ``fixed_s + row_s n``; in line ``l``, ``row_s`` is ``l + 1`` times as long."""
+    tables = [[0.0, *(fixed_s + row_s * (line + 1) * n for n in range(1, largest + 1))] for line in range(lines)]
+    shares = [staying] * (stage_count - 1) + [0.0]
+    return StageCosts([table for table in tables for _ in range(stage_count)], shares * lines, lines)
+
+
+def line_of(ticket: int, index: int, lines: int) -> int:
+    """Returns the line of a row: arbitrary, but always the same."""
+    return (ticket * 31 + index * 17) // 3 % lines
 
 
 def exit_of(ticket: int, index: int, stage_count: int) -> int:
@@ -28,6 +40,8 @@ class ListHost:
     """Plays device and clients. Every step checks what must always hold.
 
     Attributes:
+        stage_count: of a line.
+        lines: how many lines of stages there are.
         now: its clock.
         open: tickets that are admitted and not done -> number of rows.
         done: how often each ticket was done, and with which outcome.
@@ -36,6 +50,7 @@ class ListHost:
 
     scheduler: Scheduler
     stage_count: int
+    lines: int = 1
     now: float = 0.0
     open: dict[int, int] = field(default_factory=dict)
     done: dict[int, Done] = field(default_factory=dict)
@@ -45,11 +60,12 @@ class ListHost:
 
     def __post_init__(self) -> None:
         self.arenas: list[list[tuple[int, int] | None]] = [
-            [None] * self.scheduler.capacity for _ in range(self.stage_count)
+            [None] * self.scheduler.capacity for _ in range(self.stage_count * self.lines)
         ]
 
     def submit(self, ticket: int, rows: int, *, deadline: float | None = None, priority: int = 0) -> None:
-        found = self.scheduler.submit(ticket, rows, deadline, priority, self.now)
+        lines = [line_of(ticket, index, self.lines) for index in range(rows)] if self.lines > 1 else []
+        found = self.scheduler.submit(ticket, rows, deadline, priority, self.now, lines)
         if isinstance(found, Admitted):
             self.open[ticket] = rows
         else:
@@ -82,13 +98,16 @@ class ListHost:
         self.run = found
         for arrangement in found.arrangements:
             arena, places = self.arenas[arrangement.stage], arrangement.places
-            assert arrangement.stage > 0
+            assert arrangement.stage % self.stage_count > 0
+            assert arrangement.stage // self.stage_count == found.stage // self.stage_count
             assert len(set(places)) == len(places)
             arena[: len(places)] = [arena[place] for place in places]
             arena[len(places) :] = [None] * (len(arena) - len(places))
         rows, arena = found.rows, self.arenas[found.stage]
-        if found.stage == 0:
+        if found.stage % self.stage_count == 0:
             arena[: len(rows)] = rows
+            longest = max(line_of(*row, self.lines) for row in rows)
+            assert found.stage // self.stage_count == longest, "the smallest length that holds all rows"
         assert arena[: len(rows)] == rows
         assert len(set(rows)) == len(rows)
         assert all(ticket in self.open for ticket, _ in rows)
@@ -98,11 +117,12 @@ class ListHost:
     def finish(self) -> None:
         run = self.run
         assert run is not None
-        last = run.stage == self.stage_count - 1
+        stage = run.stage % self.stage_count
+        last = stage == self.stage_count - 1
         left = [
             place
             for place, row in enumerate(run.rows)
-            if last or (run.may_leave and exit_of(*row, self.stage_count) == run.stage)
+            if last or (run.may_leave and exit_of(*row, self.stage_count) == stage)
         ]
         stayed = [row for place, row in enumerate(run.rows) if place not in left]
         if stayed:
@@ -137,7 +157,8 @@ class ListHost:
         standing: Counter[tuple[int, int]] = Counter()
         running = set() if self.run is None else set(self.run.rows)
         for stage in range(1, self.stage_count):
-            here = [row for row in self.arenas[stage] if row is not None and row[0] in self.open and row not in running]
+            standing_here = [row for arena in self.arenas[stage :: self.stage_count] for row in arena]
+            here = [row for row in standing_here if row is not None and row[0] in self.open and row not in running]
             assert snapshot.waiting_rows[stage] == len(here)
             standing.update(here)
         assert not standing or max(standing.values()) == 1

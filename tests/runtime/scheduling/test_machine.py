@@ -29,8 +29,9 @@ def scripts(draw: st.DrawFn) -> dict[str, Any]:
     )
     largest = draw(st.integers(1, 5))
     return {
-        "stages": draw(st.integers(1, 5)),
-        "largest": largest,
+        "costs": affine_costs(
+            draw(st.integers(1, 5)), largest, row_s=draw(st.sampled_from((0.0001, 0.01))), lines=draw(st.integers(1, 3))
+        ),
         "config": SchedulerConfig(
             policy=Policy(draw(st.sampled_from(POLICIES)), draw(st.sampled_from((0.0, 0.01)))),
             max_waiting_rows=draw(st.one_of(st.none(), st.integers(1, 3 * largest))),
@@ -44,9 +45,8 @@ def scripts(draw: st.DrawFn) -> dict[str, Any]:
 
 def play(script: dict[str, Any], log: list[str] | None = None) -> ListHost:
     """Plays a script to its end, and then until nothing is left."""
-    costs = affine_costs(script["stages"], script["largest"])
-    scheduler = Scheduler(costs, script["config"])
-    host = ListHost(scheduler, script["stages"])
+    scheduler = Scheduler(script["costs"], script["config"])
+    host = ListHost(scheduler, script["costs"].depth, script["costs"].lines)
     if log is not None:
         recorded: Any = RecordedScheduler(scheduler, log.append)
         for name in ("capacity", "waiting_rows", "open_tickets", "snapshot"):
@@ -98,11 +98,11 @@ def test_every_request_is_done_once_and_every_row_stands_at_its_place(script: di
 def play_busy(seed: int) -> ListHost:
     """Plays a long stretch of overload, with rows of unlike urgency and many who leave."""
     random = Random(seed)
-    largest, stages = random.randint(2, 4), random.randint(2, 4)
+    largest, stages, lines = random.randint(2, 4), random.randint(2, 4), random.randint(1, 3)
     config = SchedulerConfig(
         policy=Policy("pooled"), slo_s=random.choice((0.05, 1.0)), ageing_s=0.05, max_waiting_rows=random.randint(8, 20)
     )
-    host = ListHost(Scheduler(affine_costs(stages, largest), config), stages)
+    host = ListHost(Scheduler(affine_costs(stages, largest, lines=lines), config), stages, lines)
     for ticket in range(200):
         host.now += 0.0005
         deadline = random.choice((None, host.now + random.uniform(0.05, 0.5)))
@@ -171,7 +171,7 @@ def test_rows_stand_at_their_places_for_long(seed: int) -> None:
 def test_a_replay_makes_the_same_decisions(script: dict[str, Any]) -> None:
     log: list[str] = []
     host = play(script, log)
-    again = replay(Scheduler(affine_costs(script["stages"], script["largest"]), script["config"]), log)
+    again = replay(Scheduler(script["costs"], script["config"]), log)
     assert len(again) == len(log) >= len(host.done)
     assert all(event["decision"] == decision for event, decision in again)
 

@@ -79,7 +79,7 @@ def test_without_any_time_to_spare_pooling_is_earliest_due_first_where_that_help
         assert costs.efficiency[chosen.stage][min(chosen.rows, 8)] == best
     late = choose_pooled(groups, PoolingRule(costs, 0.0, 9.0), first.due + 9.1)
     assert next(group for group in groups if group.stage == late).due == first.due
-    assert choose_chain(groups) == max(group.stage for group in groups)
+    assert choose_chain(groups, 5) == max(group.stage for group in groups)
 
 
 @given(st.data())
