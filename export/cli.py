@@ -86,7 +86,7 @@ def add_network_flags(parser: argparse.ArgumentParser, family: Family | None = N
     parser.add_argument(
         "--answers", choices=tuple(ANSWERS),
         help="of dense networks: classes of pixels and keypoints are found inside the network, and are a hundredth of "
-        "the bytes of logits and heat maps (default: logits, heatmaps)",
+        "the bytes of logits and heat maps (default: classes, heatmaps)",
     )  # fmt: skip
     parser.add_argument(
         "--input", default=_DEFAULTS.input, metavar="|".join(INPUTS),

@@ -63,7 +63,8 @@ class ExportOptions:
         rows: draws real inputs of it; precisions that are calibrated need one.
         preprocess: how the network wants its images, as ``--preprocess`` takes it; ``None``: as the file, its
             neighbours or a family's recipe say.
-        answers: what the network answers with, one of ``ANSWERS``; ``None``: what it says as it is.
+        answers: what the network answers with, one of ``ANSWERS``; ``None``: as the family says, else what it says as
+            it is.
         confidence: of a family: the recipe by which confidences are computed; ``None``: the task's.
         tokenizer: the ``tokenizer.json`` of a network of tokens; ``None``: the one beside its weights or its file.
         length: tokens of a row, for networks of tokens that leave it open; ``None``: ``LENGTH``.

@@ -140,11 +140,18 @@ class JointConfig:
         check_augmentation(self.augment)
         check_passes(self.accumulate, self.mixed_precision)
 
-    def fit(self, inputs: Sequence[TensorSpec]) -> JointConfig:
-        """Returns the configuration for the network at hand: one of tokens has other defaults than one of images."""
-        if self.given is None or name_token_inputs([spec.name for spec in inputs]) is None:
+    def fit(self, inputs: Sequence[TensorSpec], task: str) -> JointConfig:
+        """Returns the configuration for the network at hand: those of tokens and of dense answers have defaults of
+        their own."""
+        if self.given is None:
             return self
-        return replace(self, **{name: value for name, value in TOKEN_DEFAULTS.items() if name not in self.given})
+        if name_token_inputs([spec.name for spec in inputs]) is not None:
+            usual = TOKEN_DEFAULTS
+        elif task in DENSE_TASKS:
+            usual = DENSE_DEFAULTS
+        else:
+            return self
+        return replace(self, **{name: value for name, value in usual.items() if name not in self.given})
 
 
 _LATER = ("accumulate", "mixed_precision", "optimiser", "warm_up")
@@ -174,6 +181,17 @@ TOKEN_DEFAULTS: Mapping[str, Any] = {
     "backbone_epochs": 0, "batch_size": 32, "temperature": 2.0, "augment": AUGMENTATIONS[0],
 }  # fmt: skip
 """What a pretrained network of tokens is fine-tuned with: a few epochs in small steps."""
+DENSE_TASKS = frozenset({"segmentation", "pose"})
+DENSE_DEFAULTS: Mapping[str, Any] = {
+    "epochs": 12, "backbone_epochs": 0, "batch_size": 16, "learning_rate": 0.05, "distillation": 0.0,
+    "augment": "crop-mirror",
+}  # fmt: skip
+"""What a network of dense answers on a pretrained trunk is fine-tuned with.
+
+Nothing is distilled: the divergence from the final head counts every pixel alike, at a temperature of 3 three times as
+much as the loss at the start, when that head is drawn at random, and drowns the weights of rare classes, which mIoU
+counts as much as any.
+"""
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -100,7 +100,7 @@ def train_heads(job: TrainingJob, config: FrozenConfig) -> tuple[dict[str, nn.Mo
 def train_net(job: TrainingJob, config: JointConfig) -> tuple[MultiExitNet, History]:
     """Trains the network of the model with its exits; returns it and how it went."""
     torch.set_num_threads(job.threads)
-    config = config.fit(job.model.spec.full.inputs)
+    config = config.fit(job.model.spec.full.inputs, job.model.spec.task)
     net = rebuild_net(job.model)
     often = np.concatenate([training_indices(job.samples, config), job.samples.indices_of("calibrate")])
     samples = keep_pixels(job.samples, often, int(_PIXEL_SHARE * job.memory))

@@ -107,7 +107,7 @@ def retrain_jointly(
     """
     _check_labels(run, samples)
     model = ensure_model(run, report=options.report)
-    config = config.fit(model.spec.full.inputs)
+    config = config.fit(model.spec.full.inputs, model.spec.task)
     pixels = _preprocessing(samples)
     if pixels is not None and pixels.in_graph:
         raise UsageError(

@@ -1,6 +1,7 @@
 """Small answers: what a dense network says, brought to what a client wants, inside the graph.
 
-``classes``    of logits (B, C, H, W) the class of each pixel, (B, H, W) uint8: a hundredth of the bytes.
+``classes``    of logits (B, C, H, W) the class of each pixel, (B, H, W) uint8: a hundredth of the bytes. Where pixels
+               were repeated last, each is chosen once and its class repeated, which is the same.
 ``keypoints``  of heat maps (B, J, H, W) the place of each joint and how high its peak is, (B, J, 3) float32; the same
                as ``artifacts.find_keypoints``, which says how.
 """
@@ -14,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from artifacts import GraphError, TensorSpec
+from export.answers.enlarging import find_repetition
 from export.graphs.dataflow import name_of
 from export.graphs.files import BATCH
 from export.graphs.loading import LoadedGraph
@@ -68,9 +70,20 @@ def make_small(loaded: LoadedGraph, answer: TensorSpec, form: str, name: str) ->
 
 
 def _add_classes(graph: ir.Graph, answer: ir.Value, _shape: tuple[int, ...], name: str) -> ir.Value:
-    highest = make_node("ArgMax", [answer], f"{name}/index", axis=1, keepdims=0)
-    byte = make_node("Cast", [highest.outputs[0]], name, to=ir.DataType.UINT8)
-    graph.extend([highest, byte])
+    repeating = find_repetition(answer)
+    if repeating is None:
+        highest = make_node("ArgMax", [answer], f"{name}/index", axis=1, keepdims=0)
+        byte = make_node("Cast", [highest.outputs[0]], name, to=ir.DataType.UINT8)
+        graph.extend([highest, byte])
+        return byte.outputs[0]
+    highest = make_node("ArgMax", [repeating.inputs[0]], f"{name}/index", axis=1, keepdims=1)
+    number = make_node("Cast", [highest.outputs[0]], f"{name}/number", to=ir.DataType.FLOAT)  # which all can resize
+    repeated = make_node("Resize", [number.outputs[0], *repeating.inputs[1:]], f"{name}/repeated")
+    repeated.attributes.update(repeating.attributes)
+    axes = add_constant(graph, f"{name}/axes", np.array([1], np.int64))
+    flat = make_node("Squeeze", [repeated.outputs[0], axes], f"{name}/flat")
+    byte = make_node("Cast", [flat.outputs[0]], name, to=ir.DataType.UINT8)
+    graph.extend([highest, number, repeated, flat, byte])
     return byte.outputs[0]
 
 

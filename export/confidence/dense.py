@@ -5,23 +5,25 @@
 ``share-pixel``     the share of pixels that are above 0.7: the rule of the PAME paper, more than n pixels above p.
 ``margin-pixel``    the mean distance from the largest probability to the second largest.
 
-Large answers are looked at on every second or fourth pixel in either direction: neighbours say the same, and the whole
-would cost as much as the exit head.
+Answers are looked at before they are enlarged to the image, and large ones on every second or fourth pixel in either
+direction: neighbours say the same, and the whole would cost as much as the exit head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
+from export.answers.enlarging import look_before
 from export.confidence.recipe import LOGITS
 from export.graphs.surgery import add_constant, make_node
 
 _SURE = 0.7
 _LOW = 0.1
-_LOOKED_AT = 48  # pixels along the shorter side, at least, where steps are taken
+_LOOKED_AT = 24  # pixels along the shorter side, at least, where steps are taken
 _STEPS = (4, 2)
 
 
@@ -38,7 +40,7 @@ def add_mean_pixel(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> 
 
 def add_quantile_pixel(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> ir.Value:
     """The largest probability that a tenth of the pixels do not exceed."""
-    _, pixels = _step_of(answer)
+    pixels = _thin_out(answer).count
     largest = _largest(graph, answer, terms, name)
     count = add_constant(graph, f"{name}/count", np.array([max(1, round(_LOW * pixels))], np.int64))
     lowest = make_node("TopK", [largest, count], f"{name}/lowest", outputs=2, axis=-1, largest=0)
@@ -56,7 +58,11 @@ def add_share_pixel(graph: ir.Graph, answer: ir.Value, terms: str, name: str) ->
 
 def add_margin_pixel(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> ir.Value:
     """The mean over the pixels of the distance between their two largest probabilities."""
-    flat = _probabilities(graph, answer, terms, name)
+    flat = _flatten(graph, answer, name)
+    if terms == LOGITS:
+        softmax = make_node("Softmax", [flat], f"{name}/probabilities", axis=1)
+        graph.append(softmax)
+        flat = softmax.outputs[0]
     two = add_constant(graph, f"{name}/two", np.array([2], np.int64))
     top = make_node("TopK", [flat, two], f"{name}/top", outputs=2, axis=1)
     signs = add_constant(graph, f"{name}/signs", np.array([[[1.0], [-1.0]]], np.float32))
@@ -84,27 +90,42 @@ def _average(graph: ir.Graph, values: ir.Value, name: str) -> ir.Value:
 
 
 def _largest(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> ir.Value:
-    """Appends the largest probability of each pixel that is looked at: (B, pixels)."""
+    """Appends the largest probability of each pixel that is looked at: (B, pixels).
+
+    Of logits that is ``1 / sum(exp(z - max z))``; a softmax of which the maximum is taken would cost twice as much.
+    """
     axes = add_constant(graph, f"{name}/axes", np.array([1], np.int64))
-    largest = make_node(
-        "ReduceMax", [_probabilities(graph, answer, terms, name), axes], f"{name}/largest", keepdims=0
-    )  # fmt: skip
-    graph.append(largest)
+    flat = _flatten(graph, answer, name)
+    if terms != LOGITS:
+        largest = make_node("ReduceMax", [flat, axes], f"{name}/largest", keepdims=0)
+        graph.append(largest)
+        return largest.outputs[0]
+    highest = make_node("ReduceMax", [flat, axes], f"{name}/highest", keepdims=1)
+    below = make_node("Sub", [flat, highest.outputs[0]], f"{name}/below")
+    powers = make_node("Exp", [below.outputs[0]], f"{name}/powers")
+    total = make_node("ReduceSum", [powers.outputs[0], axes], f"{name}/total", keepdims=0)
+    largest = make_node("Reciprocal", [total.outputs[0]], f"{name}/largest")
+    graph.extend([highest, below, powers, total, largest])
     return largest.outputs[0]
 
 
-def _step_of(answer: ir.Value) -> tuple[int, int]:
-    """Returns how far apart the pixels are that are looked at, and how many there are."""
-    shape = answer.shape
-    height, width = (int(size) if isinstance(size, int) else 0 for size in (() if shape is None else shape)[2:])
+class _Thinned(NamedTuple):
+    """The pixels that are looked at: of which tensor, how far apart along either side, and how many."""
+
+    answer: ir.Value
+    step: int
+    count: int
+
+
+def _thin_out(answer: ir.Value) -> _Thinned:
+    before, (height, width) = look_before(answer)
     step = next((step for step in _STEPS if min(height, width) >= step * _LOOKED_AT), 1)
-    return step, -(-height // step) * -(-width // step)
+    return _Thinned(before, step, -(-height // step) * -(-width // step))
 
 
-def _probabilities(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> ir.Value:
-    """Appends the probabilities of the pixels that are looked at: (B, C, pixels)."""
-    step, _ = _step_of(answer)
-    current = answer
+def _flatten(graph: ir.Graph, answer: ir.Value, name: str) -> ir.Value:
+    """Appends the answers of the pixels that are looked at: (B, C, pixels)."""
+    current, step, _ = _thin_out(answer)
     if step > 1:
         numbers = {"starts": [0, 0], "ends": [np.iinfo(np.int64).max] * 2, "axes": [2, 3], "steps": [step, step]}
         ends = [
@@ -116,11 +137,7 @@ def _probabilities(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> 
     shape = add_constant(graph, f"{name}/shape", np.array([0, 0, -1], np.int64))
     flat = make_node("Reshape", [current, shape], f"{name}/flat")
     graph.append(flat)
-    if terms != LOGITS:
-        return flat.outputs[0]
-    softmax = make_node("Softmax", [flat.outputs[0]], f"{name}/probabilities", axis=1)
-    graph.append(softmax)
-    return softmax.outputs[0]
+    return flat.outputs[0]
 
 
 DENSE: dict[str, Callable[[ir.Graph, ir.Value, str, str], ir.Value]] = {

@@ -197,7 +197,8 @@ def _settle(
         weights=found.label,
         preprocessing=settled.preprocessing or (recipe.preprocessing if recipe else None),
         precision=options.precision, input=options.input, said=said, text=text, task=task,
-        answers=check_answers(options.answers, task), confidence=check_confidence(options.confidence, task),
+        answers=check_answers(options.answers or family.answers, task),
+        confidence=check_confidence(options.confidence, task),
         classes=found.classes or (recipe.classes if recipe else ()), lengths=options.lengths,
         data=options.data, rows=options.rows,
     )  # fmt: skip

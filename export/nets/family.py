@@ -96,6 +96,7 @@ class Family:
         title: names the network that options describe, for messages: ``ResNet-32``.
         build_head: builds the untrained exit head of a cut, as ``export.nets.heads.build_head``.
         task: what its answers mean.
+        answers: what it answers with, one of ``export.options.ANSWERS``; ``None``: what the net says as it is.
         inputs: what a network with these options takes.
         head_kinds: the kinds of exit heads that it can have; the first is the default.
         open_weights: finds the weights of others by what ``--weights`` names, given the options of now; returns
@@ -111,6 +112,7 @@ class Family:
     title: Callable[[Any], str]
     build_head: Callable[..., nn.Module] = build_head
     task: str = "classification"
+    answers: str | None = None
     inputs: Callable[[Any], tuple[TensorSpec, ...]] = image_inputs
     head_kinds: tuple[str, ...] = HEADS
     open_weights: Callable[[Path, Any], NetWeights | None] | None = None

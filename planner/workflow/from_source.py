@@ -256,7 +256,7 @@ class _Job:
         available, joint = len(self.samples.indices_of("train")), isinstance(self.training, JointConfig)
         count = min(available, self.training.samples or available)
         if isinstance(self.training, JointConfig):
-            epochs = self.training.fit(self.model.spec.full.inputs).epochs
+            epochs = self.training.fit(self.model.spec.full.inputs, self.model.spec.task).epochs
             self.say(2, f"network and exit heads together, {epochs} epochs of {count} samples; "
                      "how long is known after the first")  # fmt: skip
             return retrain_jointly(self.run, self.samples, self.training, self.engine, options=self.options)

@@ -2,12 +2,15 @@
 
 ``FusedHead``  brings features of several strides to the finest of them and adds them up, a light form of feature
                pyramids (Lin et al., CVPR 2017; Kirillov et al., "Panoptic Feature Pyramid Networks", CVPR 2019). What
-               lies between its 1x1 convolutions is depthwise, so that an early exit costs little.
+               lies between its 1x1 convolutions is depthwise. The final head.
+``SkipHead``   does so on a coarser grid, of a quarter of the places, and adds what the finest features say of each
+               answer by one 1x1 convolution (Long et al., "Fully Convolutional Networks", CVPR 2015; Howard et al.,
+               "Searching for MobileNetV3", ICCV 2019, LR-ASPP). For exits, whose head is computed for every row.
 ``MapsHead``   a bottleneck and transposed convolutions from the features of one stride up to that of the answer, as in
                PoseResNet (Xiao et al., "Simple Baselines for Human Pose Estimation and Tracking", ECCV 2018); the PAME
                paper's exits of dense networks are of this kind.
 
-Either ends with one convolution for the answers, enlarged to the answer's size in the graph.
+Each ends with one convolution for the answers, which are enlarged to the answer's size in the graph (``Enlarge``).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,47 +42,83 @@ class SeparableConvolution(nn.Sequential):
         )
 
 
-class FusedHead(nn.Module):
-    """Features of several strides -> (B, answers, H, W).
+class Enlarge(nn.Module):
+    """Answers (B, C, H, W) -> (B, C, factor H, factor W): bilinear for every second pixel, which stands for four.
+
+    The full resolution would cost four times as much, and more than all that an exit head computes besides. Behind the
+    repetition an argmax moves before it (``export.answers``), and so does a confidence, without changing either.
+
+    The bilinear half is a matrix product along either axis: on ONNX Runtime and OpenVINO that takes half the time of
+    ``Resize`` for so few channels.
+
+    Args:
+        height: H.
+        width: W.
+        factor: even.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, height: int, width: int, factor: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", _bilinear(height, factor // 2), persistent=False)
+        self.register_buffer("columns", _bilinear(width, factor // 2).T.contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        enlarged = torch.matmul(self.rows, torch.matmul(x, self.columns))
+        return nn.functional.interpolate(enlarged, scale_factor=2.0, mode="nearest")
+
+
+def _bilinear(size: int, factor: int) -> Tensor:
+    """Returns the weights (factor size, size) by which a line is enlarged, those of bilinear interpolation in torch."""
+    places = np.clip((np.arange(size * factor) + 0.5) / factor - 0.5, 0, size - 1)
+    return torch.from_numpy(np.maximum(1 - np.abs(places[:, None] - np.arange(size)), 0).astype(np.float32))
+
+
+class _Fusion(nn.Module):
+    """Features of several strides -> (B, width, H, W) at the finest of them: brought there, added up and mixed.
+
+    Args:
+        shapes: (C, H, W) of the features, the deepest first.
+        width: channels that everything is brought to.
+        context: add what the deepest features are on average.
+        mixes: how many separable convolutions follow.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], *, width: int, context: bool, mixes: int) -> None:
+        super().__init__()
+        finest = max(shape[1] for shape in shapes)
+        self.factors = tuple(finest // shape[1] for shape in shapes)
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(shape[0], width, 1, bias=False), nn.BatchNorm2d(width)) for shape in shapes
+        )
+        self.context = nn.Conv2d(shapes[0][0], width, 1) if context else None
+        self.mix = nn.Sequential(*(SeparableConvolution(width, width) for _ in range(mixes)))
+
+    def forward(self, *features: Tensor) -> Tensor:
+        parts = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
+        if self.context is not None:  # before it is enlarged: the same everywhere, and cheapest there
+            parts[0] = parts[0] + self.context(nn.functional.adaptive_avg_pool2d(features[0], 1))
+        y, *others = (_enlarge(part, factor) for part, factor in zip(parts, self.factors, strict=True))
+        for part in others:
+            y = y + part
+        mixed: Tensor = self.mix(torch.relu(y))
+        return mixed
+
+
+class _PyramidHead(nn.Module):
+    """A head that reads features of several strides, which frozen training packs into one row each.
 
     Args:
         shapes: (C, H, W) of the features at the cut, and of the others that are read.
-        answers: how many there are per pixel.
-        width: channels that everything is brought to.
-        scale: by how much the finest features are smaller than the answer, along either side.
         reads: names of the other features.
-        final: the head of the whole network: it also adds what the last features are on average, and mixes twice.
     """
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, ...]], *, answers: int, width: int, scale: int = 1,
-        reads: tuple[str, ...] = (), final: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, shapes: Sequence[tuple[int, ...]], reads: tuple[str, ...]) -> None:
         super().__init__()
         self.reads = reads
         self.shapes = tuple(tuple(shape) for shape in shapes)
-        finest = max(shape[1] for shape in self.shapes)
-        self.factors = tuple(finest // shape[1] for shape in self.shapes)
-        self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(shape[0], width, 1, bias=False), nn.BatchNorm2d(width)) for shape in self.shapes
-        )
-        self.context = nn.Conv2d(self.shapes[0][0], width, 1) if final else None
-        self.mix = nn.Sequential(*(SeparableConvolution(width, width) for _ in range(2 if final else 1)))
-        self.out = nn.Conv2d(width, answers, 1)
-        self.scale = scale
-
-    def forward(self, *features: Tensor) -> Tensor:
-        parts = [
-            _enlarge(lateral(x), factor)
-            for lateral, x, factor in zip(self.laterals, features, self.factors, strict=True)
-        ]
-        y = parts[0]
-        for part in parts[1:]:
-            y = y + part
-        if self.context is not None:
-            y = y + self.context(nn.functional.adaptive_avg_pool2d(features[0], 1))
-        answer: Tensor = self.out(self.mix(torch.relu(y)))
-        return _enlarge(answer, self.scale)
 
     def reduce(self, *features: Tensor) -> Tensor:
         """Packs features into one row each, for frozen training."""
@@ -91,20 +131,80 @@ class FusedHead(nn.Module):
         return answer
 
 
+class FusedHead(_PyramidHead):
+    """Features of several strides -> (B, answers, H, W): the head of a whole network.
+
+    Args:
+        shapes: (C, H, W) of the last features, and of the others that are read.
+        answers: how many there are per pixel.
+        width: channels that everything is brought to.
+        scale: by how much the finest features are smaller than the answer, along either side: 1, or even.
+        reads: names of the other features.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], *, answers: int, width: int, scale: int = 1,
+        reads: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(shapes, reads)
+        self.fusion = _Fusion(shapes, width=width, context=True, mixes=2)
+        self.out = nn.Conv2d(width, answers, 1)
+        self.enlarge = build_enlarging(*max(shape[1:] for shape in self.shapes), scale)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        answer: Tensor = self.enlarge(self.out(self.fusion(*features)))
+        return answer
+
+
+class SkipHead(_PyramidHead):
+    """Features of several strides -> (B, answers, H, W): the head of an exit, mixed at the second finest stride.
+
+    Args:
+        shapes: (C, H, W) of the features at the cut, then of the finest that are read, then of further ones.
+        answers: how many there are per pixel.
+        width: channels that all but the finest are brought to.
+        scale: by how much the finest features are smaller than the answer, along either side: 1, or even.
+        reads: names of all but the first.
+    """
+
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], *, answers: int, width: int, scale: int = 1,
+        reads: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(shapes, reads)
+        last, finest, *further = self.shapes
+        fused = (last, *further)
+        self.fusion = _Fusion(fused, width=width, context=True, mixes=2)
+        self.out = nn.Conv2d(width, answers, 1)
+        self.skip = nn.Conv2d(finest[0], answers, 1)
+        self.factor = finest[1] // max(shape[1] for shape in fused)
+        self.enlarge = build_enlarging(*finest[1:], scale)
+
+    def forward(self, last: Tensor, finest: Tensor, *further: Tensor) -> Tensor:
+        coarse = self.out(self.fusion(last, *further))
+        answer: Tensor = self.enlarge(_enlarge(coarse, self.factor) + self.skip(finest))
+        return answer
+
+
+def build_enlarging(height: int, width: int, scale: int) -> nn.Module:
+    """Builds what enlarges answers (B, C, height, width) by a scale: 1, or even."""
+    return Enlarge(height, width, scale) if scale > 1 else nn.Identity()
+
+
 class MapsHead(nn.Module):
-    """Features (B, C, H, W) -> (B, answers, H * 2^doublings * scale, W * 2^doublings * scale).
+    """Features (B, C, H, W) -> (B, answers, H * 2^doublings, W * 2^doublings), or what these are enlarged to.
 
     Args:
         channels: C.
         answers: how many there are per pixel.
         width: channels inside.
         doublings: how many transposed convolutions double the resolution.
-        scale: by how much the answer is enlarged in the end, along either side.
+        enlarge: enlarges the answer in the end.
         size: (H, W) that it is enlarged to instead.
     """
 
     def __init__(
-        self, channels: int, *, answers: int, width: int, doublings: int = 0, scale: int = 1,
+        self, channels: int, *, answers: int, width: int, doublings: int = 0, enlarge: nn.Module | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -115,13 +215,14 @@ class MapsHead(nn.Module):
                 nn.ConvTranspose2d(width, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
             ])  # fmt: skip
         self.out = nn.Conv2d(width, answers, 1)
-        self.scale, self.size = scale, size
+        self.enlarge, self.size = enlarge or nn.Identity(), size
 
     def forward(self, x: Tensor) -> Tensor:
         answer: Tensor = self.out(self.up(self.bottleneck(x)))
         if self.size is not None:
             return nn.functional.interpolate(answer, size=self.size, mode="bilinear")
-        return _enlarge(answer, self.scale)
+        enlarged: Tensor = self.enlarge(answer)
+        return enlarged
 
 
 def build_maps_ladder(cut: Cut, answer: tuple[int, ...]) -> tuple[MapsHead, ...]:

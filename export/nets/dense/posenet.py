@@ -2,7 +2,7 @@
 
 On a ResNet it is PoseResNet (Xiao et al., "Simple Baselines for Human Pose Estimation and Tracking", ECCV 2018): three
 transposed convolutions behind the last features, and exits with as many as are needed there. On ``mobilenetv2`` every
-answer is fused at a stride of 4 from all features there are by then.
+answer is made at a stride of 4 from features of all strides there are by then.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from artifacts import Cut, UsageError
-from export.nets.dense.heads import FusedHead, MapsHead
+from export.nets.dense.heads import FusedHead, MapsHead, SkipHead
 from export.nets.dense.segmentation import check_kind, mobilenet_shapes
 from export.nets.dense.trunks import (
     MOBILENET,
@@ -27,7 +27,7 @@ from export.nets.dense.trunks import (
 from export.nets.family import Backbone, Family
 
 _STRIDE = 4  # of the heat maps
-_EXIT_WIDTH, _FINAL_WIDTH = 48, 96
+_EXIT_WIDTH, _FINAL_WIDTH = 64, 96
 _DECONVOLUTIONS, _DECONVOLUTION_WIDTH = 3, 256
 
 
@@ -60,7 +60,7 @@ class PoseNet(Backbone):
         if config.trunk == MOBILENET:
             self.answer: nn.Module = FusedHead(
                 mobilenet_shapes("features.17", config.input_shape), answers=config.classes, width=_FINAL_WIDTH,
-                reads=tuple(SHARED), final=True,
+                reads=tuple(SHARED),
             )  # fmt: skip
         else:
             channels = list(self.trunk.get_submodule("layer4").parameters())[-1].shape[0]
@@ -95,7 +95,7 @@ def build_exit(cut: Cut, _later: Sequence[Cut], *, classes: int, kind: str) -> n
     stride = stride_of(cut.name, dilated=False)
     if cut.name.startswith("features."):
         shapes = mobilenet_shapes(cut.name, (0, height * stride, width * stride))
-        return FusedHead(shapes, answers=classes, width=_EXIT_WIDTH, reads=shared_before(cut.name))
+        return SkipHead(shapes, answers=classes, width=_EXIT_WIDTH, reads=shared_before(cut.name))
     doublings = (stride // _STRIDE).bit_length() - 1
     return MapsHead(channels, answers=classes, width=_EXIT_WIDTH, doublings=doublings)
 

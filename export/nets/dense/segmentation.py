@@ -1,8 +1,8 @@
 """The ``segmentation`` family: one class per pixel, on MobileNetV2 or on a dilated ResNet with OCRNet's head.
 
-On ``mobilenetv2`` every answer is fused at a stride of 4 from all features there are by then. On a ResNet the features
-stay at a stride of 8, exits answer from them alone, and the final head is that of OCRNet (``ObjectContext``). Answers
-have the size of the image: they are enlarged in the graph.
+On ``mobilenetv2`` every answer is made at a stride of 4 from features of all strides there are by then. On a ResNet the
+features stay at a stride of 8, exits answer from them alone, and the final head is that of OCRNet (``ObjectContext``).
+Answers have the size of the image: they are enlarged in the graph, to every second pixel, which stands for four.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from artifacts import Cut, UsageError
-from export.nets.dense.heads import FusedHead, MapsHead, ObjectContext
+from export.nets.dense.heads import FusedHead, MapsHead, ObjectContext, SkipHead, build_enlarging
 from export.nets.dense.trunks import (
     MOBILENET,
     SHARED,
@@ -27,9 +27,10 @@ from export.nets.family import Backbone, Family
 from export.nets.table import HEADS
 
 _FINEST = 4  # the stride of fused answers, before they are enlarged
-_EXIT_WIDTH, _FINAL_WIDTH = 32, 64
+_EXIT_WIDTH, _FINAL_WIDTH = 64, 64
 _OBJECT_WIDTH, _OBJECT_KEY = 256, 128
 _LEAST_WIDTH = 64
+_DILATED = 8  # the stride of a dilated ResNet's features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +59,16 @@ class SegmentationNet(Backbone):
     def __init__(self, config: SegmentationConfig) -> None:
         super().__init__()
         self.trunk = build_trunk(config.trunk, config.input_shape[0], dilated=True)
-        self.scale = 1
+        self.enlarge: nn.Module = nn.Identity()
         if config.trunk == MOBILENET:
             self.answer: nn.Module = FusedHead(
                 mobilenet_shapes("features.17", config.input_shape), answers=config.classes, width=_FINAL_WIDTH,
-                scale=_FINEST, reads=tuple(SHARED), final=True,
+                scale=_FINEST, reads=tuple(SHARED),
             )  # fmt: skip
         else:
             channels = list(self.trunk.get_submodule("layer4").parameters())[-1].shape[0]
-            self.scale = 8
+            _, height, width = config.input_shape
+            self.enlarge = build_enlarging(height // _DILATED, width // _DILATED, _DILATED)
             self.answer = ObjectContext(channels, classes=config.classes, width=_OBJECT_WIDTH, key=_OBJECT_KEY)
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
@@ -79,8 +81,7 @@ class SegmentationNet(Backbone):
         last = [name for name, _ in self.blocks()][-1]
         if isinstance(self.answer, FusedHead):
             return features, self.answer(features[last], *(features[name] for name in self.answer.reads))
-        answer = self.answer(features[last])
-        return features, nn.functional.interpolate(answer, scale_factor=self.scale, mode="bilinear")
+        return features, self.enlarge(self.answer(features[last]))
 
     def adapt_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns a state dict of this network for one of it, or of a classifier on the same trunk."""
@@ -106,11 +107,11 @@ def build_exit(cut: Cut, _later: Sequence[Cut], *, classes: int, kind: str) -> n
     if cut.name.startswith("features."):
         stride = stride_of(cut.name, dilated=False)
         shapes = mobilenet_shapes(cut.name, (0, height * stride, width * stride))
-        return FusedHead(
+        return SkipHead(
             shapes, answers=classes, width=_EXIT_WIDTH, scale=_FINEST, reads=shared_before(cut.name)
         )  # fmt: skip
-    inner = max(_LEAST_WIDTH, channels // 4)
-    return MapsHead(channels, answers=classes, width=inner, scale=stride_of(cut.name, dilated=True))
+    enlarge = build_enlarging(height, width, stride_of(cut.name, dilated=True))
+    return MapsHead(channels, answers=classes, width=max(_LEAST_WIDTH, channels // 4), enlarge=enlarge)
 
 
 def check_kind(family: str, kind: str) -> None:
@@ -126,4 +127,5 @@ FAMILY = Family(
     title=lambda config: f"a segmentation network on {config.trunk}",
     build_head=build_exit,
     task="segmentation",
+    answers="classes",
 )

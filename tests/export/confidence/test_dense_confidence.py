@@ -19,11 +19,18 @@ from export.options import ANSWERS
 onnx = pytest.importorskip("onnx", reason="writes ONNX graphs: pip install 'pame[export]'")
 
 
-def write_identity(path: Path, shape: tuple[int, ...]) -> Path:
-    """Writes a graph that answers with its input."""
-    tensor = [onnx.helper.make_tensor_value_info(name, 1, ["batch", *shape]) for name in ("x", "answer")]
+def write_identity(path: Path, shape: tuple[int, ...], repeats: int = 1) -> Path:
+    """Writes a graph that answers with its input, each of whose pixels it may repeat along either side."""
+    channels, *sides = shape
+    sizes = {"x": shape, "answer": (channels, *(repeats * side for side in sides))}
+    tensor = [onnx.helper.make_tensor_value_info(name, 1, ["batch", *size]) for name, size in sizes.items()]
     nodes = [onnx.helper.make_node("Identity", ["x"], ["answer"])]
-    graph = onnx.helper.make_graph(nodes, "identity", tensor[:1], tensor[1:])
+    scales = []
+    if repeats > 1:
+        scales = [onnx.numpy_helper.from_array(np.array([1, 1, repeats, repeats], np.float32), "scales")]
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        nodes = [onnx.helper.make_node("Resize", ["x", "", "scales"], ["answer"], **how)]
+    graph = onnx.helper.make_graph(nodes, "identity", tensor[:1], tensor[1:], scales)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9), path)
     return path
 
@@ -42,7 +49,7 @@ def softmax(values: np.ndarray, axis: int) -> np.ndarray:
     return shares / shares.sum(axis=axis, keepdims=True)
 
 
-@pytest.mark.parametrize(("size", "step"), [((20, 30), 1), ((96, 112), 2), ((192, 200), 4)])
+@pytest.mark.parametrize(("size", "step"), [((20, 30), 1), ((48, 56), 2), ((96, 112), 4)])
 def test_pixels_are_brought_to_one_number(tmp_path: Path, size: tuple[int, int], step: int) -> None:
     values = np.random.default_rng(0).normal(0, 2, (3, 5, *size)).astype(np.float32)
     shares = np.sort(softmax(values[:, :, ::step, ::step], 1).reshape(3, 5, -1), axis=1)
@@ -94,6 +101,26 @@ def test_classes_in_the_graph_are_the_largest_logits(tmp_path: Path) -> None:
     logits = np.random.default_rng(4).normal(0, 1, (3, 7, 8, 9)).astype(np.float32)
 
     assert np.array_equal(shrink(tmp_path, "classes", logits), logits.argmax(axis=1))
+
+
+def test_repeated_pixels_are_looked_at_once(tmp_path: Path) -> None:
+    logits = np.random.default_rng(5).normal(0, 2, (3, 7, 8, 10)).astype(np.float32)
+    whole = logits.repeat(2, axis=2).repeat(2, axis=3)
+    loaded = load_graph(write_identity(tmp_path / "repeating.onnx", logits.shape[1:], repeats=2))
+    answer = TensorSpec(name="answer", dtype="float32", row_shape=whole.shape[1:])
+    outputs = {}
+    for name in ("mean-pixel", "quantile-pixel", "share-pixel", "margin-pixel"):
+        loaded, outputs[name] = add_confidence(loaded, answer, recipe=find_recipe(name), terms=LOGITS, name=name)
+    loaded, small = make_small(loaded, answer, "classes", "small")
+    with open_graph(loaded.model) as runner:
+        found = runner.run({"x": logits})
+
+    assert np.array_equal(found["small"], whole.argmax(axis=1))
+    assert small.row_shape == found["small"].shape[1:]
+    for name, output in outputs.items():
+        assert found[output] == pytest.approx(confide(tmp_path, name, logits), abs=1e-6), name
+    kinds = [node.op_type for node in loaded.model.graph]
+    assert kinds.index("ArgMax") < len(kinds) - 1 - kinds[::-1].index("Resize")  # chosen once, repeated then
 
 
 def test_what_is_not_dense_has_no_small_form(tmp_path: Path) -> None:

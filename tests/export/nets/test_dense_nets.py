@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from artifacts import Cut, GraphError, TensorSpec, UsageError
 from export.nets.dense import posenet, segmentation
+from export.nets.dense.heads import Enlarge, SkipHead
 from export.nets.dense.trunks import shared_before, stride_of
 from export.nets.family import Family, image_inputs
 from export.nets.heads import features_read
@@ -66,6 +68,30 @@ def test_weights_of_a_classifier_start_the_trunk(family: Family) -> None:
     assert backbone.adapt_state(state).keys() == state.keys()
     with pytest.raises(GraphError, match="neither of this network nor of a classifier"):
         backbone.adapt_state(ResNet(ResNetConfig(depth=18, input_shape=SIZE)).state_dict())
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_answers_are_enlarged_to_every_second_pixel(factor: int) -> None:
+    answers = torch.rand(2, 3, 5, 7)
+    half = nn.functional.interpolate(answers, scale_factor=factor / 2, mode="bilinear")
+
+    found = Enlarge(5, 7, factor)(answers)
+
+    torch.testing.assert_close(found, half.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+def test_an_exit_reads_the_finest_features_as_they_are() -> None:
+    torch.manual_seed(0)
+    head = SkipHead(((8, 2, 4), (6, 8, 16), (7, 4, 8)), answers=3, width=16, reads=("finest", "further")).eval()
+    features = [torch.rand(2, *shape) for shape in head.shapes]
+    moved = [features[0], features[1] + 1, features[2]]
+
+    with torch.inference_mode():
+        apart = head(*moved) - head(*features)
+        packed = head.answer(head.reduce(*features))
+
+    torch.testing.assert_close(apart, head.skip.weight.sum(dim=1).view(1, 3, 1, 1).expand(2, 3, 8, 16))
+    torch.testing.assert_close(packed, head(*features))
 
 
 def test_options_are_checked() -> None:
