@@ -12,7 +12,7 @@ from artifacts import FINAL_HEAD, TensorSpec, TextEncoder, TextPreprocessing, Us
 from calibration.cli import make_parser, read_training
 from calibration.text.samples import TextSamples
 from calibration.text.store import TextStore
-from calibration.training.config import TOKEN_DEFAULTS, JointConfig, describe_training
+from calibration.training.config import DENSE_DEFAULTS, TOKEN_DEFAULTS, JointConfig, describe_training
 from calibration.training.end_to_end import measure_exits
 from calibration.training.losses import find_loss
 from calibration.training.minibatches import draw_epoch, group_by_size
@@ -32,17 +32,24 @@ def read(*words: str) -> JointConfig:
 
 
 def test_networks_of_tokens_have_defaults_of_their_own():
-    fitted = read().fit(TOKENS)
+    fitted = read().fit(TOKENS, "classification")
     assert {name: getattr(fitted, name) for name in TOKEN_DEFAULTS} == dict(TOKEN_DEFAULTS)
-    assert read().fit(IMAGE) == read()
+    assert read().fit(IMAGE, "classification") == read()
+
+
+@pytest.mark.parametrize("task", ["segmentation", "pose"])
+def test_networks_of_dense_answers_have_defaults_of_their_own(task):
+    fitted = read("--distillation", "0.25").fit(IMAGE, task)
+    assert {name: getattr(fitted, name) for name in DENSE_DEFAULTS} == {**DENSE_DEFAULTS, "distillation": 0.25}
+    assert JointConfig().fit(IMAGE, task) == JointConfig()
 
 
 def test_what_the_user_named_stays():
-    fitted = read("--epochs", "13", "--learning-rate", "0.1", "--optimiser", "sgd").fit(TOKENS)
+    fitted = read("--epochs", "13", "--learning-rate", "0.1", "--optimiser", "sgd").fit(TOKENS, "classification")
     assert (fitted.epochs, fitted.learning_rate, fitted.optimiser) == (13, 0.1, "sgd")
     assert (fitted.batch_size, fitted.backbone_epochs) == (32, 0)
-    assert fitted.fit(TOKENS) == fitted
-    assert JointConfig().fit(TOKENS) == JointConfig()  # a caller from Python means what it says
+    assert fitted.fit(TOKENS, "classification") == fitted
+    assert JointConfig().fit(TOKENS, "classification") == JointConfig()  # a caller from Python means what it says
 
 
 def test_one_epoch_trains_the_exits():
@@ -51,7 +58,7 @@ def test_one_epoch_trains_the_exits():
 
 def test_records_name_the_optimiser_where_it_is_another():
     assert "optimiser" not in describe_training(JointConfig())
-    assert describe_training(read().fit(TOKENS))["optimiser"] == "adamw"
+    assert describe_training(read().fit(TOKENS, "classification"))["optimiser"] == "adamw"
     assert "given" not in describe_training(read())
 
 
