@@ -40,7 +40,7 @@ def add_mean_pixel(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> 
 
 def add_quantile_pixel(graph: ir.Graph, answer: ir.Value, terms: str, name: str) -> ir.Value:
     """The largest probability that a tenth of the pixels do not exceed."""
-    pixels = _thin_out(answer).count
+    pixels = _thin_out(answer).pixels
     largest = _largest(graph, answer, terms, name)
     count = add_constant(graph, f"{name}/count", np.array([max(1, round(_LOW * pixels))], np.int64))
     lowest = make_node("TopK", [largest, count], f"{name}/lowest", outputs=2, axis=-1, largest=0)
@@ -114,7 +114,7 @@ class _Thinned(NamedTuple):
 
     answer: ir.Value
     step: int
-    count: int
+    pixels: int
 
 
 def _thin_out(answer: ir.Value) -> _Thinned:

@@ -149,7 +149,8 @@ class FusedHead(_PyramidHead):
         super().__init__(shapes, reads)
         self.fusion = _Fusion(shapes, width=width, context=True, mixes=2)
         self.out = nn.Conv2d(width, answers, 1)
-        self.enlarge = build_enlarging(*max(shape[1:] for shape in self.shapes), scale)
+        _, rows, columns = max(self.shapes, key=lambda shape: shape[1])
+        self.enlarge = build_enlarging(rows, columns, scale)
 
     def forward(self, *features: Tensor) -> Tensor:
         answer: Tensor = self.enlarge(self.out(self.fusion(*features)))
@@ -178,7 +179,7 @@ class SkipHead(_PyramidHead):
         self.out = nn.Conv2d(width, answers, 1)
         self.skip = nn.Conv2d(finest[0], answers, 1)
         self.factor = finest[1] // max(shape[1] for shape in fused)
-        self.enlarge = build_enlarging(*finest[1:], scale)
+        self.enlarge = build_enlarging(finest[1], finest[2], scale)
 
     def forward(self, last: Tensor, finest: Tensor, *further: Tensor) -> Tensor:
         coarse = self.out(self.fusion(last, *further))
