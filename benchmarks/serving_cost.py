@@ -31,7 +31,7 @@ from engines import HostDevice
 from runtime import AsyncRuntime
 from runtime.serve.models import ServedModel
 from runtime.serve.options import Address, BundleSource, ServeOptions
-from runtime.serve.server import ModelServer
+from runtime.serve.server import ModelServer, run_in_loop
 from runtime.serve.service import InferenceService
 
 NAME, ANY = "net", Address("127.0.0.1", 0)
@@ -62,7 +62,7 @@ class Server:
 
     def __init__(self) -> None:
         self._up = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread = threading.Thread(target=lambda: run_in_loop(self._serve()))
         self._thread.start()
         self._up.wait()
 

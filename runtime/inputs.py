@@ -83,6 +83,8 @@ def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[Any, ...]:
     if single and len(inputs) == 1:
         return (batch,)
     names = [spec.name for spec in inputs]
+    if isinstance(batch, dict) and len(batch) == len(names) and all(name in batch for name in names):
+        return tuple([batch[name] for name in names])
     listed = ", ".join(f"'{name}'" for name in names)
     if single:
         raise InputError(
@@ -130,6 +132,8 @@ def _check_array(array: Any, spec: TensorSpec) -> None:
 
 def _check_lengths(arrays: Sequence[Any], inputs: Sequence[TensorSpec]) -> None:
     """Refuses inputs whose rows have different lengths, or none."""
+    if not any(spec.length_axes for spec in inputs):
+        return
     lengths = {
         spec.name: array.shape[1 + spec.length_axes[0]]
         for array, spec in zip(arrays, inputs, strict=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -344,8 +345,21 @@ class Generation:
 
 
 def _poster(loop: asyncio.AbstractEventLoop, deliver: Callable[[Report], None]) -> Callable[[Report], None]:
+    """Returns what hands reports from the engine thread to the event loop, which is woken once for all that wait."""
+    reports: deque[Report] = deque()
+
+    def deliver_waiting() -> None:
+        try:
+            for _ in range(len(reports)):
+                deliver(reports.popleft())
+        finally:
+            if reports:
+                loop.call_soon(deliver_waiting)
+
     def post(report: Report) -> None:
-        loop.call_soon_threadsafe(deliver, report)
+        reports.append(report)
+        if len(reports) == 1 or loop.is_closed():  # with more than one, the loop has been called for the first
+            loop.call_soon_threadsafe(deliver_waiting)
 
     return post
 

@@ -66,12 +66,16 @@ class Request:
         self.parts: asyncio.Queue[tuple[np.ndarray, Result] | None] | None = asyncio.Queue() if streams else None
         self.timer: asyncio.TimerHandle | None = None
         self._outputs: list[np.ndarray] = []
-        self._exit_index = np.zeros(0 if streams else self.count, np.int64)
-        self._confidence = np.zeros(0 if streams else self.count, np.float32)
-        self._latency_ms = np.zeros(0 if streams else self.count, np.float64)
+        if self.count > 1 and not streams:
+            self._exit_index = np.zeros(self.count, np.int64)
+            self._confidence = np.zeros(self.count, np.float32)
+            self._latency_ms = np.zeros(self.count, np.float64)
 
     def take(self, left: LeftRows, places: Sequence[int]) -> None:
         """Keeps answers: those at ``places`` of what left are this request's."""
+        if self.count == 1 and self.parts is None:
+            self._take_only(left, places[0])
+            return
         rows = [left.rows[place][1] for place in places]
         whole = len(places) == len(left.rows)
         outputs = left.outputs if whole else tuple(array[places] for array in left.outputs)
@@ -85,6 +89,15 @@ class Request:
         self._exit_index[rows] = left.exit_index
         self._confidence[rows] = left.confidence if whole else left.confidence[places]
         self._latency_ms[rows] = (monotonic() - self.started) * 1e3
+
+    def _take_only(self, left: LeftRows, place: int) -> None:
+        """As ``take``, for a request of one row: without arrays that are filled row by row."""
+        own = [left.confidence, *left.outputs]
+        if len(left.rows) > 1:  # the arrays are shared with other requests
+            own = [array[place : place + 1].copy() for array in own]
+        self._confidence, *self._outputs = own
+        self._exit_index = np.array([left.exit_index], np.int64)
+        self._latency_ms = np.array([(monotonic() - self.started) * 1e3])
 
     def _part(self, left: LeftRows, places: Sequence[int], outputs: tuple[np.ndarray, ...]) -> Result:
         return Result(

@@ -44,7 +44,7 @@ class ExitRule:
     @property
     def lets_leave(self) -> bool:
         """Whether any row may leave early."""
-        return any(threshold < math.inf for threshold in self.thresholds)
+        return min(self.thresholds, default=math.inf) < math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
 
 from artifacts import InputError, RefusedError
 
@@ -47,6 +48,7 @@ def compress(parts: list[bytes | memoryview], encoding: str) -> bytes:
     return b"".join([*(writer.compress(part) for part in parts), writer.flush()])
 
 
+@lru_cache(64)  # clients send the same header with every request
 def choose_encoding(accepted: str | None) -> str | None:
     """Returns the encoding for a header ``Accept-Encoding``: gzip before deflate; ``None``: as it is."""
     if not accepted:

@@ -50,6 +50,7 @@ class ModelInterface:
     def __init__(self, spec: BundleSpec) -> None:
         """Raises ``InputError`` where the protocol has no datatype for a tensor."""
         self.inputs = spec.inputs
+        self._datatypes = {tensor.name: datatype_of(tensor.dtype) for tensor in spec.inputs}
         self._labels = spec.classes
         own = [tensor.name for tensor in spec.outputs]
         extra = (
@@ -59,9 +60,10 @@ class ModelInterface:
         self.outputs = {
             tensor.name: (datatype_of(tensor.dtype), tensor.row_shape) for tensor in (*spec.outputs, *extra)
         }
-        for tensor in spec.inputs:
-            datatype_of(tensor.dtype)
         self._network_outputs = len(own)
+        self._all_outputs = {
+            binary: tuple(WantedOutput(name, binary) for name in self.outputs) for binary in (False, True)
+        }
 
     def metadata(self, name: str) -> dict[str, Any]:
         """Returns the metadata of the model under a name: shapes with -1 for the batch axis and for lengths."""
@@ -105,6 +107,30 @@ class ModelInterface:
             "parameters": {} if raw is None else {"raw_inputs": {"string_value": raw}},
         }
 
+    def check_inputs(self, call: InferCall) -> dict[str, np.ndarray]:
+        """Returns the inputs of a call by name, as the network takes them; shapes are left to the runtime.
+
+        Raises:
+            InputError: an input is missing, unknown, there twice, or of another datatype.
+        """
+        known = self._datatypes
+        found: dict[str, np.ndarray] = {}
+        for tensor in call.inputs:
+            if tensor.name not in known:
+                raise InputError(f"unexpected inference input '{tensor.name}'; this model takes {', '.join(known)}")
+            if tensor.name in found:
+                raise InputError(f"input '{tensor.name}' is there twice")
+            if tensor.datatype != known[tensor.name]:
+                raise InputError(
+                    f"inference input '{tensor.name}' data-type is '{tensor.datatype}', but the model expects "
+                    f"'{known[tensor.name]}'"
+                )
+            found[tensor.name] = tensor.values
+        if len(found) < len(known):
+            missing = [name for name in known if name not in found]
+            raise InputError(f"expected {len(known)} inputs, and {missing} are missing")
+        return found
+
     def choose_outputs(self, call: InferCall) -> tuple[WantedOutput, ...]:
         """Returns the outputs that a call asks for, all where it names none.
 
@@ -112,7 +138,7 @@ class ModelInterface:
             InputError: there is no such output, or one is named twice.
         """
         if call.outputs is None:
-            return tuple(WantedOutput(name, call.binary) for name in self.outputs)
+            return self._all_outputs[call.binary]
         names = [wanted.name for wanted in call.outputs]
         for name in names:
             if name not in self.outputs:
@@ -138,30 +164,6 @@ class ModelInterface:
         if answers.rows is not None:
             found.append(OutputTensor(_free_name(_ROWS, list(self.outputs)), "INT64", answers.rows, binary=True))
         return found
-
-
-def check_inputs(call: InferCall, inputs: Sequence[TensorSpec]) -> dict[str, np.ndarray]:
-    """Returns the inputs of a call by name, as the network takes them; shapes are left to the runtime.
-
-    Raises:
-        InputError: an input is missing, unknown, there twice, or of another datatype.
-    """
-    known = {spec.name: datatype_of(spec.dtype) for spec in inputs}
-    found: dict[str, np.ndarray] = {}
-    for tensor in call.inputs:
-        if tensor.name not in known:
-            raise InputError(f"unexpected inference input '{tensor.name}'; this model takes {', '.join(known)}")
-        if tensor.name in found:
-            raise InputError(f"input '{tensor.name}' is there twice")
-        if tensor.datatype != known[tensor.name]:
-            raise InputError(
-                f"inference input '{tensor.name}' data-type is '{tensor.datatype}', but the model expects "
-                f"'{known[tensor.name]}'"
-            )
-        found[tensor.name] = tensor.values
-    if missing := [name for name in known if name not in found]:
-        raise InputError(f"expected {len(known)} inputs, and {missing} are missing")
-    return found
 
 
 def _metadata_of(name: str, datatype: str, row_shape: Sequence[int]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from artifacts import (
 )
 from runtime.hosting.async_runtime import AsyncRuntime
 from runtime.oip.calls import InferAnswer, InferCall
-from runtime.oip.interface import VERSION, Answers, ModelInterface, check_inputs
+from runtime.oip.interface import VERSION, Answers, ModelInterface
 from runtime.results import Result
 from runtime.serve.options import ServeOptions
 from runtime.serve.raw_inputs import RawInputs
@@ -236,7 +236,7 @@ class ServedModel:
         while True:
             host, view = self.host, self._look()
             if not view.raw.wanted_by(call):
-                return host, check_inputs(call, view.interface.inputs), view
+                return host, view.interface.check_inputs(call), view
             view.interface.choose_outputs(call)
             loop = asyncio.get_running_loop()
             inputs = await loop.run_in_executor(_preparing, view.raw.prepare, call, host.max_request_rows)

@@ -13,8 +13,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from artifacts import EngineError
 from artifacts.console import say
@@ -26,6 +26,7 @@ from runtime.serve.transports.grpc_listener import GrpcListener
 from runtime.serve.transports.http_app import make_app
 from runtime.serve.transports.http_listener import HttpListener, address_of, bind
 
+T = TypeVar("T")
 _HEALTH_S = 0.25
 _LAST_ANSWERS_S = 5.0
 _log = logging.getLogger("pame.serve")
@@ -166,7 +167,18 @@ def run_server(options: ServeOptions) -> dict[str, Any]:
     Raises:
         PameError: it cannot start, or an engine hangs.
     """
-    return asyncio.run(_serve(options))
+    return run_in_loop(_serve(options))
+
+
+def run_in_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a server in an event loop of its own: uvloop's where there is one, which takes less time per request."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:  # on Windows there is none
+        _log.info("the event loop is asyncio's; uvloop's is faster: pip install 'pame[serve]'")
+        return asyncio.run(work)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
 
 
 async def _serve(options: ServeOptions) -> dict[str, Any]:

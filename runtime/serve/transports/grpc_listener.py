@@ -13,6 +13,20 @@ from runtime.serve.transports.grpc_service import GrpcHealth, GrpcService
 _log = logging.getLogger("pame.serve")
 
 
+class _ByName:
+    """Registers services at a server whose methods are then found by their names.
+
+    ``grpc.aio`` keeps a task for every method that is registered by itself, and waits for all of them anew with every
+    call: with the 22 of ours that is a fifth of what a call costs.
+    """
+
+    def __init__(self, server: Any) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, _service: str, _handlers: Any) -> None:
+        """Leaves it at the generic handlers, which have the same methods."""
+
+
 class GrpcListener:
     """The gRPC services of a server; made and used in its event loop.
 
@@ -42,10 +56,11 @@ class GrpcListener:
             ),
             maximum_concurrent_rpcs=limits.connections,
         )
+        methods = _ByName(self._server)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            GrpcService(service, service_pb2, grpc.StatusCode), self._server
+            GrpcService(service, service_pb2, grpc.StatusCode), methods
         )
-        health_pb2_grpc.add_HealthServicer_to_server(GrpcHealth(service, health_pb2, grpc.StatusCode), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(GrpcHealth(service, health_pb2, grpc.StatusCode), methods)
         self.address = Address(address.host, self._add_port(address, service.options.security, grpc))
 
     def _add_port(self, address: Address, security: Security, grpc: Any) -> int:

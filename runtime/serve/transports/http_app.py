@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
     Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -33,6 +35,7 @@ T = TypeVar("T")
 _JSON = "application/json"
 _BINARY = "application/octet-stream"
 _COMPRESSED_FROM = 1024  # bytes: below, it costs more than it saves
+_INFER = re.compile("/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?/infer")
 _SMALL_BODY = 1 << 20  # bytes of the body of a call that is no inference
 _log = logging.getLogger("pame.serve")
 
@@ -41,7 +44,7 @@ class ClientGoneError(Exception):
     """The client hung up before its answer was there."""
 
 
-def make_app(service: InferenceService) -> Starlette:
+def make_app(service: InferenceService) -> ASGIApp:
     """Returns the application.
 
     Raises:
@@ -95,7 +98,31 @@ def make_app(service: InferenceService) -> Starlette:
     async def fail(_request: Request, error: Exception) -> Response:
         return _error(f"internal error: {type(error).__name__}", INTERNAL.status)
 
-    return Starlette(routes=routes, exception_handlers={HTTPException: refuse, Exception: fail})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, Exception: fail})
+    return _infer_first(handlers.infer, app)
+
+
+def _infer_first(infer: Endpoint, app: Starlette) -> ASGIApp:
+    """Returns the application with a way of its own for inference, past Starlette's middlewares and routes, which cost
+    more processor time than all that is done to a small request here.
+    """
+    from starlette.requests import Request
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        direct = scope["type"] == "http" and scope["method"] == "POST" and not scope.get("root_path")
+        found = _INFER.fullmatch(scope["path"]) if direct else None
+        if found is None:
+            await app(scope, receive, send)
+            return
+        scope["path_params"] = {name: value for name, value in found.groupdict().items() if value is not None}
+        try:
+            response = await infer(Request(scope, receive))
+        except Exception as error:
+            await _error(f"internal error: {type(error).__name__}", INTERNAL.status)(scope, receive, send)
+            raise
+        await response(scope, receive, send)
+
+    return answer
 
 
 class _Handlers:

@@ -74,6 +74,7 @@ class HttpListener:
 
         config = uvicorn.Config(
             app, http=_limited_protocol(limits), ws="none", lifespan="off", log_config=None, access_log=False,
+            proxy_headers=False,  # nobody asks who the client is
             server_header=False, date_header=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE_S, loop="none",
             ssl_certfile=security.certificate, ssl_keyfile=security.key,
         )  # fmt: skip

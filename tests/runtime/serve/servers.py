@@ -17,7 +17,7 @@ from engines import HostDevice
 from runtime import AsyncRuntime, HostOptions
 from runtime.serve.models import ServedModel
 from runtime.serve.options import Address, BundleSource, ServeOptions
-from runtime.serve.server import ModelServer
+from runtime.serve.server import ModelServer, run_in_loop
 from runtime.serve.service import InferenceService
 
 ANY = Address("127.0.0.1", 0)
@@ -57,7 +57,7 @@ def serving(
 
     def work() -> None:
         try:
-            asyncio.run(run())
+            run_in_loop(run())
         except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
             failed.append(error)
         finally:
