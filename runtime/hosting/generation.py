@@ -137,7 +137,7 @@ class Generation:
         self._requests: dict[int, Request] = {}
         self._empty = asyncio.Event()
         self._empty.set()
-        self._worker = EngineWorker(scheduler, arenas, self._rule.thresholds, _poster(loop, self._deliver))
+        self._worker = EngineWorker(scheduler, arenas, self._rule.thresholds, make_poster(loop, self._deliver))
 
     def start(self) -> None:
         """Starts the engine thread."""
@@ -344,7 +344,7 @@ class Generation:
             self._empty.set()
 
 
-def _poster(loop: asyncio.AbstractEventLoop, deliver: Callable[[Report], None]) -> Callable[[Report], None]:
+def make_poster(loop: asyncio.AbstractEventLoop, deliver: Callable[[Report], None]) -> Callable[[Report], None]:
     """Returns what hands reports from the engine thread to the event loop, which is woken once for all that wait."""
     reports: deque[Report] = deque()
 
