@@ -31,7 +31,7 @@ from artifacts.errors import (
 )
 from artifacts.files.fetching import PackageFile, cache_folder, fetch_package_file
 from artifacts.files.locks import hold_lock
-from artifacts.files.replacing import replace_file
+from artifacts.files.replacing import clear_interrupted, replace_file
 from artifacts.graphs import (
     FINAL_HEAD,
     FINAL_HEAD_GRAPH,
@@ -84,6 +84,7 @@ from artifacts.store import (
     Artifact,
     Manifest,
     array_digest,
+    copy_folder,
     digest_of,
     file_digest,
     is_current,
@@ -127,11 +128,10 @@ __all__ = [
     "find_task", "load_task",
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "OPTIONAL", "TRACE_NPZ", "Artifact", "Manifest",
-    "PackageFile", "RunFolder", "array_digest", "cache_folder", "canonical_json", "digest_of", "fetch_package_file",
-    "file_digest", "find_run", "from_plain", "is_current", "load_arrays", "hold_lock", "new_artifact", "open_artifact",
-    "open_model", "open_scratch", "read_json", "read_manifest", "recorded_command", "replace_file", "save_arrays",
-    "work_alone",
-    "to_plain", "write_json", "write_model_spec",
+    "PackageFile", "RunFolder", "array_digest", "cache_folder", "canonical_json", "clear_interrupted", "copy_folder",
+    "digest_of", "fetch_package_file", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",
+    "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json", "read_manifest",
+    "recorded_command", "replace_file", "save_arrays", "work_alone", "to_plain", "write_json", "write_model_spec",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "free_memory",
     "memory_limit", "package_version",

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.codec import canonical_json
 from artifacts.errors import PameError, UsageError
+from artifacts.files.disk_errors import describe_failure
 from artifacts.files.replacing import replace_file
 
 T = TypeVar("T")
@@ -31,7 +33,7 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
     """Runs a command's body and turns its outcome into JSON output and an exit code.
 
     Returns:
-        0 done, 1 known failure, 2 usage, 3 no plan meets the tolerance, 130 interrupted.
+        0 done, 1 known failure, 2 usage, 3 no plan meets the tolerance, 130 interrupted, 143 terminated.
     """
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
@@ -42,11 +44,12 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
     alone = contextlib.redirect_stdout(sys.stderr) if arguments.json == "-" else contextlib.nullcontext()
     try:
         _check_target(arguments.json)
-        with alone:  # stdout is for the one object
-            result = command(arguments)
-            sys.stdout.flush()
-        if arguments.json is not None:
-            write_result(arguments.json, result)
+        with _terminable():
+            with alone:  # stdout is for the one object
+                result = command(arguments)
+                sys.stdout.flush()
+            if arguments.json is not None:
+                write_result(arguments.json, result)
     except PameError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -54,10 +57,39 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
         print(f"error: {describe_failure(error)}", file=sys.stderr)
         _discard_stdout()
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-written was left behind", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        how, code = ("terminated", 143) if isinstance(error, _Terminated) else ("interrupted", 130)
+        print(f"{how}; nothing half-written was left behind", file=sys.stderr)
+        return code
     return 0
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Lets SIGTERM unwind the block, so that temporary files go; a second one ends the process at once.
+
+    A command that is called from a thread, or in a process that handles the signal itself, leaves it as it is.
+    """
+    owner = os.getpid()
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != owner:  # a forked worker
+            os.kill(os.getpid(), number)
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_target(target: str | None) -> None:
@@ -68,25 +100,6 @@ def _check_target(target: str | None) -> None:
     if Path(target).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         why = "is a folder" if Path(target).is_dir() else f"{folder} is no folder that can be written to"
         raise UsageError(f"--json {target}: {why}; name a file in one that is there")
-
-
-def describe_failure(error: OSError) -> str:
-    """Returns what an error of the system means, and what to do about it where that can be told."""
-    where = f": {error.filename}" if error.filename else ""
-    if isinstance(error, BrokenPipeError):
-        return "whoever read the output has closed it"
-    if error.errno in _FULL:
-        words, remedy = _FULL[error.errno]
-        return f"{words}{where}; {remedy}, then run the command again"
-    return f"{error.strerror or error}{where}"
-
-
-_FULL = {
-    errno.ENOSPC: ("no space left on the disk", "free some"),
-    errno.EDQUOT: ("the quota of the disk is used up", "free some space"),
-    errno.EFBIG: ("a file grew beyond what is allowed here", "raise the limit (ulimit -f) or take another disk"),
-    errno.EROFS: ("the file system is read-only", "name a place that can be written"),
-}
 
 
 def _discard_stdout() -> None:

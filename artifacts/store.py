@@ -28,6 +28,7 @@ import numpy as np
 from artifacts.codec import canonical_json, from_plain, read_json, to_plain, write_json
 from artifacts.environment import environment_fingerprint
 from artifacts.errors import ArtifactError, CorruptArtifactError, MissingArtifactError, SchemaError
+from artifacts.files.disk_errors import describe_failure
 from artifacts.files.locks import hold_lock
 
 MANIFEST = "manifest.json"
@@ -157,17 +158,8 @@ def open_scratch(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(
-            f"cannot write {folder}: {_describe(error)}. What was there is untouched; "
-            "free some space or fix the permissions, then run the command again"
+            f"cannot write {folder}, and what was there is untouched: {describe_failure(error)}"
         ) from error
-
-
-def _describe(error: OSError) -> str:
-    """Returns the reason of an error; the first one of the list that copying a folder ends with."""
-    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
-        *_, reason = error.args[0][0]
-        return str(reason)
-    return error.strerror or str(error)
 
 
 def _lock_path(folder: Path) -> Path:
@@ -200,11 +192,35 @@ def _seal(
 
 def _swap_in(staging: Path, folder: Path) -> None:
     old = folder.parent / f".{folder.name}.old-{secrets.token_hex(4)}"
-    if folder.exists():
+    moved = folder.exists()
+    if moved:
         folder.rename(old)
-    staging.rename(folder)
+    try:
+        staging.rename(folder)
+    except BaseException:
+        if moved:
+            old.rename(folder)
+        raise
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_folder(source: Path, folder: Path) -> None:
+    """Publishes a copy of a folder, as a whole; files are the same on the disk where that is possible.
+
+    Raises:
+        ArtifactError: it cannot be written; nothing is left behind.
+    """
+    with open_scratch(folder) as staging:
+        shutil.copytree(source, staging, copy_function=_link_or_copy, dirs_exist_ok=True)
+        _swap_in(staging, folder)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
 
 
 def _sync(path: Path) -> None:

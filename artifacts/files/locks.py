@@ -78,8 +78,11 @@ def _take(path: Path, *, wait: bool, what: str) -> int | None:
 def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # another user's, who holds it
-        return os.open(path, os.O_RDONLY)
+    except PermissionError as error:
+        try:
+            return os.open(path, os.O_RDONLY)  # another user's, who holds it
+        except FileNotFoundError:
+            raise error from None  # the folder is not ours to write
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -1,9 +1,16 @@
-"""Replacing a single file: whole or not at all."""
+"""Replacing a single file: whole or not at all.
+
+The new content goes into a hidden file beside it, which its writer holds locked, and takes the name at once. What a
+killed writer left behind is not locked; the next one removes it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -16,9 +23,46 @@ def replace_file(path: Path, content: bytes) -> None:
         path.write_bytes(content)
         return
     target = path.resolve()  # a link keeps leading to the file
+    clear_interrupted(target.parent, target.name)
     staging = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
-        staging.write_bytes(content)
-        staging.replace(target)
+        with _create(staging) as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+            staging.replace(target)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def clear_interrupted(folder: Path, name: str = "*") -> None:
+    """Removes what killed writers of files left behind.
+
+    Args:
+        folder: where the files are.
+        name: of a file, or a pattern (``*``: of all).
+    """
+    for path in folder.glob(f".{name}.new-????????"):
+        with contextlib.suppress(OSError), path.open("rb") as stream:  # another's, or one that is gone
+            if _lock(stream):
+                path.unlink()
+
+
+def _create(staging: Path) -> BinaryIO:
+    """Opens a new file that is locked, so that nobody takes it for a killed writer's."""
+    while True:
+        stream = staging.open("xb")
+        _lock(stream)
+        if os.fstat(stream.fileno()).st_nlink:
+            return stream
+        stream.close()  # removed by another before it was locked
+
+
+def _lock(stream: BinaryIO) -> bool:
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+    try:
+        flock(stream, LOCK_EX | LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        return False
+    return True

@@ -9,13 +9,12 @@ What takes next to no time is always cheap: in a tiny network a head of any size
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-from artifacts import GraphError, Model, RunFolder
+from artifacts import GraphError, Model, RunFolder, open_scratch
 from calibration.tracing.all_exits import EngineChoice
 from calibration.tracing.part_times import time_parts
 from export import HEAD_SIZES, build_head_ladders, keep_cuts, spread_evenly, write_heads
@@ -55,13 +54,12 @@ def settle_candidates(
     spec = model.spec
     if spec.family != "onnx" or spec.heads or HEAD_SIZES in spec.settings or len(spec.cuts) < 2:
         return model
-    run.training.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".timing-", dir=run.training) as folder:
-        ends = _time_cuts(model, Path(folder), engine)
+    with open_scratch(run.training / "timing") as folder:
+        ends = _time_cuts(model, folder, engine)
         total = ends.pop()
         chosen = [spec.cuts[index].name for index in spread_evenly(ends[:-1], total, rules.most)]
         behind = {cut.name: total - end for cut, end in zip(spec.cuts, ends, strict=True)}
-        sizes = _size_heads(model, {name: behind[name] for name in chosen}, rules, Path(folder), engine, report)
+        sizes = _size_heads(model, {name: behind[name] for name in chosen}, rules, folder, engine, report)
     if not sizes:
         raise GraphError(
             f"{model.artifact.folder}: at none of {len(chosen)} cuts is there an exit head that takes at most "

@@ -6,9 +6,8 @@ The rows are those of the data's test part, in batches of the plan's size; the c
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -22,15 +21,15 @@ from artifacts import (
     EngineError,
     GraphError,
     GraphSpec,
-    PameError,
     RunFolder,
     UsageError,
     open_artifact,
+    open_scratch,
     package_version,
     read_json,
     to_plain,
 )
-from artifacts.console import describe_failure, track
+from artifacts.console import track
 from calibration import BatchReader, Samples, as_batch
 from engines import GraphRunner
 from export import PortableOutline, PortableStage, write_portable
@@ -97,15 +96,15 @@ def make_portable(
     chunks = [rows[start : start + spec.plan.batch_size] for start in range(0, len(rows), spec.plan.batch_size)]
     batches = BatchReader(samples, chunks)
     _check_arithmetic(spec, run)
-    with _naming(output), tempfile.TemporaryDirectory(prefix=".portable-", dir=_made(output.parent)) as folder:
-        made = {form: _write(artifact, spec, form, Path(folder) / form / output.name) for form in (GUARDED, FLAT)}
+    with open_scratch(output) as folder:
+        made = {form: _write(artifact, spec, form, folder / form / output.name) for form in (GUARDED, FLAT)}
         with ExitStack() as stack:
             runtime = stack.enter_context(Runtime.load(run.bundle, drift=None))
             runners = {}
             for form in made:
-                path = Path(folder) / form / output.name
+                path = folder / form / output.name
                 runners[form] = stack.enter_context(GraphRunner(path, threads=spec.plan.threads))
-            reason = _why_not_flat(artifact, spec, Path(folder), batches[0])
+            reason = _why_not_flat(artifact, spec, folder, batches[0])
             if reason is not None:
                 report(f"every stage is guarded by If: {reason}")
                 runners.pop(FLAT).close()
@@ -114,30 +113,16 @@ def make_portable(
                 for place in track(range(len(chunks)), description="proving", total=len(chunks)):
                     contest.run(batches[place], first_lap=lap == 0)
         form = min(runners, key=lambda name: contest.batch_ms[name])
-        for file in sorted((Path(folder) / form).iterdir()):  # the weights beside it first, where there are any
-            if file.name != output.name:
-                file.replace(output.with_name(file.name))
-        (Path(folder) / form / output.name).replace(output)
+        weights = [file for file in (folder / form).iterdir() if file.name != output.name]
+        if weights:
+            output.unlink(missing_ok=True)  # so that no graph is ever beside the weights of another
+        for file in weights:
+            file.replace(output.with_name(file.name))
+        (folder / form / output.name).replace(output)
     return PortableFile(
         path=output, graph=made[form], form=form, rows=len(rows), flips=contest.flips[form],
         difference=contest.difference[form], batch_ms=contest.batch_ms, reason=reason,
     )  # fmt: skip
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def _naming(output: Path) -> Iterator[None]:
-    """Names the file where it cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise PameError(
-            f"cannot write {output}: {describe_failure(error)}. Nothing is left behind; --output names another place"
-        ) from error
 
 
 def _check_arithmetic(spec: BundleSpec, run: RunFolder) -> None:

@@ -11,8 +11,6 @@ that.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from artifacts import (
     NoPlanError,
     PameError,
     RunFolder,
+    copy_folder,
     new_artifact,
     open_artifact,
     open_model,
@@ -143,8 +142,7 @@ def _share_model(source: RunFolder, target: RunFolder) -> None:
     for folder, other in ((source.model, target.model), (source.training, target.training)):
         if not folder.is_dir() or _is_same(folder / MANIFEST, other / MANIFEST):
             continue
-        shutil.rmtree(other, ignore_errors=True)
-        shutil.copytree(folder, other, copy_function=_link_or_copy)
+        copy_folder(folder, other)
 
 
 def _is_same(path: Path, other: Path) -> bool:
@@ -152,13 +150,6 @@ def _is_same(path: Path, other: Path) -> bool:
         return path.read_bytes() == other.read_bytes()
     except OSError:
         return False
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)
 
 
 def _compare(

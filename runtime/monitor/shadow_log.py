@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import ExitPlan, InputError, PameError, Trace, load_arrays, replace_file
+from artifacts import ExitPlan, InputError, PameError, Trace, clear_interrupted, load_arrays, replace_file
 from runtime.monitor.seen import SeenRows
 
 _FILE_ROWS = 1000
@@ -48,6 +48,7 @@ class ShadowLog:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            clear_interrupted(folder)
         except OSError as error:
             raise InputError(f"shadow_log={folder}: the folder cannot be made ({error.strerror})") from error
         self._folder = folder

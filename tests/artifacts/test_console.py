@@ -6,14 +6,17 @@ import argparse
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from artifacts import NoPlanError, PameError, UsageError
-from artifacts.console import add_common_arguments, describe_failure, print_table, run_command
+from artifacts.console import add_common_arguments, print_table, run_command
+from artifacts.files.disk_errors import describe_failure
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -108,17 +111,42 @@ def test_a_full_disk_leaves_the_result_that_was_there(
     target = tmp_path / "x.json"
     (tmp_path / "link.json").symlink_to(target)
     assert run_command(lambda _: {"x": 1}, arguments("--json", str(tmp_path / "link.json"))) == 0
-    write = Path.write_bytes
 
-    def fill(path: Path, content: bytes) -> int:
-        write(path, content[:3])
+    def fill(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", fill)
+    monkeypatch.setattr(os, "fsync", fill)
     assert run_command(lambda _: {"x": 2}, arguments("--json", str(target))) == 1
     assert f"cannot write --json {target}: no space left" in capsys.readouterr().err
     assert json.loads(target.read_text()) == {"x": 1}
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", "link.json"}
+
+
+def test_a_terminated_command_removes_its_temporary_files(tmp_path: Path) -> None:
+    script = f"""
+        import argparse, os, signal, tempfile, time
+        from artifacts.console import add_common_arguments, run_command
+        parser = argparse.ArgumentParser()
+        add_common_arguments(parser)
+        def work(_):
+            with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+        raise SystemExit(run_command(work, parser.parse_args([])))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], stderr=-1, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "terminated; nothing half-written was left behind\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_leaves_signals_to_who_handles_them() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: seen.append(number))
+    try:
+        assert run_command(lambda _: os.kill(os.getpid(), signal.SIGTERM), arguments()) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize("target", ["nowhere/x.json", "."])

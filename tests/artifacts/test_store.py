@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from artifacts import (
     CorruptArtifactError,
     MissingArtifactError,
     SchemaError,
+    copy_folder,
     digest_of,
     is_current,
     load_arrays,
@@ -208,10 +210,38 @@ def test_an_error_while_writing_keeps_what_was_there(tmp_path: Path) -> None:
 
 def test_a_full_disk_keeps_what_was_there(tmp_path: Path) -> None:
     folder = publish(tmp_path / "thing")
-    with pytest.raises(ArtifactError, match="No space left on device.*untouched"), new_artifact(folder, kind="thing"):
+    with (
+        pytest.raises(ArtifactError, match="untouched: no space left on the disk; free some"),
+        new_artifact(folder, kind="thing"),
+    ):
         raise OSError(28, "No space left on device")
     assert open_thing(folder) == CONTENT
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = publish(tmp_path / "thing")
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if ".new-" in self.name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with pytest.raises(ArtifactError, match="untouched: no space"):
+        publish(folder, {"a.bin": b"later"})
+    assert list(tmp_path.iterdir()) == [folder]  # before any reader cleans up
+    assert open_thing(folder) == CONTENT
+
+
+def test_a_copied_folder_is_whole(tmp_path: Path) -> None:
+    folder, other = publish(tmp_path / "thing"), publish(tmp_path / "other", {"a.bin": b"before"})
+    copy_folder(folder, other)
+    assert open_thing(other) == CONTENT
+    assert sorted(tmp_path.iterdir()) == [other, folder]
 
 
 @pytest.mark.parametrize("moment", ["while filling", "before the rename", "between the renames"])

@@ -177,3 +177,16 @@ def test_a_step_in_a_folder_that_cannot_be_locked_uses_what_is_there(
 
     monkeypatch.setattr("artifacts.files.locks._open", refuse)
     assert work_alone(lambda run: run.name)(RunFolder(root=tmp_path)) == tmp_path.name
+
+
+def test_a_folder_that_is_not_ours_to_write_is_refused_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError), hold_lock(tmp_path / ".lock"):
+        pass

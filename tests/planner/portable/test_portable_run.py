@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from artifacts import PameError, RunFolder, UsageError
+from artifacts import RunFolder, UsageError
 from planner.commands.main import main
-from planner.portable.making import _naming
 from tests.planner.dense_worlds import plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("heavy_end")]
@@ -62,9 +60,3 @@ def test_a_run_without_a_plan_names_the_command(
     data = str(run.root / "data.npz")
     assert main(["portable", "--run", str(run.root), "--data", data, "--output", str(tmp_path / "net.onnx")]) == 1
     assert "python -m planner" in capsys.readouterr().err
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    message = r"cannot write .*net\.onnx: a file grew beyond .*--output names another place"
-    with pytest.raises(PameError, match=message), _naming(tmp_path / "net.onnx"):
-        raise OSError(errno.EFBIG, "File too large")
