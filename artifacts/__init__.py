@@ -29,6 +29,7 @@ from artifacts.errors import (
     UsageError,
     unknown_name,
 )
+from artifacts.files.disk_errors import describe_failure
 from artifacts.files.fetching import PackageFile, cache_folder, fetch_package_file
 from artifacts.files.locks import hold_lock
 from artifacts.files.replacing import clear_interrupted, replace_file
@@ -129,9 +130,10 @@ __all__ = [
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "OPTIONAL", "TRACE_NPZ", "Artifact", "Manifest",
     "PackageFile", "RunFolder", "array_digest", "cache_folder", "canonical_json", "clear_interrupted", "copy_folder",
-    "digest_of", "fetch_package_file", "file_digest", "find_run", "from_plain", "is_current", "load_arrays",
-    "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json", "read_manifest",
-    "recorded_command", "replace_file", "save_arrays", "work_alone", "to_plain", "write_json", "write_model_spec",
+    "describe_failure", "digest_of", "fetch_package_file", "file_digest", "find_run", "from_plain", "is_current",
+    "load_arrays", "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json",
+    "read_manifest", "recorded_command", "replace_file", "save_arrays", "work_alone", "to_plain", "write_json",
+    "write_model_spec",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "free_memory",
     "memory_limit", "package_version",

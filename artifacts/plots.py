@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.errors import MissingExtraError, PameError, UsageError
+from artifacts.files.disk_errors import describe_failure
 from artifacts.files.replacing import replace_file
 
 FULL_COLOUR, EARLY_COLOUR = "#8a94a6", "#0b6e99"
@@ -41,7 +42,7 @@ def save_plot(figure: Any, path: Path) -> None:
     try:
         replace_file(path, drawn.getvalue())
     except OSError as error:
-        raise PameError(f"cannot write --plot {path}: {error.strerror or error}") from error
+        raise PameError(f"cannot write --plot {path}: {describe_failure(error)}") from error
 
 
 def clean_axes(axes: Any) -> None:

@@ -178,7 +178,9 @@ def _add_confidences(loaded: LoadedGraph, recipe: ExportRecipe) -> _Decided:
     if len(recipe.answers) != 1:
         listed = ", ".join(f"'{name}'" for name in recipe.answers)
         why = f"the network answers with {len(recipe.answers)} outputs, {listed}, and exits with one"
-        return _undecided(loaded, recipe.answers, f"{why}. Save a copy with one of them: onnx.utils.extract_model")
+        inputs = [spec.name for spec in loaded.inputs]
+        fix = f"onnx.utils.extract_model(file, copy, {inputs}, ['{recipe.answers[-1]}'])"
+        return _undecided(loaded, recipe.answers, f"{why}. Save a copy with one of them, for instance: {fix}")
     values = sample_answers(loaded, (*recipe.answers, *recipe.heads.values()))
     answer = values[recipe.answers[0]]
     linear = ends_linear(loaded.model.graph, recipe.answers[0])

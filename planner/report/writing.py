@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from artifacts import MissingArtifactError, PameError, RunFolder, UsageError, replace_file
+from artifacts import MissingArtifactError, PameError, RunFolder, UsageError, describe_failure, replace_file
 
 
 def check_output(output: Path, run: RunFolder, *, given: bool) -> Path:
@@ -42,7 +42,5 @@ def write_report(output: Path, page: str, pictures: Mapping[str, bytes]) -> list
         for path, content in (*paths.items(), (output, page.encode(errors="backslashreplace"))):
             replace_file(path, content)
     except OSError as error:
-        raise PameError(
-            f"cannot write {output}: {error.strerror or error}. Name another place with --output"
-        ) from error
+        raise PameError(f"cannot write {output}: {describe_failure(error)}. --output names another place") from error
     return list(paths)

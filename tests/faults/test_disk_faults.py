@@ -26,6 +26,7 @@ def sweep(folder: Path, extent: str, *commands: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_faults_leave_the_old_or_the_new_and_the_next_run_goes_on(tmp_path: Path) -> None:
     found = sweep(tmp_path, "few")
     assert found["wrong"] == []
