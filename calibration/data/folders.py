@@ -81,6 +81,8 @@ def find_images(source: Path, *, class_count: int | None) -> FoundImages:
     classes = _order_classes(source, named, with_images, class_count, notes) if with_images else ()
     order = [(part, name) for part in roots for name in classes or ("",) if (part, name) in listed]
     counts = [len(listed[key]) for key in order]
+    if flat and (tables := sorted(source.glob("*.csv"))):
+        notes.append(f"{tables[0]} is not read; if it names the classes of the images beside it: --data {tables[0]}")
     if left_out:
         notes.append(f"{source}{_describe_left_out(left_out)}")
     for part in () if "" in roots else roots:
@@ -265,6 +267,10 @@ def _order_classes(
         return tuple(sorted(with_images, key=natural_key))
     else:
         classes = tuple(sorted(named, key=natural_key))
+        numbers = set(map(str, range(class_count or 0)))
+        if "0" in named and named <= numbers and len(named) < len(numbers):
+            classes = tuple(sorted(numbers, key=natural_key))  # numbers from 0 are the places, also with gaps
+            empty = [name for name in classes if name not in with_images]
     if empty:
         notes.append(f"{source}: no images of class {', '.join(empty[:SHOWN])}; the class keeps its place")
     notes += describe_order(source, classes, class_count, source / CLASSES_TXT)

@@ -21,7 +21,7 @@ CLASSES_TXT = "classes.txt"
 SHOWN = 12
 """Classes or names in one message."""
 _MOST_CLASSES = 1_000_000
-_WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?")  # spreadsheets and columns with gaps write 3.0
+_WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*|,0)?")  # spreadsheets and columns with gaps write 3.0, some of them 3,0
 
 
 def read_text(path: Path) -> str:

@@ -1,8 +1,8 @@
 """NetworkCheck: the full network asked first, whether it is any good on the samples as they are prepared.
 
-At chance, or clearly better on the same pixels prepared in another way, the labels, the order of the classes or the
-preprocessing are not what the network was trained with. Exits and thresholds would be worth nothing then, so nothing
-goes on unless the user says so.
+At chance, or clearly better on the same pixels prepared in another way or with the classes in another order
+(``class_order``), the labels, the order of the classes or the preprocessing are not what the network was trained with.
+Exits and thresholds would be worth nothing then, so nothing goes on unless the user says so.
 
 *Chance* is a permutation test: are the answers right more often than the same answers handed out to the samples at
 random would be? A network whose classes are rare passes it, one that always gives the same answer does not.
@@ -37,6 +37,7 @@ from calibration.certify.binomials import binomial_cdf
 from calibration.data.samples import ImageSamples, Samples, in_chunks
 from calibration.options import CalibrationOptions
 from calibration.tracing.all_exits import SegmentRunner
+from calibration.tracing.class_order import find_other_order
 from calibration.tracing.metrics import MetricSum
 from calibration.tracing.row_check import check_rows
 
@@ -78,6 +79,7 @@ class NetworkCheck:
         shuffled: the probability that the same answers, handed out at random, are right as often; ``None`` where that
             cannot be told: no classes, only one, or very few samples.
         others: other ways to prepare the same pixels, the best ones, asked only where the network is often wrong.
+        order: another order of the classes in which the network is clearly right more often, in words.
     """
 
     samples: int
@@ -85,6 +87,7 @@ class NetworkCheck:
     majority: float | None = None
     shuffled: float | None = None
     others: tuple[OtherWay, ...] = field(default=())
+    order: str | None = None
 
     @property
     def better(self) -> OtherWay | None:
@@ -107,6 +110,8 @@ class NetworkCheck:
                 f"the network's metric is {self.metric:.3f} on {self.samples} samples as they are prepared now, and "
                 f"{way.metric:.3f} with {way.words} (p = {way.p_value:.1g})"
             )
+        elif self.order is not None:
+            found.append(self.order)
         return tuple(found)
 
 
@@ -124,7 +129,7 @@ def ask_network(
         options: receives the lines for the user; with ``force`` a network that is no good is a warning.
 
     Raises:
-        InputError: it is at chance, or clearly better under another preprocessing.
+        InputError: it is at chance, or clearly better under another preprocessing or in another order of the classes.
         GraphError: the answer to a sample depends on its neighbours in the batch.
     """
     check_rows(model, runner, samples, _draw(samples), rows=rows)
@@ -170,6 +175,8 @@ def _advise(model: Model, samples: Samples, found: NetworkCheck, options: Calibr
         return (
             f"{'Say so' if whole else 'Export it again'}: {shlex.join([*command, '--preprocess', found.better.flag])}."
         )
+    if found.order is not None:
+        return "Name all classes in classes.txt, one a line, in the order of the network's answers."
     prepared = " and at how images are prepared (--preprocess when exporting)" * isinstance(samples, ImageSamples)
     return f"Look at the labels, at the order of the classes (classes.txt){prepared}."
 
@@ -194,7 +201,9 @@ def check_network(model: Model, runner: SegmentRunner, samples: Samples, task: T
     if own.predictions is not None:
         majority = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
         shuffled = compare_with_shuffled(own.predictions, labels)
-        check = replace(check, majority=majority, shuffled=shuffled)
+        order = find_other_order(own.predictions, labels)
+        words = None if order is None else order.describe(getattr(samples, "classes", ()))
+        check = replace(check, majority=majority, shuffled=shuffled, order=words)
     if not isinstance(samples, ImageSamples):
         return check
     takes_bytes = np.dtype(asking.input.dtype).kind in "iu"

@@ -135,7 +135,8 @@ def _compare(
         if not np.isfinite(expected).all():
             raise GraphError(
                 f"output '{name}' of the whole network is NaN or infinite on random input, so its parts cannot be "
-                "checked against it. Check the network's weights"
+                "checked against it. If the network takes images, say how they are prepared (--preprocess raw: 0 to "
+                "255, unit: 0 to 1), so that it is run on such; otherwise check its weights"
             )
         absolute, relative = relative_error(tensors[name], expected)
         if relative > limit:

@@ -51,6 +51,25 @@ def test_classes_are_in_natural_order_with_their_counts(tmp_path: Path) -> None:
     assert sorted(["b10", "b2", "a", "B2", "b02"], key=natural_key) == ["B2", "a", "b02", "b2", "b10"]
 
 
+def test_folders_that_are_numbers_from_0_are_places_also_with_gaps(tmp_path: Path) -> None:
+    for number in (0, 1, 4, 10):
+        write(tmp_path / str(number), number + 1)
+    samples, said = load(tmp_path, class_count=12)
+    assert samples.classes == tuple(map(str, range(12)))
+    assert counts(samples) == {str(place): place + 1 if place in (0, 1, 4, 10) else 0 for place in range(12)}
+    assert "no images of class 2, 3, 5" in said
+    unknown, _ = load(tmp_path, class_count=4)  # as many folders as classes: they are names
+    assert counts(unknown) == {"0": 1, "1": 2, "4": 5, "10": 11}
+
+
+def test_a_table_beside_queries_is_named(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "train.csv").write_text("path,label\n000.png,0\n")
+    samples, said = load(tmp_path)
+    assert samples.labels is None
+    assert f"--data {tmp_path / 'train.csv'}" in said
+
+
 def test_a_class_without_images_keeps_its_place(tmp_path: Path) -> None:
     for name in ("a", "c"):
         write(tmp_path / name)

@@ -47,6 +47,7 @@ def table(folder: Path, *lines: str) -> Path:
     [
         (["3", "0", "1"], [3, 0, 1], ("0", "1", "2", "3")),  # a gap shifts nothing
         (["3.0", "0.", "1"], [3, 0, 1], ("0", "1", "2", "3")),  # a column with gaps in pandas
+        (["3,0", "0,0", "1"], [3, 0, 1], ("0", "1", "2", "3")),  # the same with decimal commas
         (["b", "a10", "a9"], [2, 1, 0], ("a9", "a10", "b")),
     ],
 )

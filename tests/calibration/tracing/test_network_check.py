@@ -112,6 +112,14 @@ def test_labels_of_other_classes_are_chance(model: Model, tmp_path: Path) -> Non
     assert warning.startswith("warning: the network itself is right on")
 
 
+def test_classes_in_another_order_are_named(model: Model, tmp_path: Path) -> None:
+    with np.load(RUN / "data.npz") as data:
+        classes = int(data["labels"].max()) + 1
+        np.savez(tmp_path / "moved.npz", images=data["images"], labels=classes - 1 - data["labels"])
+    with pytest.raises(InputError, match=rf"right on .* now, and .*'0' is its answer {classes - 1}.*classes\.txt"):
+        ask_aloud(model, tmp_path / "moved.npz")
+
+
 def test_pixels_that_another_preprocessing_makes_clear(tmp_path: Path) -> None:
     """A network that scales its pixels itself, as those of several frameworks do."""
     model = write_halves(tmp_path / "run")
