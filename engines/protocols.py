@@ -92,9 +92,10 @@ class EngineBuilder(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Departure:
-    """The result of ``Device.split_rows``; plain lists, because a batch has few rows and a cold array call costs 20 us.
+    """The result of ``Device.split_rows``; plain lists, because a batch has few rows and a cold array call costs 20 us,
+    and not frozen, because that takes five times as long to make.
 
     Attributes:
         left: the rows that leave, ascending.

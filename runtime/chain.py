@@ -60,6 +60,7 @@ class StageChain:
             for length, view in views.items()
         }
         self._buffers = self._by_length[max(self._by_length)]
+        self._thresholds = [stage.threshold for stage in self._buffers.stages]
         self._captured = self._capture() if captured else None
 
     def run(
@@ -79,7 +80,7 @@ class StageChain:
         """
         self._enter(inputs)
         stages = self._buffers.stages
-        limits = [stage.threshold for stage in stages] if thresholds is None else [*thresholds, None]
+        limits = self._thresholds if thresholds is None else [*thresholds, None]
         while (call := next_step(state, len(stages))) is not None:
             outcome = self._execute(call, limits[call.stage])
             leaving = record_outcome(state, outcome)

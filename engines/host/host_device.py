@@ -16,7 +16,8 @@ from engines.protocols import Buffer, Departure, StageWork
 
 HostBuffer: TypeAlias = Any  # a numpy array; the protocol's ``Buffer`` declares no assignment of items
 _ALIGNMENT = 64  # bytes: a cache line, and the widest vector register of today's processors
-_COPY_ROW_BYTES = 2048  # for longer rows a call per row costs less than gathering into a temporary and back
+_COPY_ROW_BYTES = 2048  # for longer rows a call per row costs less than gathering into a temporary and back,
+_FEW_ROWS = 8  # as for so few rows, of whatever length
 
 
 class HostDevice:
@@ -112,7 +113,7 @@ class HostDevice:
             if movers:
                 for buffer in carried:
                     _move_rows(buffer, movers, holes)
-        return Departure(left=left, stayed=stayed)
+        return Departure(left, stayed)
 
     def append_rows(
         self, source: Sequence[HostBuffer], rows: Sequence[int], target: Sequence[HostBuffer], offset: int
@@ -147,15 +148,17 @@ class HostDevice:
         if isinstance(rows, range) and rows.step == 1 and 0 <= rows.start <= rows.stop <= len(buffer):
             neighbours: np.ndarray = buffer[rows.start : rows.stop].copy()
             return neighbours
-        try:
-            taken: np.ndarray = np.take(buffer, rows, axis=0)
-        except IndexError as error:
-            raise InputError(f"cannot download rows {list(rows)} of a buffer with {len(buffer)}") from error
+        (taken,) = self.download_all((buffer,), rows)
         return taken
 
     def download_all(self, buffers: Sequence[HostBuffer], rows: Sequence[int]) -> tuple[np.ndarray, ...]:
         """As ``download`` of each buffer."""
-        return tuple([self.download(buffer, rows) for buffer in buffers])
+        index = np.array(rows, np.intp)
+        try:
+            return tuple([buffer.take(index, 0) for buffer in buffers])
+        except IndexError as error:
+            shortest = min(map(len, buffers))
+            raise InputError(f"cannot download rows {list(rows)} of a buffer with {shortest}") from error
 
     take = download_all
 
@@ -236,8 +239,8 @@ def find_nonfinite(array: np.ndarray) -> list[int]:
 
 def _move_rows(buffer: np.ndarray, sources: list[int], targets: list[int]) -> None:
     """Copies rows of a buffer over others; no row is both a source and a target."""
-    if buffer[:1].nbytes < _COPY_ROW_BYTES:
-        buffer[targets] = buffer[sources]
+    if len(sources) > _FEW_ROWS and buffer.strides[0] < _COPY_ROW_BYTES:
+        buffer[np.array(targets)] = buffer.take(np.array(sources), 0)
         return
     for source, target in zip(sources, targets, strict=True):
         buffer[target] = buffer[source]

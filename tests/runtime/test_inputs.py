@@ -86,6 +86,21 @@ def test_a_row_may_be_a_single_number() -> None:
         read_batch(np.zeros((), np.float32), [scalar], HOST)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("rows", [9, 9000])
+def test_every_value_that_is_not_finite_is_found_and_no_other(dtype: str, rows: int) -> None:
+    spec = TensorSpec(name="x", dtype=dtype, row_shape=(2,))
+    huge = np.full((rows, 2), np.finfo(dtype).max, dtype)
+    huge[::2] *= -1
+    assert read_batch(huge, [spec], HOST)[0] is huge, "squares and sums overflow, and yet all is finite"
+    for value in (np.nan, np.inf, -np.inf):
+        batch = np.zeros((rows, 2), dtype)
+        batch[3, 1] = value
+        for wrong in (batch, batch[::-1][::-1], np.asfortranarray(batch)):
+            with pytest.raises(InputError, match=rf"1 of {rows} rows hold NaN or infinity \(rows 3\)"):
+                read_batch(wrong, [spec], HOST)
+
+
 def test_finite_checks_can_be_switched_off_and_nothing_is_copied() -> None:
     batch = with_bad_rows(0)
     assert read_batch(batch, [IMAGE], HOST, check_finite=False)[0] is batch
