@@ -21,6 +21,7 @@ class Regression:
 
     name = "regression"
     metric_name = "Pearson correlation"
+    quality_name = "1 / (1 + error)"
     confidence = "predicted-spread"
     loss = "normal-likelihood"
 

@@ -34,6 +34,7 @@ class Matthews(Classification):
 
     name = "matthews"
     metric_name = "Matthews correlation"
+    quality_name = "accuracy"
 
     def counts(self, answers: Answers, targets: np.ndarray, /) -> np.ndarray | None:
         return count_cells(answers, targets)
@@ -50,6 +51,7 @@ class F1(Classification):
 
     name = "f1"
     metric_name = "F1"
+    quality_name = "accuracy"
 
     def counts(self, answers: Answers, targets: np.ndarray, /) -> np.ndarray | None:
         return count_cells(answers, targets)

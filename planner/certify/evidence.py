@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from artifacts import InputError, Trace
+from artifacts import TASKS, InputError, Trace
 from calibration import COUNTED_METRICS, SET_METRICS
 from planner.config import SELF
 from planner.predict.replay import NO_EXITS, Exits, find_answers
@@ -104,9 +104,21 @@ def refer_to(trace: Trace, reference: str | None) -> Trace:
     return replace(trace, metric=trace.metric if trace.labelled else trace.agreement, reference=None)
 
 
-def metric_word(risk: str) -> str:
-    """Returns the name of the metric of ``risk_trace``."""
-    return "agreement" if risk == "agreement" else "metric"
+def metric_word(risk: str, task: str | None) -> str:
+    """Returns the name of the metric of ``risk_trace``, in the words of the task.
+
+    Args:
+        risk: one of ``calibration.RISKS``.
+        task: the task's name; ``None``, or one that is not in our table: the metric has no name.
+    """
+    if risk == "agreement":
+        return risk
+    known = TASKS.get(TASKS[risk].name if risk in TASKS else task or "")
+    if known is None:
+        return "metric"
+    if risk != "metric":
+        return known.metric_name
+    return str(getattr(known, "quality_name", known.metric_name))  # the latter where it is a mean over samples
 
 
 def remark_on_risk(task: str, risk: str) -> str | None:

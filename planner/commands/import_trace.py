@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import RunFolder, UsageError
+from artifacts import TASKS, RunFolder, UsageError, find_task
 from artifacts.console import add_common_arguments, print_table, run_command
+from planner.certify.evidence import metric_word
 from planner.foreign.files import read_times, read_trace
 from planner.foreign.publishing import describe_import, publish_import
 
@@ -25,6 +26,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_common_arguments(parser)
     parser.add_argument("--trace", type=Path, required=True, metavar="FILE", help="an .npz or .csv")
     parser.add_argument("--itm", type=Path, required=True, metavar="FILE", help="a .csv of times in milliseconds")
+    parser.add_argument(
+        "--task", metavar="NAME", help=f"what the answers mean, for the name of the metric: {', '.join(TASKS)}"
+    )
     parser.add_argument(
         "--fixed-batch-sizes",
         action="store_true",
@@ -46,10 +50,12 @@ def import_run(arguments: argparse.Namespace) -> dict[str, Any]:
     run = RunFolder(root=arguments.run)
     if run.model.exists():
         raise UsageError(f"{run.root} is the run of a model of ours; name another with --run runs/NAME")
+    if arguments.task is not None:
+        find_task(arguments.task)
     trace = read_trace(arguments.trace)
     itm = read_times(arguments.itm, trace.exits, fixed=arguments.fixed_batch_sizes, threads=max(1, arguments.threads))
-    publish_import(run, trace, itm, trace_file=arguments.trace, itm_file=arguments.itm)
-    result = describe_import(run, trace, itm)
+    publish_import(run, trace, itm, trace_file=arguments.trace, itm_file=arguments.itm, task=arguments.task)
+    result = describe_import(run, trace, itm) | {"metric": metric_word("metric", arguments.task)}
     print_import(result, to_stderr=arguments.json == "-")
     return result
 
@@ -65,7 +71,7 @@ def print_import(result: dict[str, Any], *, to_stderr: bool = False) -> None:
         ]
         for exit_ in result["exits"]
     ]
-    columns = ["exit", "metric", "agrees with final", "mean confidence"]
+    columns = ["exit", result["metric"], "agrees with final", "mean confidence"]
     print_table(f"{result['samples']} samples in {result['run']}", columns, rows, to_stderr=to_stderr)
     risk = "" if result["labelled"] else " --risk agreement"
     run, largest = shlex.quote(result["run"]), result["batch_sizes"][-1]

@@ -26,7 +26,7 @@ from planner.commands.compare import add_variant_flags, plan_variants
 from planner.commands.sweep import read_tolerances, sweep
 from planner.flags import add_flags, planner_command, read_config
 from planner.foreign.planning import plan_imported
-from planner.workflow.inputs import is_imported, settle_engine
+from planner.workflow.inputs import is_imported, read_task, settle_engine
 from planner.workflow.record import ConsideredPlan, PlanningResult
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show_result(result: PlanningResult, run: RunFolder, *, to_stderr: bool) -> dict[str, Any]:
     """Prints the tables of a planning and returns its result for ``--json``."""
-    print_result(result, to_stderr=to_stderr)
+    print_result(result, metric_word(result.plan.risk, read_task(run)), to_stderr=to_stderr)
     return {
         "run": str(run.root),
         "bundle": None if result.bundle is None else str(result.bundle),
@@ -195,20 +195,26 @@ def show_result(result: PlanningResult, run: RunFolder, *, to_stderr: bool) -> d
     }
 
 
-def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
-    """Prints the committed plan, its expectation beside the full network, and the other plans."""
+def print_result(result: PlanningResult, metric: str, *, to_stderr: bool = False) -> None:
+    """Prints the committed plan, its expectation beside the full network, and the other plans.
+
+    Args:
+        result: of the planning.
+        metric: how the metric is called.
+        to_stderr: stdout is for something else.
+    """
     plan, predicted = result.plan, result.plan.predicted
     committed = result.considered[0]
     full = next(considered for considered in result.considered if not considered.exits)
     faster = full.predicted_mean_ms / committed.predicted_mean_ms
     if committed.measured_mean_ms is not None and full.measured_mean_ms is not None:
         faster = full.measured_mean_ms / committed.measured_mean_ms
-    _print_exits(plan, committed.arrival_ms, to_stderr=to_stderr)
+    _print_exits(plan, metric, committed.arrival_ms, to_stderr=to_stderr)
     kept = plan.predicted_metric / plan.full_metric
     against = f" of the network in {plan.against}" if plan.against else ""
     stream = sys.stderr if to_stderr else sys.stdout
     print(
-        f"\n{metric_word(plan.risk)} {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
+        f"\n{metric} {plan.predicted_metric:.4f} of {plan.full_metric:.4f}: {kept:.2%} kept, "
         f"asked for {1 - plan.tolerance:.2%}{against}\n"
         f"{describe_certificate(plan)}\n"
         f"mean latency {predicted.mean_ms:.3f} ms predicted{_measured(committed)}\n"
@@ -218,7 +224,7 @@ def print_result(result: PlanningResult, *, to_stderr: bool = False) -> None:
         f"that agrees with the {FINAL_HEAD_LABEL}: {predicted.oracle_mean_ms:.3f} ms\n{compare_with_baseline(result)}",
         file=stream,
     )
-    _print_considered(result, to_stderr=to_stderr)
+    _print_considered(result, metric, to_stderr=to_stderr)
     made = f"bundle: {result.bundle}" if result.bundle else "imported run: a plan (exit_plan.json), no model to bundle"
     print(f"\n{made}", file=stream, flush=True)
 
@@ -262,9 +268,8 @@ def describe_certificate(plan: ExitPlan) -> str:
     )
 
 
-def _print_exits(plan: ExitPlan, arrival_ms: Sequence[float], *, to_stderr: bool) -> None:
+def _print_exits(plan: ExitPlan, metric: str, arrival_ms: Sequence[float], *, to_stderr: bool) -> None:
     rest = 1 - sum(exit_.leaving_share for exit_ in plan.exits)
-    there = "agreement" if plan.risk == "agreement" else "precision"
     rows = [
         [
             exit_.cut,
@@ -280,7 +285,7 @@ def _print_exits(plan: ExitPlan, arrival_ms: Sequence[float], *, to_stderr: bool
     print_table(
         f"exit plan ({plan.search}, tolerance {plan.tolerance:g}) for batches of {plan.batch_size} "
         f"on {plan.backend} with {plan.threads} threads",
-        ["exit", "threshold", "leave here", f"{there} there", "arrival ms"],
+        ["exit", "threshold", "leave here", f"{metric} there", "arrival ms"],
         rows,
         to_stderr=to_stderr,
     )
@@ -298,9 +303,8 @@ def _final_metric(plan: ExitPlan, leaving: float) -> float | None:
     return (plan.predicted_metric - before) / leaving
 
 
-def _print_considered(result: PlanningResult, *, to_stderr: bool) -> None:
-    metric, reference = metric_word(result.plan.risk), result.reference
-    shares, staying = [1.0], ["no row leaves"]
+def _print_considered(result: PlanningResult, metric: str, *, to_stderr: bool) -> None:
+    reference, shares, staying = result.reference, [1.0], ["no row leaves"]
     if reference is not None:
         shares, staying = [1.0, reference.own_ratio], ["no row leaves", f"of {reference.label}"]
     rows = [

@@ -90,6 +90,7 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     records = validate_methods(population, costs, methods, config, over=_progress(config.resplits))
     result = describe_validation(records, config, certify, samples=samples) | {
         "run": str(run.root),
+        "metric": metric_word(arguments.risk, inputs.task),
         "trace": inputs.trace_artifact.digest,
         "itm": inputs.itm_artifact.digest,
         "load": {} if load is None else load.to_plain(),
@@ -126,7 +127,7 @@ def print_validation(result: Mapping[str, Any], *, to_stderr: bool = False) -> N
         ]
         for method in result["methods"]
     ]
-    metric = metric_word(result["risk"])
+    metric = result["metric"]
     title = (
         f"{result['resplits']} calibration sets of {result['samples']} samples, tolerance {result['tolerance']:g}, "
         f"delta {result['delta']:g}"

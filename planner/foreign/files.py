@@ -4,7 +4,8 @@ A trace is an ``.npz`` or a CSV. The final head is always the last exit. Per exi
 
 - ``logits`` (confidence is the largest softmax share, the prediction its class), with or without ``labels``; or
 - ``confidence`` in [0, 1] with ``predictions``, with or without ``labels``, both numbers or both words; or
-- ``confidence`` in [0, 1] with ``correct``, the metric in [0, 1].
+- ``confidence`` in [0, 1] with ``correct``, the metric in [0, 1]; or
+- ``confidence`` in [0, 1] with ``counts``: of masks, the pixels in the intersection of each class, then in its union.
 
 Without labels only the agreement with the final head can be bounded. Where a file does not hold the answers themselves,
 two exits are taken to agree only where both are fully right: disagreement is never underestimated.
@@ -23,11 +24,20 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import FINAL_HEAD, FINAL_HEAD_GRAPH, InferenceTimeMatrix, InputError, Trace, UsageError, load_arrays
+from artifacts import (
+    FINAL_HEAD,
+    FINAL_HEAD_GRAPH,
+    InferenceTimeMatrix,
+    InputError,
+    Segmentation,
+    Trace,
+    UsageError,
+    load_arrays,
+)
 from planner.predict.costs import END, FULL, SERVING, gather_row, head_row, segment_row
 
 _DECIMAL_COMMA = re.compile(r"^([-+]?\d+),(\d+)$")
-_NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits")
+_NPZ = ("logits", "confidence", "correct", "predictions", "labels", "agreement", "exits", "counts")
 
 
 def read_trace(path: Path) -> Trace:
@@ -59,7 +69,8 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
 
     Args:
         arrays: ``logits`` (E + 1, N, C), or ``confidence`` (E + 1, N) with ``predictions`` (E + 1, N) or ``correct``
-            (E + 1, N); optionally ``labels`` (N,), ``agreement`` (E + 1, N) and ``exits``, E names.
+            (E + 1, N), or ``counts`` (E + 1, N, 2 C); optionally ``labels`` (N,), ``agreement`` (E + 1, N) and
+            ``exits``, E names.
 
     Raises:
         InputError: an array is missing, has another shape, or holds impossible values.
@@ -80,6 +91,9 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
     exits = tuple(map(str, arrays.get("exits", [f"exit_{i + 1}" for i in range(len(confidence) - 1)])))
     if len(exits) != len(confidence) - 1 or {FINAL_HEAD, END} & set(exits):
         raise InputError(f"exits {list(exits)}: expected {len(confidence) - 1} names, none '{FINAL_HEAD}' or '{END}'")
+    counts = arrays.get("counts")
+    if counts is not None:
+        _check_counts(counts, confidence.shape)
     if predictions is not None and "labels" in arrays and arrays["labels"].shape == predictions.shape[1:]:
         _check_counted_alike(predictions, arrays["labels"])
     metric = _find_metric(arrays, predictions)
@@ -91,6 +105,7 @@ def build_trace(arrays: Mapping[str, np.ndarray]) -> Trace:
         metric=agreement if metric is None else _narrow("correct", metric),
         agreement=agreement,
         predictions=None if predictions is None else predictions.astype(np.int32),
+        counts=None if counts is None else counts.astype(np.float64),
         labels=None if labels is None else labels.astype(np.int32),
         labelled=metric is not None,
     )
@@ -123,6 +138,18 @@ def _check_counted_alike(predictions: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
+def _check_counts(counts: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Refuses counts of pixels that are not intersections and unions of the same classes."""
+    if counts.ndim != 3 or counts.shape[:2] != shape or counts.shape[2] % 2 or not counts.shape[2]:
+        raise InputError(
+            f"counts have shape {counts.shape}, expected {(*shape, '2 classes')}: per exit and sample the pixels in "
+            "the intersection of each class, then those in each union"
+        )
+    intersections, unions = np.split(np.asarray(counts, np.float64), 2, axis=2)
+    if not (np.isfinite(unions).all() and (intersections >= 0).all() and (intersections <= unions).all()):
+        raise InputError("counts: an intersection is negative or larger than its union; put all intersections first")
+
+
 def _decide(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if logits.ndim != 3 or logits.shape[2] < 2 or not np.isfinite(logits).all():
         raise InputError(f"logits: expected finite numbers (exits + 1, samples, classes), got shape {logits.shape}")
@@ -145,8 +172,12 @@ def _find_metric(arrays: Mapping[str, np.ndarray], predictions: np.ndarray | Non
     labels = arrays.get("labels")
     if "correct" in arrays:
         return arrays["correct"]
+    if "counts" in arrays:
+        return np.array([[Segmentation().summarise(counts) for counts in exit_] for exit_ in arrays["counts"]])
     if predictions is None:
-        raise InputError("confidence alone does not say what an exit answers: add correct, predictions or logits")
+        raise InputError(
+            "confidence alone does not say what an exit answers: add correct, counts, predictions or logits"
+        )
     if labels is None:
         return None
     if labels.shape != predictions.shape[1:]:

@@ -20,7 +20,9 @@ from artifacts import (
 from planner.measure.timing import ITM_JSON
 
 
-def publish_import(run: RunFolder, trace: Trace, itm: InferenceTimeMatrix, *, trace_file: Path, itm_file: Path) -> None:
+def publish_import(
+    run: RunFolder, trace: Trace, itm: InferenceTimeMatrix, *, trace_file: Path, itm_file: Path, task: str | None = None
+) -> None:  # fmt: skip
     """Publishes ``trace/`` and ``itm/``; a trace and times that the run had before are replaced.
 
     Args:
@@ -29,9 +31,12 @@ def publish_import(run: RunFolder, trace: Trace, itm: InferenceTimeMatrix, *, tr
         itm: what was read from ``itm_file``.
         trace_file: the file as named by the user.
         itm_file: likewise.
+        task: the name of one of ``TASKS``, whose words describe the metric; ``None``: it is not known.
     """
-    notes = {COMMAND: import_command(run, itm, trace_file=trace_file, itm_file=itm_file)}
+    notes = {COMMAND: import_command(run, itm, trace_file=trace_file, itm_file=itm_file, task=task)}
     parameters = {"imported": True, "labelled": trace.labelled, "data_source": str(trace_file)}
+    if task is not None:
+        parameters["task"] = task
     inputs = {"trace_file": file_digest(trace_file)}
     with new_artifact(run.trace, kind="trace", inputs=inputs, parameters=parameters, notes=notes) as staging:
         trace.save(staging / TRACE_NPZ)
@@ -40,10 +45,14 @@ def publish_import(run: RunFolder, trace: Trace, itm: InferenceTimeMatrix, *, tr
         write_json(staging / ITM_JSON, itm)
 
 
-def import_command(run: RunFolder, itm: InferenceTimeMatrix, *, trace_file: Path, itm_file: Path) -> str:
+def import_command(
+    run: RunFolder, itm: InferenceTimeMatrix, *, trace_file: Path, itm_file: Path, task: str | None = None
+) -> str:  # fmt: skip
     """Returns the command line that imports the files again."""
     words = ["python", "-m", "planner", "import-trace", "--run", str(run.root)]
     words += ["--trace", str(trace_file), "--itm", str(itm_file)]
+    if task is not None:
+        words += ["--task", task]
     if itm.fixed:
         words.append("--fixed-batch-sizes")
     if itm.threads != 1:

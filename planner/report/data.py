@@ -15,7 +15,6 @@ import numpy as np
 from artifacts import (
     FINAL_HEAD_GRAPH,
     FINAL_HEAD_LABEL,
-    TASKS,
     ExitPlan,
     InferenceTimeMatrix,
     InputError,
@@ -23,6 +22,7 @@ from artifacts import (
     Trace,
 )
 from calibration import binomial_pmf
+from planner.certify.evidence import metric_word
 from planner.predict.costs import FULL, SERVING, NetworkCosts, gather_row, head_row, price_staying, segment_row
 from planner.predict.replay import Exits, Outcome, evaluate_exits
 from planner.predict.survivors import BatchingPatternMatrix, count_survivors
@@ -87,12 +87,9 @@ class ReportData:
 
     @property
     def task_word(self) -> str:
-        """The name of the task's metric, e.g. ``accuracy``; ``metric`` for a task that is not in our table, and for the
-        mean quality of one whose metric is not a mean over samples."""
-        task = TASKS.get(self.task or self.spec.task)
-        if task is not None and self.trace.counts is not None:
-            return str(getattr(task, "quality_name", "metric"))
-        return "metric" if task is None else task.metric_name
+        """The name of the task's metric, e.g. ``accuracy``, or of the quality of a sample where the metric is no mean
+        over samples; ``metric`` for a task that is not in our table."""
+        return metric_word("metric", self.task or self.spec.task)
 
     @property
     def metric_word(self) -> str:

@@ -67,6 +67,12 @@ class PlanningInputs:
         return tuple(cut.name for cut in self.model.spec.cuts)
 
     @property
+    def task(self) -> str | None:
+        """The name of the task, as the trace was judged; ``None`` where an imported one does not say."""
+        named = self.trace_artifact.manifest.parameters.get("task")
+        return named or (None if self.model is None else self.model.spec.task)
+
+    @property
     def digests(self) -> dict[str, str]:
         """The digests of the artifacts, as in the manifest of a plan."""
         found = {"trace": self.trace_artifact.digest, "itm": self.itm_artifact.digest}
@@ -234,6 +240,14 @@ def _traced_backend(run: RunFolder) -> str | None:
         return None
     backend = read_manifest(run.trace).parameters.get("backend")
     return backend if backend in BACKENDS else None
+
+
+def read_task(run: RunFolder) -> str | None:
+    """Returns the name of the task of a planned run, as ``PlanningInputs.task`` does."""
+    named = read_manifest(run.trace).parameters.get("task")
+    if named is not None or not run.model.exists():
+        return named
+    return open_model(run.model, remedy=run.remedy("export")).spec.task
 
 
 def is_imported(run: RunFolder) -> bool:

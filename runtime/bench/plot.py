@@ -29,11 +29,15 @@ def draw_result(result: Mapping[str, Any], path: Path) -> None:
 
 def _title(result: Mapping[str, Any]) -> str:
     kept = result["metric_ratio"]
-    precision = "" if kept is None else f", {kept:.1%} of the precision kept"
+    precision = "" if kept is None else f", {kept:.1%} of the {_metric_name(result)} kept"
     if result["full"]["metric"] is None:
         precision = f", {result['agreement']:.1%} of the answers as before"
     speedup = result["speedup_mean"]
     return f"{result['model']}, batches of {result['batch_size']}: mean latency {speedup:.1f} times lower{precision}"
+
+
+def _metric_name(result: Mapping[str, Any]) -> str:
+    return str(result.get("metric_name", "metric"))
 
 
 def draw_latencies(axes: Any, result: Mapping[str, Any]) -> None:
@@ -70,7 +74,8 @@ def _draw_exits(axes: Any, result: Mapping[str, Any]) -> None:
     longest = max(shares)
     axes.barh(places, shares, color=[*[EARLY_COLOUR] * (len(exits) - 1), FULL_COLOUR], height=0.62, alpha=0.85)
     for place, exit_ in zip(places, exits, strict=True):
-        axes.text(exit_["share"] + 0.03 * longest, place, label_exit(exit_), va="center", fontsize=9.5, color=INK)
+        label = label_exit(exit_, _metric_name(result))
+        axes.text(exit_["share"] + 0.03 * longest, place, label, va="center", fontsize=9.5, color=INK)
     axes.set_yticks(places, [name_exit(exit_) for exit_ in exits])
     axes.set_xlim(0, longest * 2.3)
     axes.set_xticks([])
@@ -86,12 +91,12 @@ def name_exit(exit_: Mapping[str, Any]) -> str:
     return FINAL_HEAD_LABEL if name == FINAL_HEAD else name
 
 
-def label_exit(exit_: Mapping[str, Any]) -> str:
-    """Returns the share that leaves at an exit and how often it is right, or without labels how often it answers as the
+def label_exit(exit_: Mapping[str, Any], metric: str) -> str:
+    """Returns the share that leaves at an exit and the metric there, or without labels how often it answers as the
     whole network does; the share alone where no query leaves."""
     share, agreement = f"{exit_['share']:.1%}", exit_.get("agreement")
     if share == "0.0%" or exit_["metric"] is agreement is None:
         return share
     if exit_["metric"] is None:
         return f"{share} ({agreement:.1%} as the whole)"
-    return f"{share} ({exit_['metric']:.1%} right)"
+    return f"{share} ({metric} {exit_['metric']:.1%})"

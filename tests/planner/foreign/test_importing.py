@@ -41,6 +41,34 @@ def write_npz(path: Path, **content: np.ndarray) -> Path:
     return path
 
 
+def test_pixels_of_each_class_make_the_metric_of_each_image(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).integers(1, 9, (3, 40, 4)).astype(np.float64)
+    counts[..., 2:] += counts[..., :2]
+    confidence = np.random.default_rng(1).random((3, 40))
+    trace = build_trace({"confidence": confidence, "counts": counts})
+
+    assert trace.metric == pytest.approx((counts[..., :2] / counts[..., 2:]).mean(axis=2), rel=1e-6)
+    assert np.array_equal(trace.counts, counts)
+    with pytest.raises(InputError, match="put all intersections first"):
+        build_trace({"confidence": confidence, "counts": counts[..., ::-1]})
+    with pytest.raises(InputError, match="2 classes"):
+        build_trace({"confidence": confidence, "counts": counts[..., :3]})
+
+
+def test_a_task_gives_the_metric_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times, traced = write_times(tmp_path / "t.csv"), write_npz(tmp_path / "t.npz", **arrays(500))
+    words = ["--run", str(tmp_path / "run"), "--trace", str(traced), "--itm", str(times), "--task"]
+
+    assert main(["import-trace", *words, "pose"]) == 0
+    assert main(["--run", str(tmp_path / "run"), "--batch-size", "8", "--certify", "none"]) == 0
+    assert main(["import-trace", *words, "posture"]) == 2
+
+    said = capsys.readouterr()
+    assert said.out.count("PCKh@0.5") >= 4  # the table of exits, and that of the plan
+    assert "--task pose" in (tmp_path / "run/trace/manifest.json").read_text()
+    assert "unknown task 'posture'" in said.err
+
+
 def as_csv(path: Path, found: dict[str, np.ndarray], what: str = "correct", label: bool = False) -> Path:
     names = [*EXITS, "final"]
     header = [

@@ -22,7 +22,7 @@ def test_planning_from_nothing_to_a_bundle(
     code, found = plan(run, tmp_path, "--tolerance", "0.9")
     assert code == 0
     out = capsys.readouterr().out
-    for word in ("threshold", "leave here", "precision there", "arrival ms", "full network", "no exits", "bundle:"):
+    for word in ("threshold", "leave here", "accuracy there", "arrival ms", "full network", "no exits", "bundle:"):
         assert word in out
     shipped = found["plan"]
     assert shipped["predicted_metric"] >= 0.1 * shipped["full_metric"]

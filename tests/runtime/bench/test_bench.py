@@ -245,10 +245,10 @@ def test_contenders_take_turns_in_alternating_order(
 
 @pytest.mark.parametrize(
     ("share", "metric", "label"),
-    [(0.834, 0.9549, "83.4% (95.5% right)"), (0.0, None, "0.0%"), (0.0001, 0.0, "0.0%"), (0.2, None, "20.0%")],
+    [(0.834, 0.9549, "83.4% (accuracy 95.5%)"), (0.0, None, "0.0%"), (0.0001, 0.0, "0.0%"), (0.2, None, "20.0%")],
 )
 def test_an_exit_where_no_query_leaves_shows_its_share_alone(share: float, metric: float | None, label: str) -> None:
-    assert label_exit({"share": share, "metric": metric}) == label
+    assert label_exit({"share": share, "metric": metric}, "accuracy") == label
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,8 @@ def test_the_picture_names_a_cut_as_it_is_called(name: str, drawn: str) -> None:
 
 
 def test_without_labels_an_exit_shows_how_often_it_agrees() -> None:
-    assert label_exit({"share": 0.2, "metric": None, "agreement": 0.987}) == "20.0% (98.7% as the whole)"
-    assert label_exit({"share": 0.2, "metric": 0.5, "agreement": 0.987}) == "20.0% (50.0% right)"
+    assert label_exit({"share": 0.2, "metric": None, "agreement": 0.987}, "mIoU") == "20.0% (98.7% as the whole)"
+    assert label_exit({"share": 0.2, "metric": 0.5, "agreement": 0.987}, "mIoU") == "20.0% (mIoU 50.0%)"
 
 
 def test_queries_without_labels_have_an_agreement_and_no_metric(
