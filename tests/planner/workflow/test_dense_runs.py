@@ -119,6 +119,8 @@ def test_the_bench_names_the_metric_in_the_tasks_words(planned: RunFolder, tmp_p
     assert bench(["--run", str(planned.root), "--batch-size", "4", "--rounds", "1", "--json", str(target)]) == 0
     found = json.loads(target.read_text())
 
+    task = find_task(open_model(planned.model, remedy="").spec.task)
+    assert found["metric_name"] == task.metric_name in ("mIoU", "PCKh@0.5")
     assert 0 <= found["full"]["metric"] <= 1
     assert found["samples"] == len(load_run_data(planned, report=lambda _: None).indices_of("test"))
 
