@@ -18,9 +18,8 @@ demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibr
 
 demo-segmentation: $(VENV)/dev  ## segmentation of composed scenes, from nothing to a measured bundle
 	$(BIN)/python examples/composed_scenes.py runs/scenes-data --count 700
-	$(BIN)/python -m export segmentation --segments --name scenes --classes 6 --input-shape 3,96,128 --weights random --answers classes
-	$(BIN)/python -m calibration scenes --data runs/scenes-data --train joint --epochs 6 --backbone-epochs 0 --train-batch-size 16 \
-		--learning-rate 0.05 --distillation 0 --augment crop-mirror
+	$(BIN)/python -m export segmentation --segments --name scenes --classes 6 --input-shape 3,96,128 --weights random
+	$(BIN)/python -m calibration scenes --data runs/scenes-data --train joint --epochs 6
 	$(BIN)/python -m planner --run runs/scenes --tolerance 0.02 --certify none --batch-size 8
 	$(BIN)/python -m runtime.bench --run runs/scenes --json runs/scenes/bench.json
 	$(BIN)/python -m planner report --run runs/scenes
@@ -28,8 +27,7 @@ demo-segmentation: $(VENV)/dev  ## segmentation of composed scenes, from nothing
 demo-pose: $(VENV)/dev  ## poses of composed figures, from nothing to a measured bundle
 	$(BIN)/python examples/composed_figures.py runs/figures-data --count 3000
 	$(BIN)/python -m export posenet --segments --name figures --input-shape 3,64,64 --weights random --answers keypoints
-	$(BIN)/python -m calibration figures --data runs/figures-data --train joint --epochs 8 --backbone-epochs 0 --train-batch-size 32 \
-		--learning-rate 0.05 --distillation 0 --augment crop-mirror
+	$(BIN)/python -m calibration figures --data runs/figures-data --train joint --epochs 8 --train-batch-size 32
 	$(BIN)/python -m planner --run runs/figures --tolerance 0.02 --certify none --batch-size 32
 	$(BIN)/python -m runtime.bench --run runs/figures --json runs/figures/bench.json
 	$(BIN)/python -m planner report --run runs/figures

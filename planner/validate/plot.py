@@ -52,7 +52,7 @@ def _draw_losses(axes: Any, result: Mapping[str, Any]) -> None:
         )
     axes.axvline(tolerance, color=INK, lw=1, ls="--")
     axes.set_yticks([row + 0.3 for row in range(len(methods))], [method["method"] for method in reversed(methods)])
-    axes.set_xlabel("true relative loss of the metric, % (dashed: the tolerance)", fontsize=9)
+    axes.set_xlabel(f"true relative loss of {result['metric']}, % (dashed: the tolerance)", fontsize=9)
     _tidy(axes)
 
 

@@ -149,8 +149,8 @@ class FusedHead(_PyramidHead):
         super().__init__(shapes, reads)
         self.fusion = _Fusion(shapes, width=width, context=True, mixes=2)
         self.out = nn.Conv2d(width, answers, 1)
-        _, rows, columns = max(self.shapes, key=lambda shape: shape[1])
-        self.enlarge = build_enlarging(rows, columns, scale)
+        _, height, width = max(self.shapes, key=lambda shape: shape[1])
+        self.enlarge = build_enlarging(height, width, scale)
 
     def forward(self, *features: Tensor) -> Tensor:
         answer: Tensor = self.enlarge(self.out(self.fusion(*features)))
