@@ -35,6 +35,9 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
     Returns:
         0 done, 1 known failure, 2 usage, 3 no plan meets the tolerance, 130 interrupted, 143 terminated.
     """
+    if sys.stdout is None and arguments.json == "-":
+        arguments.json = _NOWHERE
+    _open_closed_streams()
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
     )
@@ -92,8 +95,24 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+_NOWHERE = "- (stdout is closed)"
+
+
+def _open_closed_streams() -> None:
+    """Lets what is printed to closed streams go nowhere; files would take their numbers, and libraries write there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for good
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+
+
 def _check_target(target: str | None) -> None:
     """Refuses a file that cannot be written, before the work whose result it is to hold."""
+    if target == _NOWHERE:
+        raise UsageError("--json -: stdout is closed; name a file")
     if target is None or target == "-" or (Path(target).exists() and not Path(target).is_dir()):
         return
     folder = Path(target).parent

@@ -122,6 +122,24 @@ def test_a_full_disk_leaves_the_result_that_was_there(
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", "link.json"}
 
 
+@pytest.mark.parametrize(
+    ("closed", "words", "code", "printed"),
+    [
+        ("<&- 2>&-", "--json -", 0, '{"x":1}\n'),  # print(file=None) would go to stdout
+        (">&-", "", 0, "a line\n"),
+        (">&-", "--json -", 2, "error: --json -: stdout is closed; name a file\n"),
+    ],
+)
+def test_closed_streams_take_what_is_printed_nowhere(closed: str, words: str, code: int, printed: str) -> None:
+    script = "from artifacts.console import run_command, add_common_arguments, say; import argparse, sys; "
+    script += "parser = argparse.ArgumentParser(); add_common_arguments(parser); "
+    script += "work = lambda _: (say('a line'), print('a table'), {'x': 1})[2]; "
+    script += "sys.exit(run_command(work, parser.parse_args(sys.argv[1:])))"
+    line = f'"{sys.executable}" -c "{script}" {words} {closed}'
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (code, printed)
+
+
 def test_a_terminated_command_removes_its_temporary_files(tmp_path: Path) -> None:
     script = f"""
         import argparse, os, signal, tempfile, time
