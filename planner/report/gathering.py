@@ -15,18 +15,16 @@ from artifacts import (
     Manifest,
     Model,
     RunFolder,
-    SchemaError,
     StaleArtifactError,
     Trace,
     digest_of,
-    from_plain,
     open_artifact,
     open_model,
     read_json,
     read_manifest,
 )
 from planner.certify.evidence import refer_to, risk_trace
-from planner.config import SELF, PlanConfig
+from planner.config import SELF
 from planner.measure.timing import ITM_JSON
 from planner.report.answers import collect_examples
 from planner.report.benchmark import read_bench
@@ -34,7 +32,7 @@ from planner.report.commands import RunRecord, reproduce_run
 from planner.report.data import ReportData
 from planner.sweep.sweeping import ensure_sweep
 from planner.workflow.inputs import PlanningInputs
-from planner.workflow.record import open_plan, read_considered, read_patterns
+from planner.workflow.record import open_plan, read_considered, read_patterns, read_plan_config
 
 
 def gather_report(
@@ -116,20 +114,6 @@ def check_origin(run: RunFolder, plan: Manifest, digests: Mapping[str, str]) -> 
             f"{run.plan} was made from another {' and '.join(stale)} than the run holds now. Plan it again with: "
             f"{run.remedy('planner')}"
         )
-
-
-def read_plan_config(plan: Manifest, remedy: str) -> PlanConfig:
-    """Returns what a plan was asked for.
-
-    Raises:
-        SchemaError: another version of PAME asked for it.
-    """
-    try:
-        return from_plain(PlanConfig, plan.parameters.get("config"))
-    except SchemaError as error:
-        raise SchemaError(
-            f"the plan was made by another version of PAME ({error}). Plan it again with: {remedy}"
-        ) from error
 
 
 def find_training(run: RunFolder, model: Model) -> Manifest | None:

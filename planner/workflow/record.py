@@ -19,6 +19,8 @@ from artifacts import (
     InferenceTimeMatrix,
     Manifest,
     RunFolder,
+    SchemaError,
+    from_plain,
     load_arrays,
     new_artifact,
     open_artifact,
@@ -253,6 +255,20 @@ def read_result(plan: Artifact, *, reused: bool, bundle: Path | None) -> Plannin
         certification=read_json(plan.path(CERTIFICATION_JSON), dict) if CERTIFICATION_JSON in there else None,
         reference=read_json(plan.path(REFERENCE_JSON), SlowReference) if REFERENCE_JSON in there else None,
     )
+
+
+def read_plan_config(plan: Manifest, remedy: str) -> PlanConfig:
+    """Returns what a plan was asked for.
+
+    Raises:
+        SchemaError: another version of PAME asked for it.
+    """
+    try:
+        return from_plain(PlanConfig, plan.parameters.get("config"))
+    except SchemaError as error:
+        raise SchemaError(
+            f"the plan was made by another version of PAME ({error}). Plan it again with: {remedy}"
+        ) from error
 
 
 def read_patterns(plan: Artifact) -> BatchingPatternMatrix:

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifacts import BUNDLE_JSON, BundleSpec, RunFolder, is_current, open_artifact, read_json
+from artifacts import BUNDLE_JSON, BundleSpec, InferenceTimeMatrix, RunFolder, is_current, open_artifact, read_json
 from planner.commands.main import main
+from planner.predict.matrices import scale_times
 from tests.planner.dense_worlds import QUICK, plan
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,7 @@ def test_planning_from_nothing_to_a_bundle(
     assert not list(run.root.glob(".contenders*"))
     _nothing_is_timed_again_when_nothing_changed(run, tmp_path, monkeypatch)
     _another_tolerance_reuses_times_and_grids(run, tmp_path, capsys)
+    _it_is_timed_again_elsewhere(run, tmp_path, capsys, monkeypatch)
 
 
 def _nothing_is_timed_again_when_nothing_changed(run: RunFolder, tmp_path: Path, monkeypatch) -> None:
@@ -47,6 +49,24 @@ def _nothing_is_timed_again_when_nothing_changed(run: RunFolder, tmp_path: Path,
         code, found = plan(run, tmp_path, "--tolerance", "0.9")
     assert (code, found["reused"]) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()} == before
+
+
+def _it_is_timed_again_elsewhere(run: RunFolder, tmp_path: Path, capsys, monkeypatch) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()}
+    there = read_json(run.itm / "itm.json", InferenceTimeMatrix)
+    elsewhere = replace(scale_times(there, 10.0), environment={**there.environment, "cpu": "another one"})
+    command, written = ["--retime", "--run", str(run.root)], tmp_path / "retime.json"
+    with monkeypatch.context() as patched:
+        patched.setattr("planner.workflow.retiming.time_graphs", lambda *_, **__: elsewhere)
+        assert main([*command, "--json", str(written)]) == 0
+    said, found = capsys.readouterr().err, json.loads(written.read_text())
+    assert "cpu has changed:" in said
+    assert "engines build --bundle" in said
+    assert found["still_fastest"], "ten times as slow, all of it"
+    assert found["committed"]["now_ms"] == pytest.approx(10 * found["committed"]["planned_ms"])
+    assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*") if path.is_file()} == before
+    with pytest.raises(SystemExit):  # it is timed as the plan was asked for
+        main([*command, "--tolerance", "0.1"])
 
 
 def _another_tolerance_reuses_times_and_grids(run: RunFolder, tmp_path: Path, capsys) -> None:
