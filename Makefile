@@ -7,7 +7,7 @@ ROOMS := artifacts calibration engines export planner runtime
 
 BINDINGS := 10.16.1.11 11.4.0.106
 
-.PHONY: demo demo-segmentation demo-pose demo-text demo-vgg test test-engines test-soak test-triton check format rehearse-gpu pack-gpu clean
+.PHONY: demo demo-segmentation demo-pose demo-text demo-vgg test test-engines test-soak test-triton test-ray test-browser test-clients check format rehearse-gpu pack-gpu clean
 
 demo: $(VENV)/dev      ## the main job on the CPU with real data: export, calibrate, plan, serve, measure, report
 	$(BIN)/python -m export resnet --segments
@@ -45,7 +45,7 @@ demo-text: $(VENV)/dev ## the same with texts: MiniLM is fetched, fine-tuned wit
 	$(BIN)/python -m runtime.bench --run runs/film-reviews --json runs/film-reviews/bench.json
 	$(BIN)/python -m planner report --run runs/film-reviews
 
-test: $(VENV)/engines  ## all tests but those of test-engines, test-soak and test-triton
+test: $(VENV)/engines  ## all tests but those that have a target of their own below
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
@@ -56,6 +56,12 @@ test-soak: $(VENV)/dev ## long ones: 100,000 random sequences of events for the 
 
 test-triton: $(VENV)/triton ## a bundle inside of a real Triton server, which NVIDIA's pytriton carries: 55 MB; needs the system's libpython3.11
 	PAME_TRITON=$(VENV)/triton $(BIN)/python -m pytest -n 0 -m triton tests/runtime/triton
+
+test-ray: $(VENV)/ray  ## an application of Ray Serve on a local cluster: 70 MB
+	$(BIN)/python -m pytest -n 0 -m ray tests/runtime/ray_app
+
+test-browser: $(VENV)/dev  ## the status page in a browser: apt-get install chromium
+	$(BIN)/python -m pytest -n 0 -m browser tests/runtime/serve
 
 check: $(VENV)/dev     ## linters, types, architecture
 	$(BIN)/ruff check .
@@ -91,6 +97,10 @@ $(VENV)/engines: $(VENV)/dev
 		$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
 			--dest $(VENV)/bindings tensorrt_cu13_bindings==$$version || exit 1; \
 	done
+	touch $@
+
+$(VENV)/ray: $(VENV)/dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,ray]'
 	touch $@
 
 # Triton's server and Python backend from a wheel, and what the backend's own interpreter needs: its stub of 2024 knows numpy 1 alone
