@@ -98,6 +98,11 @@ def _add_lifecycle_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--json-logs", action="store_true", help="log as JSON, one object a line")
     group.add_argument("--triton-metrics", action="store_true", help="export metrics by Triton's names too")
+    group.add_argument(
+        "--otlp", nargs="?", const="", metavar="ENDPOINT",
+        help="send a span of each request to this collector of OpenTelemetry, by OTLP over HTTP, e.g. "
+        "http://localhost:4318 (without ENDPOINT: as its environment variables say)",
+    )  # fmt: skip
 
 
 def _add_security_flags(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +160,7 @@ def read_flags(arguments: argparse.Namespace) -> ServeOptions:
         metrics=parse_address(arguments.metrics), host=host, threads=arguments.threads, device=arguments.device,
         drain_delay_s=arguments.drain_delay, drain_timeout_s=arguments.drain_timeout,
         overload_status=arguments.overload_status, watch_s=arguments.watch, triton_metrics=arguments.triton_metrics,
+        otlp=arguments.otlp,
         limits=Limits(**{name: getattr(arguments, name) for name in Limits.__slots__}),
         security=Security(
             certificate=arguments.tls_cert, key=arguments.tls_key, load_folder=arguments.allow_load,

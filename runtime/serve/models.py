@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from runtime.results import Result
 from runtime.serve.options import ServeOptions
 from runtime.serve.raw_inputs import RawInputs
 from runtime.serve.statistics import CallTimes, ModelStatistics
+from runtime.serve.tracing import describe_answer
 from runtime.signatures import signature_path
 
 FINAL = "triton_final_response"  # clients look for it in the parameters of a streamed answer
@@ -47,11 +49,15 @@ class Arrival:
         protocol: ``http`` or ``grpc``, for the statistics.
         started: when, by ``perf_counter``.
         left_s: until its client gives up, from ``started`` on; ``None``: it does not say.
+        carrier: its headers, or metadata, for a trace; ``None`` where it is not traced.
+        span: of OpenTelemetry, to be described when it is answered; ``None`` likewise.
     """
 
     protocol: str
     started: float
     left_s: float | None = None
+    carrier: Mapping[str, str] | None = None
+    span: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +209,8 @@ class ServedModel:
         outputs = view.interface.collect(_answers_of(result), wanted)
         self._count(arrival, (entered, answered), result.engine_ms)
         self.statistics.add_rows(view.exit_names, result.exit_index, result.latency_ms)
+        if arrival.span is not None:
+            describe_answer(arrival.span, result.exit_index.tolist(), answered - entered, result.engine_ms / 1e3)
         return InferAnswer(self.name, VERSION, call.call_id, outputs)
 
     async def stream(self, call: InferCall, arrival: Arrival) -> AsyncGenerator[InferAnswer, None]:
@@ -213,14 +221,19 @@ class ServedModel:
         if any(output.region is not None for output in wanted):
             raise InputError("answers that come as rows leave cannot be written to shared memory")
         engine_ms, left = 0.0, len(call.inputs[0].values)
+        exits: list[int] = []
         parts = host.stream_results(inputs, timeout_ms=_remaining_ms(call, arrival), priority=call.priority)
         async with aclosing(parts):
             async for rows, result in parts:
                 engine_ms, left = result.engine_ms, left - len(rows)
+                exits += result.exit_index.tolist()
                 outputs = view.interface.collect(_answers_of(result, rows), wanted)
                 self.statistics.add_rows(view.exit_names, result.exit_index, result.latency_ms)
                 yield InferAnswer(self.name, VERSION, call.call_id, outputs, {FINAL: left == 0})
-        self._count(arrival, (entered, perf_counter()), engine_ms)
+        answered = perf_counter()
+        self._count(arrival, (entered, answered), engine_ms)
+        if arrival.span is not None:
+            describe_answer(arrival.span, exits, answered - entered, engine_ms / 1e3)
 
     def _count(self, arrival: Arrival, hosted: tuple[float, float], engine_ms: float) -> None:
         """Counts a call that was answered; ``hosted``: when it entered and left the host."""

@@ -124,6 +124,8 @@ class ServeOptions:
         overload_status: of HTTP where the queue is full.
         watch_s: look for a new bundle in each folder as often; ``None``: never.
         triton_metrics: Triton's names of metrics, besides ours.
+        otlp: of a collector that a span of each request goes to; empty: as OpenTelemetry's environment variables say;
+            ``None``: requests are not traced.
         limits: of what clients may send.
         security: TLS, token, and loading.
     """
@@ -140,6 +142,7 @@ class ServeOptions:
     overload_status: int = OVERLOAD_STATUSES[0]
     watch_s: float | None = None
     triton_metrics: bool = False
+    otlp: str | None = None
     limits: Limits = field(default_factory=Limits)
     security: Security = field(default_factory=Security)
 

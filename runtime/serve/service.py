@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,6 +17,7 @@ from runtime.serve.models import READY, Arrival, ServedModel
 from runtime.serve.options import ServeOptions, check_name
 from runtime.serve.shared_memory import SharedMemory
 from runtime.serve.statistics import ModelStatistics
+from runtime.serve.tracing import open_tracing
 
 SERVER = "pame"
 EXTENSIONS = (
@@ -61,9 +63,12 @@ class InferenceService:
         budget: of the bodies under way.
         shared_memory: what clients have registered.
         unknown: counters of requests that named no model of ours.
+        tracing: of requests; ``None``: they are not traced.
     """
 
     def __init__(self, options: ServeOptions) -> None:
+        """Opens nothing yet; raises ``MissingExtraError`` where traces are asked for, and OpenTelemetry is missing."""
+        self.tracing = None if options.otlp is None else open_tracing(options.otlp)
         self.options = options
         self.models = {source.name: ServedModel(source.name, source.folder, options) for source in options.bundles}
         self.draining = False
@@ -91,6 +96,8 @@ class InferenceService:
         """Finishes what was admitted and closes all models."""
         await asyncio.gather(*(model.close() for model in self.models.values()))
         self.shared_memory.unregister()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     @property
     def ready(self) -> bool:
@@ -142,11 +149,16 @@ class InferenceService:
 
     async def infer(self, name: str, version: str, call: InferCall, arrival: Arrival) -> InferAnswer:
         """Answers a call; arguments and errors as ``ServedModel.infer`` and ``find``."""
-        answer = await self.find(name, version).infer(call, arrival)
-        for output in answer.outputs:
-            if output.region is not None:
-                self.shared_memory.write(output)
-        return answer
+        with self.trace(name, arrival) as traced:
+            answer = await self.find(name, version).infer(call, traced)
+            for output in answer.outputs:
+                if output.region is not None:
+                    self.shared_memory.write(output)
+            return answer
+
+    def trace(self, name: str, arrival: Arrival) -> AbstractContextManager[Arrival]:
+        """Traces a call while the block runs, where calls are traced."""
+        return nullcontext(arrival) if self.tracing is None else self.tracing.request(name, arrival)
 
     def fail(self, name: str, protocol: str, error: PameError, started: float) -> Failure:
         """Counts a request that failed, and returns how its client is told."""

@@ -44,7 +44,7 @@ class GrpcService:
         try:
             self._check_token(context)
             call = read_call(request, self._service.shared_memory.read)
-            arrival = Arrival("grpc", started, context.time_remaining())
+            arrival = Arrival("grpc", started, context.time_remaining(), self._carrier(context))
             answer = await self._service.infer(name, request.model_version, call, arrival)
             return write_answer(answer, self._messages)
         except PameError as error:
@@ -57,7 +57,7 @@ class GrpcService:
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         await self._guard(context, lambda: None)
         replies: asyncio.Queue[Any] = asyncio.Queue()
-        reading = asyncio.create_task(self._read_stream(requests, replies))
+        reading = asyncio.create_task(self._read_stream(requests, self._carrier(context), replies))
         try:
             while (reply := await replies.get()) is not None:
                 yield reply
@@ -66,14 +66,22 @@ class GrpcService:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
 
-    async def _read_stream(self, requests: AsyncIterator[Any], replies: asyncio.Queue[Any]) -> None:
+    def _carrier(self, context: Any) -> Mapping[str, str] | None:
+        """Returns the metadata of a call where it is traced."""
+        if self._service.tracing is None:
+            return None
+        return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+
+    async def _read_stream(
+        self, requests: AsyncIterator[Any], carrier: Mapping[str, str] | None, replies: asyncio.Queue[Any]
+    ) -> None:
         """Answers the calls of a stream as they come; their replies come as they are ready."""
         tasks: set[asyncio.Task[None]] = set()
         try:
             async for request in requests:
                 while len(tasks) + replies.qsize() >= _REPLIES_LIMIT:
                     await (asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED) if tasks else asyncio.sleep(0.001))
-                task = asyncio.create_task(self._answer_in_stream(request, replies))
+                task = asyncio.create_task(self._answer_in_stream(request, carrier, replies))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             await asyncio.gather(*tasks)
@@ -82,15 +90,19 @@ class GrpcService:
                 task.cancel()
             replies.put_nowait(None)
 
-    async def _answer_in_stream(self, request: Any, replies: asyncio.Queue[Any]) -> None:
+    async def _answer_in_stream(
+        self, request: Any, carrier: Mapping[str, str] | None, replies: asyncio.Queue[Any]
+    ) -> None:
         started, name, messages = perf_counter(), request.model_name, self._messages
         try:
             call = read_call(request, self._service.shared_memory.read)
-            arrival = Arrival("grpc", started, None)
+            arrival = Arrival("grpc", started, None, carrier)
             if flag_parameter(call.parameters, STREAM_ROWS):
-                model = self._service.find(name, request.model_version)
-                async for answer in model.stream(call, arrival):
-                    replies.put_nowait(messages.ModelStreamInferResponse(infer_response=write_answer(answer, messages)))
+                with self._service.trace(name, arrival) as traced:
+                    model = self._service.find(name, request.model_version)
+                    async for answer in model.stream(call, traced):
+                        response = write_answer(answer, messages)
+                        replies.put_nowait(messages.ModelStreamInferResponse(infer_response=response))
                 return
             answer = await self._service.infer(name, request.model_version, call, arrival)
             answer.parameters = {FINAL: True}

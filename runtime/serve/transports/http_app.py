@@ -143,7 +143,7 @@ class _Handlers:
             body = await self._read_body(request, self._limits.body)
             stated = request.headers.get(HEADER_LENGTH)
             call = parse_call(body, stated, json_limit=self._limits.json, regions=service.shared_memory.read)
-            arrival = Arrival("http", started)
+            arrival = Arrival("http", started, carrier=None if service.tracing is None else request.headers)
             answer = await _unless_gone(request, service.infer(name, version, call, arrival))
             parts, head_length = format_answer(answer)
         except PameError as error:

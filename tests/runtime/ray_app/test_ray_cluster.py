@@ -39,6 +39,8 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[str, int]]:
     """A cluster with Ray Serve's proxies; starting one takes half a minute, so there is one for all tests."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")  # on a busy machine, proxies start slowly
     import ray
     from ray import serve
 
@@ -48,6 +50,7 @@ def ports() -> Iterator[dict[str, int]]:
     yield found
     serve.shutdown()
     ray.shutdown()
+    monkeypatch.undo()
 
 
 @pytest.fixture(scope="module")

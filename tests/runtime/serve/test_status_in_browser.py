@@ -20,9 +20,7 @@ from tests.runtime.hosting.test_watched_hosts import drive
 from tests.runtime.monitor.test_response import QUICK, drifted_net
 from tests.runtime.serve.servers import ask, fake_options, serving
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or ""
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(not CHROMIUM, reason="needs Chromium: apt-get install chromium"),
