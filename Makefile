@@ -58,10 +58,13 @@ test-triton: $(VENV)/triton ## a bundle inside of a real Triton server, which NV
 	PAME_TRITON=$(VENV)/triton $(BIN)/python -m pytest -n 0 -m triton tests/runtime/triton
 
 test-ray: $(VENV)/ray  ## an application of Ray Serve on a local cluster: 70 MB
-	$(BIN)/python -m pytest -n 0 -m ray tests/runtime/ray_app
+	$(BIN)/python -m pytest -n 0 -W default -m ray tests/runtime/ray_app
 
 test-browser: $(VENV)/dev  ## the status page in a browser: apt-get install chromium
 	$(BIN)/python -m pytest -n 0 -m browser tests/runtime/serve
+
+test-clients: $(VENV)/clients  ## kserve's clients and NVIDIA's perf_analyzer ask the server: 200 MB; needs the system's libb64-0d
+	PAME_CLIENTS=$(VENV)/clients $(BIN)/python -m pytest -n 0 -m clients tests/runtime/serve
 
 check: $(VENV)/dev     ## linters, types, architecture
 	$(BIN)/ruff check .
@@ -102,6 +105,18 @@ $(VENV)/engines: $(VENV)/dev
 $(VENV)/ray: $(VENV)/dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,ray]'
 	touch $@
+
+# kserve's clients in an environment of their own, which they share with no other set of the protocol's messages; perf_analyzer is in
+# no wheel of tritonclient after 2.54, and loads CUDA's runtime library even without a GPU
+$(VENV)/clients: $(VENV)/dev
+	rm -rf $@.new && $(PYTHON) -m venv $@.new
+	$@.new/bin/pip install --quiet --disable-pip-version-check 'kserve>=0.21'
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest $@.new/wheels \
+		tritonclient==2.50.0 nvidia-cuda-runtime-cu12
+	cd $@.new/wheels && for wheel in *.whl; do $(abspath $(BIN)/python) -m zipfile -e $$wheel . || exit 1; done
+	cp $@.new/wheels/tritonclient-2.50.0.data/data/bin/perf_analyzer $@.new/ && chmod +x $@.new/perf_analyzer
+	mv $@.new/wheels/nvidia/cuda_runtime/lib/libcudart.so.12 $@.new/lib/
+	rm -rf $@.new/wheels $@ && mv $@.new $@ && touch $@
 
 # Triton's server and Python backend from a wheel, and what the backend's own interpreter needs: its stub of 2024 knows numpy 1 alone
 $(VENV)/triton: $(VENV)/dev

@@ -62,7 +62,14 @@ def ray_server(bundle: Path, ports: dict[str, int], proxy: str) -> Iterator[None
 
     from runtime.ray_app import Scaling, build, start
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    for left in (2, 1, 0):  # a node that does not start within 30 s, on a busy machine, is given up by Ray
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
     try:
         start(http_port=ports["http"], grpc_port=ports["grpc"])
         serve.run(build({NAME: bundle}, scaling=Scaling()))

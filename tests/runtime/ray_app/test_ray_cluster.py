@@ -44,7 +44,14 @@ def ports() -> Iterator[dict[str, int]]:
     import ray
     from ray import serve
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    for attempt in range(3):  # a node that does not start within 30 s, on a busy machine, is given up by Ray
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+            break
+        except Exception:
+            ray.shutdown()
+            if attempt == 2:
+                raise
     found = {"http": free_port(), "grpc": free_port()}
     start(http_port=found["http"], grpc_port=found["grpc"])
     yield found
