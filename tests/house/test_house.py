@@ -133,6 +133,7 @@ def test_what_is_shipped() -> None:
     extras = {
         "onnxruntime", "onnxruntime-cuda", "images", "loadtest", "tables", "export", "train", "report", "cuda",
         "pycuda", "tensorrt", "tensorrt-rtx", "openvino", "openvino-bf16", "hf", "text", "compare", "serve", "signing",
+        "otel", "ray",
         "all",
         "dev",
     }  # fmt: skip
