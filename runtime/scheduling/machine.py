@@ -78,6 +78,7 @@ class Scheduler:
         self._slo_s = config.slo_s or _DEFAULT_SLO_CHAINS * self._costs.remaining_s[costs.longest][-1]
         self._ageing_s = self._slo_s if config.ageing_s is None else config.ageing_s
         self._depth, self._lines = costs.depth, costs.lines
+        self._longest_run_s = max(max(table) for table in costs.run_s)
         self._queues = [StageQueue() for _ in range(costs.stage_count)]
         self._tickets: dict[int, Ticket] = {}
         self._deadlines: list[tuple[float, int, Ticket]] = []
@@ -138,6 +139,8 @@ class Scheduler:
 
     def expire(self, now: float) -> list[Done]:
         """Ends the requests whose deadline has passed, and those that would miss it in the next run of their stage."""
+        if not self._deadlines or self._deadlines[0][0] > now + self._longest_run_s:
+            return []
         done = []
         waits: list[tuple[float, int, Ticket]] = []
         longest = max(self._next_run_s(stage) for stage in range(len(self._queues)))
@@ -194,18 +197,20 @@ class Scheduler:
         del now
         self._run = None
         done: list[Done] = []
+        stayed: list[Row] = []
         onward = run.stage + 1
-        append = self._queues[run.stage if last else onward].append
         for place, row in enumerate(rows):
             ticket = row.ticket
             if place not in leaving:
-                append(row)
+                stayed.append(row)
                 if ticket.open:
                     ticket.waiting[onward] += 1
             elif ticket.open:
                 ticket.unanswered -= 1
                 if not ticket.unanswered:
-                    done.append(self._end(ticket, ANSWERED))
+                    done.append(self._answer(ticket))
+        if stayed:
+            self._queues[onward].extend(stayed)
         return done
 
     def failed(self, run: Run, error: str, now: float) -> list[Done]:
@@ -329,11 +334,13 @@ class Scheduler:
     def _admit(self, ticket: Ticket, due: float, lines: Sequence[int]) -> None:
         self._arrivals += 1
         self._tickets[ticket.number] = ticket
-        queues, waiting = self._queues, ticket.waiting
-        for index, line in enumerate(lines or [0] * ticket.unanswered):
-            entry = line * self._depth
-            waiting[entry] += 1
-            queues[entry].append(Row(due, self._arrivals, index, ticket))
+        if lines:
+            for index, line in enumerate(lines):
+                self._queues[line * self._depth].extend([Row(due, self._arrivals, index, ticket)])
+                ticket.waiting[line * self._depth] += 1
+        else:
+            self._queues[0].extend([Row(due, self._arrivals, index, ticket) for index in range(ticket.unanswered)])
+            ticket.waiting[0] = ticket.unanswered
         if ticket.deadline < math.inf:
             heapq.heappush(self._deadlines, (ticket.deadline, self._arrivals, ticket))
             if len(self._deadlines) > 2 * len(self._tickets) + 64:  # most are of requests that are done
@@ -372,9 +379,9 @@ class Scheduler:
             if kept is not None:
                 arrangements.append(Arrangement(stage + 1, kept))
             offset = onward.places
+        named = [(ticket.number, position) for _, _, position, ticket in rows]
         self._runs += 1
         expected_s = self._costs.run_s[stage][len(rows)]
-        named = [(row.ticket.number, row.position) for row in rows]
         run = Run(self._runs, stage, named, self._may_leave, arrangements, offset, expected_s)
         self._run, self._run_rows, self._run_ends = run, rows, now + expected_s
         return run
@@ -388,6 +395,13 @@ class Scheduler:
         if left and not run.may_leave and not self._is_last(run.stage):
             raise ValueError(f"run {run.number}: no row may leave after stage {run.stage}")
         return rows
+
+    def _answer(self, ticket: Ticket) -> Done:
+        """Ends a request whose rows have all left, so that none waits."""
+        ticket.open = False
+        del self._tickets[ticket.number]
+        self._done[ANSWERED] += 1
+        return Done(ticket.number, ANSWERED)
 
     def _end(self, ticket: Ticket, outcome: str, error: str | None = None) -> Done:
         """Ends a request: the room of its waiting rows is free from now on."""

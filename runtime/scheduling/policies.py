@@ -74,39 +74,41 @@ def choose_pooled(groups: Sequence[Group], rule: PoolingRule, now: float) -> int
     """Returns the stage that pooling chooses; ``groups`` in the order of the stages, at least one."""
     if len(groups) == 1:
         return groups[0].stage
-    costs = rule.costs
-    by_due = sorted(groups, key=_due)
-    best, best_efficiency = -1, -1.0
-    most, most_efficiency = -1, -1.0
-    for group in groups:
-        efficiency = costs.efficiency[group.stage][min(group.rows, costs.largest)]
-        if efficiency >= most_efficiency:
-            most, most_efficiency = group.stage, efficiency
-        if efficiency >= best_efficiency and _leaves_time(group, by_due, costs, rule.margin_s, now):
-            best, best_efficiency = group.stage, efficiency
-    if best >= 0:
-        return best
-    first = by_due[0]
+    costs, largest = rule.costs, rule.costs.largest
+    efficiency, remaining_s = costs.efficiency, costs.remaining_s
+    by_efficiency = sorted(
+        [(efficiency[group.stage][min(group.rows, largest)], group.stage, group) for group in groups]
+    )
+    by_due = sorted([(due, stage, remaining_s[stage][min(rows, largest)]) for stage, rows, due in groups])
+    for _, _, group in reversed(by_efficiency):
+        if _leaves_time(group, by_due, rule, now):
+            return group.stage
+    due, stage, to_the_end_s = by_due[0]
     entering = sum([group.rows for group in groups if group.stage % costs.depth == 0])
-    flooded = entering > BACKLOG * costs.largest
-    helps = not flooded and now + costs.group_s(first.stage, first.rows) <= first.due
-    return first.stage if helps or now > first.due + rule.patience_s else most
+    flooded = entering > BACKLOG * largest
+    helps = not flooded and now + to_the_end_s <= due
+    return stage if helps or now > due + rule.patience_s else by_efficiency[-1][1]
 
 
-def _leaves_time(chosen: Group, by_due: Sequence[Group], costs: StageCosts, margin_s: float, now: float) -> bool:
-    """Whether every group can still be answered in time after a run of the chosen one."""
-    count = min(chosen.rows, costs.largest)
-    at = now + costs.run_s[chosen.stage][count] + margin_s
-    for group in by_due:
-        if group is chosen:
-            at += costs.group_s(group.stage + 1, count * costs.staying[group.stage])
-            at += costs.group_s(group.stage, group.rows - count)
+def _leaves_time(chosen: Group, by_due: Sequence[tuple[float, int, float]], rule: PoolingRule, now: float) -> bool:
+    """Whether every group can still be answered in time after a run of the chosen one.
+
+    Args:
+        chosen: would run.
+        by_due: of every group, when it is due, its stage, and its seconds to the end; the first that is due first.
+        rule: how it is weighed.
+        now: the time.
+    """
+    costs, (own, rows, _) = rule.costs, chosen
+    count = min(rows, costs.largest)
+    at = now + costs.run_s[own][count] + rule.margin_s
+    for due, stage, to_the_end_s in by_due:
+        if stage == own:
+            at += costs.group_s(own + 1, count * costs.staying[own])
+            if rows > count:
+                at += costs.group_s(own, rows - count)
         else:
-            at += costs.group_s(group.stage, group.rows)
-        if at > group.due:
+            at += to_the_end_s
+        if at > due:
             return False
     return True
-
-
-def _due(group: Group) -> float:
-    return group.due

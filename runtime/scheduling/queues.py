@@ -7,6 +7,7 @@ most once per run, and rows in the order of their places do not move at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,11 +56,13 @@ class StageQueue:
         live: how many of them there are.
     """
 
-    __slots__ = ("_earliest", "_places", "live")
+    __slots__ = ("_earliest", "_in_order", "_latest", "_places", "live")
 
     def __init__(self) -> None:
         self._places: list[Row | None] = []
         self._earliest: float | None = None
+        self._latest = -math.inf  # of the rows that were there or came since
+        self._in_order = True  # whether the rows are known to stand in the order of their urgency
         self.live = 0
 
     @property
@@ -74,13 +77,19 @@ class StageQueue:
             self._earliest = min(self.rows()).due
         return self._earliest
 
-    def append(self, row: Row) -> None:
-        """Takes the next place for a row. The row of a request that is done takes it too, as a gap."""
-        self._places.append(row)
-        if row.ticket.open:
-            self.live += 1
-            if self.live == 1 or (self._earliest is not None and row.due < self._earliest):
-                self._earliest = row.due
+    def extend(self, rows: Sequence[Row]) -> None:
+        """Takes the next places for rows. The row of a request that is done takes one too, as a gap."""
+        self._places += rows
+        dues = [row.due for row in rows if row.ticket.open]
+        if not dues:
+            return
+        self._in_order = self._in_order and dues[0] > self._latest and (len(dues) == 1 or dues == sorted(set(dues)))
+        self._latest = max(self._latest, dues[-1])
+        if self.live == 0:
+            self._earliest = min(dues)
+        elif self._earliest is not None:
+            self._earliest = min(self._earliest, *dues)
+        self.live += len(dues)
 
     def drop(self, count: int) -> None:
         """Counts rows of a request that has just been done; their places become gaps."""
@@ -102,7 +111,7 @@ class StageQueue:
             The rows in the order of their places, and the places to arrange; ``None`` where they stand there already.
         """
         rows = self.rows()
-        if len(rows) > count:
+        if len(rows) > count and not self._in_order:
             ordered = sorted(rows)
             if ordered != rows:  # compares identical objects, mostly
                 return self._take_ordered(ordered, count)
@@ -117,10 +126,12 @@ class StageQueue:
         return ordered[:count], [where[row.arrival, row.position] for row in ordered]
 
     def _leave_gaps(self, rows: list[Row], count: int) -> None:
+        """Takes the first ``count`` of the rows, which are in order if there are more."""
         rest = rows[count:]
         self._places = [*([None] * count), *rest] if rest else []
         self.live = len(rest)
-        self._earliest = None
+        self._in_order = True
+        self._earliest, self._latest = (rest[0].due, rest[-1].due) if rest else (None, -math.inf)
 
     def rows(self) -> list[Row]:
         """Returns the rows that wait, in the order of their places."""

@@ -55,22 +55,22 @@ class StageCosts:
         if any(last := self.staying[self.depth - 1 :: self.depth]):
             raise ValueError(f"all rows leave after the last stage, but {max(last)} of them are to stay")
 
-    @property
+    @cached_property
     def stage_count(self) -> int:
         """How many stages there are, in all lines."""
         return len(self.run_s)
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """How many stages a line has."""
         return len(self.run_s) // self.lines
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """The first stage of the line of the longest rows."""
         return len(self.run_s) - self.depth
 
-    @property
+    @cached_property
     def largest(self) -> int:
         """The most rows of a run."""
         return len(self.run_s[0]) - 1
