@@ -51,7 +51,7 @@ test: $(VENV)/engines  ## all tests but those that have a target of their own be
 test-engines: $(VENV)/engines  ## TensorRT-RTX builds of all stages of the demo network and of a BERT, with every layout
 	$(BIN)/python -m pytest -m engines
 
-test-soak: $(VENV)/dev ## long ones: 100,000 random sequences of events for the scheduler; poses from a network to a bundle
+test-soak: $(VENV)/dev ## long ones: 100,000 random sequences of events for the scheduler; rough use of servers; poses from a network to a bundle
 	$(BIN)/python -m pytest -n 0 -m soak
 
 test-triton: $(VENV)/triton ## a bundle inside of a real Triton server, which NVIDIA's pytriton carries: 55 MB; needs the system's libpython3.11

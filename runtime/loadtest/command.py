@@ -28,6 +28,7 @@ from runtime.loadtest.goodput import (
     QuerySet,
     begin_search,
     describe_search,
+    measure_request_s,
     search_goodput,
 )
 from runtime.loadtest.mlperf import OFFLINE, SERVER, Scenario, run_scenario
@@ -187,7 +188,10 @@ async def measure_bound(
     bound_ms = float(plan.options.slo_ms or 0)
     async with AsyncExitStack() as stack:
         contenders = [await open_contender(stack, plan, policy) for policy in policies]
-        searches = [begin_search(contender, queries, config, slo_ms=bound_ms) for contender in contenders]
+        searches = []
+        for contender in contenders:
+            request_s = await measure_request_s(contender, queries, config, bound_s=bound_ms / 1e3)
+            searches.append(begin_search(contender, queries, config, slo_ms=bound_ms, request_s=request_s))
         await search_goodput(searches, queries, config, bound_s=bound_ms / 1e3, done=done)
         found = [describe_search(search, queries) for search in searches]
         if mlperf:

@@ -31,12 +31,14 @@ class Contender:
         target: answers.
         costs: what its scheduler reckons with.
         runs: ``stages``, or ``one engine``: the whole network without exits.
+        threads: of each engine; 0: as many as there are processors.
     """
 
     policy: str
     target: Target
     costs: StageCosts
     runs: str
+    threads: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,7 +84,8 @@ async def open_contender(stack: AsyncExitStack, plan: ContenderPlan, policy: str
     host = AsyncRuntime.over(spec, sets, opened.device, replace(plan.options, policy=policy))
     await stack.enter_async_context(host)
     costs = read_costs(spec, line_covers(spec, sets), overhead_ms=plan.overhead_ms)
-    return Contender(policy=policy, target=HostTarget(host, plan.queries), costs=costs, runs=runs)
+    threads = spec.threads if plan.threads is None else plan.threads
+    return Contender(policy=policy, target=HostTarget(host, plan.queries), costs=costs, runs=runs, threads=threads)
 
 
 def _open_whole(opened: OpenBundle, plan: ContenderPlan) -> tuple[StageSpec, EngineSet] | None:

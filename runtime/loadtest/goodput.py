@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from time import thread_time
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,12 @@ from runtime.loadtest.contenders import Contender
 from runtime.loadtest.search import IN_TIME, Search, Tried
 from runtime.scheduling.decisions import parse_policy
 from runtime.simulate.arrivals import make_arrivals
+from runtime.simulate.device import loop_cost
 from runtime.simulate.goodput import SimulationConfig, find_goodput
 
 _LEAST_REQUESTS = 200
 _WARM_UP = 64
+_LIGHT_LOAD = 0.3  # of the capacity of a chain of full batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +78,35 @@ class QuerySet:
     exits: np.ndarray
 
 
-def begin_search(contender: Contender, queries: QuerySet, config: LoadConfig, *, slo_ms: float) -> Search:
-    """Simulates a contender and returns its search, which begins at the rate that the simulation found."""
+async def measure_request_s(contender: Contender, queries: QuerySet, config: LoadConfig, *, bound_s: float) -> float:
+    """Returns how long the event loop works for a request, this client's part included: processor time of this thread
+    while the contender is loaded lightly.
+    """
+    rate = _LIGHT_LOAD * contender.costs.chain_capacity
+    await load_at(contender, queries, config, rate=rate, bound_s=bound_s, count=_WARM_UP)
+    started = thread_time()
+    played = await load_at(contender, queries, config, rate=rate, bound_s=bound_s, count=_LEAST_REQUESTS)
+    return (thread_time() - started) / max(1, int((played.sent_late_s > 0).sum()))
+
+
+def begin_search(
+    contender: Contender, queries: QuerySet, config: LoadConfig, *, slo_ms: float, request_s: float = 0.0
+) -> Search:
+    """Simulates a contender and returns its search, which begins at the rate that the simulation found.
+
+    Args:
+        contender: is loaded.
+        queries: what is asked.
+        config: arrivals.
+        slo_ms: the bound.
+        request_s: from ``measure_request_s``.
+    """
     policy = parse_policy(contender.policy)
-    simulation = SimulationConfig(arrivals=config.arrivals, slo_ms=slo_ms, seed=config.seed)
+    loop = loop_cost(request_s, contender.threads)
+    simulation = SimulationConfig(arrivals=config.arrivals, slo_ms=slo_ms, loop=loop, seed=config.seed)
     last = contender.costs.stage_count - 1
     rate, _ = find_goodput(contender.costs, np.minimum(queries.exits, last), policy, simulation)
-    return Search(contender, rate, rate or 0.5 * contender.costs.chain_capacity)
+    return Search(contender, rate, rate or 0.5 * contender.costs.chain_capacity, request_s=request_s)
 
 
 async def search_goodput(
@@ -131,7 +156,7 @@ def describe_search(search: Search, queries: QuerySet) -> dict[str, Any]:
     streams = [played for tried in search.tried.values() for played in tried.streams]
     found: dict[str, Any] = {
         "policy": search.contender.policy, "runs": search.contender.runs, "goodput_per_s": goodput,
-        "simulated_per_s": search.simulated,
+        "simulated_per_s": search.simulated, "request_ms": search.request_s * 1e3,
         "measured_over_simulated": goodput / search.simulated if search.simulated else None,
         "steps": [{"rate_per_s": rate, "in_time": share} for rate, share in search.steps],
         "streams": len(streams), "stood_still": sum(played.stood_still for played in streams),

@@ -68,6 +68,7 @@ class Search:
         rate: the next one to try.
         tried: rate -> its streams.
         steps: rate and share of every step, in their order.
+        request_s: seconds of the event loop for a request, the client's part included, that were simulated with.
     """
 
     contender: Contender
@@ -75,6 +76,7 @@ class Search:
     rate: float
     tried: dict[float, Tried] = field(default_factory=dict)
     steps: list[tuple[float, float]] = field(default_factory=list)
+    request_s: float = 0.0
 
     @property
     def best(self) -> Tried | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from artifacts.console import add_common_arguments, print_table, run_command, tr
 from runtime.remedy import find_own_run
 from runtime.scheduling.decisions import Policy, parse_policy
 from runtime.simulate.arrivals import ARRIVALS
+from runtime.simulate.device import loop_cost
 from runtime.simulate.goodput import SimulationConfig, describe, find_goodput, play_rate
 from runtime.simulate.sources import bundle_costs, read_bundle, trace_exits
 
@@ -41,6 +43,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--overhead-ms", type=float, default=0.15, help="of a stage run, besides its engines (default: %(default)s)"
     )
     parser.add_argument(
+        "--request-ms", type=float, default=0.05,
+        help="of the event loop for a request; engines wait meanwhile where their threads take all processors "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--spread", type=float, default=default.spread, help="relative spread of a run's time (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="default: %(default)s")
@@ -61,6 +68,7 @@ def simulate_bundle(arguments: argparse.Namespace) -> dict[str, Any]:
     spec = read_bundle(folder)
     costs = bundle_costs(folder, spec, overhead_ms=arguments.overhead_ms)
     exits = trace_exits(run, spec)
+    config = replace(config, loop=loop_cost(arguments.request_ms / 1e3, spec.threads))
     cases = [(policy, rate) for policy in policies for rate in rates]
     found = []
     for policy, rate in track(cases, description="simulating", total=len(cases)):
@@ -73,9 +81,9 @@ def simulate_bundle(arguments: argparse.Namespace) -> dict[str, Any]:
     result = {
         "model": spec.name, "engine": spec.backend, "batch_size": spec.max_batch_size, "arrivals": config.arrivals,
         "requests": config.requests, "slo_ms": config.slo_ms, "timeout_ms": config.timeout_ms, "seed": config.seed,
-        "overhead_ms": arguments.overhead_ms, "spread": config.spread, "gain": costs.gain,
-        "chain_capacity_per_s": costs.chain_capacity, "pooled_capacity_per_s": costs.pooled_capacity,
-        "searched": arguments.rates is None, "policies": found,
+        "overhead_ms": arguments.overhead_ms, "request_ms": arguments.request_ms, "spread": config.spread,
+        "gain": costs.gain, "chain_capacity_per_s": costs.chain_capacity,
+        "pooled_capacity_per_s": costs.pooled_capacity, "searched": arguments.rates is None, "policies": found,
     }  # fmt: skip
     print_result(result, to_stderr=arguments.json == "-")
     return result
@@ -88,7 +96,7 @@ def read_flags(arguments: argparse.Namespace) -> tuple[SimulationConfig, list[Po
         UsageError: a value is out of range.
     """
     positive = ("slo_ms", "timeout_ms", "requests", "max_waiting_rows")
-    for name in (*positive, "overhead_ms", "spread"):
+    for name in (*positive, "overhead_ms", "request_ms", "spread"):
         value = getattr(arguments, name)
         if value is not None and not (math.isfinite(value) and (value > 0 if name in positive else value >= 0)):
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected a {'positive ' * (name in positive)}number")

@@ -1,4 +1,9 @@
-"""A simulated host: the scheduler as it is deployed, a clock that jumps, and a device that takes the measured times."""
+"""A simulated host: the scheduler as it is deployed, a clock that jumps, and a device that takes the measured times.
+
+The event loop is a server of its own in front of the scheduler: every request takes some of its time, one after the
+other. Where the engines' threads take all processors, the loop takes theirs: a run ends later by what the loop did
+meanwhile, since threads that share the rows of a run wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from artifacts import allowed_processors
 from runtime.scheduling.decisions import ANSWERED, Done, Run, SchedulerConfig
 from runtime.scheduling.machine import Scheduler
 from runtime.scheduling.tables import StageCosts
@@ -25,6 +31,27 @@ class Stream:
     arrivals_s: np.ndarray
     exits: np.ndarray
     timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopCost:
+    """What the event loop takes.
+
+    Attributes:
+        request_s: of its time, for one request.
+        from_engines: whether engines wait meanwhile: they have no processor less than there are.
+    """
+
+    request_s: float = 0.0
+    from_engines: bool = False
+
+
+_NOTHING = LoopCost()
+
+
+def loop_cost(request_s: float, threads: int) -> LoopCost:
+    """Returns what the event loop takes beside engines of so many threads on this machine; 0: as many as it has."""
+    return LoopCost(request_s=request_s, from_engines=not 0 < threads < allowed_processors())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,22 +90,26 @@ def draw_noise(spread: float, seed: int) -> Callable[[Run], float]:
 
 
 def simulate(
-    costs: StageCosts, config: SchedulerConfig, stream: Stream, run_seconds: Callable[[Run], float]
-) -> Simulated:
+    costs: StageCosts, config: SchedulerConfig, stream: Stream, run_seconds: Callable[[Run], float],
+    loop: LoopCost = _NOTHING,
+) -> Simulated:  # fmt: skip
     """Plays a stream to its end: the device is either idle or runs what the scheduler decides."""
-    return _Simulation(costs, config, stream, run_seconds).play()
+    return _Simulation(costs, config, stream, run_seconds, loop).play()
 
 
 class _Simulation:
     def __init__(
-        self, costs: StageCosts, config: SchedulerConfig, stream: Stream, run_seconds: Callable[[Run], float]
-    ) -> None:
+        self, costs: StageCosts, config: SchedulerConfig, stream: Stream, run_seconds: Callable[[Run], float],
+        loop: LoopCost,
+    ) -> None:  # fmt: skip
         self._scheduler = Scheduler(costs, config)
         self._last = costs.stage_count - 1
         self._arrivals: list[float] = stream.arrivals_s.tolist()
         self._exits: list[int] = stream.exits.tolist()
         self._timeout_s = stream.timeout_s
         self._run_seconds = run_seconds
+        self._loop = loop
+        self._loop_free = 0.0
         self._come = 0
         self._latency = np.full(len(self._arrivals), np.inf)
         self._left = np.full(len(self._arrivals), -1)
@@ -95,7 +126,7 @@ class _Simulation:
             if isinstance(step, Run):
                 now = self._run(step, now)
             elif self._come < len(arrivals):
-                now = max(now, arrivals[self._come])
+                now = max(now, self._heard_at())
                 self._let_in(now)
             else:
                 break
@@ -107,7 +138,8 @@ class _Simulation:
     def _run(self, run: Run, now: float) -> float:
         end = now + self._run_seconds(run)
         self._pooled += self._scheduler.pooling
-        self._let_in(end)
+        while (heard := self._let_in(end)) and self._loop.from_engines:
+            end += heard * self._loop.request_s
         last = run.stage == self._last
         exits = self._exits
         left = [
@@ -121,13 +153,19 @@ class _Simulation:
         self._busy_s += end - now
         return end
 
-    def _let_in(self, until: float) -> None:
-        arrivals, timeout_s = self._arrivals, self._timeout_s
-        while self._come < len(arrivals) and arrivals[self._come] <= until:
+    def _heard_at(self) -> float:
+        """Returns when the loop has taken in the next request."""
+        return max(self._arrivals[self._come], self._loop_free) + self._loop.request_s
+
+    def _let_in(self, until: float) -> int:
+        """Submits the requests that the loop takes in until then; returns how many."""
+        arrivals, timeout_s, before = self._arrivals, self._timeout_s, self._come
+        while self._come < len(arrivals) and (heard := self._heard_at()) <= until:
             at = arrivals[self._come]
             deadline = None if timeout_s is None else at + timeout_s
-            self._scheduler.submit(self._come, 1, deadline, 0, at)
-            self._come += 1
+            self._scheduler.submit(self._come, 1, deadline, 0, heard)
+            self._come, self._loop_free = self._come + 1, heard
+        return self._come - before
 
     def _answer(self, done: Sequence[Done], stage: int, end: float) -> None:
         for ended in done:

@@ -3,7 +3,7 @@ looked like at a rate."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from runtime.scheduling.decisions import Policy, SchedulerConfig
 from runtime.scheduling.tables import StageCosts
 from runtime.simulate.arrivals import make_arrivals
-from runtime.simulate.device import Simulated, Stream, draw_noise, simulate
+from runtime.simulate.device import LoopCost, Simulated, Stream, draw_noise, simulate
 
 _STEPS = 9
 _LOWEST = 0.02  # of the pooled capacity
@@ -28,6 +28,7 @@ class SimulationConfig:
         timeout_ms: the deadline of every request; ``None``: none has one.
         max_waiting_rows: as ``SchedulerConfig``.
         spread: relative spread of the time of a run.
+        loop: what the event loop takes.
         seed: of everything that is drawn.
     """
 
@@ -37,6 +38,7 @@ class SimulationConfig:
     timeout_ms: float | None = None
     max_waiting_rows: int | None = None
     spread: float = 0.05
+    loop: LoopCost = field(default_factory=LoopCost)
     seed: int = 0
 
 
@@ -51,7 +53,7 @@ def play_rate(
         timeout_s=None if config.timeout_ms is None else config.timeout_ms / 1e3,
     )
     rules = SchedulerConfig(policy=policy, slo_s=config.slo_ms / 1e3, max_waiting_rows=config.max_waiting_rows)
-    return simulate(costs, rules, stream, draw_noise(config.spread, config.seed + 2))
+    return simulate(costs, rules, stream, draw_noise(config.spread, config.seed + 2), config.loop)
 
 
 def find_goodput(

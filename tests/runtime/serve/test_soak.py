@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from artifacts import EngineError
+from benchmarks.serving_soak import WAYS, run_soak
 from engines import HostDevice
 from runtime import AsyncRuntime
 from runtime.serve.server import ModelServer
@@ -103,6 +104,11 @@ def test_rough_use_loses_no_request_and_mixes_no_answers(fake_net: Any, protocol
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_rough_use_for_long(fake_net: Any, protocol: str) -> None:
-    use(fake_net, protocol, 100_000, range(100, 10**6, 997))
+@pytest.mark.parametrize("way", WAYS)
+def test_rough_use_for_long(way: str) -> None:
+    """``python -m benchmarks.serving_soak`` is the same with any number of requests."""
+    found = run_soak(way, 10_000, reloads=10)
+    assert found["faults"] == found["unexpected"] == []
+    assert found["outcomes"]["answered"] > 0.9 * 10_000
+    assert min(found["outcomes"][ended] for ended in ("cancelled", "late")) > 0
+    assert found["memory"]["growth_percent"] < 5

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artifacts import TRACE_NPZ, InputError, RunFolder, Trace, UsageError, new_artifact
+from artifacts import TRACE_NPZ, InputError, RunFolder, Trace, UsageError, allowed_processors, new_artifact
 from runtime.scheduling.decisions import Policy, SchedulerConfig
 from runtime.scheduling.tables import StageCosts
 from runtime.simulate.arrivals import make_arrivals
 from runtime.simulate.command import main
-from runtime.simulate.device import Stream, draw_noise, simulate
+from runtime.simulate.device import LoopCost, Stream, draw_noise, loop_cost, simulate
 from runtime.simulate.goodput import SimulationConfig, find_goodput, play_rate
 from tests.runtime.scheduling.hosts import affine_costs
 
@@ -35,6 +35,21 @@ def test_a_few_requests_by_hand() -> None:
     assert (found.runs, found.rows, found.busy_s, found.end_s) == ((3, 2), (4, 2), 7.5, 12.0)
     full = play(costs, [0.0], [0], "full")
     np.testing.assert_allclose(full.latency_s, [3.0])
+
+
+def test_the_event_loop_takes_its_time_and_that_of_engines_on_all_processors() -> None:
+    costs = StageCosts([[0.0, 1.0, 1.5]], [0.0])
+    stream = Stream(arrivals_s=np.array([0.0, 0.1, 0.2, 9.0]), exits=np.zeros(4, np.int64))
+    rules, exact = SchedulerConfig(policy=Policy("chain")), draw_noise(0.0, 0)
+    beside = simulate(costs, rules, stream, exact, LoopCost(request_s=0.2, from_engines=False))
+    # heard at 0.2, 0.4, 0.6 and 9.2; request 0 runs until 1.2, then 1 and 2 until 2.7
+    np.testing.assert_allclose(beside.latency_s, [1.2, 2.6, 2.5, 1.2])
+    shared = simulate(costs, rules, stream, exact, LoopCost(request_s=0.2, from_engines=True))
+    # the first run ends by 0.4 later: two requests are heard meanwhile
+    np.testing.assert_allclose(shared.latency_s, [1.6, 3.0, 2.9, 1.2])
+    assert loop_cost(0.1, 1).from_engines == (allowed_processors() == 1)
+    assert loop_cost(0.1, allowed_processors()).from_engines
+    assert loop_cost(0.1, 0).from_engines
 
 
 def test_one_row_at_a_time_is_the_queue_of_the_textbook() -> None:
@@ -168,7 +183,7 @@ def test_the_command_plays_given_rates(traced_run: RunFolder, tmp_path: Path) ->
     [
         ["--slo-ms", "0"], ["--slo-ms", "nan"], ["--requests", "0"], ["--policies", "fast"], ["--policies", "chain,"],
         ["--rates", "x"], ["--rates", "-1"], ["--arrivals", "poison"], ["--spread", "-1"], ["--timeout-ms", "0"],
-        ["--max-waiting-rows", "0"], ["--overhead-ms", "inf"],
+        ["--max-waiting-rows", "0"], ["--overhead-ms", "inf"], ["--request-ms", "-1"],
     ],
 )  # fmt: skip
 def test_wrong_flags_are_usage_errors(traced_run: RunFolder, wrong: list[str], capsys: Any) -> None:
