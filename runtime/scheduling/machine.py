@@ -171,8 +171,7 @@ class Scheduler:
         if not groups:
             return Idle(self._next_deadline())
         if self._switch.follows_load:
-            entries = self._queues[:: self._depth]
-            self._switch.update(self._meter.rows_per_s(now), weigh_waiting(entries, self._costs))
+            self._switch.update(self._meter.rows_per_s(now), weigh_waiting(self._queues[:: self._depth], self._costs))
         if self._switch.pooling:
             return self._start(choose_pooled(groups, self._rule, now), now)
         return self._start(choose_chain(groups, self._depth), now)
@@ -208,7 +207,7 @@ class Scheduler:
             elif ticket.open:
                 ticket.unanswered -= 1
                 if not ticket.unanswered:
-                    done.append(self._answer(ticket))
+                    done.append(self._end(ticket, ANSWERED))
         if stayed:
             self._queues[onward].extend(stayed)
         return done
@@ -334,13 +333,10 @@ class Scheduler:
     def _admit(self, ticket: Ticket, due: float, lines: Sequence[int]) -> None:
         self._arrivals += 1
         self._tickets[ticket.number] = ticket
-        if lines:
-            for index, line in enumerate(lines):
-                self._queues[line * self._depth].extend([Row(due, self._arrivals, index, ticket)])
-                ticket.waiting[line * self._depth] += 1
-        else:
-            self._queues[0].extend([Row(due, self._arrivals, index, ticket) for index in range(ticket.unanswered)])
-            ticket.waiting[0] = ticket.unanswered
+        for index, line in enumerate(lines or [0] * ticket.unanswered):
+            entry = line * self._depth
+            ticket.waiting[entry] += 1
+            self._queues[entry].extend([Row(due, self._arrivals, index, ticket)])
         if ticket.deadline < math.inf:
             heapq.heappush(self._deadlines, (ticket.deadline, self._arrivals, ticket))
             if len(self._deadlines) > 2 * len(self._tickets) + 64:  # most are of requests that are done
@@ -357,16 +353,13 @@ class Scheduler:
         return self._costs.run_s[stage][min(max(1, self._queues[stage].live), self._costs.largest)]
 
     def _is_late(self, ticket: Ticket, now: float) -> bool:
-        for stage, rows in enumerate(ticket.waiting):
-            if rows and now + self._next_run_s(stage) > ticket.deadline:
-                return True
-        return False
+        waiting = enumerate(ticket.waiting)
+        return any(rows > 0 and now + self._next_run_s(stage) > ticket.deadline for stage, rows in waiting)
 
     def _start(self, stage: int, now: float) -> Run:
         enters = stage % self._depth == 0
         if enters and self._lines > 1:
-            rows, stage = take_entering(self._queues, stage, self._costs)
-            places = None
+            (rows, stage), places = take_entering(self._queues, stage, self._costs), None
         else:
             rows, places = self._queues[stage].take(self._costs.largest)
             for row in rows:
@@ -375,8 +368,7 @@ class Scheduler:
         offset = 0
         if not self._is_last(stage):
             onward = self._queues[stage + 1]
-            kept = onward.close_gaps()
-            if kept is not None:
+            if (kept := onward.close_gaps()) is not None:
                 arrangements.append(Arrangement(stage + 1, kept))
             offset = onward.places
         named = [(ticket.number, position) for _, _, position, ticket in rows]
@@ -396,19 +388,13 @@ class Scheduler:
             raise ValueError(f"run {run.number}: no row may leave after stage {run.stage}")
         return rows
 
-    def _answer(self, ticket: Ticket) -> Done:
-        """Ends a request whose rows have all left, so that none waits."""
-        ticket.open = False
-        del self._tickets[ticket.number]
-        self._done[ANSWERED] += 1
-        return Done(ticket.number, ANSWERED)
-
     def _end(self, ticket: Ticket, outcome: str, error: str | None = None) -> Done:
         """Ends a request: the room of its waiting rows is free from now on."""
         ticket.open = False
         del self._tickets[ticket.number]
-        for queue, count in zip(self._queues, ticket.waiting, strict=True):
-            if count:
-                queue.drop(count)
+        if outcome != ANSWERED:  # then none waits
+            for queue, count in zip(self._queues, ticket.waiting, strict=True):
+                if count:
+                    queue.drop(count)
         self._done[outcome] += 1
         return Done(ticket.number, outcome, error)
