@@ -29,7 +29,7 @@ class AbortedError(Exception):
 class Replica:
     """What Ray Serve makes of a deployment in each of its processes."""
 
-    async def __init__(self, options: ServeOptions) -> None:
+    async def __init__(self, options: ServeOptions) -> None:  # type: ignore[misc]  # Ray awaits it
         """Opens and warms up the models; Ray sends requests when that is done.
 
         Raises:
