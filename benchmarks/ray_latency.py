@@ -1,4 +1,4 @@
-"""What Ray Serve adds to a request: one replica against ``python -m runtime.serve``, at the median.
+"""Time that Ray Serve adds to a request at the median: one replica against ``python -m runtime.serve``.
 
     python -m benchmarks.ray_latency --bundle runs/resnet/bundle --proxy haproxy --json ray_latency.json
 
