@@ -13,7 +13,7 @@ from artifacts.console import add_common_arguments, print_table, run_command, sa
 from planner.certify.evidence import metric_word, risk_trace
 from planner.confidence.fitting import can_learn
 from planner.config import CertifyConfig, PlanConfig
-from planner.flags import BY_FIELD, add_flags, read_batches
+from planner.flags import BY_FIELD, add_flags, read_batches, set_fields
 from planner.search.problem import check_tolerance
 from planner.search.rules import COARSE, JOINT, OFFERED_SEARCHES
 from planner.search.threshold_grids import threshold_grid
@@ -22,6 +22,8 @@ from planner.validate.resampling import ValidationConfig, validate_methods
 from planner.workflow.inputs import read_inputs
 
 _DEFAULT = ValidationConfig()
+_RULES = ("max_exits", "tail.share", "tail.allowance", "tail.stay_allowance")
+_PLANNING = ("batch_size", "load", "certify.delta", "grid_step", "confidence", *_RULES)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -54,7 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=_DEFAULT.seed, help="of the draws (default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses as a PNG")
-    add_flags(parser, [BY_FIELD[field] for field in ("batch_size", "load", "certify.delta", "grid_step", "confidence")])
+    add_flags(parser, [BY_FIELD[field] for field in _PLANNING])
     return parser
 
 
@@ -68,8 +70,11 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.plot is not None:
         check_plot(arguments.plot)
     config = ValidationConfig(
-        tolerance=arguments.tolerance, resplits=arguments.resplits, samples=arguments.samples, seed=arguments.seed
-    )
+        tolerance=arguments.tolerance, resplits=arguments.resplits, samples=arguments.samples, seed=arguments.seed,
+        rules=set_fields(
+            PlanConfig(), {field: getattr(arguments, BY_FIELD[field].attribute) for field in _RULES}
+        ).rules,
+    )  # fmt: skip
     certify = CertifyConfig(risk=arguments.risk, delta=arguments.delta)
     threshold_grid(arguments.grid_step)
     batch_size, load = read_batches(arguments)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import Trace, environment_fingerprint
+from artifacts import Trace, environment_fingerprint, to_plain
 from planner.certify.certified import plan_certified
 from planner.confidence.choosing import settle_confidence
 from planner.confidence.fitting import Learned
@@ -36,7 +36,7 @@ def make_methods(
 
     Args:
         costs: the prices of the stages.
-        config: the tolerance.
+        config: the tolerance, and which plans may win.
         certify: risk and delta.
         search: one of ``SEARCHES``.
         step: distance of the thresholds of the grids.
@@ -46,8 +46,9 @@ def make_methods(
 
     def problem(drawn: Trace) -> SearchProblem:
         return SearchProblem(
-            trace=drawn, costs=costs, tolerances=(config.tolerance,), grids=KeptGrids(thresholds=thresholds)
-        )
+            trace=drawn, costs=costs, tolerances=(config.tolerance,), grids=KeptGrids(thresholds=thresholds),
+            rules=config.rules,
+        )  # fmt: skip
 
     def certified(drawn: Trace, seed: int) -> tuple[Exits, Learned]:
         settings = CertifyConfig(risk=certify.risk, delta=certify.delta, seed=seed)
@@ -55,7 +56,10 @@ def make_methods(
 
     def learning(drawn: Trace, seed: int) -> tuple[Exits, Learned]:
         settings = CertifyConfig(risk=certify.risk, delta=certify.delta, seed=seed)
-        settled = settle_confidence(drawn, costs, PlanConfig(confidence=LEARNED, certify=settings))
+        planning = PlanConfig(
+            confidence=LEARNED, certify=settings, tail=config.rules.slow_batches, max_exits=config.rules.max_exits
+        )
+        settled = settle_confidence(drawn, costs, planning)
         return plan_certified(problem(settled.trace), SEARCHES[search], settings).boldest, settled.learned
 
     def uncertified(name: str) -> Method:
@@ -94,6 +98,7 @@ def describe_validation(
         "resplits": config.resplits,
         "samples": samples,
         "seed": config.seed,
+        "rules": to_plain(config.rules),
         "loss_edges": edges.tolist(),
         "methods": methods,
         "environment": environment_fingerprint(),

@@ -16,7 +16,7 @@ population (0.3 ms for 10,000 samples); nearly all of the time is spent in the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from planner.confidence.fitting import Learned
 from planner.predict.costs import NetworkCosts, expect_mean_ms
 from planner.predict.replay import NO_EXITS, Exits, evaluate_exits
 from planner.search.greedy import configure_candidates
+from planner.search.rules import SearchRules
 from planner.search.threshold_grids import evaluate_grid, threshold_grid
 
 Method = Callable[[Trace, int], tuple[Exits, Learned]]
@@ -45,12 +46,14 @@ class ValidationConfig:
         resplits: how many calibration sets are drawn.
         samples: in each of them; ``None``: as many as the population has.
         seed: of the draws.
+        rules: which plans may win.
     """
 
     tolerance: float = 0.01
     resplits: int = 1000
     samples: int | None = None
     seed: int = 0
+    rules: SearchRules = field(default_factory=SearchRules)
 
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance < 1:

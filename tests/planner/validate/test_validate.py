@@ -127,6 +127,19 @@ def test_a_plan_for_several_batch_sizes_is_validated_for_them(tmp_path: Path, mo
     assert main([*words, "--batch-distribution", str(tmp_path / "load.csv"), "--batch-size", "4"]) == 2
 
 
+def test_plans_are_searched_by_the_rules_that_are_given(tmp_path: Path) -> None:
+    run, target = run_import(tmp_path), tmp_path / "v.json"
+    words = ["validate", "--run", str(run.root), "--resplits", "2", "--tolerance", "0.1", "--samples", "600"]
+
+    def share_without_exits(*rules: str) -> float:
+        assert main([*words, "--batch-size", "8", "--json", str(target), *rules]) == 0
+        return float(json.loads(target.read_text())["methods"][0]["no_exits_frequency"])
+
+    assert share_without_exits("--stay-allowance", "0.5") == 0
+    assert share_without_exits("--stay-allowance", "0") == 1
+    assert share_without_exits("--stay-allowance", "0.5", "--max-exits", "0") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -136,6 +149,7 @@ def test_a_plan_for_several_batch_sizes_is_validated_for_them(tmp_path: Path, mo
         (("--delta", "2"), "--delta"),
         (("--plot", "x.jpg"), "--plot"),
         (("--batch-size", "64"), "--batch-size"),
+        (("--stay-allowance", "-1"), "--stay-allowance"),
     ],
 )
 def test_usage_errors_exit_with_2(
