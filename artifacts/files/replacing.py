@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Writes a file so that it is never seen half-written; a pipe or a device is written to as it is.
+
+    Args:
+        path: the file.
+        content: all of it.
+        sync: wait for the disk, so that the file outlives a loss of power.
 
     Raises:
         OSError: it cannot be written; what was there is untouched.
@@ -29,7 +34,8 @@ def replace_file(path: Path, content: bytes) -> None:
         with _create(staging) as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
             staging.replace(target)
     finally:
         staging.unlink(missing_ok=True)

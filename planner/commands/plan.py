@@ -77,11 +77,12 @@ def main(argv: Sequence[str], *, epilog: str = "") -> int:
     def body(_: argparse.Namespace) -> dict[str, Any]:
         if arguments.engines or arguments.precisions:
             return plan_several(arguments, family, words)
+        if arguments.source is None:
+            _check_no_source_flags(arguments)
         run = _find_run(arguments)
         arguments.engine, arguments.precision = settle_engine(arguments.engine, arguments.precision, run, say)
         if arguments.source is not None:
             return plan_from_source(arguments, family, words)
-        _check_no_source_flags(arguments)
         return plan(arguments) if arguments.sweep is None else sweep(arguments)
 
     try:

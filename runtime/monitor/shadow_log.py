@@ -122,7 +122,7 @@ class ShadowLog:
         np.savez(content, allow_pickle=False, **arrays)
         name = _NAME.replace("*", f"{time.time_ns():020d}-{os.getpid()}-{secrets.token_hex(2)}")
         try:
-            replace_file(self._folder / name, content.getvalue())
+            replace_file(self._folder / name, content.getvalue(), sync=False)
             self._remove_oldest()
         except OSError as error:
             _log.warning("the shadow log %s cannot be written: %s", self._folder, error.strerror or error)

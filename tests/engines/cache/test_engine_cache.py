@@ -58,7 +58,7 @@ def test_a_full_disk_is_named_and_leaves_no_engine(
     with pytest.raises(EngineError, match="could not be written"):
         ensure(onnx_file, graph, tmp_path / "cache")
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(100_000, 99_000, 1_000))
-    with pytest.raises(ArtifactError, match="No space left on device.*free some space"):
+    with pytest.raises(ArtifactError, match="no space left on the disk.*free some"):
         ensure(onnx_file, graph, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -308,5 +308,6 @@ def test_the_public_api_is_pinned() -> None:
         "arithmetic_of", "as_gpuarray", "build_engine", "builder", "choose_backend", "choose_branches",
         "ensure_engine", "find_length", "fit_length", "fixed_batch_sizes", "in_float32", "is_device_array",
         "list_engines", "open_device", "open_engine",
-        "open_key", "plan_covers", "read_onnx_facts", "row_lengths", "run_graph", "wrap_allocation",
+        "open_key", "plan_covers", "read_onnx_facts", "resize_rows", "row_lengths", "run_graph", "share_scratch",
+        "wrap_allocation",
     ]  # fmt: skip
