@@ -11,6 +11,8 @@ from artifacts import NoPlanError, Trace
 from planner.certify.certified import CertifiedPlans, merge_certified, plan_certified
 from planner.config import CertifyConfig, PlanConfig
 from planner.predict.costs import NetworkCosts
+from planner.predict.objectives import OBJECTIVE_WORDS
+from planner.predict.replay import NO_EXITS
 from planner.search.problem import SearchProblem, SearchResult, rank_plans
 from planner.search.rules import GREEDY
 from planner.search.searches import find_search
@@ -63,6 +65,8 @@ def search_plans(
             f"{objective} latency expected: {expected_ms[result.best.exits]:.3f} ms, by the greedy search "
             f"{expected_ms[result.baseline]:.3f} ms"
         )
+    if (hint := find_staying_hint(searched, search, result)) is not None:
+        report(hint)
     if certify.method == "none":
         check_allowed(problem, result)
         return result, None
@@ -74,6 +78,30 @@ def search_plans(
     merged = merge_certified(problem, result, certified)
     check_allowed(problem, merged, certified)
     return merged, certified
+
+
+def find_staying_hint(problem: SearchProblem, search: str, result: SearchResult) -> str | None:
+    """Returns what the stay allowance costs where it lets in no exit that would make the network faster; else ``None``.
+
+    Args:
+        problem: with one tolerance.
+        search: by which the plan with one exit and without that allowance is searched.
+        result: of the same search with it.
+    """
+    rules = problem.rules
+    if result.best.exits.cuts or rules.slow_batches.stay_allowance is None or problem.most_exits == 0:
+        return None
+    alone = replace(rules, max_exits=1, slow_batches=replace(rules.slow_batches, stay_allowance=None))
+    (found,) = find_search(search)(replace(problem, rules=alone))
+    if not (cuts := found.best.exits.cuts):
+        return None
+    excess = problem.costs.stay_ms(cuts) / problem.costs.slow_above.full_ms - 1
+    return (
+        f"note: --stay-allowance {rules.slow_batches.stay_allowance:g} lets no exit in. With --stay-allowance "
+        f"{np.ceil(excess * 100) / 100:g} an exit at {cuts[0]} would take the {OBJECTIVE_WORDS[rules.objective]} "
+        f"from {problem.expect_ms(NO_EXITS):.3f} to {problem.expect_ms(found.best.exits):.3f} ms, as the samples say, "
+        f"and a batch of which no row leaves would cost {excess:.1%} more"
+    )
 
 
 def bound_no_exits(problem: SearchProblem, result: SearchResult) -> SearchResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from planner.config import CertifyConfig, PlanConfig, TimingConfig
@@ -35,3 +37,29 @@ def test_plan_of_the_greedy_search_stands_beside_one_with_fewer_exits(method: st
         assert len(beside.exits.cuts) > 1
         assert not beside.allowed
     assert all(len(plan.exits.cuts) <= 1 for plan in result.considered if plan.allowed)
+
+
+def test_a_stay_allowance_that_lets_no_exit_in_says_what_it_costs() -> None:
+    trace, costs = make_trace(7, exits=4, samples=4000), make_costs(1, exits=4, head=0.02)
+
+    def plan(allowance: float | None, tolerance: float = 0.2) -> tuple[tuple[str, ...], list[str]]:
+        config = PlanConfig(
+            tolerance=tolerance, batch_size=8, tail=SlowBatchRule(share=0.0, stay_allowance=allowance),
+            certify=CertifyConfig(method="none"), timing=TimingConfig(batch_sizes=SIZES),
+        )  # fmt: skip
+        said: list[str] = []
+        problem = make_problem(trace, costs, config, KeptGrids(thresholds=threshold_grid()))
+        result, _ = search_plans(problem, config.search, config.certify, said.append)
+        return result.best.exits.cuts, [line for line in said if "lets no exit in" in line]
+
+    cuts, (hint,) = plan(0.0)
+    assert cuts == ()
+    told = re.search(
+        r"With --stay-allowance (\S+) an exit at (\S+) would take the mean latency from (\S+) to (\S+) ms", hint
+    )
+    assert told is not None
+    assert float(told[4]) < float(told[3])
+    cuts, hints = plan(float(told[1]))
+    assert cuts
+    assert hints == []
+    assert plan(0.0, tolerance=0.0) == ((), []), "no exit would help there, whatever it may cost"
