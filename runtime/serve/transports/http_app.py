@@ -163,10 +163,11 @@ class _Handlers:
         return self._reply(content, headers=headers, kind=_JSON if head_length is None else _BINARY)
 
     async def live(self, _request: Request) -> Response:
-        return self._reply(b"")
+        return self._reply_json({"live": True})
 
     async def ready(self, _request: Request) -> Response:
-        return self._reply(b"", status=200 if self._service.ready else 503)
+        ready = self._service.ready
+        return self._reply_json({"ready": ready}, status=200 if ready else 503)
 
     async def status_page(self, request: Request) -> Response:
         try:
@@ -182,7 +183,7 @@ class _Handlers:
     async def model_ready(self, request: Request) -> Response:
         name, version = request.path_params["model"], request.path_params.get("version", "")
         if self._service.model_ready(name, version):
-            return self._reply(b"")
+            return self._reply_json({"name": name, "ready": True})
         return self._reply_json({"error": "Model version not ready"}, status=400)
 
     async def server_metadata(self, request: Request) -> Response:
