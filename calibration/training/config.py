@@ -147,8 +147,8 @@ class JointConfig:
             return self
         if name_token_inputs([spec.name for spec in inputs]) is not None:
             usual = TOKEN_DEFAULTS
-        elif task in DENSE_TASKS:
-            usual = DENSE_DEFAULTS
+        elif task in DENSE_DEFAULTS:
+            usual = DENSE_DEFAULTS[task]
         else:
             return self
         return replace(self, **{name: value for name, value in usual.items() if name not in self.given})
@@ -181,11 +181,13 @@ TOKEN_DEFAULTS: Mapping[str, Any] = {
     "backbone_epochs": 0, "batch_size": 32, "temperature": 2.0, "augment": AUGMENTATIONS[0],
 }  # fmt: skip
 """What a pretrained network of tokens is fine-tuned with: a few epochs in small steps."""
-DENSE_TASKS = frozenset({"segmentation", "pose"})
-DENSE_DEFAULTS: Mapping[str, Any] = {
-    "epochs": 12, "backbone_epochs": 0, "batch_size": 16, "learning_rate": 0.05, "distillation": 0.0,
-    "augment": "crop-mirror",
+_DENSE: Mapping[str, Any] = {
+    "epochs": 12, "backbone_epochs": 0, "distillation": 0.0, "augment": "crop-mirror"
 }  # fmt: skip
+DENSE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "segmentation": {**_DENSE, "batch_size": 8, "learning_rate": 0.002, "optimiser": "adamw"},
+    "pose": {**_DENSE, "batch_size": 16, "learning_rate": 0.05},
+}
 """What a network of dense answers on a pretrained trunk is fine-tuned with.
 
 Nothing is distilled: the divergence from the final head counts every pixel alike, at a temperature of 3 three times as
