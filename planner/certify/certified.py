@@ -120,7 +120,7 @@ class Shortage:
     def describe(self, *, tolerance: float, delta: float) -> str:
         """Returns the message for a person."""
         if self.safest is None:
-            return "no exits that may be chosen keep the tolerance on the samples for tuning and make the network faster"
+            return "no exits that may be chosen keep the tolerance on the samples for tuning and save time"
         said = [
             (
                 f"no plan{' with exits' if self.safest.cuts else ''} can be certified to lose at most {tolerance:.4g} "
