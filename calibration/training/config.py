@@ -142,15 +142,24 @@ class JointConfig:
 
     def fit(self, inputs: Sequence[TensorSpec], task: str) -> JointConfig:
         """Returns the configuration for the network at hand: those of tokens and of dense answers have defaults of
-        their own."""
+        their own.
+
+        Raises:
+            UsageError: the user named another optimiser than the usual one without a learning rate.
+        """
         if self.given is None:
             return self
         if name_token_inputs([spec.name for spec in inputs]) is not None:
             usual = TOKEN_DEFAULTS
-        elif task in DENSE_DEFAULTS:
-            usual = DENSE_DEFAULTS[task]
         else:
-            return self
+            usual = DENSE_DEFAULTS.get(task, {})
+        expected = usual.get("optimiser", OPTIMISERS[0])
+        if "optimiser" in self.given and "learning_rate" not in self.given and self.optimiser != expected:
+            rate = usual.get("learning_rate", self.learning_rate)
+            raise UsageError(
+                f"--optimiser {self.optimiser}: the default rate of {rate:g} is for {expected}; name one for "
+                f"{self.optimiser} with --learning-rate"
+            )
         return replace(self, **{name: value for name, value in usual.items() if name not in self.given})
 
 

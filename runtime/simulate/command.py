@@ -99,7 +99,8 @@ def read_flags(arguments: argparse.Namespace) -> tuple[SimulationConfig, list[Po
     for name in (*positive, "overhead_ms", "request_ms", "spread"):
         value = getattr(arguments, name)
         if value is not None and not (math.isfinite(value) and (value > 0 if name in positive else value >= 0)):
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a {'positive ' * (name in positive)}number")
+            least = "above" if name in positive else "from"
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected a number {least} 0")
     try:
         policies = [parse_policy(text.strip()) for text in arguments.policies.split(",")]
     except ValueError as error:

@@ -57,6 +57,21 @@ def test_one_epoch_trains_the_exits():
     assert read("--epochs", "1").backbone_epochs == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "inputs", "task"),
+    [
+        (("--optimiser", "sgd"), TOKENS, "classification"),
+        (("--optimiser", "sgd"), IMAGE, "segmentation"),
+        (("--optimiser", "adamw"), IMAGE, "pose"),
+        (("--optimiser", "adamw"), IMAGE, "classification"),
+    ],
+)
+def test_another_optimiser_than_the_usual_one_needs_a_rate_of_its_own(words, inputs, task):
+    with pytest.raises(UsageError, match="--learning-rate"):
+        read(*words).fit(inputs, task)
+    assert read(*words, "--learning-rate", "0.01").fit(inputs, task).learning_rate == 0.01
+
+
 def test_records_name_the_optimiser_where_it_is_another():
     assert "optimiser" not in describe_training(JointConfig())
     assert describe_training(read().fit(TOKENS, "classification"))["optimiser"] == "adamw"
