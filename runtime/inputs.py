@@ -113,11 +113,9 @@ def _in_order(batch: Batch, inputs: Sequence[TensorSpec]) -> tuple[Any, ...]:
 
 
 def _is_surely_finite(array: np.ndarray) -> bool:
-    """Tells whether an array holds finite numbers only, as far as that is quickly told: of a small one the sum of the
-    squares is finite, which takes one array call and not two; of huge numbers it is not either."""
-    if array.size <= _FEW_NUMBERS and array.itemsize > _HALF:
-        return math.isfinite(np.vdot(array, array))
-    return bool(np.isfinite(array).all())
+    """Tells whether a small array holds finite numbers only, as far as that is quickly told: the sum of their squares
+    is finite, which takes one array call and not two; that of huge numbers is not either."""
+    return array.size <= _FEW_NUMBERS and array.itemsize > _HALF and math.isfinite(np.vdot(array, array))
 
 
 def _check_array(array: Any, spec: TensorSpec) -> None:

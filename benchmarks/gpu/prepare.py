@@ -3,9 +3,9 @@
     python -m benchmarks.gpu.prepare DIR [--run runs/resnet]
 
 The demo network in both precisions as subjects, without anything of torch, and TensorRT-RTX engines of their graphs.
-With ``--run`` the float32 one is the bundle that the planner made there, with its thresholds and held-out images;
-otherwise its exits are where half of some noise leaves. ResNet-50 and BERT are larger than what a GPU machine needs to
-make them, and stay out.
+With ``--run`` the float32 one is the bundle that the planner made there, with its thresholds and held-out images, and
+the run's model and trace are taken along for a plan on the GPU; otherwise its exits are where half of some noise
+leaves. ResNet-50 and BERT are larger than what a GPU machine needs to make them, and stay out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from artifacts import BUNDLE_JSON, BundleSpec, GraphSpec, PameError, RunFolder, 
 from artifacts.console import say
 from benchmarks.gpu.nets.making import make_subject
 from benchmarks.gpu.nets.subjects import Batch, Subject, SubjectSpec, open_subject, write_subject
+from benchmarks.gpu.stage_plan import RUN
 from benchmarks.gpu.stage_rtx import BUILT, RTX, build_once
 from calibration import load_run_data
 
@@ -36,6 +37,8 @@ def prepare(folder: Path, *, run: Path | None, names: Sequence[str] = NAMES) -> 
             data = load_run_data(RunFolder(root=run))
             samples = data.inputs(data.indices_of("test")[:SAMPLES])
             subject = take_bundle(RunFolder(root=run), folder / name, samples)
+            for taken in (RunFolder(root=run).model, RunFolder(root=run).trace):
+                shutil.copytree(taken, folder / RUN / taken.name, dirs_exist_ok=True)
         else:
             with tempfile.TemporaryDirectory(prefix="pame-") as scratch:
                 subject = copy_subject(make_subject(name, Path(scratch)), folder / name)

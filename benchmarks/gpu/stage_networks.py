@@ -1,4 +1,4 @@
-"""Stage d: ResNet-50 and an encoder of BERT-base's size, engine by engine, end to end, and beside torch.
+"""Stage d: ResNet-50 and an encoder of BERT-base's size, engine by engine and end to end.
 
 The tail's curve is to be held against the paper's, for the share of a batch that goes on (25 / 50 / 75 %): ResNet-101
 at batch 32 .38 / .59 / .84, BERT-base at batch 16 .57 / .66 / .83, OCRNet at batch 8 .27 / .52 / .77.
@@ -13,7 +13,6 @@ from benchmarks.gpu.environment import load_cuda_libraries
 from benchmarks.gpu.nets.making import ensure_subject
 from benchmarks.gpu.record import Record
 from benchmarks.gpu.rows.chain import Job, time_ways
-from benchmarks.gpu.rows.in_torch import add_torch_rows
 from benchmarks.gpu.rows.launches import add_launch_rows
 from benchmarks.gpu.rows.times import show_matrix, show_tails, survivor_sizes, time_subject
 from benchmarks.gpu.stages import CUDA_BACKEND, Setting
@@ -26,7 +25,7 @@ PAPER = {
 
 
 def measure(record: Record, setting: Setting) -> None:
-    """Measures engines beside torch first, then the chain end to end; what takes longest to compile comes last."""
+    """Measures engines first, then the chain end to end."""
     names = setting.networks or (("toy",) if setting.rehearsal else ("resnet50", "bert"))
     sizes = (8, 4) if setting.rehearsal else (32, 8, 128)
     record.note(paper=PAPER, batch_sizes=sizes)
@@ -39,11 +38,8 @@ def measure(record: Record, setting: Setting) -> None:
             jobs.append(Job(record=record, setting=setting, subject=subject, backend=CUDA_BACKEND,
                             max_batch_size=max(sizes)))  # fmt: skip
             _time_engines(jobs[-1], sizes)
-            add_torch_rows(record, subject, setting, sizes, compiled=False)
     for job in jobs:
         _time_end_to_end(job, sizes)
-    for job in jobs:
-        add_torch_rows(record, job.subject, setting, sizes, compiled=True)
 
 
 def _time_engines(job: Job, sizes: tuple[int, ...]) -> None:

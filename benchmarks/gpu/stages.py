@@ -34,9 +34,11 @@ STAGES = (
     Stage(letter="a", module="stage_tests", title="the GPU tests", bound_s=50),
     Stage(letter="b", module="stage_chain", title="the demo's chain on ONNX Runtime's CUDA provider", bound_s=50),
     Stage(letter="c", module="stage_rtx", title="TensorRT-RTX: refused or measured", bound_s=70),
-    Stage(letter="d", module="stage_networks", title="ResNet-50 and BERT beside torch", bound_s=190),
+    Stage(letter="d", module="stage_networks", title="ResNet-50 and BERT", bound_s=250),
     Stage(letter="e", module="stage_graphs", title="CUDA graphs on and off", bound_s=110),
     Stage(letter="f", module="stage_endurance", title="memory, threads, torch in the same context", bound_s=40),
+    Stage(letter="g", module="stage_plan", title="plans made on this GPU, and their bench", bound_s=100),
+    Stage(letter="h", module="stage_torch", title="ResNet-50 and BERT in torch", bound_s=150),
 )
 
 

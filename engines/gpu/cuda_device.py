@@ -29,7 +29,7 @@ from engines.gpu.context import Allocation, CudaContext
 from engines.gpu.driver import call, call_unless_pending, load_driver
 from engines.gpu.foreign_arrays import check_place, read_stream, view_foreign
 from engines.gpu.launches import NonfiniteLaunch, SplitLaunch, gather
-from engines.gpu.staging import PinnedPool
+from engines.gpu.staging import HostReaders, PinnedPool
 from engines.host.host_device import check_append, close_ranks, find_nonfinite
 from engines.options import DeviceOptions
 from engines.protocols import CapturedChain, Departure, Device, Mark, StageWork
@@ -65,6 +65,7 @@ class CudaDevice:
         self.options = options
         self._attached: dict[str, Any] = {}
         self._pinned = PinnedPool(self.cuda)
+        self._readers = HostReaders()
         self._owned: weakref.WeakSet[Allocation] = weakref.WeakSet()
         self._splits: dict[tuple[Any, ...], SplitLaunch] = {}
         self._events: deque[Any] = deque()
@@ -117,8 +118,10 @@ class CudaDevice:
             call("cuMemcpyDtoDAsync", buffer.pointer, array.pointer, array.nbytes, stream)
             return
         block = self._pinned.take(array.nbytes)
-        block.array(array.shape, array.dtype)[...] = array
-        call("cuMemcpyHtoDAsync", buffer.pointer, block.pointer, array.nbytes, stream)
+        pinned, row_bytes = block.array(array.shape, array.dtype), buffer.row_bytes
+        for rows, _ in self._readers.map(lambda rows: np.copyto(pinned[rows], array[rows]), array):
+            begin, size = rows.start * row_bytes, (rows.stop - rows.start) * row_bytes
+            call("cuMemcpyHtoDAsync", buffer.pointer + begin, block.pointer + begin, size, stream)
         block.record(stream)
         self._pinned.give_back(block)
 
@@ -262,7 +265,8 @@ class CudaDevice:
         For an array on the GPU it waits for the kernel that looks for them.
         """
         if isinstance(array, np.ndarray):
-            return find_nonfinite(array)
+            found = self._readers.map(lambda rows: find_nonfinite(array[rows]), array)
+            return [rows.start + row for rows, bad in found for row in bad]
         if array.dtype.kind != "f" or not array.nbytes:
             return []
         self._enter()
@@ -334,6 +338,7 @@ class CudaDevice:
             allocation.free()
         self._scratch.clear()
         self._pinned.free()
+        self._readers.close()
         while self._events:
             call("cuEventDestroy", self._events.pop())
 

@@ -1,18 +1,25 @@
-"""``PinnedPool``: blocks of page-locked host memory, which a GPU reads and writes without a hidden copy."""
+"""``PinnedPool``: blocks of page-locked host memory, which a GPU reads and writes without a hidden copy;
+``HostReaders``: threads that fill them."""
 
 from __future__ import annotations
 
 import ctypes
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
+from artifacts import allowed_processors
 from engines.gpu.context import CudaContext
 from engines.gpu.driver import call, call_unless_pending, load_driver
 
 _SMALLEST = 4096
 _MOST_PENDING = 16  # blocks of one size; from here on the host waits for the GPU to catch up
+_LARGE = 8 << 20  # bytes; one thread reads a smaller array before several have begun
+_MOST_READERS = 4  # as many keep up with the bus of a GPU
+T = TypeVar("T")
 
 
 class PinnedBlock:
@@ -88,3 +95,25 @@ class PinnedPool:
                 block = idle.pop()
                 block.wait()
                 block.free()
+
+
+class HostReaders:
+    """Threads that read a large array of the host in pieces, since one thread is slower than the bus of a GPU."""
+
+    def __init__(self) -> None:
+        self._threads = min(_MOST_READERS, allowed_processors())
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="pame-upload")  # starts them when used
+
+    def map(self, work: Callable[[slice], T], array: np.ndarray) -> Iterator[tuple[slice, T]]:
+        """Yields the rows of each piece with what ``work`` returned for them, in order; one piece of a small array."""
+        if array.nbytes < _LARGE or self._threads == 1:
+            everything = slice(0, len(array))
+            yield everything, work(everything)
+            return
+        step = -(-len(array) // (2 * self._threads))
+        pieces = [slice(start, min(start + step, len(array))) for start in range(0, len(array), step)]
+        yield from zip(pieces, self._pool.map(work, pieces), strict=True)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._pool.shutdown()

@@ -233,8 +233,10 @@ def close_ranks(left: list[int], survivors: list[int]) -> tuple[list[int], list[
 
 def find_nonfinite(array: np.ndarray) -> list[int]:
     """Returns the rows of a host array that hold NaN or infinity, ascending."""
-    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    return [int(row) for row in np.flatnonzero(~finite)]
+    finite = np.isfinite(array)
+    if finite.all():
+        return []
+    return [int(row) for row in np.flatnonzero(~finite.reshape(len(array), -1).all(axis=1))]
 
 
 def _move_rows(buffer: np.ndarray, sources: list[int], targets: list[int]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import logging
+from contextlib import redirect_stdout
 from typing import Any
 
 from artifacts import EngineError, MissingExtraError
@@ -17,6 +21,7 @@ PROVIDER_OPTIONS = {
     "use_tf32": "0",  # float32 means float32; for speed, export in fp16
 }
 GRAPH_FILE = "graph.onnx"
+_log = logging.getLogger("pame.engines")
 
 
 def identify_onnxruntime_cuda(index: int = 0) -> BackendIdentity:
@@ -51,6 +56,7 @@ def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) 
         EngineError: onnxruntime refuses the graph, or would run it on the processor.
     """
     ort = load_onnxruntime()
+    _load_cuda_libraries(ort)
     options = session_options(1)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.enable_mem_pattern = True  # unlike on the processor: so it was measured, and a capture is one block
@@ -69,3 +75,17 @@ def open_cuda_session(model: str, *, index: int, stream: int | None, what: str) 
             f"pip install 'pame[{ONNXRUNTIME_CUDA}]'"
         )
     return session
+
+
+@functools.cache
+def _load_cuda_libraries(ort: Any) -> None:
+    """Loads cuBLAS, cuDNN and their kin from where pip installs them; onnxruntime looks for them by name alone.
+
+    Those that the process has loaded already, with torch for instance, stay as they are.
+    """
+    if not hasattr(ort, "preload_dlls"):
+        return
+    with redirect_stdout(io.StringIO()) as said:  # it prints what it does not find; the session then says what to do
+        ort.preload_dlls()
+    if said.getvalue():
+        _log.info("CUDA libraries: %s", said.getvalue().strip())

@@ -249,6 +249,21 @@ def test_rows_that_are_not_finite_are_found(device: Device, dtype: str) -> None:
     assert device.find_nonfinite(rows) == [1, 3, 4]
 
 
+@pytest.mark.parametrize("rows", [1, 7, 13])
+def test_large_arrays_arrive_whole_and_are_searched_whole(device: Device, rows: int) -> None:
+    """A GPU's device reads them in pieces, by several threads."""
+    spec = TensorSpec(name="x", dtype="float32", row_shape=(3_000_000 // rows,))
+    array = random_rows(spec, rows)
+    buffer = device.allocate(spec, rows + 1)
+    device.upload(array, buffer)
+    wanted = array.copy()
+    array[:] = np.nan  # may be changed at once
+    np.testing.assert_array_equal(device.download(buffer, range(rows)), wanted)
+    assert device.find_nonfinite(wanted) == []
+    wanted[rows // 2, -1] = wanted[-1, 0] = np.inf
+    assert device.find_nonfinite(wanted) == sorted({rows // 2, rows - 1})
+
+
 def test_copies_are_independent(device: Device) -> None:
     spec = TENSORS[0]
     rows = random_rows(spec, 3)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import GraphSpec, Model, RunFolder, TensorSpec, UsageError, open_model
+from artifacts import GraphSpec, Model, RunFolder, TensorSpec, UsageError
 from benchmarks.gpu.nets.subjects import (
     SUBJECT_JSON,
     Subject,
@@ -59,26 +59,38 @@ def make_subject(name: str, folder: Path, *, rehearsal: bool = False) -> Subject
     return open_subject(target)
 
 
-def torch_module(subject: Subject, *, rehearsal: bool = False) -> Any:
-    """Returns the whole network as a torch module in evaluation mode, with the subject's sizes and random weights.
+def torch_module(network: str, *, rehearsal: bool = False) -> Any:
+    """Returns the whole network as a torch module in evaluation mode, with random weights.
+
+    Args:
+        network: ``resnet50``, ``bert`` or ``toy``.
+        rehearsal: a tiny one.
 
     Raises:
         UsageError: it has none.
     """
     import torch
 
-    network = subject.name.partition("-")[0]
     if network == "toy":
         layers = [torch.nn.Linear(IMAGE, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, CLASSES)]
         return torch.nn.Sequential(*layers).eval()
     if network == "bert":
         return _make_encoder(rehearsal=rehearsal).eval()
-    run = subject.folder / "run" / "model"
-    if not run.is_dir():
-        raise UsageError(f"{subject.folder} was made without the model folder that torch's network is rebuilt from")
-    from export import rebuild_net
+    if network == "resnet50":
+        from export import ResNet
 
-    return rebuild_net(open_model(run, remedy="make the subject again")).backbone.eval()
+        return ResNet(_resnet_config(rehearsal=rehearsal)).eval()
+    raise UsageError(f"there is no torch module of '{network}'; there are resnet50, bert and toy")
+
+
+def network_inputs(network: str, rows: int, *, rehearsal: bool = False) -> dict[str, np.ndarray]:
+    """Returns seeded inputs of such a network, by name."""
+    rng = np.random.default_rng(0)
+    if network == "bert":
+        ids = rng.integers(0, 50, (rows, 8 if rehearsal else TOKENS))
+        return {"ids": ids, "mask": np.ones_like(ids)}
+    shape = (IMAGE,) if network == "toy" else _resnet_config(rehearsal=rehearsal).input_shape
+    return {"images": rng.standard_normal((rows, *shape), np.float32)}
 
 
 # ---------------------------------------------------------------- exported networks
@@ -92,15 +104,20 @@ def _make_encoder(*, rehearsal: bool) -> Any:
     return BertEncoder(length=TOKENS)
 
 
+def _resnet_config(*, rehearsal: bool) -> Any:
+    from export import ResNetConfig
+
+    return ResNetConfig(depth=20) if rehearsal else ResNetConfig(depth=50, classes=1000, input_shape=(3, 224, 224))
+
+
 def _export(network: str, root: Path, precision: str, *, rehearsal: bool) -> Model:
-    from export import ExportOptions, ResNetConfig, export_model, export_torch
+    from export import ExportOptions, export_model, export_torch
 
     run = RunFolder(root=root)
     if network == "demo":
         return export_model(run, ExportOptions(precision=precision)).model
     if network == "resnet50":
-        net = ResNetConfig(depth=20) if rehearsal else ResNetConfig(depth=50, classes=1000, input_shape=(3, 224, 224))
-        options = ExportOptions(net=net, weights="random", precision=precision)
+        options = ExportOptions(net=_resnet_config(rehearsal=rehearsal), weights="random", precision=precision)
         return export_model(run, options).model
     import torch
 

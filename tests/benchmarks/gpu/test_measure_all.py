@@ -101,7 +101,7 @@ def test_every_stage_comes_to_its_end_and_says_that_it_is_a_rehearsal(rehearsed:
     assert summary(rehearsed)[letter]["state"] == "ended"
 
 
-def test_eight_files_are_all_there_is(rehearsed: Path) -> None:
+def test_a_file_per_stage_and_two_are_all_there_is(rehearsed: Path) -> None:
     names = sorted(path.name for path in rehearsed.iterdir())
     assert names == [*(f"{letter}.json" for letter in LETTERS), "stages.log", "summary.json"]
 
@@ -146,7 +146,18 @@ def test_networks_are_timed_by_engine_and_end_to_end(rehearsed: Path) -> None:
     assert set(row["tails"]) == {"behind exit 0", "behind exit 1"}
     assert set(row["parts_ms"]) == {"head_0", "head_1", "gather_0", "gather_1"}
     assert "a graph of one memset" in find_rows(content, "the cost of a launch")[0]["host_us"]
-    assert find_rows(content, "in torch, cpu")
+
+
+def test_torch_is_timed_in_both_kinds_of_float32(rehearsed: Path) -> None:
+    content = read(rehearsed, "h")
+    assert errors(content) == ""
+    assert len(find_rows(content, "toy in torch, cpu, plain, float32")) == 2
+    assert len(find_rows(content, "toy in torch, cpu, plain, TF32")) == 2
+
+
+def test_a_plan_without_a_run_says_what_to_bring(rehearsed: Path) -> None:
+    (row,) = find_rows(read(rehearsed, "g"), "plan")
+    assert "benchmarks.gpu.prepare" in row["skipped"]
 
 
 def test_graphs_are_compared_and_captured(rehearsed: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from artifacts import UsageError
-from benchmarks.gpu.nets.making import make_subject, torch_module
+from benchmarks.gpu.nets.making import make_subject, network_inputs, torch_module
 from engines import run_graph
 
 
@@ -26,9 +26,9 @@ def test_a_network_is_exported_cut_and_rebuilt_in_torch(name: str, tmp_path: Pat
     whole = run_graph(subject.folder / spec.full.file, batch)
     for name_, last in zip(spec.full.answers, spec.stages[-1].answers, strict=True):
         np.testing.assert_allclose(known[last], whole[name_], rtol=1e-4, atol=1e-4)
-    module = torch_module(subject, rehearsal=True)
+    module, inputs = torch_module(name, rehearsal=True), network_inputs(name, 4, rehearsal=True)
     with torch.inference_mode():
-        answer = module(*(torch.from_numpy(array) for array in batch.values()))
+        answer = module(*(torch.from_numpy(array) for array in inputs.values()))
     assert tuple(answer.shape) == whole[spec.full.answers[0]].shape
 
 
