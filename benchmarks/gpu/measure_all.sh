@@ -7,7 +7,8 @@
 #
 # Each stage is a process of its own under timeout(1) and writes DIR/<stage>.json after every row, so a cut-off loses
 # what one stage had not done yet. DIR/stages.log holds what all of them printed, DIR/summary.json which ran, how they
-# ended and what failed: eight files in all. Exit code: 0 every row measured, 1 some row or stage was not.
+# ended and what failed: eight files in all, and one more for each of the stages g and h, which run only where --only
+# names them. Exit code: 0 every row measured, 1 some row or stage was not.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 python=${PYTHON:-python3} out=${OUT:-gpu-results} only='' budget=530 prebuilt='' networks='' driver='' rehearse=() list=

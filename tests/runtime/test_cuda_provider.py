@@ -41,10 +41,15 @@ class FakeOnnxRuntime:
         self.__version__ = "1.31.1"
         self.GraphOptimizationLevel = SimpleNamespace(ORT_ENABLE_ALL="all")
         self.opened: dict[str, Any] = {}
+        self.preloaded = 0
         self._provider, self._loads = provider, loads
 
     def get_available_providers(self) -> list[str]:
         return [PROVIDER, "CPUExecutionProvider"] if self._provider else ["CPUExecutionProvider"]
+
+    def preload_dlls(self) -> None:
+        self.preloaded += 1
+        print("Failed to load libcufft.so.12")
 
     def InferenceSession(self, model: str, options: Any, providers: list[Any]) -> Any:  # noqa: N802
         self.opened = {"model": model, "level": options.graph_optimization_level, "providers": providers}
@@ -84,6 +89,18 @@ def test_a_session_works_on_one_gpu_and_our_stream(fake_ort: Callable[..., FakeO
     assert options["user_compute_stream"] == "4242"
     assert options["use_tf32"] == "0"
     assert all(isinstance(value, str) for value in options.values())
+
+
+def test_the_libraries_of_cuda_are_loaded_once_and_nothing_is_printed(
+    fake_ort: Callable[..., FakeOnnxRuntime], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    ort = fake_ort()
+    with caplog.at_level("INFO", logger="pame.engines"):
+        for _ in range(2):
+            open_cuda_session("graph.onnx", index=0, stream=None, what="open it")
+    assert ort.preloaded == 1
+    assert capsys.readouterr().out == ""
+    assert "Failed to load libcufft.so.12" in caplog.text
 
 
 def test_a_session_that_would_leave_the_gpu_is_refused(fake_ort: Callable[..., FakeOnnxRuntime]) -> None:
