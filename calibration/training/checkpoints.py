@@ -133,8 +133,8 @@ def record_epoch(history: History, result: EpochResult, *, epochs: int, report: 
     number = len(history) + 1
     measured = ", ".join(f"{name} {value:.4f}" for name, value in result.metric.items())
     report(
-        f"epoch {number}/{epochs} ({result.phase}, {result.seconds:.0f} s): loss {result.loss:.3f}, "
-        f"metric on the calibrate part {measured}"
+        f"epoch {number}/{epochs} ({result.phase}, {result.seconds:.0f} s): loss {result.loss:.3f}"
+        + (f", metric on the calibrate part {measured}" if measured else "")
     )
     entry = {
         "epoch": number, "phase": result.phase, "loss": result.loss, "accuracy": dict(result.metric),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from calibration.training.processes import Processes
 from export import answer_reduced
 
 MEASURED_SAMPLES = 512
-"""Samples of the calibrate part, evenly spaced, on which heads are measured after every epoch."""
+"""Samples of the calibrate part at most, evenly spaced, on which heads are measured after an epoch."""
+_MOST_MEASURED = 25  # epochs
 _MEASURED_ROWS = 64
 
 
@@ -111,7 +113,7 @@ def train_frozen(
             started = time.monotonic()
             loss = teaching.teach(source.batches(epoch, progress.steps), epoch, progress)
             if processes.leads:
-                metric = _measure(heads, held_out, what, processes.device)
+                metric = teaching.measure(held_out) if held_out is not None and _is_due(epoch, epochs) else {}
                 result = EpochResult(phase="frozen", loss=loss, seconds=time.monotonic() - started, metric=metric)
                 history = record_epoch(history, result, epochs=epochs, report=checkpoint.report)
                 teaching.keeper.keep(history)
@@ -203,7 +205,7 @@ def _keep_held_out(maker: FeatureMaker, folder: Path) -> FeatureCache | None:
     """Returns the features of a few samples of the calibrate part; ``None`` where it has none."""
     available = maker.samples.indices_of("calibrate")
     cache = None
-    for features in maker.make(available[:: max(1, len(available) // MEASURED_SAMPLES)]):
+    for features in maker.make(available[:: max(1, -(-len(available) // MEASURED_SAMPLES))]):
         cache = FeatureCache(folder, features) if cache is None else cache
         cache.append(features)
     return cache
@@ -263,6 +265,35 @@ class _Teaching:
 
         return sum(self.pool.map(learn, self.heads)) / len(self.heads)
 
+    def measure(self, held_out: FeatureCache) -> dict[str, float]:
+        """Returns the metric of every head, or without labels its agreement with the full network."""
+        task, device = self.what.task, self.processes.device
+        metrics = {name: MetricSum(task) for name in self.heads}
+        agreed = dict.fromkeys(self.heads, 0.0)
+
+        @torch.inference_mode()
+        def measure(name: str, features: Features) -> None:
+            answers = (answer_reduced(self.heads[name], features.reduced[name].to(device)).cpu().numpy(),)
+            if features.targets is None:
+                agreed[name] += float(task.agreement(answers, (features.answers.numpy(),)).sum())
+            else:
+                metrics[name].add(answers, features.targets)
+
+        labelled = False
+        for positions in in_chunks(np.arange(len(held_out)), _MEASURED_ROWS):
+            features = held_out.read(positions)
+            labelled = features.targets is not None
+            list(self.pool.map(partial(measure, features=features), self.heads))
+        if labelled:
+            return {name: metric.value for name, metric in metrics.items()}
+        return {name: count / len(held_out) for name, count in agreed.items()}
+
+
+def _is_due(epoch: int, epochs: int) -> bool:
+    """Tells whether the heads are measured after an epoch: of very many epochs not after each."""
+    every = -(-epochs // _MOST_MEASURED)
+    return (epoch + 1) % every == 0 or epoch + 1 == epochs
+
 
 @contextmanager
 def _head_pool(heads: int) -> Iterator[ThreadPoolExecutor]:
@@ -285,28 +316,3 @@ def _loss(logits: Tensor, targets: Tensor | None, teacher: Tensor, loss_of: Loss
     if targets is not None and share < 1:
         loss = loss + (1 - share) * loss_of.of_targets(logits, targets)
     return loss
-
-
-def _measure(
-    heads: Mapping[str, nn.Module], held_out: FeatureCache | None, what: FrozenTask, device: torch.device
-) -> dict[str, float]:
-    """Returns the metric of every head, or without labels its agreement with the full network."""
-    if held_out is None:
-        return {}
-    task = what.task
-    metrics = {name: MetricSum(task) for name in heads}
-    agreed = dict.fromkeys(heads, 0.0)
-    labelled = False
-    with torch.inference_mode():
-        for positions in in_chunks(np.arange(len(held_out)), _MEASURED_ROWS):
-            features = held_out.read(positions)
-            labelled = features.targets is not None
-            for name, head in heads.items():
-                answers = (answer_reduced(head, features.reduced[name].to(device)).cpu().numpy(),)
-                if features.targets is None:
-                    agreed[name] += float(task.agreement(answers, (features.answers.numpy(),)).sum())
-                else:
-                    metrics[name].add(answers, features.targets)
-    if labelled:
-        return {name: metric.value for name, metric in metrics.items()}
-    return {name: count / len(held_out) for name, count in agreed.items()}

@@ -19,6 +19,7 @@ from planner.search.searches import find_search
 from planner.search.threshold_grids import KeptGrids
 
 _MOST_SEARCHED = 50_000
+_CLEARLY_FASTER = 0.9  # of the latency
 
 
 def make_problem(trace: Trace, costs: NetworkCosts, config: PlanConfig, grids: KeptGrids) -> SearchProblem:
@@ -81,26 +82,33 @@ def search_plans(
 
 
 def find_staying_hint(problem: SearchProblem, search: str, result: SearchResult) -> str | None:
-    """Returns what the stay allowance costs where it lets in no exit that would make the network faster; else ``None``.
+    """Returns what the stay allowance costs where it keeps out an exit that would make the network clearly faster.
 
     Args:
         problem: with one tolerance.
         search: by which the plan with one exit and without that allowance is searched.
         result: of the same search with it.
+
+    Returns:
+        A note; ``None`` where no such exit takes a tenth off what the plan is expected to take.
     """
     rules = problem.rules
-    if result.best.exits.cuts or rules.slow_batches.stay_allowance is None or problem.most_exits == 0:
+    allowance = rules.slow_batches.stay_allowance
+    if allowance is None or problem.most_exits == 0:
         return None
     alone = replace(rules, max_exits=1, slow_batches=replace(rules.slow_batches, stay_allowance=None))
     (found,) = find_search(search)(replace(problem, rules=alone))
     if not (cuts := found.best.exits.cuts):
         return None
     excess = problem.costs.stay_ms(cuts) / problem.costs.slow_above.full_ms - 1
+    before_ms, after_ms = problem.expect_ms(result.best.exits), problem.expect_ms(found.best.exits)
+    if excess <= allowance or (result.best.exits.cuts and after_ms > _CLEARLY_FASTER * before_ms):
+        return None
+    keeps = "keeps out an exit" if result.best.exits.cuts else "lets no exit in"
     return (
-        f"note: --stay-allowance {rules.slow_batches.stay_allowance:g} lets no exit in. With --stay-allowance "
-        f"{np.ceil(excess * 100) / 100:g} an exit at {cuts[0]} would take the {OBJECTIVE_WORDS[rules.objective]} "
-        f"from {problem.expect_ms(NO_EXITS):.3f} to {problem.expect_ms(found.best.exits):.3f} ms, as the samples say, "
-        f"and a batch of which no row leaves would cost {excess:.1%} more"
+        f"note: --stay-allowance {allowance:g} {keeps}. With --stay-allowance {np.ceil(excess * 100) / 100:g} an exit at "
+        f"{cuts[0]} would take the {OBJECTIVE_WORDS[rules.objective]} from {before_ms:.3f} to {after_ms:.3f} ms, as the "
+        f"samples say, and a batch of which no row leaves would cost {excess:.1%} more"
     )
 
 

@@ -39,7 +39,8 @@ def test_plan_of_the_greedy_search_stands_beside_one_with_fewer_exits(method: st
     assert all(len(plan.exits.cuts) <= 1 for plan in result.considered if plan.allowed)
 
 
-def test_a_stay_allowance_that_lets_no_exit_in_says_what_it_costs() -> None:
+@pytest.mark.parametrize(("allowance", "words"), [(0.0, "lets no exit in"), (0.025, "keeps out an exit")])
+def test_a_stay_allowance_that_keeps_a_good_exit_out_says_what_it_costs(allowance: float, words: str) -> None:
     trace, costs = make_trace(7, exits=4, samples=4000), make_costs(1, exits=4, head=0.02)
 
     def plan(allowance: float | None, tolerance: float = 0.2) -> tuple[tuple[str, ...], list[str]]:
@@ -50,16 +51,16 @@ def test_a_stay_allowance_that_lets_no_exit_in_says_what_it_costs() -> None:
         said: list[str] = []
         problem = make_problem(trace, costs, config, KeptGrids(thresholds=threshold_grid()))
         result, _ = search_plans(problem, config.search, config.certify, said.append)
-        return result.best.exits.cuts, [line for line in said if "lets no exit in" in line]
+        return result.best.exits.cuts, [line for line in said if words in line]
 
-    cuts, (hint,) = plan(0.0)
-    assert cuts == ()
+    cuts, (hint,) = plan(allowance)
+    assert bool(cuts) == (words == "keeps out an exit")
     told = re.search(
         r"With --stay-allowance (\S+) an exit at (\S+) would take the mean latency from (\S+) to (\S+) ms", hint
     )
     assert told is not None
     assert float(told[4]) < float(told[3])
-    cuts, hints = plan(float(told[1]))
-    assert cuts
+    better, hints = plan(float(told[1]))
+    assert better != cuts
     assert hints == []
     assert plan(0.0, tolerance=0.0) == ((), []), "no exit would help there, whatever it may cost"
