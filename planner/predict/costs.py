@@ -140,6 +140,7 @@ class NetworkCosts:
     _views: dict[int, NetworkCosts] = field(default_factory=dict, init=False, repr=False)
     _priced: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, repr=False)
     _added: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+    _full_ms: list[float] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.itm.batch_sizes[-1]:
@@ -161,9 +162,13 @@ class NetworkCosts:
     @property
     def full_ms(self) -> float:
         """The mean query of the whole network: its time at the full batch, or the mean over the load's batches."""
-        if self.lengths is not None:
-            return stay_by_length(self._by_length(()), self.lengths, self.load)
-        return price_staying(self.plan_costs(()), self.load)
+        if not self._full_ms:
+            self._full_ms.append(
+                price_staying(self.plan_costs(()), self.load)
+                if self.lengths is None
+                else stay_by_length(self._by_length(()), self.lengths, self.load)
+            )
+        return self._full_ms[0]
 
     @property
     def slow_above(self) -> NetworkCosts:
