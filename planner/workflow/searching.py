@@ -12,7 +12,6 @@ from planner.certify.certified import CertifiedPlans, merge_certified, plan_cert
 from planner.config import CertifyConfig, PlanConfig
 from planner.predict.costs import NetworkCosts
 from planner.predict.objectives import OBJECTIVE_WORDS
-from planner.predict.replay import NO_EXITS
 from planner.search.problem import SearchProblem, SearchResult, rank_plans
 from planner.search.rules import GREEDY
 from planner.search.searches import find_search
