@@ -101,13 +101,14 @@ def find_staying_hint(problem: SearchProblem, search: str, result: SearchResult)
         return None
     excess = problem.costs.stay_ms(cuts) / problem.costs.slow_above.full_ms - 1
     before_ms, after_ms = problem.expect_ms(result.best.exits), problem.expect_ms(found.best.exits)
-    if excess <= allowance or (result.best.exits.cuts and after_ms > _CLEARLY_FASTER * before_ms):
+    if excess <= allowance or after_ms > _CLEARLY_FASTER * before_ms:
         return None
     keeps = "keeps out an exit" if result.best.exits.cuts else "lets no exit in"
+    enough = np.ceil(excess * 100) / 100
     return (
-        f"note: --stay-allowance {allowance:g} {keeps}. With --stay-allowance {np.ceil(excess * 100) / 100:g} an exit at "
-        f"{cuts[0]} would take the {OBJECTIVE_WORDS[rules.objective]} from {before_ms:.3f} to {after_ms:.3f} ms, as the "
-        f"samples say, and a batch of which no row leaves would cost {excess:.1%} more"
+        f"note: --stay-allowance {allowance:g} {keeps}. With --stay-allowance {enough:g} an exit at {cuts[0]} would "
+        f"take the {OBJECTIVE_WORDS[rules.objective]} from {before_ms:.3f} to {after_ms:.3f} ms, as the samples say, "
+        f"and a batch of which no row leaves would cost {excess:.1%} more"
     )
 
 
