@@ -2,6 +2,7 @@
 
     python benchmarks/planning_cost.py --json planning_cost.json
     python benchmarks/planning_cost.py --run runs/resnet          # the trace and the times of a run as well
+    python benchmarks/planning_cost.py --certified-only --candidates 12 --samples 10000 1000000
 
 Synthetic traces and times: seeded, one thread, no engine and no file involved. Per size it times the greedy search
 (``greedy``: nothing computed before, so with the prices of the stages and the grids), the joint search (``joint``, the
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -294,6 +296,22 @@ def measure(*, candidates: Sequence[int], samples: Sequence[int], rounds: int, s
     return entries
 
 
+def measure_certified(*, candidates: Sequence[int], samples: Sequence[int], rounds: int, seed: int) -> None:
+    """Times what ``python -m planner`` computes, size after size, and prints seconds and the peak of this process."""
+    rows = []
+    for count, length in itertools.product(candidates, samples):
+        trace = make_trace(candidates=count, samples=length, seed=seed)
+        seconds: list[float] = []
+        for _ in track(range(rounds), description=f"{count} x {length}"):
+            started = time.process_time()
+            plan_certified(trace, make_costs(candidates=count, seed=seed))
+            seconds.append(time.process_time() - started)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        rows.append([count, length, f"{np.median(seconds):.2f}", f"{min(seconds):.2f}", f"{peak:.0f}"])
+    columns = ["candidates", "samples", "median, s", "least, s", "peak so far, MB"]
+    print_table("planning with a certificate, processor time of one thread", columns, rows)
+
+
 def compare_worlds(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Compares the searches on synthetic traces, and on the trace and the times of a run where one is named."""
     worlds = {}
@@ -309,37 +327,31 @@ def compare_worlds(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures, prints the tables and returns the result for ``--json``."""
+    sizes = {name: getattr(arguments, name) for name in ("candidates", "samples", "rounds", "seed")}
+    if arguments.certified_only:
+        measure_certified(**sizes)
+        return {}
     to_stderr = arguments.json == "-"
     brute = compare_with_all(rounds=arguments.cases, seed=arguments.seed)
     print_brute_force(brute, to_stderr=to_stderr)
-    entries = measure(
-        candidates=arguments.candidates, samples=arguments.samples, rounds=arguments.rounds, seed=arguments.seed
-    )
+    entries = measure(**sizes)
     print_costs(entries, to_stderr=to_stderr)
     compared = compare_worlds(arguments)
     print_compared(compared, to_stderr=to_stderr)
     return {
-        "brute_force": brute,
-        "entries": entries,
-        "compared": compared,
-        "rounds": arguments.rounds,
-        "seed": arguments.seed,
-        "environment": environment_fingerprint(),
-    }
+        "brute_force": brute, "entries": entries, "compared": compared, "rounds": arguments.rounds,
+        "seed": arguments.seed, "environment": environment_fingerprint(),
+    }  # fmt: skip
 
 
 def print_brute_force(entries: Sequence[Mapping[str, Any]], *, to_stderr: bool) -> None:
     rows = [
         [
-            entry["objective"],
-            "-".join(map(str, sorted(set(entry["samples"])))),
-            entry["way"],
-            entry["cases"],
-            entry["optimal"],
-            f"{entry['worst_ratio']:.6f}",
+            entry["objective"], "-".join(map(str, sorted(set(entry["samples"])))), entry["way"], entry["cases"],
+            entry["optimal"], f"{entry['worst_ratio']:.6f}",
         ]
         for entry in entries
-    ]
+    ]  # fmt: skip
     columns = ["objective", "samples", "tried by", "cases", "optimal", "worst ratio"]
     title = "joint search against every plan there is, three exits at most"
     print_table(title, columns, rows, to_stderr=to_stderr)
@@ -357,18 +369,12 @@ def print_costs(entries: Sequence[Mapping[str, Any]], *, to_stderr: bool) -> Non
 def print_compared(entries: Sequence[Mapping[str, Any]], *, to_stderr: bool) -> None:
     rows = [
         [
-            entry["trace"],
-            entry["tolerance"],
-            f"{entry['full_ms']:.3f}",
-            f"{entry['greedy_ms']:.3f}",
-            f"{entry['joint_ms']:.3f}",
-            f"{entry['greedy_ms'] / entry['joint_ms'] - 1:.1%}",
-            len(entry["joint_exits"]),
-            f"{entry['exhaustive_ms']:.3f}",
-            f"{entry['joint_ms'] / entry['exhaustive_ms']:.4f}",
+            entry["trace"], entry["tolerance"], f"{entry['full_ms']:.3f}", f"{entry['greedy_ms']:.3f}",
+            f"{entry['joint_ms']:.3f}", f"{entry['greedy_ms'] / entry['joint_ms'] - 1:.1%}", len(entry["joint_exits"]),
+            f"{entry['exhaustive_ms']:.3f}", f"{entry['joint_ms'] / entry['exhaustive_ms']:.4f}",
         ]
         for entry in entries
-    ]
+    ]  # fmt: skip
     columns = ["trace", "tolerance", "full", "greedy", "joint", "gain", "exits", "up to 3 exits, exhaustive"]
     title = "expected latency of the mean query, milliseconds"
     print_table(title, [*columns, "joint / it"], rows, to_stderr=to_stderr)
@@ -382,6 +388,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", type=int, default=60, help="small traces per row on which every plan is tried")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--certified-only", action="store_true", help="time what python -m planner computes, no more")
     arguments = parser.parse_args()
     if not os.environ.items() >= ONE_THREAD.items():  # read when numpy is imported, so start again
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **ONE_THREAD})  # noqa: S606
