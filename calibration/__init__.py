@@ -35,6 +35,7 @@ from calibration.data.samples import PARTS, Batch, ImageSamples, Samples, as_bat
 from calibration.data.sources import DATA_HELP, DataSource, check_source, load_run_data, source_name
 from calibration.data.splits import PartShare
 from calibration.options import CalibrationOptions
+from calibration.tracing.kept_engine import traced_backend
 from calibration.training.config import FrozenConfig, JointConfig
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ __all__ = [
     "run_sequence", "split_for_tuning", "tests_for", "upper_share",
     # training and traces
     "CalibrationOptions", "EngineChoice", "FrozenConfig", "JointConfig", "SegmentRunner", "ask_network",
-    "ensure_trace", "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "train_missing",
+    "ensure_trace", "is_trace_current", "missing_heads", "retrain_jointly", "trace_model", "traced_backend",
+    "train_missing",
     # flags of the command line, for commands that calibrate among other things
     "add_calibration_flags", "read_training",
 ]  # fmt: skip

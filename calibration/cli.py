@@ -34,8 +34,10 @@ from calibration.data.sources import DATA_HELP, load_run_data, source_name
 from calibration.launch import Launch
 from calibration.options import CalibrationOptions
 from calibration.tracing.flips import FlipReport, count_flips
+from calibration.tracing.kept_engine import traced_backend
 from calibration.tracing.metrics import set_metrics
 from calibration.training.config import AUGMENTATIONS, OPTIMISERS, PRECISIONS, FrozenConfig, JointConfig
+from engines import DEFAULT_BACKEND
 
 WAYS = ("frozen", "joint")
 
@@ -47,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", help="the run in runs/, e.g. resnet (default: the only one)")
     add_common_arguments(parser)
-    parser.add_argument("--engine", default="onnxruntime", help="engine backend (default: %(default)s)")
+    parser.add_argument("--engine", help=f"engine backend (default: that of the run's trace, else {DEFAULT_BACKEND})")
     parser.add_argument("--threads", type=int, help="threads of each engine and of training (default: all cores)")
     parser.add_argument(
         "--against", type=Path, metavar="RUN",
@@ -176,17 +178,20 @@ def _follow(arguments: argparse.Namespace, config: FrozenConfig | JointConfig, p
     options = read_calibration(arguments, run, report=_say_nothing)
     _load("calibration.training.following").follow_training(
         run, lambda: load_run_data(run, arguments.data, parts=arguments.parts, report=_say_nothing), config,
-        read_engine(arguments), options=options, processes=processes,
+        read_engine(arguments, run, report=_say_nothing), options=options, processes=processes,
     )  # fmt: skip
 
 
 def _say_nothing(_: str) -> None: ...
 
 
-def read_engine(arguments: argparse.Namespace) -> Any:
-    """Returns the engines that the flags ask for."""
+def read_engine(arguments: argparse.Namespace, run: RunFolder, *, report: Callable[[str], None]) -> Any:
+    """Returns the engines that the flags ask for; without ``--engine`` those of the run's trace, as planning does."""
     flow = _load("calibration.tracing_flow")
-    return flow.EngineChoice(backend=arguments.engine, threads=check_threads(arguments.threads))
+    backend = arguments.engine or traced_backend(run) or DEFAULT_BACKEND
+    if arguments.engine is None and backend != DEFAULT_BACKEND:
+        report(f"engine: {backend}, as the run's trace was collected on it")
+    return flow.EngineChoice(backend=backend, threads=check_threads(arguments.threads))
 
 
 def read_calibration(
@@ -203,7 +208,7 @@ def read_calibration(
 def _calibrate(arguments: argparse.Namespace, config: FrozenConfig | JointConfig, processes: Any) -> dict[str, Any]:
     flow = _load("calibration.tracing_flow")
     run = find_run(arguments.run, name=arguments.name)
-    engine = read_engine(arguments)
+    engine = read_engine(arguments, run, report=say)
     options = dataclasses.replace(read_calibration(arguments, run, report=say), processes=processes)
     model = flow.ensure_network(run, arguments.data, report=say)
     samples = load_run_data(run, arguments.data, parts=arguments.parts, report=say)

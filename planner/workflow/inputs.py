@@ -24,8 +24,8 @@ from artifacts import (
     read_manifest,
     recorded_command,
 )
-from calibration import DataSource, check_labels
-from engines import BACKENDS, DEFAULT_BACKEND, choose_backend
+from calibration import DataSource, check_labels, traced_backend
+from engines import DEFAULT_BACKEND, choose_backend
 from planner.certify.evidence import refer_to
 from planner.commit.contenders import SlowReference
 from planner.config import SELF, PlanConfig
@@ -221,7 +221,7 @@ def settle_engine(
         UsageError: the run is a variant, and the engine that was named is not its own; or as ``choose_backend``.
     """
     found = find_variant(run)
-    there = _traced_backend(run) if found is None else found[1].backend
+    there = traced_backend(run) if found is None else found[1].backend
     backend, graph = choose_backend(engine or there or DEFAULT_BACKEND, precision)
     if found is not None and backend != found[1].backend:
         own = found[1]
@@ -232,14 +232,6 @@ def settle_engine(
     if engine is None and backend == there != DEFAULT_BACKEND:
         report(f"engine: {backend}, as the run's trace was collected on it")
     return backend, graph
-
-
-def _traced_backend(run: RunFolder) -> str | None:
-    """Returns the backend of the run's trace, if it has one that is one of ours."""
-    if not (run.trace / MANIFEST).is_file():
-        return None
-    backend = read_manifest(run.trace).parameters.get("backend")
-    return backend if backend in BACKENDS else None
 
 
 def read_task(run: RunFolder) -> str | None:

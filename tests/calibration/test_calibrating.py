@@ -18,10 +18,11 @@ from artifacts import (
     array_digest,
     file_digest,
     load_arrays,
+    new_artifact,
     open_artifact,
     recorded_command,
 )
-from calibration.cli import main
+from calibration.cli import main, make_parser, read_engine
 from calibration.data.image_input import image_input
 from calibration.data.loading import load_samples
 from calibration.data.samples import PARTS, as_batch
@@ -279,3 +280,21 @@ def test_the_demo_data_can_be_named(place: Path, monkeypatch: pytest.MonkeyPatch
     assert source_name(data, Path("fashion-mnist"), run) == "fashion-mnist"
     (place / "fashion-mnist").mkdir()
     assert source_name(data, Path("fashion-mnist"), run) == str((place / "fashion-mnist").resolve())
+
+
+def test_without_a_name_the_engine_is_that_of_the_trace(tmp_path: Path) -> None:
+    run, said = RunFolder(root=tmp_path), list[str]()
+
+    def engine(*flags: str) -> str:
+        return read_engine(make_parser().parse_args(list(flags)), run, report=said.append).backend
+
+    assert engine() == "onnxruntime"
+    with new_artifact(run.trace, kind="trace", parameters={"backend": "openvino-bf16"}):
+        pass
+    assert said == []
+    assert engine() == "openvino-bf16"
+    assert said == ["engine: openvino-bf16, as the run's trace was collected on it"]
+    assert engine("--engine", "onnxruntime") == "onnxruntime"
+    with new_artifact(run.trace, kind="trace", parameters={"backend": "imported"}):
+        pass
+    assert engine() == "onnxruntime"
