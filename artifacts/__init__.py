@@ -1,6 +1,6 @@
 """Artifacts: the words of PAME as frozen types, the file formats and the store. Imports none of the other rooms."""
 
-from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, StageSpec
+from artifacts.bundles import BUNDLE_JSON, BundleSpec, EngineKey, OneGraphSpec, StageSpec
 from artifacts.codec import OPTIONAL, canonical_json, from_plain, read_json, to_plain, write_json
 from artifacts.confidences import FEATURES, LEAST_PROBABILITY, MAX_SOFTMAX, LearnedConfidence, describe_choice
 from artifacts.environment import (
@@ -72,6 +72,7 @@ from artifacts.images.decoding import (
 from artifacts.images.preprocessing import CHANNEL_ORDERS, Preprocessing, name_channels
 from artifacts.plans import (
     EXIT_PLAN_JSON,
+    BatchForm,
     Certificate,
     ExitPlan,
     PlannedExit,
@@ -110,8 +111,9 @@ from artifacts.traces import TRACE_NPZ, Reference, Trace, find_first_true
 __all__ = [
     # words
     "FEATURES", "LEAST_PROBABILITY", "MAX_SOFTMAX", "LearnedConfidence", "describe_choice",
-    "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BundleSpec", "Certificate", "Cut",
-    "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "LengthTimes", "Model", "ModelSpec",
+    "FINAL_HEAD", "FINAL_HEAD_GRAPH", "FINAL_HEAD_LABEL", "PRECISIONS", "SAID_BY", "BatchForm", "BundleSpec",
+    "Certificate", "Cut", "EngineKey", "ExitPlan", "GraphSpec", "InferenceTimeMatrix", "LengthTimes", "Model",
+    "ModelSpec", "OneGraphSpec",
     "PlannedExit", "PredictedLatency", "Preprocessing", "Quantisation", "Reference", "SequenceSpec", "StageSpec",
     "StreamReference", "TensorSpec", "Trace",
     "check_lengths", "check_precision", "name_channels",

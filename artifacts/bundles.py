@@ -66,6 +66,20 @@ class StageSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OneGraphSpec:
+    """All stages of a bundle as one graph, thresholds included, and its engine.
+
+    Attributes:
+        graph: the network's inputs; its outputs, then one int64 per row, the position of the exit at which it left, and
+            the confidence. Its file lies in the bundle.
+        engine: POSIX path of the engine's folder in the bundle, with the engine's own manifest.
+    """
+
+    graph: GraphSpec
+    engine: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BundleSpec:
     """The contents of ``bundle.json``.
 
@@ -85,6 +99,7 @@ class BundleSpec:
         text: how the network wants its texts; ``None`` where it takes something else, or no tokenizer is known. The
             tokenizer lies in the bundle.
         classes: names of the classes that it tells apart, in the order of its answers; none where they are not known.
+        one_graph: all stages as one graph, which ``Runtime.run`` sends whole batches through; ``None``: stage by stage.
     """
 
     name: str
@@ -101,6 +116,7 @@ class BundleSpec:
     text: TextPreprocessing | None = field(default=None, metadata=OPTIONAL)
     sequence: SequenceSpec | None = field(default=None, metadata=OPTIONAL)
     classes: tuple[str, ...] = field(default=(), metadata=OPTIONAL)
+    one_graph: OneGraphSpec | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def lengths(self) -> tuple[int, ...]:

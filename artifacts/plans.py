@@ -105,6 +105,20 @@ class Certificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BatchForm:
+    """How a whole batch goes through the stages of a plan, chosen by measurement where the objective is ``batch``.
+
+    Attributes:
+        form: ``stages``: stage by stage; ``no rows`` or ``If``: as one graph, in which a stage that no row comes to
+            runs on no rows or not at all.
+        batch_ms: form -> measured time of a batch, the same batches in turns; a form that could not be had is missing.
+    """
+
+    form: str
+    batch_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExitPlan:
     """An exit plan: its exits with their thresholds, and the latency and metric to expect.
 
@@ -130,6 +144,7 @@ class ExitPlan:
         confidences: cut -> the learned confidence of its exit; exits without one have that of their head.
         against: the network that ``tolerance`` and ``full_metric`` are about, where that is another one than the
             planned: ``fp32``, the same in float32.
+        batch_form: how the runtime runs whole batches; ``None`` where that was not measured: stage by stage.
     """
 
     model_digest: str
@@ -151,3 +166,4 @@ class ExitPlan:
     risk: str = "metric"
     confidences: Mapping[str, LearnedConfidence] = field(default_factory=dict)
     against: str = field(default="", metadata=OPTIONAL)
+    batch_form: BatchForm | None = field(default=None, metadata=OPTIONAL)

@@ -63,7 +63,8 @@ def open_networks(run: RunFolder, model: Model, opened: OpenBundle, stack: ExitS
         engine = open_engine(built, graph, threads=spec.threads, device=opened.device)
         stack.callback(engine.close)
         serves[name] = serve_whole(WholeNetwork(engine, spec.max_batch_size, opened.device, spec.sequence))
-    runtime = stack.enter_context(Runtime(spec, opened.engine_sets, opened.device, RuntimeOptions(drift=None)))
+    watched = RuntimeOptions(drift=None)
+    runtime = stack.enter_context(Runtime(spec, opened.engine_sets, opened.device, watched, opened.one_graph))
 
     def serve_bundle(batch: Batch) -> tuple[Answers, float]:
         result = runtime.run(batch)

@@ -37,8 +37,9 @@ from planner.sweep.points import OperatingPoint, Sweep, sweep_levels, sweep_tole
 from planner.validate.resampling import MethodRecord, ValidationConfig, plan_per_exit, validate_methods
 
 if TYPE_CHECKING:
-    from planner.commit.committing import PlanningCase, commit_plan
+    from planner.commit.committing import commit_plan
     from planner.commit.contenders import Commitment, Contender
+    from planner.commit.planning_case import PlanningCase
     from planner.commit.stages import MergedStage, TimedStages, assemble_bundle, merge_stages
     from planner.load_file import read_load
     from planner.measure.timing import EngineSettings, TimedGraph, ensure_itm, time_graphs
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
     from planner.workflow.record import ConsideredPlan, PlanningResult
 
 _HOMES = {
-    "commit.committing": ("PlanningCase", "commit_plan"),
+    "commit.committing": ("commit_plan",),
     "commit.contenders": ("Commitment", "Contender"),
+    "commit.planning_case": ("PlanningCase",),
     "commit.stages": ("MergedStage", "TimedStages", "assemble_bundle", "merge_stages"),
     "measure.timing": ("EngineSettings", "TimedGraph", "ensure_itm", "time_graphs"),
     "workflow.from_source": ("plan_network",),

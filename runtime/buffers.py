@@ -89,6 +89,7 @@ class ChainBuffers:
     """The buffers of all stages, for one batch at a time; several may share the engine sets.
 
     Attributes:
+        inputs: name -> buffer, of the network.
         stages: those of each stage, in the order of the data flow.
     """
 
@@ -108,7 +109,7 @@ class ChainBuffers:
         self._all_answers = (self._confidence, *self._answers)
         self._decision: Buffer | None = None
         newest = {tensor.name: device.allocate(tensor, self._rows) for tensor in spec.inputs}
-        self._inputs = tuple(newest.values())
+        self.inputs = dict(newest)
         self.stages: list[StageBuffers] = []
         after: list[dict[str, Buffer]] = []
         for stage, engines in zip(spec.stages, engine_sets, strict=True):
@@ -137,7 +138,7 @@ class ChainBuffers:
 
     def fill(self, inputs: Sequence[np.ndarray | Buffer]) -> None:
         """Copies a batch into the first places: one array (B, ...) per input of the network."""
-        for array, buffer in zip(inputs, self._inputs, strict=True):
+        for array, buffer in zip(inputs, self.inputs.values(), strict=True):
             self._device.upload(array, buffer)
 
     def capture(self) -> CapturedChain:

@@ -7,13 +7,13 @@ plain lists; what is allocated, and where, is ``runtime.buffers``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from artifacts import BundleSpec, EngineError, UsageError
-from engines import Buffer, CapturedChain, Device, EngineSet, find_length
+from artifacts import BundleSpec, EngineError, GraphSpec, UsageError
+from engines import Buffer, CapturedChain, Device, Engine, EngineSet, Execution, find_length
 from runtime.buffers import ChainBuffers, StageBuffers
 from runtime.scheduling.batch_steps import BatchState, LeavingRows, StageCall, StageOutcome, next_step, record_outcome
 
@@ -37,12 +37,70 @@ class CapturedAnswers:
     engine_s: float
 
 
+class OneGraph:
+    """A whole plan as one engine over buffers, which a batch goes through in a single call; a ``CapturedChain``.
+
+    What a captured chain is on a GPU, this is on the processor: nothing of the host's runs between the stages, and all
+    answers come together, in the order of the batch. It answers as the stages do, at the plan's own thresholds, which
+    stand in the graph; for other thresholds, shadowed rows and streams the chain goes stage by stage. Several may share
+    the engine.
+
+    Attributes:
+        collected: after a launch: the confidences, then one buffer per output of the network.
+    """
+
+    def __init__(self, engine: Engine, inputs: Mapping[str, Buffer], device: Device, rows: int) -> None:
+        """Allocates the outputs.
+
+        Args:
+            engine: of a graph that has passed ``check_stages``.
+            inputs: name -> buffer of at least ``rows`` rows, for every input of the network.
+            device: where the buffers live.
+            rows: of the largest batch.
+        """
+        graph = engine.graph
+        outputs = {spec.name: device.allocate(spec, rows) for spec in graph.outputs}
+        self._engine, self._device = engine, device
+        self._buffers = {**{spec.name: inputs[spec.name] for spec in graph.inputs}, **outputs}
+        self._exit_index = outputs[_name_exit_index(graph)]
+        self._bound: dict[int, Execution] = {}
+        self.collected = (outputs[str(graph.confidence)], *(outputs[name] for name in graph.answers))
+
+    def launch(self, count: int) -> None:
+        """Puts the first ``count`` rows of the inputs through all stages; bound when it is needed for the first time.
+
+        Raises:
+            EngineError: the backend failed.
+        """
+        execute = self._bound.get(count)
+        if execute is None:
+            buffers = {name: buffer[:count] for name, buffer in self._buffers.items()}
+            execute = self._bound[count] = self._engine.bind(buffers)
+        execute()
+
+    def exits(self, count: int) -> list[int]:
+        """Returns the stage after which each row left."""
+        found: list[int] = self._device.download(self._exit_index, range(count)).tolist()
+        return found
+
+    def free(self) -> None:
+        """Forgets its bindings; the engine is closed by whoever opened it."""
+        self._bound.clear()
+
+
+def _name_exit_index(graph: GraphSpec) -> str:
+    """Returns the output that says where each row left: the one that is neither an answer nor the confidence."""
+    (name,) = {spec.name for spec in graph.outputs} - {*graph.answers, graph.confidence}
+    return name
+
+
 class StageChain:
     """Stages over buffers of their own. Takes one batch at a time; several chains may share the engine sets."""
 
     def __init__(
-        self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device, *, captured: bool = False
-    ) -> None:
+        self, spec: BundleSpec, engine_sets: Sequence[EngineSet], device: Device, *, captured: bool = False,
+        one_graph: Engine | None = None,
+    ) -> None:  # fmt: skip
         """Allocates every buffer, for each length that rows may have.
 
         Args:
@@ -51,6 +109,7 @@ class StageChain:
             device: where the buffers live.
             captured: whether to make one graph of all stages, for ``run_captured``; nothing else may run on the device
                 meanwhile. Where that is not possible the reason is logged as a warning.
+            one_graph: the engine of ``spec.one_graph``, for ``run_captured``; ``None``: go stage by stage.
         """
         self._device = device
         self._inputs = spec.inputs
@@ -62,6 +121,8 @@ class StageChain:
         self._buffers = self._by_length[max(self._by_length)]
         self._thresholds = [stage.threshold for stage in self._buffers.stages]
         self._captured = self._capture() if captured else None
+        if one_graph is not None:  # of a bundle whose rows have one shape
+            self._captured = {0: OneGraph(one_graph, self._buffers.inputs, device, spec.max_batch_size)}
 
     def run(
         self, inputs: Sequence[np.ndarray | Buffer], state: BatchState, thresholds: Sequence[float] | None = None

@@ -30,6 +30,7 @@ def check_stages(spec: BundleSpec, engine_sets: Sequence[EngineSet], *, remedy: 
         ),
         _find_flow_misfits(spec),
         *(_find_answer_misfits(spec, stage.graph) for stage in spec.stages),
+        _find_one_graph_misfits(spec),
         _find_threshold_misfits(spec),
         _find_plan_misfits(spec),
     )
@@ -98,6 +99,21 @@ def _find_answer_misfits(spec: BundleSpec, graph: GraphSpec) -> Iterator[str]:
     confidence = graph.output(graph.confidence)
     if (confidence.dtype, confidence.row_shape) != ("float32", ()):
         yield f"the confidence of stage '{graph.name}' is {confidence}, expected one float32 per row"
+
+
+def _find_one_graph_misfits(spec: BundleSpec) -> Iterator[str]:
+    """The one graph stands for all stages: it reads the network's inputs and says besides where each row left."""
+    if spec.one_graph is None:
+        return
+    graph = spec.one_graph.graph
+    if spec.sequence is not None:
+        yield f"'{graph.name}' is for rows of one length, the bundle for {spec.lengths}"
+    if graph.inputs != spec.inputs:
+        yield f"'{graph.name}' reads {graph.inputs}, the network {spec.inputs}"
+    yield from _find_answer_misfits(spec, graph)
+    rest = [spec for spec in graph.outputs if spec.name not in (*graph.answers, graph.confidence)]
+    if [(tensor.dtype, tensor.row_shape) for tensor in rest] != [("int64", ())]:
+        yield f"'{graph.name}' has the outputs {rest} besides, expected one int64 per row"
 
 
 def _find_threshold_misfits(spec: BundleSpec) -> Iterator[str]:

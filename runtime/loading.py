@@ -25,12 +25,14 @@ class OpenBundle:
         spec: what it holds.
         engine_sets: one per stage.
         device: where they run.
+        one_graph: the engine of ``spec.one_graph``, if it was opened.
     """
 
     artifact: Artifact
     spec: BundleSpec
     engine_sets: tuple[EngineSet, ...]
     device: Device
+    one_graph: Engine | None = None
 
     def close(self) -> None:
         """Closes the engines, then the device; may be called twice."""
@@ -38,6 +40,8 @@ class OpenBundle:
             stack.callback(self.device.close)
             for engines in self.engine_sets:
                 stack.callback(engines.close)
+            if self.one_graph is not None:
+                stack.callback(self.one_graph.close)
 
 
 def open_bundle(
@@ -46,10 +50,12 @@ def open_bundle(
     threads: int | None = None,
     device: DeviceOptions = _DEVICE,
     verify: Path | None = None,
+    stages_only: bool = False,
 ) -> OpenBundle:
     """Opens the bundle in ``folder`` with ``threads`` per engine, by default as many as its plan was timed with.
 
-    ``device`` says which device it runs on, and how; ``verify`` whose signature it must have.
+    ``device`` says which device it runs on, and how; ``verify`` whose signature it must have; ``stages_only`` that the
+    one graph of the bundle, if it has one, is not needed.
 
     Raises:
         As ``Runtime.load``.
@@ -69,8 +75,14 @@ def open_bundle(
             opened.callback(engine.close)
             engine_sets.append(_cover_stage(engine, stage, spec, remedy))
         check_stages(spec, engine_sets, remedy=remedy)
+        one_graph: Engine | None = None
+        if spec.one_graph is not None and not stages_only:
+            engine_folder = artifact.path(f"{spec.one_graph.engine}/{MANIFEST}").parent
+            one_graph = open_engine(engine_folder, spec.one_graph.graph, threads=threads or spec.threads, device=place)
         opened.pop_all()
-    return OpenBundle(artifact=artifact, spec=spec, engine_sets=tuple(engine_sets), device=place)
+    return OpenBundle(
+        artifact=artifact, spec=spec, engine_sets=tuple(engine_sets), device=place, one_graph=one_graph
+    )  # fmt: skip
 
 
 def without_leaving(spec: BundleSpec) -> BundleSpec:
@@ -78,7 +90,7 @@ def without_leaving(spec: BundleSpec) -> BundleSpec:
     *early, last = spec.stages
     exits = tuple(replace(exit_, threshold=math.inf) for exit_ in spec.plan.exits)
     stages = (*(replace(stage, threshold=math.inf) for stage in early), last)
-    return replace(spec, stages=stages, plan=replace(spec.plan, exits=exits))
+    return replace(spec, stages=stages, plan=replace(spec.plan, exits=exits), one_graph=None)
 
 
 def _cover_stage(engine: Engine, stage: StageSpec, spec: BundleSpec, remedy: str) -> EngineSet:

@@ -17,7 +17,7 @@ class ChainPool:
     which can happen anywhere, even inside this class: hence the re-entrant lock.
 
     Attributes:
-        captured: whether the first chain is one CUDA graph; it is lent whenever it is not out.
+        captured: whether the first chain is one piece of work; it is lent whenever it is not out.
     """
 
     def __init__(self, make: Callable[[], StageChain], free: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from artifacts import BundleSpec, InputError, Task, UsageError
-from engines import Buffer, Device, DeviceOptions, EngineSet, fit_length
+from engines import Buffer, Device, DeviceOptions, Engine, EngineSet, fit_length
 from runtime.chain import StageChain
 from runtime.checks import check_stages, check_task
 from runtime.inputs import Batch, read_batch
@@ -45,6 +45,7 @@ class Runtime:
         engine_sets: Sequence[EngineSet],
         device: Device,
         options: RuntimeOptions = _OPTIONS,
+        one_graph: Engine | None = None,
     ) -> None:
         """Opens a runtime over engines that are open already; hosts' tests pass ``engines.FakeEngine`` here.
 
@@ -53,6 +54,8 @@ class Runtime:
             engine_sets: one per stage. The runtime closes them.
             device: where their buffers live. The runtime closes it.
             options: what is checked, counted and shadowed.
+            one_graph: the engine of the bundle's one graph, which ``run`` sends batches through where ``spec`` has one
+                (``without_leaving`` has not); ``None``: the stages do. The runtime closes it.
 
         Raises:
             SchemaError: the stages do not fit together or do not follow the exit plan, or the plan's reference does not
@@ -70,9 +73,14 @@ class Runtime:
                 stack.callback(device.close)
                 for engines in engine_sets:
                     stack.callback(engines.close)
+                if one_graph is not None:
+                    stack.callback(one_graph.close)
 
         captured = iter([options.chain_graph])  # of the first chain alone: later ones are made while others run
-        self._pool = ChainPool(lambda: StageChain(spec, engine_sets, device, captured=next(captured, False)), free)
+        whole = None if spec.one_graph is None else one_graph
+        self._pool = ChainPool(
+            lambda: StageChain(spec, engine_sets, device, captured=next(captured, False), one_graph=whole), free
+        )
         task = check_task(spec, options.task)
         self._draw = ShadowDraw(seed=options.shadow_seed)
         self._watch = StreamWatch(spec, options, task=task) if options.stats else None
@@ -156,7 +164,7 @@ class Runtime:
         opened = open_bundle(Path(bundle), threads=threads, device=where, verify=signer)
         with ExitStack() as unless_it_works:
             unless_it_works.callback(opened.close)
-            runtime = cls(opened.spec, opened.engine_sets, opened.device, options)
+            runtime = cls(opened.spec, opened.engine_sets, opened.device, options, opened.one_graph)
             if opened.spec.text is not None:
                 runtime._tokenizer = opened.artifact.path(opened.spec.text.tokenizer).read_bytes()
             unless_it_works.pop_all()
@@ -174,7 +182,8 @@ class Runtime:
 
     @property
     def chain_captured(self) -> bool:
-        """Whether all stages are one CUDA graph, as ``cuda_graphs="chain"`` asks for."""
+        """Whether a batch runs as one piece of work: one CUDA graph, as ``cuda_graphs="chain"`` asks for, or the one
+        graph of the bundle, which planning with ``--objective batch`` may choose."""
         return self._pool.captured
 
     @property

@@ -222,7 +222,8 @@ def print_result(result: PlanningResult, metric: str, *, to_stderr: bool = False
         f"full network {predicted.full_ms:.3f} ms timed{_measured(full)}: "
         f"{faster:.2f} times as fast on average\n"
         f"whole batch {predicted.batch_ms:.3f} ms predicted; mean if every query left at the first exit "
-        f"that agrees with the {FINAL_HEAD_LABEL}: {predicted.oracle_mean_ms:.3f} ms\n{compare_with_baseline(result)}",
+        f"that agrees with the {FINAL_HEAD_LABEL}: {predicted.oracle_mean_ms:.3f} ms\n{describe_form(plan)}"
+        f"{compare_with_baseline(result)}",
         file=stream,
     )
     _print_considered(result, metric, to_stderr=to_stderr)
@@ -249,6 +250,16 @@ def compare_with_baseline(result: PlanningResult) -> str:
         if mine_ms is not None and its_ms is not None:
             parts.append(f"{title} {mine_ms:.3f} ms against {its_ms:.3f} ms, a factor of {its_ms / mine_ms:.3f}")
     return f"beside the greedy search's plan ({baseline.label}): {'; '.join(parts)}\n"
+
+
+def describe_form(plan: ExitPlan) -> str:
+    """Returns the line that says how whole batches run, where that was measured."""
+    if plan.batch_form is None:
+        return ""
+    times = ", ".join(f"{form} {ms:.3f}" for form, ms in plan.batch_form.batch_ms.items())
+    chosen = plan.batch_form.form
+    words = "stage by stage" if chosen == "stages" else f"as one graph ({chosen}), whose answers come together"
+    return f"batches run {words}; measured in turns, in ms: {times}\n"
 
 
 def describe_certificate(plan: ExitPlan) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,62 +20,25 @@ from artifacts import (
     Certificate,
     ExitPlan,
     InferenceTimeMatrix,
-    Model,
-    RunFolder,
     Trace,
     UsageError,
     open_scratch,
 )
 from calibration import BatchReader, Samples
-from planner.commit.contenders import (
-    Commitment,
-    Contender,
-    SlowReference,
-    pick_contenders,
-    rank_contenders,
-    warn_of_staying,
-)
+from planner.commit.batch_forms import choose_form
+from planner.commit.contenders import Commitment, Contender, pick_contenders, rank_contenders, warn_of_staying
 from planner.commit.engine_sizes import Sizes, choose_sizes
 from planner.commit.exit_plan import PlanOrigin, make_exit_plan
 from planner.commit.measuring import draw_batches, measure_plans, open_serve
+from planner.commit.planning_case import PlanningCase
 from planner.commit.stages import TimedStages, assemble_bundle, measured_length_costs, merge_stages, stage_graphs
 from planner.commit.stream_reference import describe_reference
-from planner.confidence.fitting import Learned
-from planner.config import PlanConfig
 from planner.measure.timing import Clock, EngineSettings, time_graphs
 from planner.predict.costs import price_staying
 from planner.predict.lengths import LengthCosts, LengthMix, stay_by_length
 from planner.predict.replay import NO_EXITS, Exits, PricedExits, evaluate_exits, evaluate_plan
 from planner.predict.traffic import Load
 from planner.search.problem import SearchResult
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class PlanningCase:
-    """What is planned for.
-
-    Attributes:
-        run: where its artifacts lie.
-        model: the network.
-        trace: the calibration data, with the metric that the risk is about.
-        trace_digest: of the artifact that the trace came from.
-        config: what was asked for.
-        learned: the learned confidences that the trace has; empty: those of the exit heads.
-        reference: what slow batches are compared with; ``None``: the network without exits.
-    """
-
-    run: RunFolder
-    model: Model
-    trace: Trace
-    trace_digest: str
-    config: PlanConfig
-    learned: Learned = field(default_factory=dict)
-    reference: SlowReference | None = None
-
-    @property
-    def load(self) -> Load:
-        """The batches that enter."""
-        return self.config.load or Load.of(self.config.batch_size)
 
 
 @contextmanager
@@ -108,7 +70,8 @@ def commit_plan(
         priced = _price_fitting(case, plans, stages, report)
         bundles = _assemble_all(case, scratch, priced, stages, result)
         report(f"measuring {len(priced)} plans end to end")
-        measured, rounds = _measure(case, list(priced), [bundle for _, bundle in bundles], samples, clock)
+        batches = _draw(case, samples)
+        measured, rounds = _measure(case, list(priced), [bundle for _, bundle in bundles], batches, clock)
         allowed = {plan.exits for plan in result.considered if plan.allowed}
         contenders = [
             Contender(
@@ -119,7 +82,8 @@ def commit_plan(
                 priced, bundles, measured.tolist(), strict=True
             )
         ]  # fmt: skip
-        ranked = rank_contenders(contenders, config.objective)
+        first, *others = rank_contenders(contenders, config.objective)
+        ranked = (choose_form(case, first, batches, scratch, report, clock), *others)
         if (warning := warn_of_staying(ranked[0], config.tail.stay_allowance, case.reference)) is not None:
             report(warning)
         yield Commitment(contenders=ranked, rounds=rounds, itm=stages.itm)
@@ -198,12 +162,15 @@ def _assemble_all(
     return assembled
 
 
+def _draw(case: PlanningCase, samples: Samples) -> BatchReader:
+    drawn = draw_batches(samples.indices_of("calibrate"), load=case.load, count=case.config.measure.queries)
+    return BatchReader(samples, drawn)
+
+
 def _measure(
-    case: PlanningCase, plans: Sequence[PricedExits], bundles: Sequence[Path], samples: Samples, clock: Clock
+    case: PlanningCase, plans: Sequence[PricedExits], bundles: Sequence[Path], batches: BatchReader, clock: Clock
 ) -> tuple[np.ndarray, int]:
     config = case.config.measure
-    drawn = draw_batches(samples.indices_of("calibrate"), load=case.load, count=config.queries)
-    batches = BatchReader(samples, drawn)
     without_exits = [priced.exits for priced in plans].index(NO_EXITS)
     with ExitStack() as opened:
         serves = [open_serve(bundle, opened) for bundle in bundles]

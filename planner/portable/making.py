@@ -18,8 +18,6 @@ from artifacts import (
     BUNDLE_JSON,
     Artifact,
     BundleSpec,
-    EngineError,
-    GraphError,
     GraphSpec,
     RunFolder,
     UsageError,
@@ -32,14 +30,11 @@ from artifacts import (
 from artifacts.console import track
 from calibration import BatchReader, Samples, as_batch
 from engines import GraphRunner
-from export import PortableOutline, PortableStage, write_portable
-from runtime import Result, Runtime
+from planner.commit.one_graph import FLAT, GUARDED, Likeness, why_not_flat, write_form
+from runtime import Runtime, RuntimeOptions, open_bundle
 
-GUARDED, FLAT, RUNTIME = "If", "no rows", "runtime"
-"""The two forms of a file, by what becomes of a stage that no row comes to; and what both are compared with."""
-_CLOSE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 5e-2, "int8-symmetric": 5e-2}
-"""How far confidences of one row may lie apart, and answers relative to the largest: another graph is optimised
-elsewhere; by the precision of the network."""
+RUNTIME = "runtime"
+"""What both forms are compared with."""
 _ROUNDS = 3
 
 
@@ -97,14 +92,20 @@ def make_portable(
     batches = BatchReader(samples, chunks)
     _check_arithmetic(spec, run)
     with open_scratch(output) as folder:
-        made = {form: _write(artifact, spec, form, folder / form / output.name) for form in (GUARDED, FLAT)}
+        metadata = _describe(artifact, spec)
+        made = {
+            form: write_form(artifact, spec, form, folder / form / output.name, metadata=metadata)
+            for form in (GUARDED, FLAT)
+        }
         with ExitStack() as stack:
-            runtime = stack.enter_context(Runtime.load(run.bundle, drift=None))
+            opened = open_bundle(run.bundle, stages_only=True)  # which the file is made of, and proven against
+            runtime = Runtime(spec, opened.engine_sets, opened.device, RuntimeOptions(drift=None))
+            stack.enter_context(runtime)
             runners = {}
             for form in made:
                 path = folder / form / output.name
                 runners[form] = stack.enter_context(GraphRunner(path, threads=spec.plan.threads))
-            reason = _why_not_flat(artifact, spec, folder, batches[0])
+            reason = why_not_flat(artifact, spec, folder, batches[0])
             if reason is not None:
                 report(f"every stage is guarded by If: {reason}")
                 runners.pop(FLAT).close()
@@ -120,8 +121,8 @@ def make_portable(
             file.replace(output.with_name(file.name))
         (folder / form / output.name).replace(output)
     return PortableFile(
-        path=output, graph=made[form], form=form, rows=len(rows), flips=contest.flips[form],
-        difference=contest.difference[form], batch_ms=contest.batch_ms, reason=reason,
+        path=output, graph=made[form], form=form, rows=len(rows), flips=contest.likeness[form].flips,
+        difference=contest.likeness[form].difference, batch_ms=contest.batch_ms, reason=reason,
     )  # fmt: skip
 
 
@@ -133,26 +134,6 @@ def _check_arithmetic(spec: BundleSpec, run: RunFolder) -> None:
             f"host. Plan for the network's own: python -m planner --run {run.root} --tolerance {spec.plan.tolerance:g} "
             "--engine onnxruntime"
         )
-
-
-def _write(artifact: Artifact, spec: BundleSpec, form: str, path: Path) -> GraphSpec:
-    outline = PortableOutline(
-        name=spec.name, inputs=spec.inputs, outputs=spec.outputs, guarded=form == GUARDED,
-        metadata=_describe(artifact, spec),
-    )  # fmt: skip
-    return write_portable(_stages(artifact, spec), outline, path)
-
-
-def _stages(artifact: Artifact, spec: BundleSpec, threshold: float | None = None) -> list[PortableStage]:
-    """Returns the stages, with one threshold for all exits where that is given."""
-    return [
-        PortableStage(
-            graph=stage.graph,
-            path=artifact.path(stage.graph.file),
-            threshold=stage.threshold if threshold is None or stage.threshold is None else threshold,
-        )
-        for stage in spec.stages
-    ]
 
 
 def _describe(artifact: Artifact, spec: BundleSpec) -> dict[str, str]:
@@ -171,35 +152,18 @@ def _json(value: object) -> str:
     return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"))
 
 
-def _why_not_flat(
-    artifact: Artifact, spec: BundleSpec, folder: Path, batch: Mapping[str, np.ndarray]
-) -> str | None:  # fmt: skip
-    """Tells why a stage cannot run on no rows; ``None`` where all of them can: all rows leave at the first exit."""
-    outline = PortableOutline(name=spec.name, inputs=spec.inputs, outputs=spec.outputs, guarded=False)
-    write_portable(_stages(artifact, spec, threshold=-1.0), outline, folder / "empty.onnx")
-    try:
-        with GraphRunner(folder / "empty.onnx", threads=spec.plan.threads) as runner:
-            runner.run(batch)
-    except EngineError as error:
-        return f"the network cannot run on no rows ({error})"
-    return None
-
-
 class _Contest:
     """Runs batches through the runtime and the forms of the file in turns, and compares what they answer.
 
     Attributes:
-        flips, difference: form -> as in ``PortableFile``.
+        likeness: form -> how far its answers are from the runtime's, in the first lap.
     """
 
     def __init__(self, spec: BundleSpec, runtime: Runtime, runners: Mapping[str, GraphRunner]) -> None:
-        self._spec, self._runtime, self._runners = spec, runtime, runners
-        self._close = _CLOSE[str(spec.settings.get("precision", "fp32"))]
-        self._thresholds = [stage.threshold for stage in spec.stages]
+        self._runtime, self._runners = runtime, runners
         self._seconds: dict[str, list[float]] = {name: [] for name in (RUNTIME, *runners)}
         self._turn = 0
-        self.flips = dict.fromkeys(runners, 0)
-        self.difference = dict.fromkeys(runners, 0.0)
+        self.likeness = {form: Likeness(spec, f"the portable file ({form})") for form in runners}
 
     @property
     def batch_ms(self) -> dict[str, float]:
@@ -207,7 +171,7 @@ class _Contest:
         return {name: float(np.median(seconds)) * 1e3 for name, seconds in self._seconds.items()}
 
     def run(self, batch: Mapping[str, np.ndarray], *, first_lap: bool) -> None:
-        """Runs a batch through every contender; each comes first in turn. In the first lap flips are counted.
+        """Runs a batch through every contender; each comes first in turn. In the first lap answers are compared.
 
         Raises:
             GraphError: a row is answered otherwise.
@@ -223,38 +187,6 @@ class _Contest:
             else:
                 found[name] = self._runners[name].run(batch)
             self._seconds[name].append(perf_counter() - started)
-        for name, outputs in found.items():
-            flips = self._compare(name, outputs, result)
-            self.flips[name] += flips if first_lap else 0
-
-    def _compare(self, form: str, outputs: Mapping[str, np.ndarray], wanted: Result) -> int:
-        """Returns how many rows left elsewhere, with a confidence that is at the threshold."""
-        *answers, exit_index, confidence = outputs.values()
-        same = exit_index == wanted.exit_index
-        for row in np.flatnonzero(~same):
-            limit = self._thresholds[min(exit_index[row], wanted.exit_index[row])]
-            if limit is None or abs(limit - _nearer(confidence[row], wanted.confidence[row], limit)) > self._close:
-                raise GraphError(
-                    f"the portable file ({form}) lets a row leave at exit {exit_index[row]}, the runtime at "
-                    f"{wanted.exit_index[row]}, and its confidence is not at the threshold; please report it"
-                )
-        expected = wanted.outputs if isinstance(wanted.outputs, tuple) else (wanted.outputs,)
-        for answer, right in zip(answers, expected, strict=True):
-            self._compare_answers(form, answer[same], np.asarray(right)[same])
-        return int((~same).sum())
-
-    def _compare_answers(self, form: str, answers: np.ndarray, wanted: np.ndarray) -> None:
-        if not len(wanted):
-            return
-        largest = max(float(np.abs(wanted).max()), 1.0)
-        difference = float(np.abs(answers.astype(np.float64) - wanted).max()) / largest
-        self.difference[form] = max(self.difference[form], difference)
-        if difference > self._close:
-            raise GraphError(
-                f"the portable file ({form}) answers otherwise than the runtime, by {difference:.1e} of the largest "
-                "answer; please report it"
-            )
-
-
-def _nearer(a: float, b: float, limit: float) -> float:
-    return a if abs(a - limit) < abs(b - limit) else b
+        for name, outputs in found.items() if first_lap else ():
+            *answers, exit_index, confidence = outputs.values()
+            self.likeness[name].compare(answers, exit_index, confidence, result)

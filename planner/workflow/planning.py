@@ -10,8 +10,9 @@ from typing import Any
 from artifacts import PRECISIONS, Artifact, Model, RunFolder, UsageError, is_current, to_plain, work_alone
 from calibration import DataSource, Samples, load_run_data
 from planner.certify.evidence import remark_on_risk, risk_trace
-from planner.commit.committing import PlanningCase, commit_plan
+from planner.commit.committing import commit_plan
 from planner.commit.engine_sizes import check_limits
+from planner.commit.planning_case import PlanningCase
 from planner.commit.stages import publish_bundle
 from planner.confidence.choosing import SettledConfidence, settle_confidence
 from planner.config import PlanConfig

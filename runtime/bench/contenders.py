@@ -138,7 +138,9 @@ class Contenders:
         self._no_exit = self._open(without_leaving(opened.spec))
 
     def _open(self, spec: BundleSpec) -> Runtime:
-        runtime = Runtime(spec, self._opened.engine_sets, self._opened.device, RuntimeOptions(drift=None))
+        runtime = Runtime(
+            spec, self._opened.engine_sets, self._opened.device, RuntimeOptions(drift=None), self._opened.one_graph
+        )
         return self._stack.enter_context(runtime)
 
     def record(self, queries: Queries, task: Task, rounds: Iterable[int]) -> Recording:

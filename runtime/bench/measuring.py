@@ -120,6 +120,7 @@ def measure_bundle(
         "model": spec.name, "engine": spec.backend, "batch_size": batch_size, "samples": len(queries),
         "rounds": config.rounds, "threads": config.threads or spec.threads, "precision": model.spec.precision,
         **({"full_precision": spec.plan.against} if spec.plan.against else {}),
+        **({} if spec.plan.batch_form is None else {"batch_form": spec.plan.batch_form.form or "stages"}),
         "metric_name": task.metric_name, "data": samples.name, "test_data": held_out,
         "bundle_digest": opened.artifact.digest, **figures, "environment": environment_fingerprint(),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -27,6 +28,7 @@ from runtime.scheduling.decisions import Snapshot
 
 _OPTIONS = HostOptions()
 _WATCH_S = 0.25
+_log = logging.getLogger("pame.runtime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,8 +367,10 @@ class AsyncRuntime:
 def _open_folder(
     folder: Path, *, threads: int | None = None, device: int = 0, verify: Path | None = None
 ) -> BundleParts:  # fmt: skip
-    opened = open_bundle(folder, threads=threads, device=DeviceOptions(index=device), verify=verify)
+    opened = open_bundle(folder, threads=threads, device=DeviceOptions(index=device), verify=verify, stages_only=True)
     text = opened.spec.text
+    if opened.spec.one_graph is not None:
+        _log.info("%s: its one graph is for Runtime.run; here requests share its stages", folder)
     return BundleParts(
         spec=opened.spec,
         engine_sets=opened.engine_sets,

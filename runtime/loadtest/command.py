@@ -158,7 +158,7 @@ def read_queries(
     run: RunFolder, bundle: Path, arguments: argparse.Namespace
 ) -> tuple[BundleSpec, QuerySet, list[np.ndarray]]:
     """Returns the bundle's description and held-out queries with the full network's answers, and their inputs."""
-    opened = open_bundle(bundle, threads=arguments.threads, device=DeviceOptions())
+    opened = open_bundle(bundle, threads=arguments.threads, device=DeviceOptions(), stages_only=True)
     spec = opened.spec
     check_one_length(spec)
     samples = load_run_data(run, arguments.data, report=say)

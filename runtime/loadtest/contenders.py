@@ -71,7 +71,7 @@ async def open_contender(stack: AsyncExitStack, plan: ContenderPlan, policy: str
         policy: ``full`` runs the whole network as one engine where its graph computes a confidence, and otherwise the
             bundle's stages with no row leaving.
     """
-    opened = open_bundle(plan.bundle, threads=plan.threads)
+    opened = open_bundle(plan.bundle, threads=plan.threads, stages_only=True)
     spec, sets, runs = opened.spec, opened.engine_sets, STAGES
     if parse_policy(policy).kind == FULL:
         whole = _open_whole(opened, plan)
