@@ -49,6 +49,7 @@ from artifacts.graphs import (
     check_lengths,
     check_precision,
     open_model,
+    unknown_precision,
     write_model_spec,
 )
 from artifacts.images.conventions import (
@@ -116,7 +117,7 @@ __all__ = [
     "ModelSpec", "OneGraphSpec",
     "PlannedExit", "PredictedLatency", "Preprocessing", "Quantisation", "Reference", "SequenceSpec", "StageSpec",
     "StreamReference", "TensorSpec", "Trace",
-    "check_lengths", "check_precision", "name_channels",
+    "check_lengths", "check_precision", "name_channels", "unknown_precision",
     "find_first_true",
     # images
     "CHANNEL_ORDERS", "CONVENTIONS", "IMAGE_SUFFIXES", "Box", "Convention", "check_image", "decode_image",

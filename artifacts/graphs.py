@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -286,6 +286,17 @@ def write_model_spec(folder: Path, spec: ModelSpec) -> None:
     write_json(folder / MODEL_JSON, spec)
 
 
+def unknown_precision(what: str, name: str, known: Iterable[str]) -> UsageError:
+    """Returns a ``UsageError`` for an unknown precision, which says why there is no dynamic quantisation."""
+    if "dynamic" in name.lower():
+        return UsageError(
+            f"{what} '{name}': dynamic quantisation scales activations by the range of the whole batch, found while it "
+            "runs, so a row's answer would depend on its neighbours. Use int8, whose ranges are found beforehand, on "
+            "data (docs/precision.md)"
+        )
+    return unknown_name(what, name, known)
+
+
 def check_precision(spec: ModelSpec, wanted: str | None, *, run: Path) -> None:
     """Refuses a model whose precision is not the one that was asked for; engines take the precision from the graph.
 
@@ -295,7 +306,7 @@ def check_precision(spec: ModelSpec, wanted: str | None, *, run: Path) -> None:
     if wanted is None or wanted == spec.precision:
         return
     if wanted not in PRECISIONS:
-        raise unknown_name("precision", wanted, PRECISIONS)
+        raise unknown_precision("precision", wanted, PRECISIONS)
     source = spec.family if spec.family != "onnx" else "path/to/model.onnx"
     data = " --data DATA" if wanted.startswith("int8") else ""
     raise UsageError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import PRECISIONS, RunFolder, UsageError, check_lengths, find_task, unknown_name
+from artifacts import PRECISIONS, RunFolder, UsageError, check_lengths, find_task, unknown_name, unknown_precision
 from export.nets.table import HEAD_KINDS, NetConfig
 
 PRETRAINED = "pretrained"
@@ -111,7 +111,7 @@ class ExportOptions:
         if self.every is not None and self.every < 1:
             raise UsageError(f"--every {self.every}: expected a number from 1")
         if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
+            raise unknown_precision("precision", self.precision, PRECISIONS)
         if self.head is not None and self.head not in HEAD_KINDS:
             raise unknown_name("head kind", self.head, HEAD_KINDS)
         if self.length is not None and self.length < _SHORTEST:

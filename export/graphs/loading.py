@@ -19,7 +19,7 @@ from artifacts import (
     unknown_name,
 )
 from export.graphs.batch_axis import free_batch
-from export.graphs.dataflow import batch_wide_branch
+from export.graphs.dataflow import batch_wide_branch, name_of
 from export.graphs.files import symbolic_shape
 from export.graphs.normalising import normalise_model
 from export.graphs.number_formats import batch_wide_quantisation, precision_of, rounding_of
@@ -111,10 +111,11 @@ def prepare_graph(
     taken_off = (*take_off_maps(graph), *take_off_constants(graph, where))
     check_outputs(graph, where)
     mixing = batch_wide_quantisation(graph)
-    if mixing:
+    if mixing is not None:
         raise GraphError(
-            f"{where}: node '{mixing}' quantises its input by the range of the whole batch (DynamicQuantizeLinear), "
-            "so a row's answer depends on its neighbours. Quantise the network statically, with "
+            f"{where}: node '{mixing.name or name_of(mixing.outputs[0])}' quantises its input by the range of the "
+            f"whole batch ({mixing.op_type}), so a row's answer depends on its neighbours. Quantise the network "
+            "statically: from its form in float32 with --precision int8 --data DATA, or with "
             "onnxruntime.quantization.quantize_static"
         )
     if branch := batch_wide_branch(graph):

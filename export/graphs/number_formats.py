@@ -17,6 +17,7 @@ _QUANTISING_OPS = frozenset({
     "ConvInteger", "DequantizeLinear", "MatMulInteger", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul",
     "QuantizeLinear",
 })  # fmt: skip
+_DYNAMIC_OPS = frozenset({"DynamicQuantizeLSTM", "DynamicQuantizeLinear", "DynamicQuantizeMatMul"})
 
 
 def precision_of(graph: ir.Graph) -> str:
@@ -44,12 +45,34 @@ def rounding_of(graph: ir.Graph) -> str:
     return "fp16" if ir.DataType.FLOAT16 in types else "fp32"
 
 
-def batch_wide_quantisation(graph: ir.Graph) -> str:
-    """Returns the name of a node that quantises by the range of the whole batch, or nothing."""
+def batch_wide_quantisation(graph: ir.Graph) -> ir.Node | None:
+    """Returns a node that quantises by the range of the whole batch, which it finds as it runs, if there is one.
+
+    These are ONNX's ``DynamicQuantizeLinear``, what ONNX Runtime fuses of it, and a ``QuantizeLinear`` whose scale is
+    computed from the data: unless it has a scale per row, or per block of one, which probing then judges.
+    """
     for node in ir.traversal.RecursiveGraphIterator(graph):
-        if node.op_type == "DynamicQuantizeLinear":
-            return node.name or name_of(node.outputs[0])
-    return ""
+        if node.op_type in _DYNAMIC_OPS:
+            return node
+        by_row = node.attributes.get_int("axis", 1) == 0 or node.attributes.get_int("block_size", 0) > 0
+        if node.op_type == "QuantizeLinear" and not by_row and _reads_data(node.inputs[1]):
+            return node
+    return None
+
+
+def _reads_data(value: ir.Value | None) -> bool:
+    """Returns whether a value is computed from an input of a graph."""
+    waiting, seen = [value], set[ir.Value]()
+    while waiting:
+        value = waiting.pop()
+        if value is None or value in seen:
+            continue
+        seen.add(value)
+        node = value.producer()
+        if node is None and value.is_graph_input():
+            return True
+        waiting += [] if node is None else node.inputs
+    return False
 
 
 def find_quantised(graph: ir.Graph) -> dict[str, Quantisation]:

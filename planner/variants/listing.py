@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from artifacts import PRECISIONS, RunFolder, UsageError, unknown_name
+from artifacts import PRECISIONS, RunFolder, UsageError, unknown_name, unknown_precision
 from engines import BACKENDS, choose_backend
 from export import CALIBRATED
 
@@ -69,7 +69,7 @@ def list_variants(
             raise unknown_name("engine backend (--engines)", name, BACKENDS)
     for name in precisions:
         if name not in (*PRECISION_NAMES, *_MIXED):
-            raise unknown_name("precision (--precisions)", name, (*PRECISION_NAMES, *_MIXED))
+            raise unknown_precision("precision (--precisions)", name, (*PRECISION_NAMES, *_MIXED))
     asked = (*precisions, *(mixed for mixed in _MIXED if set(mixed.split("+")) <= set(precisions)))
     found: dict[tuple[str, str], Variant] = {}
     left_out = []

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -17,7 +18,8 @@ from engines import GraphRunner, run_graph
 from export import ExportOptions, ExportResult, add_heads, build_missing_heads, export_model, load_graph
 from export.graphs import probing
 from export.graphs.loading import LoadedGraph
-from export.graphs.number_formats import precision_of, rounding_of
+from export.graphs.normalising import normalise_model
+from export.graphs.number_formats import batch_wide_quantisation, precision_of, rounding_of
 from tests.export.export_graphs import GraphBuilder, write_convnet
 
 
@@ -113,14 +115,48 @@ def test_a_quantised_file_is_cut_at_its_quantised_tensors_and_heads_read_what_th
     np.testing.assert_allclose(*found.values(), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_quantisation_by_the_range_of_the_batch_is_refused(graph: Any, tmp_path: Path) -> None:
+def test_dynamic_quantisation_looks_at_the_whole_batch_and_is_refused(graph: Any, tmp_path: Path) -> None:
+    """What ``onnxruntime.quantization.quantize_dynamic`` makes of a network: a row answers otherwise among larger ones,
+    by more than the rounding of int8; as it stands, and as ONNX Runtime fuses it."""
+    import onnxruntime
+    from onnxruntime.quantization import quantize_dynamic
+
     g: GraphBuilder = graph()
+    x = g.add("Relu", g.add("MatMul", g.input("x", 64), g.weight(64, 64)))
+    source = g.save(tmp_path / "source.onnx", g.add("MatMul", x, g.weight(64, 3), output="y"))
+    quantised, fused = tmp_path / "quantised.onnx", tmp_path / "fused.onnx"
+    quantize_dynamic(source, quantised)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(fused)
+    onnxruntime.InferenceSession(str(quantised), options, providers=["CPUExecutionProvider"])
+    rows = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
+    rows[1] *= 100
+    for path, op in ((quantised, "DynamicQuantizeLinear"), (fused, "DynamicQuantizeMatMul")):
+        assert op in {node.op_type for node in onnx.load(path).graph.node}
+        with GraphRunner(path, threads=1) as runner:
+            alone, together = (runner.run({"x": batch})["y"][0] for batch in (rows[:1], rows))
+        assert np.abs(alone - together).max() > 0.1 * np.abs(alone).max()
+        with pytest.raises(GraphError, match=f"range of the whole batch .{op}.*neighbours. Quantise.*int8 --data"):
+            export(path)
+
+
+@pytest.mark.parametrize(
+    ("keepdims", "axis", "refused"), [(0, None, True), (0, 0, False)], ids=["one of all rows", "one of each row"]
+)
+def test_a_scale_that_is_computed_must_be_of_one_row(
+    graph: Any, tmp_path: Path, keepdims: int, axis: int | None, refused: bool
+) -> None:
+    g: GraphBuilder = graph(opset=21)
     x = g.add("MatMul", g.input("x", 4), g.weight(4, 4))
-    g.nodes.append(onnx.helper.make_node("DynamicQuantizeLinear", [x], ["q", "scale", "zero"], name="quantise"))
-    x = g.add("DequantizeLinear", "q", "scale", "zero")
-    g.add("MatMul", x, g.weight(4, 3), output="y")
-    with pytest.raises(GraphError, match="node 'quantise' quantises.*neighbours. Quantise the network statically"):
-        export(g.save(tmp_path / "net.onnx", "y"))
+    axes = [] if axis is None else [g.constant(np.array([1], np.int64))]
+    top = g.add("ReduceMax", g.add("Abs", x), *axes, keepdims=keepdims)
+    scale = g.add("Div", top, g.constant(np.array(127, np.float32)))
+    where = {} if axis is None else {"axis": axis}
+    zero = g.constant(np.zeros((), np.int8)) if axis is None else ""
+    q = g.add("QuantizeLinear", x, scale, *([zero] if zero else []), output="q", **where)
+    path = g.save(tmp_path / "net.onnx", g.add("DequantizeLinear", q, scale, output="y", **where))
+    found = batch_wide_quantisation(normalise_model(ir.load(path)).graph)
+    assert (found is not None) == refused
 
 
 @pytest.mark.parametrize("axes", [(0,), (0, 2, 3)])

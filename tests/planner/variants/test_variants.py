@@ -49,6 +49,7 @@ def test_every_engine_in_every_precision_once_and_what_there_is_none_of() -> Non
     [
         (["onxruntime"], ["fp32"], "unknown engine backend.*Did you mean 'onnxruntime'"),
         (["onnxruntime"], ["int4"], "unknown precision .--precisions.*'int4'"),
+        (["openvino"], ["int8-dynamic"], "dynamic quantisation .* answer would depend on its neighbours. Use int8"),
         (["openvino"], ["fp32+bf16"], "unknown precision .--precisions.*'fp32.bf16'"),
         (["onnxruntime"], ["bf16"], "there is nothing to plan for"),
     ],
