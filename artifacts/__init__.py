@@ -26,6 +26,7 @@ from artifacts.errors import (
     RefusedError,
     SchemaError,
     StaleArtifactError,
+    UnreachableError,
     UsageError,
     unknown_name,
 )
@@ -145,5 +146,5 @@ __all__ = [
     # errors
     "ArtifactError", "CorruptArtifactError", "DeadlineError", "EngineError", "GraphError", "InputError",
     "MissingArtifactError", "MissingExtraError", "NoPlanError", "PameError", "RefusedError", "SchemaError",
-    "StaleArtifactError", "UsageError", "unknown_name",
+    "StaleArtifactError", "UnreachableError", "UsageError", "unknown_name",
 ]  # fmt: skip

@@ -9,6 +9,7 @@
     ├── EngineError                             a backend failed to build, open or run an engine
     ├── RefusedError                            a serving host did not take a request in
     ├── DeadlineError                           a request's deadline passed before its answer was there
+    ├── UnreachableError                        a server was not reached, or the connection to it broke
     └── ArtifactError                           a folder on disk
         ├── MissingArtifactError                not there (yet)
         ├── CorruptArtifactError                its bytes are not those that its manifest lists
@@ -80,6 +81,18 @@ class RefusedError(PameError):
 
 class DeadlineError(PameError):
     """The deadline of a request passed before its answer was there."""
+
+
+class UnreachableError(PameError):
+    """A server was not reached over the network, or the connection broke before its answer was there.
+
+    Attributes:
+        connected: whether there was a connection.
+    """
+
+    def __init__(self, message: str, *, connected: bool) -> None:
+        super().__init__(message)
+        self.connected = connected
 
 
 class ArtifactError(PameError):

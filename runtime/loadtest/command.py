@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from artifacts import BundleSpec, RunFolder, UsageError, check_plot, environment_fingerprint, find_task
-from artifacts.console import add_common_arguments, print_table, run_command, say, track
+from artifacts.console import add_common_arguments, run_command, say, track
 from calibration import DATA_HELP, load_run_data
 from engines import DeviceOptions
 from runtime.bench.command import find_run_of
@@ -22,7 +22,7 @@ from runtime.bench.held_out import calibration_digests, check_held_out
 from runtime.bench.queries import Queries
 from runtime.hosting.options import HostOptions
 from runtime.loading import open_bundle, without_leaving
-from runtime.loadtest.contenders import Contender, ContenderPlan, open_contender
+from runtime.loadtest.contenders import ContenderPlan, HostContender, open_contender
 from runtime.loadtest.goodput import (
     LoadConfig,
     QuerySet,
@@ -33,11 +33,14 @@ from runtime.loadtest.goodput import (
 )
 from runtime.loadtest.mlperf import OFFLINE, SERVER, Scenario, run_scenario
 from runtime.loadtest.plot import draw_goodput
-from runtime.loadtest.search import Search
+from runtime.loadtest.remote import RemotePlan, RemoteQueries, load_server, make_random, read_arrays
+from runtime.loadtest.tables import print_result
+from runtime.loadtest.wire import RemoteModel, parse_url
 from runtime.options import RuntimeOptions
 from runtime.remedy import bundle_remedy
 from runtime.runtime import Runtime
 from runtime.scheduling.decisions import parse_policy
+from runtime.serve.options import read_token
 from runtime.simulate.arrivals import ARRIVALS, make_arrivals
 from runtime.simulate.sources import check_one_length, trace_exits
 
@@ -51,11 +54,12 @@ def make_parser() -> argparse.ArgumentParser:
     default = LoadConfig()
     parser = argparse.ArgumentParser(
         prog="python -m runtime.loadtest",
-        description="Load a host in this process with requests of one held-out row, which do not wait for answers: "
-        "the highest rate at which 99 %% are answered within a bound, policy against policy in turns, with the quality "
-        "of the answers and the simulated rate beside it.",
+        description="Load a host in this process, or a server, with requests of one held-out row, which do not wait "
+        "for answers: the highest rate at which 99 %% are answered within a bound, policy against policy in turns, "
+        "with the quality of the answers and the simulated rate beside it.",
     )
     add_common_arguments(parser)
+    _add_server_flags(parser)
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="another bundle than the run's own")
     parser.add_argument("--data", metavar="DATA", help=f"where test samples come from; {DATA_HELP}")
     parser.add_argument("--samples", type=int, default=1024, help="different queries (default: %(default)s)")
@@ -70,7 +74,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--repeats", type=int, default=default.repeats,
         help="streams at a rate, which passes with the median one (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--steps", type=int, default=default.steps, help="rates per policy (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=default.steps,
+        help="a policy has at most so many times --repeats streams (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, help="of each engine (default: as the bundle was timed)")
     parser.add_argument("--max-waiting-rows", type=int, help="default: four of the largest batches")
     parser.add_argument(
@@ -81,6 +88,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mlperf", action="store_true", help="MLPerf LoadGen's Server and Offline scenarios as well")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw goodput against the bounds")
     return parser
+
+
+def _add_server_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("a server that runs already, of PAME, Triton, or any other")
+    group.add_argument("--url", metavar="URL", help="http://HOST:PORT, grpc://HOST:PORT; https and grpcs with TLS")
+    group.add_argument("--model", metavar="NAME", help="its name there (default: the only one)")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="holds the token that the server asks for")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,27 +117,72 @@ def load_bundle(arguments: argparse.Namespace) -> dict[str, Any]:
             f"streams of {config.seconds:g} s are short for a bound of {bounds_ms[-1]:g} ms: they end before a queue "
             f"that only grows is too long. Give --seconds {least_s:g} or more"
         )
+    if arguments.url is not None:
+        return _load_url(arguments, bounds_ms, config)
+    if arguments.model is not None or arguments.token_file is not None:
+        raise UsageError("--model and --token-file are for a server that runs already: name it with --url URL")
     run = find_run_of(arguments.run, arguments.bundle)
     bundle = arguments.bundle or run.bundle
     spec, queries, arrays = read_queries(run, bundle, arguments)
     found = []
-    total = len(bounds_ms) * len(policies) * config.steps * config.repeats
-    ticks = iter(track(range(total), description="loading", total=total))
-    next(ticks)
+    done = _progress(len(bounds_ms) * len(policies) * config.steps * config.repeats)
     for bound_ms in bounds_ms:
         options = HostOptions(slo_ms=bound_ms, max_waiting_rows=arguments.max_waiting_rows, stats=False)
         plan = ContenderPlan(
             run=run, bundle=bundle, queries=arrays, options=options, threads=arguments.threads,
             overhead_ms=arguments.overhead_ms,
         )  # fmt: skip
-        measured = asyncio.run(
-            measure_bound(plan, policies, queries, config, mlperf=arguments.mlperf, done=lambda: next(ticks, None))
-        )
+        measured = asyncio.run(measure_bound(plan, policies, queries, config, mlperf=arguments.mlperf, done=done))
         found.append({"slo_ms": bound_ms, "contenders": measured})
-    result = {
-        "model": spec.name, "engine": spec.backend, "batch_size": spec.max_batch_size, "arrivals": config.arrivals,
-        "seconds": config.seconds, "repeats": config.repeats, "seed": config.seed, "queries": queries.count,
-        "bounds": found, "environment": environment_fingerprint(),
+    return _finish(arguments, config, {
+        "model": spec.name, "engine": spec.backend, "batch_size": spec.max_batch_size, "queries": queries.count,
+        "bounds": found,
+    })  # fmt: skip
+
+
+def _load_url(arguments: argparse.Namespace, bounds_ms: Sequence[float], config: LoadConfig) -> dict[str, Any]:
+    """Measures a server, as ``load_bundle`` the hosts of this process."""
+    url = parse_url(arguments.url)
+    here = {
+        "--policies": arguments.policies != _POLICIES, "--mlperf": arguments.mlperf,
+        "--threads": arguments.threads is not None, "--max-waiting-rows": arguments.max_waiting_rows is not None,
+    }  # fmt: skip
+    if given := [flag for flag, is_given in here.items() if is_given]:
+        raise UsageError(f"{given[0]} is for hosts of this process; the server at {url.text} has its own")
+    if arguments.samples < 1:
+        raise UsageError(f"--samples {arguments.samples}: expected a number from 1")
+
+    def make_queries(model: RemoteModel) -> RemoteQueries:
+        if arguments.run is not None or arguments.bundle is not None:
+            run = find_run_of(arguments.run, arguments.bundle)
+            spec, queries, arrays = read_queries(run, arguments.bundle or run.bundle, arguments)
+            rows = {tensor.name: array for tensor, array in zip(spec.inputs, arrays, strict=True)}
+            return RemoteQueries(queries, rows, [tensor.name for tensor in spec.outputs])
+        if arguments.data is not None:
+            return read_arrays(Path(arguments.data), model, arguments.samples)
+        say("no data is named: the rows are random, and nothing tells how good the answers are")
+        return make_random(model, arguments.samples, config.seed)
+
+    plan = RemotePlan(
+        url=url, model=arguments.model, queries=make_queries, bounds_ms=bounds_ms, config=config,
+        token=None if arguments.token_file is None else read_token(arguments.token_file),
+    )  # fmt: skip
+    done = _progress(len(bounds_ms) * config.steps * config.repeats)
+    return _finish(arguments, config, asyncio.run(load_server(plan, done=done)))
+
+
+def _progress(total: int) -> Callable[[], object]:
+    """Returns what moves a bar on by one stream."""
+    ticks = iter(track(range(total), description="loading", total=total))
+    next(ticks)
+    return lambda: next(ticks, None)
+
+
+def _finish(arguments: argparse.Namespace, config: LoadConfig, measured: dict[str, Any]) -> dict[str, Any]:
+    """Returns the result, after it was printed and drawn."""
+    result = measured | {
+        "arrivals": config.arrivals, "seconds": config.seconds, "repeats": config.repeats, "seed": config.seed,
+        "environment": environment_fingerprint(),
     }  # fmt: skip
     print_result(result, to_stderr=arguments.json == "-")
     if arguments.plot is not None:
@@ -175,7 +234,8 @@ def read_queries(
     queries = QuerySet(
         count=len(asked), task=find_task(spec.task, spec.settings),
         full=[np.asarray(array) for array in (outputs if isinstance(outputs, tuple) else (outputs,))],
-        targets=np.concatenate(known) if len(known) == len(targets) else None, exits=trace_exits(run, spec),
+        targets=np.concatenate(known) if len(known) == len(targets) else None,
+        exits=trace_exits(run, spec) if arguments.url is None else np.empty(0, np.int64),  # a server is not simulated
     )  # fmt: skip
     return spec, queries, arrays
 
@@ -195,14 +255,15 @@ async def measure_bound(
         await search_goodput(searches, queries, config, bound_s=bound_ms / 1e3, done=done)
         found = [describe_search(search, queries) for search in searches]
         if mlperf:
-            for search, described in zip(searches, found, strict=True):
-                described["mlperf"] = await _run_loadgen(search, queries, config, bound_ms)
+            for contender, search, described in zip(contenders, searches, found, strict=True):
+                rate = contender.costs.chain_capacity / 2 if search.best is None else search.best.rate
+                described["mlperf"] = await _run_loadgen(contender, rate, queries, config, bound_ms)
     return found
 
 
-async def _run_loadgen(search: Search, queries: QuerySet, config: LoadConfig, bound_ms: float) -> list[dict[str, Any]]:
-    contender: Contender = search.contender
-    rate = contender.costs.chain_capacity / 2 if search.best is None else search.best.rate
+async def _run_loadgen(
+    contender: HostContender, rate: float, queries: QuerySet, config: LoadConfig, bound_ms: float
+) -> list[dict[str, Any]]:
     found = []
     for name in (SERVER, OFFLINE):
         scenario = Scenario(
@@ -213,65 +274,3 @@ async def _run_loadgen(search: Search, queries: QuerySet, config: LoadConfig, bo
         with tempfile.TemporaryDirectory() as folder:
             found.append(await run_scenario(contender.target, scenario, Path(folder)))
     return found
-
-
-def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
-    """Prints a table per bound."""
-    for entry in result["bounds"]:
-        first = entry["contenders"][0]["goodput_per_s"]
-        rows = [
-            (
-                found["policy"], f"{found['goodput_per_s']:.0f}",
-                f"{found['goodput_per_s'] / first:.2f}" if first else "-", f"{found['simulated_per_s']:.0f}",
-                _show(found, "mean_latency_ms", ".2f"), _show(found, "p99_ms", ".2f"), _show_spread(found),
-                _show(found, "metric", ".4f"), _show(found, "agreement", ".4f"), *_show_loadgen(found),
-            )
-            for found in entry["contenders"]
-        ]  # fmt: skip
-        title = (
-            f"{result['model']}, {result['arrivals']} arrivals: the highest rate at which 99 % are answered within "
-            f"{entry['slo_ms']:g} ms (measured; of {result['repeats']} streams of {result['seconds']:g} s, the median)"
-        )
-        columns = [
-            "policy",
-            "requests/s",
-            "ratio",
-            "simulated",
-            "mean, ms",
-            "p99, ms",
-            "of streams",
-            "metric",
-            "agreement",
-        ]
-        if "mlperf" in entry["contenders"][0]:
-            columns += ["LoadGen Server", "LoadGen Offline"]
-        print_table(title, columns, rows, to_stderr=to_stderr)
-        streams, still, slow = (
-            sum(found[name] for found in entry["contenders"]) for name in ("streams", "stood_still", "slow_runs")
-        )
-        if slow:
-            say(
-                f"the machine stood still in {still} of {streams} streams: {slow} engine runs took more than three "
-                "times what they should"
-            )
-
-
-def _show(found: dict[str, Any], name: str, form: str) -> str:
-    value = found.get(name)
-    return "-" if value is None else format(value, form)
-
-
-def _show_spread(found: dict[str, Any]) -> str:
-    """Returns the range of the streams' p99 at the highest rate."""
-    if "streams_p99_ms" not in found:
-        return "-"
-    low, high = found["streams_p99_ms"][0], found["streams_p99_ms"][-1]
-    return f"{low:.1f} to {'-' if high is None else f'{high:.1f}'}"
-
-
-def _show_loadgen(found: dict[str, Any]) -> list[str]:
-    shown = []
-    for run in found.get("mlperf", []):
-        rate = run.get("completed_per_s") if run["scenario"] == SERVER else run.get("samples_per_s")
-        shown.append(f"{'-' if rate is None else f'{rate:.0f}/s'}, {'VALID' if run['valid'] else 'INVALID'}")
-    return shown

@@ -29,15 +29,24 @@ class Contender:
     Attributes:
         policy: as its flag has it.
         target: answers.
-        costs: what its scheduler reckons with.
-        runs: ``stages``, or ``one engine``: the whole network without exits.
-        threads: of each engine; 0: as many as there are processors.
+        runs: ``stages``, or ``one engine``: the whole network without exits; empty: not known.
     """
 
     policy: str
     target: Target
+    runs: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HostContender(Contender):
+    """A host in this process.
+
+    Attributes:
+        costs: what its scheduler reckons with.
+        threads: of each engine; 0: as many as there are processors.
+    """
+
     costs: StageCosts
-    runs: str
     threads: int = 0
 
 
@@ -62,7 +71,7 @@ class ContenderPlan:
     overhead_ms: float
 
 
-async def open_contender(stack: AsyncExitStack, plan: ContenderPlan, policy: str) -> Contender:
+async def open_contender(stack: AsyncExitStack, plan: ContenderPlan, policy: str) -> HostContender:
     """Opens a host, with engines of its own, until the stack closes.
 
     Args:
@@ -85,7 +94,8 @@ async def open_contender(stack: AsyncExitStack, plan: ContenderPlan, policy: str
     await stack.enter_async_context(host)
     costs = read_costs(spec, line_covers(spec, sets), overhead_ms=plan.overhead_ms)
     threads = spec.threads if plan.threads is None else plan.threads
-    return Contender(policy=policy, target=HostTarget(host, plan.queries), costs=costs, runs=runs, threads=threads)
+    target = HostTarget(host, plan.queries)
+    return HostContender(policy=policy, target=target, costs=costs, runs=runs, threads=threads)
 
 
 def _open_whole(opened: OpenBundle, plan: ContenderPlan) -> tuple[StageSpec, EngineSet] | None:

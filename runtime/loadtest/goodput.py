@@ -1,8 +1,8 @@
 """Goodput as it is measured: the highest rate at which 99 % of all requests are answered within a bound.
 
-The rates of a contender are searched by steps from what the simulation expects. A step is several short streams, of
-which the median counts (``search.py`` says why); the streams of all contenders take turns, so that a machine that is
-slow for a while is slow for all of them. The same seed gives the same arrivals and queries to everybody.
+The rates of a contender are searched by steps from what the simulation expects. A rate is judged by several short
+streams, of which the median counts (``search.py`` says why); the streams of all contenders take turns, so that a
+machine that is slow for a while is slow for all of them. The same seed gives everybody the same arrivals and queries.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from artifacts import Answers, Task, UsageError
 from runtime.loadtest.client import Played, play
-from runtime.loadtest.contenders import Contender
+from runtime.loadtest.contenders import Contender, HostContender
 from runtime.loadtest.search import IN_TIME, Search, Tried
 from runtime.scheduling.decisions import parse_policy
 from runtime.simulate.arrivals import make_arrivals
@@ -37,8 +37,8 @@ class LoadConfig:
     Attributes:
         arrivals: as ``make_arrivals`` has it.
         seconds: how long a stream lasts.
-        repeats: how many streams a step has.
-        steps: how many steps each contender has; at most that many rates.
+        repeats: how many streams judge a rate.
+        steps: each contender has about ``steps * repeats`` streams at most.
         seed: of arrivals and queries.
 
     Raises:
@@ -66,19 +66,21 @@ class QuerySet:
     Attributes:
         count: how many.
         task: judges answers.
-        full: the full network's answers, one array (count, ...) per output.
+        full: the full network's answers, one array (count, ...) per output; ``None``: not known.
         targets: the true answers (count, ...); ``None`` without labels.
-        exits: where queries leave in the simulation, (n,) int64.
+        exits: where queries leave in the simulation, (n,) int64; none where nothing is simulated.
     """
 
     count: int
     task: Task
-    full: Answers
+    full: Answers | None
     targets: np.ndarray | None
     exits: np.ndarray
 
 
-async def measure_request_s(contender: Contender, queries: QuerySet, config: LoadConfig, *, bound_s: float) -> float:
+async def measure_request_s(
+    contender: HostContender, queries: QuerySet, config: LoadConfig, *, bound_s: float
+) -> float:
     """Returns how long the event loop works for a request, this client's part included: processor time of this thread
     while the contender is loaded lightly.
     """
@@ -90,7 +92,7 @@ async def measure_request_s(contender: Contender, queries: QuerySet, config: Loa
 
 
 def begin_search(
-    contender: Contender, queries: QuerySet, config: LoadConfig, *, slo_ms: float, request_s: float = 0.0
+    contender: HostContender, queries: QuerySet, config: LoadConfig, *, slo_ms: float, request_s: float = 0.0
 ) -> Search:
     """Simulates a contender and returns its search, which begins at the rate that the simulation found.
 
@@ -106,37 +108,45 @@ def begin_search(
     simulation = SimulationConfig(arrivals=config.arrivals, slo_ms=slo_ms, loop=loop, seed=config.seed)
     last = contender.costs.stage_count - 1
     rate, _ = find_goodput(contender.costs, np.minimum(queries.exits, last), policy, simulation)
-    return Search(contender, rate, rate or 0.5 * contender.costs.chain_capacity, request_s=request_s)
+    begin = rate or 0.5 * contender.costs.chain_capacity
+    return Search(contender, begin, config.repeats, simulated=rate, request_s=request_s)
 
 
 async def search_goodput(
     searches: Sequence[Search], queries: QuerySet, config: LoadConfig, *, bound_s: float,
     done: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
-    """Loads the contenders in turns, ``config.steps`` times each.
+    """Loads the contenders in turns, until their searches have converged or had all their streams.
 
     Args:
         searches: from ``begin_search``; they are moved on.
         queries: what is asked.
         config: arrivals and steps.
         bound_s: the bound.
-        done: called after every stream.
+        done: called for every stream, those that were not needed included.
+
+    A rate that passed has all its streams in the end, a few more than that if need be.
     """
+
+    async def send(search: Search) -> None:
+        count = max(_LEAST_REQUESTS, math.ceil(search.rate * config.seconds))
+        own = replace(config, seed=config.seed + search.stream)
+        found = await load_at(search.contender, queries, own, rate=search.rate, bound_s=bound_s, count=count)
+        search.record(found, bound_s)
+        done()
+
     for search in searches:
         await load_at(search.contender, queries, config, rate=search.rate, bound_s=bound_s, count=_WARM_UP)
-    for step in range(config.steps):
-        streams: list[list[Played]] = [[] for _ in searches]
-        for repeat in range(config.repeats):
-            turns = list(zip(searches, streams, strict=True))
-            for search, played in turns if (step + repeat) % 2 == 0 else reversed(turns):
-                count = max(_LEAST_REQUESTS, math.ceil(search.rate * config.seconds))
-                own = replace(config, seed=config.seed + repeat)
-                played.append(
-                    await load_at(search.contender, queries, own, rate=search.rate, bound_s=bound_s, count=count)
-                )
-                done()
-        for search, played in zip(searches, streams, strict=True):
-            search.record(played, bound_s)
+    for turn in range(most := config.steps * config.repeats):
+        for search in searches if turn % 2 == 0 else reversed(searches):
+            if not search.converged:
+                await send(search)
+    for search in searches:
+        while (best := search.best) is not None and len(best.streams) < search.repeats:
+            search.rate = best.rate
+            await send(search)
+    for _ in range(sum(most - search.streams for search in searches)):
+        done()
 
 
 async def load_at(
@@ -151,18 +161,22 @@ async def load_at(
 def describe_search(search: Search, queries: QuerySet) -> dict[str, Any]:
     """Returns the figures of a search: rates, latencies of the median stream at the highest rate, how far the streams
     there lie apart, how good the answers were, and how often the machine stood still."""
-    best = search.best
+    best, limit = search.best, search.limit
     goodput = 0.0 if best is None else best.rate
     streams = [played for tried in search.tried.values() for played in tried.streams]
     found: dict[str, Any] = {
         "policy": search.contender.policy, "runs": search.contender.runs, "goodput_per_s": goodput,
-        "simulated_per_s": search.simulated, "request_ms": search.request_s * 1e3,
-        "measured_over_simulated": goodput / search.simulated if search.simulated else None,
+        "limit_per_s": None if limit is None else limit.rate, "converged": search.converged,
         "steps": [{"rate_per_s": rate, "in_time": share} for rate, share in search.steps],
         "streams": len(streams), "stood_still": sum(played.stood_still for played in streams),
         "slow_runs": sum(played.slow.count for played in streams),
         "slow_runs_lost_s": sum(played.slow.lost_s for played in streams),
     }  # fmt: skip
+    if search.simulated is not None:
+        found |= {
+            "simulated_per_s": search.simulated, "request_ms": search.request_s * 1e3,
+            "measured_over_simulated": goodput / search.simulated if search.simulated else None,
+        }  # fmt: skip
     return found if best is None else found | describe_tried(best, queries)
 
 
@@ -172,7 +186,7 @@ def describe_tried(tried: Tried, queries: QuerySet) -> dict[str, Any]:
     answered = played.latency_s[np.isfinite(played.latency_s)] * 1e3
     asked = np.array(sorted(tried.answers), np.int64)
     answers = [np.concatenate(parts) for parts in zip(*(tried.answers[query] for query in asked), strict=True)]
-    full = [array[asked] for array in queries.full]
+    full = None if queries.full is None else [array[asked] for array in queries.full]
     left = np.concatenate([stream.exit_index[stream.exit_index >= 0] for stream in tried.streams])
     p99_ms = [stream.p99_s() * 1e3 for stream in tried.streams]
     return {
@@ -184,7 +198,7 @@ def describe_tried(tried: Tried, queries: QuerySet) -> dict[str, Any]:
         "sent_late_p99_ms": float(np.percentile(played.sent_late_s, 99) * 1e3),
         "errors": dict(sum((stream.errors for stream in tried.streams), Counter[str]())),
         "exit_fractions": (np.bincount(left) / len(left)).tolist(), "queries": len(asked),
-        "agreement": float(queries.task.agreement(answers, full).mean(dtype=np.float64)),
+        "agreement": None if full is None else float(queries.task.agreement(answers, full).mean(dtype=np.float64)),
         "metric": None if queries.targets is None else _metric(queries.task, answers, queries.targets[asked]),
     }  # fmt: skip
 

@@ -31,10 +31,11 @@ def draw_goodput(result: Mapping[str, Any], path: Path) -> None:
             bounds, [contender["goodput_per_s"] for contender in found], color=colour, linestyle=line, marker="o",
             markersize=4, label=f"{name}, measured",
         )  # fmt: skip
-        axes.plot(
-            bounds, [contender["simulated_per_s"] for contender in found], color=colour, linestyle="none", marker="x",
-            markersize=5, alpha=0.7,
-        )  # fmt: skip
+        if all("simulated_per_s" in contender for contender in found):
+            axes.plot(
+                bounds, [contender["simulated_per_s"] for contender in found], color=colour, linestyle="none",
+                marker="x", markersize=5, alpha=0.7,
+            )  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.set_xlabel(
         "bound that 99 % of the requests are answered within (ms); crosses: simulated", fontsize=9, color=INK

@@ -1,4 +1,4 @@
-"""Failures: the codes by which HTTP and gRPC tell of our errors, and their names in metrics. One table for both."""
+"""Failures: the codes by which HTTP and gRPC tell of our errors, their names in metrics, and the way back."""
 
 from __future__ import annotations
 
@@ -71,3 +71,28 @@ def describe_failure(error: PameError, *, overload_status: int = 503) -> Failure
             return _OVERLOAD_429
         return _REFUSALS.get(error.reason, INTERNAL)
     return next((failure for kind, failure in _KINDS if isinstance(error, kind)), INTERNAL)
+
+
+_TOLD_BY: dict[type[PameError], tuple[str, ...]] = {
+    InputError: ("400", "INVALID_ARGUMENT"),
+    DeadlineError: ("408", "504", "DEADLINE_EXCEEDED"),
+    EngineError: ("500", "INTERNAL"),
+}
+_REFUSED_BY = {
+    "404": "not_found", "NOT_FOUND": "not_found", "401": "unauthorised", "UNAUTHENTICATED": "unauthorised",
+    "403": "forbidden", "PERMISSION_DENIED": "forbidden", "413": "too_large", "415": "unsupported",
+    "UNIMPLEMENTED": "unsupported", "429": "queue_full",
+}  # fmt: skip
+
+
+def error_told_by(code: str, message: str) -> PameError:
+    """Returns the error that a server tells its client of, ours or another.
+
+    Args:
+        code: the status of HTTP, or the name of gRPC's code.
+        message: what it says.
+    """
+    for kind, codes in _TOLD_BY.items():
+        if code in codes:
+            return kind(message)
+    return RefusedError(message, reason=_REFUSED_BY.get(code, "unavailable"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import PameError, UsageError, find_run
+from artifacts import UsageError, find_run
 from artifacts.console import add_common_arguments, run_command
 from runtime.hosting.options import HostOptions
 from runtime.monitor.options import ON_DRIFT
@@ -21,11 +21,11 @@ from runtime.serve.options import (
     check_name,
     parse_address,
     parse_bundle,
+    read_token,
 )
 from runtime.serve.server import run_server
 
 _DEFAULT = ServeOptions(bundles=(BundleSource("default", Path()),))
-_TOKEN_LENGTH = 16
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -168,19 +168,3 @@ def read_flags(arguments: argparse.Namespace) -> ServeOptions:
             token=None if arguments.token_file is None else read_token(arguments.token_file),
         ),
     )  # fmt: skip
-
-
-def read_token(file: Path) -> str:
-    """Returns the token in a file.
-
-    Raises:
-        PameError: it cannot be read.
-        UsageError: it is too short to keep anybody out, or could not be sent.
-    """
-    try:
-        token = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PameError(f"--token-file {file} cannot be read: {error}") from error
-    if len(token) < _TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
-        raise UsageError(f"--token-file {file}: expected at least {_TOKEN_LENGTH} printable characters without spaces")
-    return token

@@ -7,13 +7,14 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts import UsageError
+from artifacts import PameError, UsageError
 from runtime.hosting.options import HostOptions
 
 _NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
 _OFF = "off"
 _LOOPBACK = "127.0.0.1"
 _LARGEST_PORT = 65535
+_TOKEN_LENGTH = 16
 OVERLOAD_STATUSES = (503, 429)
 
 
@@ -194,3 +195,19 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name in (".", ".."):
         raise UsageError(f"model name '{name[:200]}': expected letters, digits, dots or dashes: --bundle NAME=DIR")
     return name
+
+
+def read_token(file: Path) -> str:
+    """Returns the token in a file.
+
+    Raises:
+        PameError: it cannot be read.
+        UsageError: it is too short to keep anybody out, or could not be sent.
+    """
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PameError(f"--token-file {file} cannot be read: {error}") from error
+    if len(token) < _TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"--token-file {file}: expected at least {_TOKEN_LENGTH} printable characters without spaces")
+    return token

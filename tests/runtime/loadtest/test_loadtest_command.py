@@ -43,9 +43,9 @@ def test_policies_are_loaded_in_turns_and_compared(traced: Any, tmp_path: Path, 
         full, auto = entry["contenders"]
         assert (full["policy"], full["runs"], auto["runs"]) == ("full", "one engine", "stages")
         for found in (full, auto):
-            assert len(found["steps"]) == 2
-            assert found["streams"] == 6
-            assert 0 <= found["stood_still"] <= 6
+            assert 2 <= found["streams"] <= 7
+            assert 0 <= found["stood_still"] <= found["streams"]
+            assert isinstance(found["converged"], bool)
             assert found["simulated_per_s"] > 0
         if full["goodput_per_s"]:
             assert full["agreement"] == 1
