@@ -85,6 +85,7 @@ class Played:
         errors: what kind of error -> how many requests ended with it.
         given_up: whether the stream was broken off, since too many requests had missed the bound already.
         slow: the target's slow runs meanwhile.
+        started_s: when the stream began, by the event loop's clock.
     """
 
     latency_s: np.ndarray
@@ -94,6 +95,7 @@ class Played:
     errors: Counter[str] = field(default_factory=Counter)
     given_up: bool = False
     slow: SlowRuns = SlowRuns()
+    started_s: float = 0.0
 
     def in_time(self, bound_s: float) -> float:
         """Returns the share of all requests that were answered within a bound."""
@@ -110,8 +112,9 @@ class Played:
 
 
 async def play(
-    target: Target, arrivals_s: np.ndarray, queries: np.ndarray, *, bound_s: float, misses: int | None = None
-) -> Played:
+    target: Target, arrivals_s: np.ndarray, queries: np.ndarray, *, bound_s: float, misses: int | None = None,
+    stop: asyncio.Event | None = None,
+) -> Played:  # fmt: skip
     """Sends a stream and waits for its last answer.
 
     Args:
@@ -120,13 +123,14 @@ async def play(
         queries: (N,) which query each of them is.
         bound_s: later answers are misses.
         misses: the stream is broken off when there are more; ``None``: never.
+        stop: no more requests are sent once it is set; the arrays are of those that were.
     """
     loop = asyncio.get_running_loop()
     count = len(arrivals_s)
     played = Played(np.full(count, np.inf), np.full(count, -1), np.zeros(count))
     missed = 0
     slow_before = target.slow_runs()
-    start = loop.time() + _LEAD_S
+    start = played.started_s = loop.time() + _LEAD_S
 
     async def send(index: int, due: float, query: int) -> None:
         nonlocal missed
@@ -151,6 +155,9 @@ async def play(
         if misses is not None and missed > misses:
             played.given_up = True
             break
+        if stop is not None and stop.is_set():
+            count = index
+            break
         played.sent_late_s[index] = loop.time() - due
         task = asyncio.create_task(send(index, due, query))
         tasks.add(task)
@@ -160,4 +167,6 @@ async def play(
             task.cancel()
     await asyncio.gather(*tasks, return_exceptions=played.given_up)
     played.slow = target.slow_runs() - slow_before
+    played.latency_s, played.exit_index = played.latency_s[:count], played.exit_index[:count]
+    played.sent_late_s = played.sent_late_s[:count]
     return played

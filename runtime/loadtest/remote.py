@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from artifacts import UsageError, find_task
+from runtime.loadtest.client import Target
 from runtime.loadtest.contenders import Contender
 from runtime.loadtest.goodput import LoadConfig, QuerySet, describe_search, search_goodput
 from runtime.loadtest.search import Search
-from runtime.loadtest.wire import RemoteModel, ServerUrl, WireServer, WireTarget
+from runtime.loadtest.wire import RemoteModel, ServerUrl, WireServer
 from runtime.oip.datatypes import NUMPY_NAMES
 
 LABELS = "labels"
@@ -103,7 +104,7 @@ async def load_server(plan: RemotePlan, *, done: Callable[[], object] = lambda: 
     }  # fmt: skip
 
 
-async def measure_throughput(target: WireTarget, queries: int) -> float:
+async def measure_throughput(target: Target, queries: int) -> float:
     """Returns how many requests a second are answered where 32 are under way all the time; errors as ``answer``."""
     started = perf_counter()
     asked = 0

@@ -23,7 +23,7 @@ _SCHEMES = {"http": ("http", False), "https": ("http", True), "grpc": ("grpc", F
 _PATIENCE_S = 10.0  # for what is asked before the load
 _CONNECTIONS = 4096
 _NOTHING_THERE = ("failed to connect", "errors resolving", "DNS resolution")  # gRPC tells by words alone
-_LOST = ("Socket closed", "reset by peer", "recvmsg", "GOAWAY", "Broken pipe")
+_LOST = ("Socket closed", "reset by peer", "recvmsg", "GOAWAY", "Broken pipe", "Cancelling all calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +229,13 @@ class WireServer:
         """Returns the client's result of a request; raises as a ``Target``."""
         try:
             return await self._client.infer(model.name, inputs, headers=self._headers)
+        except Exception as error:
+            raise self._translate(error) from error
+
+    async def reload(self, model: str) -> None:
+        """Lets the server load a model again; raises as a ``Target``, also where that is not allowed."""
+        try:
+            await self._client.load_model(model, headers=self._headers)
         except Exception as error:
             raise self._translate(error) from error
 

@@ -104,6 +104,12 @@ class InferenceService:
         """Whether all models answer, and it is not on its way out."""
         return not self.draining and all(model.ready for model in self.models.values())
 
+    @property
+    def ended_requests(self) -> int:
+        """How many requests for inference have ended, in any way."""
+        counted = [self.unknown, *(model.statistics for model in self.models.values())]
+        return sum(statistics.requests.total() for statistics in counted)
+
     def model_ready(self, name: str, version: str = "") -> bool:
         """Returns whether a model answers; false for one that is not served."""
         model = self.models.get(name)

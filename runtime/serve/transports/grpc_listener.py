@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -10,6 +11,8 @@ from runtime.serve.options import Address, Security
 from runtime.serve.service import InferenceService
 from runtime.serve.transports.grpc_service import GrpcHealth, GrpcService
 
+_REFUSING_S = 2.0
+_LOOK_S = 0.1
 _log = logging.getLogger("pame.serve")
 
 
@@ -46,6 +49,7 @@ class GrpcListener:
             from tritonclient.grpc import service_pb2, service_pb2_grpc
         except ModuleNotFoundError as error:
             raise MissingExtraError("tritonclient[grpc]", "serve") from error
+        self._service = service
         limits = service.options.limits
         self._server = aio.server(
             options=(
@@ -81,5 +85,13 @@ class GrpcListener:
         await self._server.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Refuses new calls, and finishes those under way for so long."""
+        """Refuses calls in words while more of them come, for a while; then takes none, and finishes those under way.
+
+        gRPC itself cancels what waits in its queue, or reaches it, when it stops.
+        """
+        loop, seen = asyncio.get_running_loop(), -1
+        until = loop.time() + _REFUSING_S
+        while (now := self._service.ended_requests) != seen and loop.time() < until:
+            seen = now
+            await asyncio.sleep(_LOOK_S)
         await self._server.stop(grace_s)

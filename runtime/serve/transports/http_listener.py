@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from artifacts import MissingExtraError, PameError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _BACKLOG = 2048
+_LINGER_S = 0.5  # for which idle connections are open at the end, for requests that are on their way
 _KEEP_ALIVE_S = 75  # longer than what clients and proxies keep idle connections, so that they close first
 _log = logging.getLogger("pame.serve")
 
@@ -39,6 +41,17 @@ def bind(address: Address) -> socket.socket:
     except OSError as error:
         raise PameError(f"cannot listen at {address}: {error.strerror or error}; choose another HOST:PORT") from error
     return bound
+
+
+def accept_waiting(bound: socket.socket) -> list[socket.socket]:
+    """Returns the connections that the kernel has made at a listening socket and that nobody has accepted."""
+    found: list[socket.socket] = []
+    with contextlib.suppress(OSError):  # no more of them
+        while len(found) < _BACKLOG:
+            connection, _ = bound.accept()
+            connection.settimeout(0)
+            found.append(connection)
+    return found
 
 
 def address_of(bound: socket.socket) -> Address:
@@ -71,6 +84,21 @@ class HttpListener:
             @contextlib.contextmanager
             def capture_signals(self) -> Iterator[None]:
                 yield
+
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                """Ends, after it has taken in the connections that wait at its sockets, which would be reset."""
+                waiting = [connection for bound in sockets or [] for connection in accept_waiting(bound)]
+                for server in self.servers:
+                    server.close()
+                for bound in sockets or []:
+                    bound.close()
+                loop, config = asyncio.get_running_loop(), self.config
+                protocol: Any = config.http_protocol_class
+                make = partial(protocol, config=config, server_state=self.server_state, app_state=self.lifespan.state)
+                for connection in waiting:
+                    with contextlib.suppress(OSError):  # its client has gone
+                        await loop.connect_accepted_socket(make, connection, ssl=config.ssl)
+                await super().shutdown(sockets)
 
         config = uvicorn.Config(
             app, http=_limited_protocol(limits), ws="none", lifespan="off", log_config=None, access_log=False,
@@ -133,5 +161,12 @@ def _limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             self._in_head = True
             super().on_message_complete()
+
+        def shutdown(self) -> None:
+            """Ends the connection after the request under way, or after one that may be on its way here."""
+            if self.cycle is None or self.cycle.response_complete:
+                self.loop.call_later(_LINGER_S, super().shutdown)
+            else:
+                super().shutdown()
 
     return LimitedProtocol
