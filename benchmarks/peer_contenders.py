@@ -96,8 +96,8 @@ def list_contenders(
                 )
             )  # fmt: skip
         wanted += _list_torch(model, plan, left_out)
-        found |= {one.name: replace(one, run=str(run.root), threads=threads) for one in reversed(wanted)
-                  if one.name not in found}  # fmt: skip
+        found |= {peer.name: replace(peer, run=str(run.root), threads=threads) for peer in reversed(wanted)
+                  if peer.name not in found}  # fmt: skip
     return list(found.values()), [(name, why) for name, why in left_out.items() if name not in found]
 
 
