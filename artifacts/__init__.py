@@ -33,7 +33,8 @@ from artifacts.errors import (
 from artifacts.files.disk_errors import describe_failure
 from artifacts.files.fetching import PackageFile, cache_folder, fetch_package_file
 from artifacts.files.locks import hold_lock
-from artifacts.files.replacing import clear_interrupted, replace_file
+from artifacts.files.replacing import clear_interrupted, replace_file, try_replacing
+from artifacts.files.targets import check_target, write_target
 from artifacts.graphs import (
     FINAL_HEAD,
     FINAL_HEAD_GRAPH,
@@ -81,7 +82,7 @@ from artifacts.plans import (
     PredictedLatency,
     StreamReference,
 )
-from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, check_plot, clean_axes, save_plot
+from artifacts.plots import EARLY_COLOUR, FAINT, FULL_COLOUR, INK, clean_axes, save_plot
 from artifacts.runs import COMMAND, RunFolder, find_run, recorded_command, work_alone
 from artifacts.store import (
     MANIFEST,
@@ -133,16 +134,16 @@ __all__ = [
     "find_task", "load_task",
     # folders and files
     "BUNDLE_JSON", "COMMAND", "EXIT_PLAN_JSON", "MANIFEST", "OPTIONAL", "TRACE_NPZ", "Artifact", "Manifest",
-    "PackageFile", "RunFolder", "array_digest", "cache_folder", "canonical_json", "clear_interrupted", "copy_folder",
-    "describe_failure", "digest_of", "fetch_package_file", "file_digest", "find_run", "from_plain", "is_current",
-    "load_arrays", "hold_lock", "new_artifact", "open_artifact", "open_model", "open_scratch", "read_json",
-    "read_manifest", "recorded_command", "replace_file", "save_arrays", "work_alone", "to_plain", "write_json",
-    "write_model_spec",
+    "PackageFile", "RunFolder", "array_digest", "cache_folder", "canonical_json", "check_target", "clear_interrupted",
+    "copy_folder", "describe_failure", "digest_of", "fetch_package_file", "file_digest", "find_run", "from_plain",
+    "hold_lock", "is_current", "load_arrays", "new_artifact", "open_artifact", "open_model", "open_scratch",
+    "read_json", "read_manifest", "recorded_command", "replace_file", "save_arrays", "to_plain", "try_replacing",
+    "work_alone", "write_json", "write_model_spec", "write_target",
     # environment
     "allowed_processors", "cpu_features_digest", "cpu_name", "environment_fingerprint", "free_memory",
     "memory_limit", "package_version",
     # pictures
-    "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "check_plot", "clean_axes", "save_plot",
+    "EARLY_COLOUR", "FAINT", "FULL_COLOUR", "INK", "clean_axes", "save_plot",
     # errors
     "ArtifactError", "CorruptArtifactError", "DeadlineError", "EngineError", "GraphError", "InputError",
     "MissingArtifactError", "MissingExtraError", "NoPlanError", "PameError", "RefusedError", "SchemaError",

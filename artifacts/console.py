@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from artifacts.codec import canonical_json
 from artifacts.errors import PameError, UsageError
 from artifacts.files.disk_errors import describe_failure
-from artifacts.files.replacing import replace_file
+from artifacts.files.targets import check_target, write_target
+from artifacts.plots import check_plot
 
 T = TypeVar("T")
 
@@ -29,8 +30,26 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--verbose", action="store_true", help="log each step that is run or reused")
 
 
-def run_command(command: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> int:
-    """Runs a command's body and turns its outcome into JSON output and an exit code.
+def add_plot_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds ``--plot``, for a command that gives ``run_command`` its picture; ``what`` is drawn."""
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help=f"draw {what} as a PNG")
+
+
+def run_command(
+    command: Callable[[argparse.Namespace], T],
+    arguments: argparse.Namespace,
+    *,
+    draw: Callable[[T, Path], None] | None = None,
+) -> int:
+    """Runs a command's body and turns its outcome into JSON output, a picture and an exit code.
+
+    Files that cannot be written are refused before the work. A result whose file cannot be written after it goes to
+    stdout; the picture comes last.
+
+    Args:
+        command: the body; returns the result.
+        arguments: of the command line, those of ``add_common_arguments`` among them.
+        draw: writes the picture of a result to the file of ``add_plot_argument``.
 
     Returns:
         0 done, 1 known failure, 2 usage, 3 no plan meets the tolerance, 130 interrupted, 143 terminated.
@@ -47,12 +66,17 @@ def run_command(command: Callable[[argparse.Namespace], Any], arguments: argpars
     alone = contextlib.redirect_stdout(sys.stderr) if arguments.json == "-" else contextlib.nullcontext()
     try:
         _check_target(arguments.json)
+        if draw is not None and arguments.plot is not None:
+            check_plot(arguments.plot)
         with _terminable():
             with alone:  # stdout is for the one object
                 result = command(arguments)
                 sys.stdout.flush()
             if arguments.json is not None:
                 write_result(arguments.json, result)
+            if draw is not None and arguments.plot is not None:
+                draw(result, arguments.plot)
+                say(f"drew {arguments.plot}")
     except PameError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -113,12 +137,8 @@ def _check_target(target: str | None) -> None:
     """Refuses a file that cannot be written, before the work whose result it is to hold."""
     if target == _NOWHERE:
         raise UsageError("--json -: stdout is closed; name a file")
-    if target is None or target == "-" or (Path(target).exists() and not Path(target).is_dir()):
-        return
-    folder = Path(target).parent
-    if Path(target).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        why = "is a folder" if Path(target).is_dir() else f"{folder} is no folder that can be written to"
-        raise UsageError(f"--json {target}: {why}; name a file in one that is there")
+    if target is not None and target != "-":
+        check_target("--json", Path(target))
 
 
 def _discard_stdout() -> None:
@@ -130,16 +150,25 @@ def _discard_stdout() -> None:
 
 
 def write_result(target: str, result: Any) -> None:
-    """Writes ``result`` as JSON to a file, or to stdout for ``-``."""
+    """Writes ``result`` as JSON to a file, or to stdout for ``-``.
+
+    Raises:
+        PameError: the file cannot be written; the result is on stdout.
+    """
     text = canonical_json(result) + b"\n"
     if target == "-":
-        sys.stdout.buffer.write(text)
-        sys.stdout.flush()
-    else:
-        try:
-            replace_file(Path(target), text)
-        except OSError as error:
-            raise PameError(f"cannot write --json {target}: {describe_failure(error)}") from error
+        _print_bytes(text)
+        return
+    try:
+        write_target("--json", Path(target), text)
+    except PameError as error:
+        _print_bytes(text)  # what was measured is not lost
+        raise PameError(f"{error}. The result is on stdout") from error
+
+
+def _print_bytes(text: bytes) -> None:
+    sys.stdout.buffer.write(text)
+    sys.stdout.flush()
 
 
 def say(message: str) -> None:

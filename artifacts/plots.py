@@ -6,9 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from artifacts.errors import MissingExtraError, PameError, UsageError
-from artifacts.files.disk_errors import describe_failure
-from artifacts.files.replacing import replace_file
+from artifacts.errors import MissingExtraError, UsageError
+from artifacts.files.targets import check_target, write_target
 
 FULL_COLOUR, EARLY_COLOUR = "#8a94a6", "#0b6e99"
 INK, FAINT = "#1f2933", "#d9dee5"
@@ -19,7 +18,8 @@ def check_plot(path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        UsageError: the folder does not exist, or the file's name does not end with .png.
+        UsageError: the file's name does not end with .png, or as ``check_target``.
+        PameError: as ``check_target``.
     """
     try:
         import matplotlib  # noqa: F401
@@ -27,8 +27,7 @@ def check_plot(path: Path) -> None:
         raise MissingExtraError("matplotlib", "report") from error
     if path.suffix != ".png":
         raise UsageError(f"--plot {path}: the plot is a PNG; name it {path.with_suffix('.png').name}")
-    if not path.parent.is_dir():
-        raise UsageError(f"--plot {path}: there is no folder {path.parent}; make it first")
+    check_target("--plot", path)
 
 
 def save_plot(figure: Any, path: Path) -> None:
@@ -39,10 +38,7 @@ def save_plot(figure: Any, path: Path) -> None:
     """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    try:
-        replace_file(path, drawn.getvalue())
-    except OSError as error:
-        raise PameError(f"cannot write --plot {path}: {describe_failure(error)}") from error
+    write_target("--plot", path, drawn.getvalue())
 
 
 def clean_axes(axes: Any) -> None:

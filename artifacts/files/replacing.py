@@ -7,6 +7,7 @@ killed writer left behind is not locked; the next one removes it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -29,7 +30,7 @@ def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
         return
     target = path.resolve()  # a link keeps leading to the file
     clear_interrupted(target.parent, target.name)
-    staging = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
+    staging = _name_staging(target)
     try:
         with _create(staging) as stream:
             stream.write(content)
@@ -37,6 +38,27 @@ def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
             if sync:
                 os.fsync(stream.fileno())
             staging.replace(target)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def try_replacing(path: Path) -> None:
+    """Finds out whether ``replace_file`` could write a file now: makes the hidden file beside it, and removes it.
+
+    Raises:
+        OSError: it could not, for instance since ``path`` is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return
+    target = path.resolve()
+    clear_interrupted(target.parent, target.name)
+    staging = _name_staging(target)
+    try:
+        _create(staging).close()
     finally:
         staging.unlink(missing_ok=True)
 
@@ -52,6 +74,10 @@ def clear_interrupted(folder: Path, name: str = "*") -> None:
         with contextlib.suppress(OSError), path.open("rb") as stream:  # another's, or one that is gone
             if _lock(stream):
                 path.unlink()
+
+
+def _name_staging(target: Path) -> Path:
+    return target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
 
 
 def _create(staging: Path) -> BinaryIO:

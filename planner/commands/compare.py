@@ -13,12 +13,12 @@ from artifacts import (
     MissingExtraError,
     RunFolder,
     UsageError,
-    check_plot,
     find_run,
+    from_plain,
     recorded_command,
     to_plain,
 )
-from artifacts.console import add_common_arguments, print_table, run_command, say
+from artifacts.console import add_common_arguments, add_plot_argument, print_table, run_command, say
 from calibration import CalibrationOptions, read_training
 from engines import DEFAULT_BACKEND
 from export import ExportOptions, read_command
@@ -26,6 +26,7 @@ from planner.flags import read_config
 from planner.predict.objectives import OBJECTIVE_WORDS
 from planner.variants.comparison import Comparison, read_comparison
 from planner.variants.listing import PRECISION_NAMES, list_variants
+from planner.variants.plot import draw_comparison
 from planner.workflow.record import PlanningResult
 
 
@@ -99,23 +100,20 @@ def main(argv: Sequence[str]) -> int:
         "--engines and --precisions, and which of them was committed.",
     )
     add_common_arguments(parser)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them as a PNG")
-    return run_command(compare, parser.parse_args(argv))
+    add_plot_argument(parser, "them")
+    return run_command(compare, parser.parse_args(argv), draw=_draw)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Prints the table, draws the picture, and returns the comparison for ``--json``."""
-    if arguments.plot is not None:
-        check_plot(arguments.plot)
+    """Prints the table and returns the comparison for ``--json`` and ``--plot``."""
     run = find_run(arguments.run)
     found = read_comparison(run)
     print_comparison(found, to_stderr=arguments.json == "-")
-    if arguments.plot is not None:
-        from planner.variants.plot import draw_comparison
-
-        draw_comparison(found, arguments.plot)
-        say(f"drew {arguments.plot}")
     return {"run": str(run.root), **to_plain(found)}
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    draw_comparison(from_plain(Comparison, {name: value for name, value in result.items() if name != "run"}), path)
 
 
 def print_comparison(found: Comparison, *, to_stderr: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import MissingExtraError, UsageError, find_run
+from artifacts import MissingExtraError, UsageError, check_target, find_run
 from artifacts.console import add_common_arguments, run_command, say
 from calibration import DATA_HELP, load_run_data
 
@@ -41,6 +41,7 @@ def portable(arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes the file, says what was found and returns it for ``--json``."""
     if arguments.samples < 1:
         raise UsageError(f"--samples {arguments.samples}: expected at least 1")
+    check_target("--output", arguments.output)
     try:
         from planner.portable.making import RUNTIME, make_portable
     except ModuleNotFoundError as error:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from artifacts import MAX_SOFTMAX, check_plot, find_run
-from artifacts.console import add_common_arguments, print_table, run_command, say, track
+from artifacts import MAX_SOFTMAX, find_run
+from artifacts.console import add_common_arguments, add_plot_argument, print_table, run_command, say, track
 from planner.certify.evidence import metric_word, risk_trace
 from planner.confidence.fitting import can_learn
 from planner.config import CertifyConfig, PlanConfig
@@ -18,6 +17,7 @@ from planner.search.problem import check_tolerance
 from planner.search.rules import COARSE, JOINT, OFFERED_SEARCHES
 from planner.search.threshold_grids import threshold_grid
 from planner.validate.methods import describe_validation, make_methods
+from planner.validate.plot import draw_validation
 from planner.validate.resampling import ValidationConfig, validate_methods
 from planner.workflow.inputs import read_inputs
 
@@ -55,20 +55,18 @@ def make_parser() -> argparse.ArgumentParser:
         "thresholds, a tenth of the time",
     )
     parser.add_argument("--seed", type=int, default=_DEFAULT.seed, help="of the draws (default: %(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the losses as a PNG")
+    add_plot_argument(parser, "the losses")
     add_flags(parser, [BY_FIELD[field] for field in _PLANNING])
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(validate, make_parser().parse_args(argv))
+    return run_command(validate, make_parser().parse_args(argv), draw=draw_validation)
 
 
 def validate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Validates, prints the table, draws the picture, and returns the result for ``--json``."""
-    if arguments.plot is not None:
-        check_plot(arguments.plot)
+    """Validates, prints the table, and returns the result for ``--json`` and ``--plot``."""
     config = ValidationConfig(
         tolerance=arguments.tolerance, resplits=arguments.resplits, samples=arguments.samples, seed=arguments.seed,
         rules=set_fields(
@@ -101,11 +99,6 @@ def validate(arguments: argparse.Namespace) -> dict[str, Any]:
         "load": {} if load is None else load.to_plain(),
     }
     print_validation(result, to_stderr=arguments.json == "-")
-    if arguments.plot is not None:
-        from planner.validate.plot import draw_validation
-
-        draw_validation(result, arguments.plot)
-        say(f"drew {arguments.plot}")
     return result
 
 

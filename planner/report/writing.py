@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from artifacts import MissingArtifactError, PameError, RunFolder, UsageError, describe_failure, replace_file
+from artifacts import (
+    MissingArtifactError,
+    PameError,
+    RunFolder,
+    UsageError,
+    check_target,
+    describe_failure,
+    replace_file,
+)
 
 
 def check_output(output: Path, run: RunFolder, *, given: bool) -> Path:
@@ -18,14 +26,14 @@ def check_output(output: Path, run: RunFolder, *, given: bool) -> Path:
 
     Raises:
         MissingArtifactError: there is no such run.
-        UsageError: the folder does not exist, or the file is to be something else than HTML.
+        UsageError: the file is to be something else than HTML, or as ``check_target``.
+        PameError: as ``check_target``.
     """
     if not run.root.is_dir():
         raise MissingArtifactError(f"there is no run at {run.root}. Start one with: {run.remedy('export')}")
     if given and output.suffix not in (".html", ".htm"):
         raise UsageError(f"--output {output}: the report is an HTML page; name it {output.with_suffix('.html').name}")
-    if not output.parent.is_dir():
-        raise UsageError(f"--output {output}: there is no folder {output.parent}; make it first")
+    check_target("--output", output)
     return output
 
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import RunFolder, check_plot, find_run, load_task
-from artifacts.console import add_common_arguments, print_table, run_command, say, track
+from artifacts import RunFolder, find_run, load_task
+from artifacts.console import add_common_arguments, add_plot_argument, print_table, run_command, track
 from calibration import DATA_HELP
 from engines import DeviceOptions
 from runtime.bench.figures import divide
@@ -39,33 +39,28 @@ def make_parser() -> argparse.ArgumentParser:
         "--device", type=int, default=default.device.index, help="ordinal of the GPU (default: %(default)s)"
     )
     parser.add_argument("--no-cuda-graphs", action="store_true", help="have engines on a GPU enqueue their work anew")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw latency distributions and exit shares as a PNG")
+    add_plot_argument(parser, "latency distributions and exit shares")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(bench, make_parser().parse_args(argv))
+    return run_command(bench, make_parser().parse_args(argv), draw=draw_result)
 
 
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures, prints the tables, draws the picture, and returns the result for ``--json``."""
+    """Measures, prints the tables, and returns the result for ``--json`` and ``--plot``."""
     config = BenchConfig(
         batch_size=arguments.batch_size, rounds=arguments.rounds, threads=arguments.threads, samples=arguments.samples,
         device=DeviceOptions(index=arguments.device, cuda_graphs=not arguments.no_cuda_graphs),
         task=None if arguments.task is None else load_task(arguments.task),
     )  # fmt: skip
-    if arguments.plot is not None:
-        check_plot(arguments.plot)
     run = find_run_of(arguments.run, arguments.bundle)
     result = measure_bundle(
         run, arguments.bundle or run.bundle, config, data=arguments.data,
         track=lambda rounds: track(rounds, description="measuring", total=len(rounds)),
     )  # fmt: skip
     print_result(result, to_stderr=arguments.json == "-")
-    if arguments.plot is not None:
-        draw_result(result, arguments.plot)
-        say(f"drew {arguments.plot}")
     return result
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import BundleSpec, RunFolder, UsageError, check_plot, environment_fingerprint, find_task
-from artifacts.console import add_common_arguments, run_command, say, track
+from artifacts import BundleSpec, RunFolder, UsageError, environment_fingerprint, find_task
+from artifacts.console import add_common_arguments, add_plot_argument, run_command, say, track
 from calibration import DATA_HELP, load_run_data
 from engines import DeviceOptions
 from runtime.bench.command import find_run_of
@@ -86,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed, help="default: %(default)s")
     parser.add_argument("--mlperf", action="store_true", help="MLPerf LoadGen's Server and Offline scenarios as well")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw goodput against the bounds")
+    add_plot_argument(parser, "goodput against the bounds")
     return parser
 
 
@@ -99,19 +99,17 @@ def _add_server_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(load_bundle, make_parser().parse_args(argv))
+    return run_command(load_bundle, make_parser().parse_args(argv), draw=draw_goodput)
 
 
 def load_bundle(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measures, prints the table, draws, and returns the result for ``--json``."""
+    """Measures, prints the table, and returns the result for ``--json`` and ``--plot``."""
     bounds_ms, policies = read_bounds(arguments.slo_ms), read_policies(arguments.policies)
     config = LoadConfig(
         arrivals=arguments.arrivals, seconds=arguments.seconds, repeats=arguments.repeats, steps=arguments.steps,
         seed=arguments.seed,
     )  # fmt: skip
     make_arrivals(config.arrivals, 1, 1.0, config.seed)  # an unknown process is refused before anything is opened
-    if arguments.plot is not None:
-        check_plot(arguments.plot)
     if config.seconds < (least_s := _LEAST_BOUNDS * bounds_ms[-1] / 1e3):
         say(
             f"streams of {config.seconds:g} s are short for a bound of {bounds_ms[-1]:g} ms: they end before a queue "
@@ -185,9 +183,6 @@ def _finish(arguments: argparse.Namespace, config: LoadConfig, measured: dict[st
         "environment": environment_fingerprint(),
     }  # fmt: skip
     print_result(result, to_stderr=arguments.json == "-")
-    if arguments.plot is not None:
-        draw_goodput(result, arguments.plot)
-        say(f"drew {arguments.plot}")
     return result
 
 

@@ -22,7 +22,17 @@ from pathlib import Path
 
 import numpy as np
 
-from artifacts import ExitPlan, InputError, PameError, Trace, clear_interrupted, load_arrays, replace_file
+from artifacts import (
+    ExitPlan,
+    InputError,
+    PameError,
+    Trace,
+    clear_interrupted,
+    describe_failure,
+    load_arrays,
+    replace_file,
+    try_replacing,
+)
 from runtime.monitor.seen import SeenRows
 
 _FILE_ROWS = 1000
@@ -35,7 +45,7 @@ class ShadowLog:
     """Writes rows of one open bundle; every method may be called from any thread."""
 
     def __init__(self, folder: Path, plan: ExitPlan, input_names: Sequence[str], *, limit_mb: float) -> None:
-        """Makes the folder.
+        """Makes the folder, and tries whether files can be written there.
 
         Args:
             folder: where the files go.
@@ -44,13 +54,14 @@ class ShadowLog:
             limit_mb: how large all files together may be.
 
         Raises:
-            InputError: the folder cannot be made.
+            InputError: the folder cannot be made, or not be written to.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
             clear_interrupted(folder)
+            try_replacing(folder / _NAME.replace("*", "trial"))
         except OSError as error:
-            raise InputError(f"shadow_log={folder}: the folder cannot be made ({error.strerror})") from error
+            raise InputError(f"shadow_log={folder} cannot be written to: {describe_failure(error)}") from error
         self._folder = folder
         self._head = {
             "exits": np.array([planned.cut for planned in plan.exits], np.str_),

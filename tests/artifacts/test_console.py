@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from artifacts import NoPlanError, PameError, UsageError
-from artifacts.console import add_common_arguments, print_table, run_command
+from artifacts.console import add_common_arguments, add_plot_argument, print_table, run_command
 from artifacts.files.disk_errors import describe_failure
 
 
@@ -117,9 +117,53 @@ def test_a_full_disk_leaves_the_result_that_was_there(
 
     monkeypatch.setattr(os, "fsync", fill)
     assert run_command(lambda _: {"x": 2}, arguments("--json", str(target))) == 1
-    assert f"cannot write --json {target}: no space left" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert f"cannot write --json {target}: no space left" in printed.err
+    assert "The result is on stdout" in printed.err
+    assert json.loads(printed.out) == {"x": 2}
     assert json.loads(target.read_text()) == {"x": 1}
     assert {path.name for path in tmp_path.iterdir()} == {"x.json", "link.json"}
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("folder.png", "is a folder"), ("nowhere/x.png", "there is no folder"), ("file/x.png", "there is no folder"),
+        ("x" * 250 + ".png", "too long"), ("/proc/x.png", "No such file"), ("link.png", "No such file"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_written_are_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, name: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere" / "x.png")
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    add_plot_argument(parser, "nothing")
+    (tmp_path / "folder.png").mkdir()
+    words = (flag, str(tmp_path / name))
+    begun: list[str] = []
+    assert run_command(lambda _: begun.append("work"), parser.parse_args(words), draw=lambda *_: None) == 2
+    assert not begun
+    printed = capsys.readouterr().err
+    assert flag in printed
+    assert reason in printed
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_picture_that_fails_costs_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_common_arguments(parser)
+    add_plot_argument(parser, "nothing")
+
+    def fail(_result: dict[str, int], path: Path) -> None:
+        raise PameError(f"cannot write --plot {path}: no space left on the disk")
+
+    words = ("--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png"))
+    assert run_command(lambda _: {"x": 1}, parser.parse_args(words), draw=fail) == 1
+    assert json.loads((tmp_path / "x.json").read_text()) == {"x": 1}
+    assert "error: cannot write --plot" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -165,17 +209,6 @@ def test_a_command_leaves_signals_to_who_handles_them() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert seen == [signal.SIGTERM]
-
-
-@pytest.mark.parametrize("target", ["nowhere/x.json", "."])
-def test_a_result_that_could_not_be_kept_is_refused_before_the_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], target: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    worked: list[int] = []
-    assert run_command(lambda _: worked.append(1), arguments("--json", target)) == 2
-    assert worked == []
-    assert f"--json {target}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
