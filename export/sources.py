@@ -122,7 +122,7 @@ def _export_file(run: RunFolder, options: ExportOptions, report: Callable[[str],
             absolute, relative = prove_same(path, loaded)
     source = SourceParity(label=path.name, absolute=absolute, relative=relative)
     recipe = graph_recipe(options, loaded.outputs, source, provenance, settled)
-    classes = find_class_names(read_metadata(path))
+    classes = find_class_names(read_metadata(path)) or loaded.classes
     return publish_model(run, loaded, replace(recipe, classes=classes, text=text))
 
 

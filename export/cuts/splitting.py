@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from artifacts import Cut, GraphError, GraphSpec, TensorSpec
 from export.cuts.separators import CutPlace, find_places
-from export.graphs.dataflow import describe_flow
+from export.graphs.dataflow import describe_flow, find_whole_model
 from export.graphs.files import finish_model
 from export.graphs.loading import LoadedGraph
 from export.graphs.outputs import check_answers
@@ -76,7 +76,15 @@ def cut_graph(loaded: LoadedGraph, *, answers: Sequence[str], wanted: Sequence[s
     Raises:
         GraphError: there is no cut, or a wanted tensor is not one; the message says why.
     """
-    data_input, places = find_places(describe_flow(loaded.model.graph, tuple(answers)), wanted)
+    try:
+        data_input, places = find_places(describe_flow(loaded.model.graph, tuple(answers)), wanted)
+    except GraphError as error:
+        if whole := find_whole_model(loaded.model.graph):
+            raise GraphError(
+                f"{error}. {whole} is a whole model in one operator, and rows can only leave between operators: it has "
+                "no exits, and is exported without --segments"
+            ) from error
+        raise
     if wanted is not None:
         places = _pick_wanted(places, wanted)
     crossing = [name for place in places for name in (place.main, *place.carried, *place.recomputed)]

@@ -17,6 +17,7 @@ from artifacts import GraphError
 from export.graphs.files import BATCH, LENGTH
 from export.graphs.loading import LoadedGraph, prepare_graph
 from export.graphs.normalising import OPSET, normalise_model
+from export.graphs.outputs import check_outputs
 
 
 def export_module(
@@ -65,6 +66,7 @@ def export_module(
                 f"torch fixed the batch of input '{value.name}' while exporting {type(module).__name__}: its forward "
                 "method depends on the number of rows"
             )
+    check_outputs(model.graph, type(module).__name__)
     return prepare_graph(normalise_model(model), input_shapes={}, where=type(module).__name__, lengths=lengths)
 
 

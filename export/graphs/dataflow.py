@@ -13,6 +13,8 @@ HEAVY_OPS = frozenset({
     "GRU", "Gemm", "GroupQueryAttention", "LSTM", "LinearAttention", "MatMul", "MatMulInteger", "MatMulNBits",
     "MultiHeadAttention", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul", "RNN", "TfIdfVectorizer",
 })  # fmt: skip
+ML = "ai.onnx.ml"
+_WHOLE = ("LinearClassifier", "LinearRegressor", "SVM", "TreeEnsemble")
 SHAPE_OPS = frozenset({"Shape", "Size"})
 
 
@@ -65,6 +67,11 @@ def is_heavy(node: ir.Node) -> bool:
         for graph in sub_graphs(attribute)
         for inner in ir.traversal.RecursiveGraphIterator(graph)
     )
+
+
+def find_whole_model(graph: ir.Graph) -> str:
+    """Returns the operator that is a whole model of its own, an ensemble of trees for instance; else nothing."""
+    return next((node.op_type for node in graph if node.domain == ML and node.op_type.startswith(_WHOLE)), "")
 
 
 def batch_wide_branch(graph: ir.Graph) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from export.graphs.dataflow import batch_wide_branch, name_of
 from export.graphs.files import symbolic_shape
 from export.graphs.normalising import normalise_model
 from export.graphs.number_formats import batch_wide_quantisation, precision_of, rounding_of
-from export.graphs.outputs import check_outputs, take_off_constants, take_off_maps
+from export.graphs.outputs import check_outputs, find_classes, take_off_constants, take_off_labels, take_off_maps
 from export.graphs.reading import read_model
 
 
@@ -42,6 +42,7 @@ class LoadedGraph:
         highest: the largest integer that is drawn for integer inputs where it is run on random rows.
         pixels: how its only input is made of images, where that is known: then random images are drawn.
         sequence: the lengths that its rows may have; ``None`` where all rows have one shape.
+        classes: their names, where the file turns answers into words; those words are taken off.
     """
 
     model: ir.Model
@@ -54,6 +55,7 @@ class LoadedGraph:
     highest: int = 1
     pixels: Preprocessing | None = None
     sequence: SequenceSpec | None = None
+    classes: tuple[str, ...] = ()
 
 
 def load_graph(
@@ -83,9 +85,16 @@ def load_graph(
         InputError: the file is not ONNX.
         GraphError: the graph cannot be brought to the current opset, or an input has no batch axis.
     """
-    model = normalise_model(read_model(path))
-    return prepare_graph(
-        model, input_shapes=input_shapes or {}, where=str(path), lengths=lengths, length=length, batch=batch
+    model = read_model(path)
+    classes = find_classes(model.graph)
+    taken_off = (*take_off_maps(model.graph), *take_off_labels(model.graph))
+    check_outputs(model.graph, str(path))
+    loaded = prepare_graph(
+        normalise_model(model), input_shapes=input_shapes or {}, where=str(path), lengths=lengths, length=length,
+        batch=batch,
+    )  # fmt: skip
+    return replace(
+        loaded, notes=(*taken_off, *loaded.notes), classes=tuple(name for name in classes if isinstance(name, str))
     )
 
 
@@ -108,8 +117,7 @@ def prepare_graph(
     graph = model.graph
     if not graph.outputs:
         raise GraphError(f"{where} has no outputs")
-    taken_off = (*take_off_maps(graph), *take_off_constants(graph, where))
-    check_outputs(graph, where)
+    taken_off = take_off_constants(graph, where)
     mixing = batch_wide_quantisation(graph)
     if mixing is not None:
         raise GraphError(

@@ -29,6 +29,7 @@ def test_a_plan_becomes_one_file(planned: RunFolder, tmp_path: Path, capsys: pyt
     from runtime import Runtime
 
     output = tmp_path / "out" / "net.onnx"
+    output.parent.mkdir()
     capsys.readouterr()
     assert (
         main(["portable", "--run", str(planned.root), "--output", str(output), "--samples", "40", "--json", "-"]) == 0
