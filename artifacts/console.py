@@ -65,10 +65,10 @@ def run_command(
             stream.reconfigure(errors="backslashreplace")
     alone = contextlib.redirect_stdout(sys.stderr) if arguments.json == "-" else contextlib.nullcontext()
     try:
-        _check_target(arguments.json)
-        if draw is not None and arguments.plot is not None:
-            check_plot(arguments.plot)
         with _terminable():
+            _check_target(arguments.json)
+            if draw is not None and arguments.plot is not None:
+                check_plot(arguments.plot)
             with alone:  # stdout is for the one object
                 result = command(arguments)
                 sys.stdout.flush()

@@ -20,6 +20,12 @@ PACKAGES = (
 GIB = 1 << 30
 FREE_SHARE = 0.5
 _ASSUMED = 4 * GIB  # where the system does not say
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of control groups of version 2 and 1: the limit, what is used, and what of that can be dropped at once."""
 
 
 @functools.cache
@@ -47,27 +53,26 @@ def _cpu_field(field: str) -> str:
     return ""
 
 
-def allowed_processors() -> int:
-    """Returns how many processors this process may use, by its affinity and the quota of its control group.
+def allowed_processors(*, proc: Path = _PROC, groups: Path = _GROUPS) -> int:
+    """Returns how many processors this process may use, by its affinity and the quotas of its control groups.
 
     Affinity is what taskset and cpusets set. A container that may use half a processor gets 1.
+
+    Args:
+        proc, groups: as for ``free_memory``.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    return affinity if quota is None else max(1, min(affinity, int(quota)))
+    return max(1, min([affinity, *map(int, _quotas(proc, groups))]))
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Returns the processors' worth of time that the control group allows (version 2 or 1); ``None``: any."""
-    try:
-        if (root / "cpu.max").is_file():
-            quota, period = (root / "cpu.max").read_text().split()
-        else:
-            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        allowed = float(quota) / float(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-    return allowed if allowed > 0 else None
+def _quotas(proc: Path, groups: Path) -> Iterator[float]:
+    """Yields the processors' worth of time that each control group around this process allows, where it bounds it."""
+    for place in _own_groups("cpu", proc, groups):
+        quota, _, period = _read(place / "cpu.max").strip().partition(" ")
+        if not period:
+            quota, period = (_read(place / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+        if quota.isdigit() and period.isdigit() and int(period) > 0:  # "max" and -1: unbounded
+            yield int(quota) / int(period)
 
 
 def memory_limit(gigabytes: float | None = None) -> int:
@@ -86,7 +91,7 @@ def memory_limit(gigabytes: float | None = None) -> int:
     return int(gigabytes * GIB)
 
 
-def free_memory(*, proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+def free_memory(*, proc: Path = _PROC, groups: Path = _GROUPS) -> int:
     """Returns the bytes that can be taken without swapping, and without hitting the limit of a control group.
 
     Control groups count files in the page cache as used; what of them can be dropped at once is free.
@@ -106,24 +111,32 @@ def _machine_left(proc: Path) -> Iterator[int]:
 
 
 def _groups_left(proc: Path, groups: Path) -> Iterator[int]:
-    """Yields what each control group around this process leaves, the innermost first; inside a container the mount's
-    root is the container's own group, whatever path the host calls it by."""
+    """Yields what each control group around this process leaves."""
+    for place in _own_groups("memory", proc, groups):
+        for limit, usage, cached in _MEMORY_FILES:
+            allowed, used = _read(place / limit).strip(), _read(place / usage).strip()
+            if allowed.isdigit() and used.isdigit():
+                yield int(allowed) - int(used) + _stat(place / "memory.stat", cached)
+
+
+def _own_groups(controller: str, proc: Path, groups: Path) -> Iterator[Path]:
+    """Yields the folders of the control groups around this process, the innermost first.
+
+    Inside a container the mount's root is the container's own group, whatever path the host calls it by.
+    """
     for line in _read(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            root, limit, usage, cached = groups, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, limit = groups / "memory", "memory.limit_in_bytes"
-            usage, cached = "memory.usage_in_bytes", "total_inactive_file"
+            root = groups
+        elif controller in controllers.split(","):  # version 1 mounts each on its own, or several under all their names
+            root = groups / (controller if (groups / controller).exists() else controllers)
         else:
             continue
         folder = root / path.lstrip("/")
         for place in (folder, *folder.parents):
             if place != root and root not in place.parents:
                 break
-            allowed, used = _read(place / limit).strip(), _read(place / usage).strip()
-            if allowed.isdigit() and used.isdigit():
-                yield int(allowed) - int(used) + _stat(place / "memory.stat", cached)
+            yield place
 
 
 def _stat(path: Path, name: str) -> int:

@@ -30,7 +30,7 @@ def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
         return
     target = path.resolve()  # a link keeps leading to the file
     clear_interrupted(target.parent, target.name)
-    staging = _name_staging(target)
+    staging = target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
     try:
         with _create(staging) as stream:
             stream.write(content)
@@ -56,7 +56,7 @@ def try_replacing(path: Path) -> None:
         return
     target = path.resolve()
     clear_interrupted(target.parent, target.name)
-    staging = _name_staging(target)
+    staging = target.with_name(f".{target.name}.new-try{secrets.token_hex(3)[:5]}")
     try:
         _create(staging).close()
     finally:
@@ -74,10 +74,6 @@ def clear_interrupted(folder: Path, name: str = "*") -> None:
         with contextlib.suppress(OSError), path.open("rb") as stream:  # another's, or one that is gone
             if _lock(stream):
                 path.unlink()
-
-
-def _name_staging(target: Path) -> Path:
-    return target.with_name(f".{target.name}.new-{secrets.token_hex(4)}")
 
 
 def _create(staging: Path) -> BinaryIO:

@@ -138,6 +138,7 @@ class _Hook:
 def _kind_of(path: str) -> str:
     """Returns a path without what differs from run to run, and from one of its like to the next."""
     path = re.sub(r"(new|old)-[0-9a-f]{8}", r"\1-*", path)
+    path = re.sub(r"new-try[0-9a-f]{5}", "new-try*", path)
     path = re.sub(r"\b[0-9a-f]{16}\b", "<key>", path)
     path = re.sub(r"^tmp/.*", "tmp/*", path)
     path = re.sub(r"(\.timing-|\.portable-)[a-z0-9_]{8}", r"\1*", path)

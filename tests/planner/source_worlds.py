@@ -11,15 +11,15 @@ QUICK = ("--threads", "1", "--rounds", "3", "--contenders", "1", "--batch-size",
          "--epochs", "1")  # fmt: skip
 
 
-def write_dense_file(folder: Path, name: str = "dense.onnx") -> Path:
-    """Writes three dense layers of random weights and a final one."""
+def write_dense_file(folder: Path, name: str = "dense.onnx", *, end: int = 24) -> Path:
+    """Writes three dense layers of random weights and a final one; ``end``: how wide the third is."""
     from tests.export.export_graphs import GraphBuilder
 
     graph = GraphBuilder()
     value = graph.add("Flatten", graph.input("x", *SHAPE))
-    for width, following in ((64, 24), (24, 24), (24, 24)):
+    for width, following in ((64, 24), (24, 24), (24, end)):
         value = graph.add("Relu", graph.add("MatMul", value, graph.weight(width, following)))
-    return graph.save(folder / name, graph.add("MatMul", value, graph.weight(24, CLASSES), output="logits"))
+    return graph.save(folder / name, graph.add("MatMul", value, graph.weight(end, CLASSES), output="logits"))
 
 
 def write_right_data(network: Path, target: Path, *, labelled: bool = True) -> Path:
