@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from artifacts.errors import ArtifactError, UsageError
+from artifacts.files.disk_errors import describe_failure
 from artifacts.files.locks import hold_lock
+from artifacts.files.replacing import try_replacing
 from artifacts.store import MANIFEST, read_manifest
 
 P = ParamSpec("P")
@@ -56,6 +58,17 @@ class RunFolder:
         artifact, command = _COMMANDS[step]
         recorded = recorded_command(self.root / artifact) if artifact else None
         return recorded or f"{command} --run {shlex.quote(str(self.root))}"
+
+    def check_writable(self) -> None:
+        """Tries, before the work of a step, whether its results can be written to the folder.
+
+        Raises:
+            ArtifactError: they cannot, since the run is another user's, for instance.
+        """
+        try:
+            try_replacing(self.root / "trial")
+        except OSError as error:
+            raise ArtifactError(f"nothing can be written to the run {self.root}: {describe_failure(error)}") from error
 
     @property
     def model(self) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import shutil
 
 _REMEDIES = {
@@ -23,8 +25,11 @@ def describe_failure(error: OSError) -> str:
     if isinstance(error, BrokenPipeError):
         return "whoever read the output has closed it"
     if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
-        *_, reason = error.args[0][0]
-        return str(reason)
+        _, target, reason = error.args[0][0]  # the reason in words alone
+        number = re.match(r"\[Errno (\d+)\] ", str(reason))
+        if number is None:
+            return str(reason)
+        return describe_failure(OSError(int(number[1]), os.strerror(int(number[1])), str(target)))
     where = f": {error.filename}" if error.filename else ""
     if error.errno in _REMEDIES:
         words, remedy = _REMEDIES[error.errno]

@@ -13,6 +13,8 @@ import secrets
 from pathlib import Path
 from typing import BinaryIO
 
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Writes a file so that it is never seen half-written; a pipe or a device is written to as it is.
@@ -46,7 +48,8 @@ def try_replacing(path: Path) -> None:
     """Finds out whether ``replace_file`` could write a file now: makes the hidden file beside it, and removes it.
 
     Raises:
-        OSError: it could not, for instance since ``path`` is a folder.
+        OSError: it could not, for instance since ``path`` is a folder; its ``filename`` is the file, or the folder
+            that may not be written to.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -59,6 +62,9 @@ def try_replacing(path: Path) -> None:
     staging = target.with_name(f".{target.name}.new-try{secrets.token_hex(3)[:5]}")
     try:
         _create(staging).close()
+    except OSError as error:
+        error.filename = str(target.parent if error.errno in _NOT_OURS else path)
+        raise
     finally:
         staging.unlink(missing_ok=True)
 

@@ -52,10 +52,12 @@ def train_missing(
     Raises:
         InputError: the train part has no samples.
         GraphError: no exit head is worth its time.
+        ArtifactError: nothing can be written to the run.
     """
     model = ensure_model(run, report=options.report)
     if all(cut.name in model.spec.heads for cut in model.spec.cuts[:-1]):
         return model
+    run.check_writable()
     training_indices(samples, config)
     processes = options.processes or Processes(config.mixed_precision, workers=options.workers)
     task = options.task_of(model)
@@ -104,6 +106,7 @@ def retrain_jointly(
 
     Raises:
         UsageError: the data has no labels.
+        ArtifactError: nothing can be written to the run.
     """
     _check_labels(run, samples)
     model = ensure_model(run, report=options.report)
@@ -125,6 +128,7 @@ def retrain_jointly(
     if model.artifact.manifest.inputs.get("training") == training:
         options.report(f"{run.model} already holds this training")
         return model
+    run.check_writable()
     processes = options.processes or Processes(config.mixed_precision, workers=options.workers)
     job = TrainingJob(run=run, model=model, samples=samples, engine=engine, options=options, processes=processes)
     options.report(

@@ -58,6 +58,7 @@ def ensure_sweep(
 
     Raises:
         NoPlanError: no tolerance has a plan.
+        ArtifactError: nothing can be written to the run.
     """
     inputs = inputs.referring_to(config.certify.reference)
     run, trace = inputs.run, risk_trace(inputs.trace, config.certify.risk)
@@ -66,6 +67,7 @@ def ensure_sweep(
     if is_current(run.sweep, kind="sweep", inputs=inputs.digests, parameters=parameters):
         artifact = open_artifact(run.sweep, kind="sweep", remedy=run.remedy("sweep"))
         return read_json(artifact.path(SWEEP_JSON), Sweep), True
+    run.check_writable()
     costs = inputs.costs(batch_size=config.batch_size, load=config.load)
     settled = settle_confidence(trace, costs, replace(config, tolerance=_DECIDED_AT), report)
     trace = settled.trace

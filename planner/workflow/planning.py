@@ -56,7 +56,7 @@ def ensure_plan(
     Raises:
         UsageError: the network is of another precision, or the risk needs labels that the data has none of.
         NoPlanError: the trace allows no relative tolerance.
-        PameError: something upstream cannot be made; the message says what.
+        PameError: something upstream cannot be made, or nothing be written; the message says what.
     """
     command = command or planner_command(run.root, config, data=data if isinstance(data, str | Path) else None)
     inputs = ensure_inputs(run, config, data=data, precision=precision, command=command, report=report)
@@ -82,6 +82,7 @@ def plan_inputs(
     if found is not None:
         report(f"nothing has changed: the plan in {run.plan} and the bundle in {run.bundle} stand")
         return found
+    run.check_writable()
     remark = remark_on_risk(inputs.require_model().spec.task, config.certify.risk)
     if remark is not None:
         report(remark)

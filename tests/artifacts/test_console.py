@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,3 +218,16 @@ def test_a_command_leaves_signals_to_who_handles_them() -> None:
 )
 def test_a_disk_that_takes_no_more_is_named_with_what_to_do(number: int, words: str) -> None:
     assert words in describe_failure(OSError(number, os.strerror(number), "x"))
+
+
+def test_so_is_one_that_takes_no_more_of_a_copied_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "from" / "deep").mkdir(parents=True)
+    (tmp_path / "from" / "deep" / "x").touch()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(shutil, "copyfile", lambda *_args, **_: (_ for _ in ()).throw(full))
+    with pytest.raises(shutil.Error) as caught:
+        shutil.copytree(tmp_path / "from", tmp_path / "to")
+    where = tmp_path / "to" / "deep" / "x"
+    assert describe_failure(caught.value) == (
+        f"no space left on the disk: {where}; free some, then run the command again"
+    )

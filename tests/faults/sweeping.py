@@ -85,7 +85,8 @@ COMMANDS: dict[str, Command] = {
         words=f"--run runs/dense --sweep 0.1,0.2 --certify none {_QUICK} {_ENDED}",
     ),
     "variants": Command(
-        module="planner.commands.main", words=f"{_PLAN} --data data.npz --epochs 1 --precisions fp32,int8", after="planner"
+        module="planner.commands.main", after="planner",
+        words=f"{_PLAN} --data data.npz --epochs 1 --precisions fp32,int8",
     ),
     "compare": Command(
         module="planner.commands.main", words=f"compare --run runs/dense {_ENDED} --plot ended.png", after="variants"
