@@ -21,7 +21,7 @@ import onnx_ir as ir
 from artifacts import GraphSpec, TensorSpec
 from export.cuts.stages import rename_inner, wider_opsets
 from export.graphs.dataflow import name_of
-from export.graphs.files import BATCH, finish_model, save_graph
+from export.graphs.files import BATCH, finish_model, load_graph_file, save_graph
 from export.graphs.surgery import add_constant, make_node
 
 EXIT_INDEX, CONFIDENCE = "exit_index", "confidence"
@@ -76,7 +76,7 @@ def write_portable(stages: Sequence[PortableStage], outline: PortableOutline, pa
     Raises:
         GraphError: the stages speak different opsets.
     """
-    loaded = [ir.load(stage.path) for stage in stages]
+    loaded = [load_graph_file(stage.path) for stage in stages]
     template = functools.reduce(wider_opsets, loaded)
     graph = ir.Graph([], [], nodes=[], name=outline.name, opset_imports={})
     tensors = {}

@@ -16,7 +16,7 @@ from onnx_ir.passes import common as passes
 
 from artifacts import GraphError, GraphSpec, LearnedConfidence, Model, RunFolder, TensorSpec, UsageError, unknown_name
 from export.confidence.learned import replace_confidence
-from export.graphs.files import finish_model, save_graph
+from export.graphs.files import finish_model, load_graph_file, save_graph
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ def merge_stage(
         GraphError: the model has no segments, or cut ``until`` no trained exit head.
     """
     outline = _outline_stage(model, after, until)
-    loaded = [(part, ir.load(model.path(part))) for part in outline.parts]
+    loaded = [(part, load_graph_file(model.path(part))) for part in outline.parts]
     ending = outline.ending
     if confidence is not None and ending.confidence is not None:
         replace_confidence(

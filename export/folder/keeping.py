@@ -13,6 +13,7 @@ from export.cuts.splitting import cut_graph
 from export.folder.recipe import ExportRecipe, Provenance, SourceParity
 from export.folder.texts import kept_text_source
 from export.folder.writing import Blueprint, Part, run_of, write_model
+from export.graphs.files import load_graph_file
 from export.graphs.loading import load_graph
 from export.graphs.probing import settle_integers
 
@@ -67,6 +68,6 @@ def _read_reference(model: Model) -> Part | None:
     spec = model.spec.reference
     if spec is None:
         return None
-    graph = ir.load(model.path(spec))
+    graph = load_graph_file(model.path(spec))
     ir.external_data.load_to_model(graph)
     return graph, spec

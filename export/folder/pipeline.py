@@ -37,6 +37,7 @@ from export.cuts.splitting import CutGraph, CutReport, cut_graph
 from export.cuts.thinning import thin_cuts
 from export.folder.recipe import CONFIDENCE, ExportRecipe
 from export.folder.writing import CUTS_JSON, Blueprint, Part, open_run_model, write_model
+from export.graphs.files import load_graph_file
 from export.graphs.loading import LoadedGraph
 from export.graphs.outputs import check_answers
 from export.graphs.probing import probe_tensors, sample_answers
@@ -159,7 +160,7 @@ def _ask_float_network(
         copy = replace(loaded, model=loaded.model.clone())
         model = publish_model(RunFolder(root=folder), copy, whole).model
         rows = recipe.rows(RunFolder(root=folder), count_rows(loaded))
-        full = ir.load(model.path(model.spec.full))
+        full = load_graph_file(model.path(model.spec.full))
         ir.external_data.load_to_model(full)
         reference = full, model.spec.full
     agreement = None if model.spec.full.confidence is None else find_task(recipe.task).agreement

@@ -37,6 +37,7 @@ from export.from_torch.graphs import export_module
 from export.from_torch.head_graphs import write_head
 from export.from_torch.masks import find_mask
 from export.from_torch.publishing import rebuild_net
+from export.graphs.files import load_graph_file
 from export.graphs.loading import LoadedGraph
 from export.graphs.normalising import convert_opset
 from export.graphs.number_formats import dequantise_inputs
@@ -125,7 +126,7 @@ def _reads_channels_last(model: Model, index: int) -> bool:
     behind = [*spec.segments[index + 1 :], *([final] if final is not None else [])]
     if len(cut.main.row_shape) != 3 or not behind:
         return False
-    graph = ir.load(model.path(behind[0])).graph
+    graph = load_graph_file(model.path(behind[0])).graph
     readers = [node for value in graph.inputs if value.name == cut.main.name for node in value.consumers()]
     perms = [node.attributes.get_ints("perm", ()) for node in readers if node.op_type == "Transpose"]
     return any(tuple(perm or ()) == (0, 3, 1, 2) for perm in perms)
@@ -325,5 +326,5 @@ def _check_answers(
 
 def _at_opset_of(model: Model, loaded: LoadedGraph) -> LoadedGraph:
     """Brings a head to the opset of the segments, since a stage is one graph."""
-    opset = ir.load(model.path(model.spec.full)).opset_imports.get("", 0)
+    opset = load_graph_file(model.path(model.spec.full)).opset_imports.get("", 0)
     return replace(loaded, model=convert_opset(loaded.model, opset))

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from artifacts import Cut, Model, TensorSpec, name_token_inputs
+from export.graphs.files import load_graph_file
 from export.graphs.probing import open_graph
 from export.nets.token_heads import MaskTensor
 
@@ -49,7 +50,7 @@ def _run(model: Model, mask: str, kept: np.ndarray, names: list[str]) -> dict[st
     read = {name: inputs[name] for name in names if name in inputs}
     made = [name for name in names if name not in inputs]
     if made:
-        graph = ir.load(model.path(model.spec.full))
+        graph = load_graph_file(model.path(model.spec.full))
         values = ir.convenience.create_value_mapping(graph.graph, include_subgraphs=False)
         graph.graph.outputs[:] = [values[name] for name in made]
         with open_graph(graph) as runner:

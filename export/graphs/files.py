@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -27,6 +29,44 @@ def symbolic_shape(spec: TensorSpec) -> ir.Shape:
     """Returns the shape of a tensor in a graph: batch and length are symbols."""
     row = [LENGTH if axis in spec.length_axes else size for axis, size in enumerate(spec.row_shape)]
     return ir.Shape([BATCH, *row])
+
+
+def load_graph_file(path: Path) -> ir.Model:
+    """Reads a model that was written here; weights beside it when they are asked for, through links too."""
+    model = ir.load(path)
+    follow_links(model)
+    return model
+
+
+def follow_links(model: ir.Model) -> None:
+    """Lets weights be read whose files are links: in the cache of the Hugging Face hub, or in a copy made by links.
+
+    onnx_ir refuses to, since a file that one downloads might lead elsewhere; what a user or a cache linked is meant.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and is_linked(tensor):
+                value.const_value = ir.LazyTensor(
+                    partial(read_linked, tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name
+                )
+
+
+def is_linked(tensor: ir.ExternalTensor) -> bool:
+    """Is the file of a tensor a symbolic link, behind one, or one of several hard links?"""
+    folder, path = Path(tensor.base_dir), Path(tensor.path)
+    return path.resolve() != folder.resolve() / tensor.location or path.stat().st_nlink > 1
+
+
+def read_linked(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    """Returns a tensor with its values in memory, whatever its file is."""
+    with Path(tensor.path).open("rb") as stream:
+        stream.seek(tensor.offset or 0)
+        content = stream.read(-1 if tensor.length is None else tensor.length)
+    proto = onnx.TensorProto(
+        name=tensor.name, data_type=tensor.dtype.value, dims=tensor.shape.numpy(), raw_data=content[: tensor.nbytes]
+    )
+    return ir.TensorProtoTensor(proto)
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

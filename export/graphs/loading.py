@@ -196,6 +196,14 @@ def _row_lengths(graph: ir.Graph, length: int | None) -> dict[str, tuple[int, ..
     return {value.name or "": (length,) for value in rows if value.shape and not isinstance(value.shape[1], int)}
 
 
+def _find_late_batch(dims: Sequence[object] | None) -> str:
+    """Returns what to do about an input whose batch, by its name, is not the leading axis."""
+    late = [str(dim) for dim in (dims or ())[1:] if not isinstance(dim, int) and "batch" in str(dim).lower()]
+    if not late or "batch" in str((dims or ("",))[0]).lower():
+        return ""
+    return f". If '{late[0]}' is its batch: that must be the leading axis, so export the network with it first"
+
+
 def _find_mask(specs: Sequence[TensorSpec], where: str) -> str:
     """Returns the input that says which positions of a row are padding: as long as the row, and called a mask."""
     long = [spec for spec in specs if spec.length_axes]
@@ -243,6 +251,7 @@ def _input_spec(
             lengths_too = ", or --lengths 16,32,64 for rows of several lengths" if len(stated or ()) == 1 else ""
             raise UsageError(
                 f"{where}: input '{name}' leaves open {shown}; say --input-shape {name}:{example}{lengths_too}"
+                f"{_find_late_batch(dims)}"
             )
         row: tuple[int, ...] = tuple(dim for dim in stated if dim is not None)
     else:

@@ -81,6 +81,7 @@ def take_off_constants(graph: ir.Graph, where: str) -> tuple[str, ...]:
     Raises:
         GraphError: there are no others.
     """
+    graph.outputs[:] = list(dict.fromkeys(graph.outputs))  # some name one twice
     names = tuple(name_of(value) for value in graph.outputs)
     kinds = tensor_kinds(describe_flow(graph, names))
     idle = {name: "a constant" for name in names if kinds.get(name, "constant") == "constant"}

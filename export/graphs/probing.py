@@ -177,8 +177,19 @@ def probe_tensors(loaded: LoadedGraph, names: Sequence[str], *, seed: int = 0) -
     for name in loaded.outputs:
         if name not in led:
             reason = reasons.get(name, "does not depend on the inputs' values")
-            raise GraphError(f"the network cannot be served in batches: its output '{name}' {reason}")
+            raise GraphError(
+                f"the network cannot be served in batches: its output '{name}' {reason}{_say_copy(loaded, led)}"
+            )
     return Probe(led=led, lines=lines, reasons=reasons)
+
+
+def _say_copy(loaded: LoadedGraph, led: Mapping[str, TensorSpec]) -> str:
+    """Returns how to leave off outputs that cannot be served, a loss for instance, where others can."""
+    good = [name for name in loaded.outputs if name in led]
+    if not good:
+        return ""
+    inputs = [spec.name for spec in loaded.inputs]
+    return f". If that is no answer, save a copy without it: onnx.utils.extract_model(file, copy, {inputs}, {good})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

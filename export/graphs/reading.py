@@ -11,7 +11,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from artifacts import InputError, UsageError
-from export.graphs.files import PROTO_LIMIT, weight_bytes
+from export.graphs.files import PROTO_LIMIT, follow_links, is_linked, read_linked, weight_bytes
 
 
 def read_model(path: Path) -> ir.Model:
@@ -25,12 +25,15 @@ def read_model(path: Path) -> ir.Model:
     external = list(external_tensors(model))
     for tensor in external:
         _check_external(path, tensor)
+    follow_links(model)
     if external and weight_bytes(model) < PROTO_LIMIT:
         ir.external_data.load_to_model(model)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for name, attribute in node.attributes.items():
             if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
+                tensor = attribute.value
+                values = read_linked(tensor) if is_linked(tensor) else tensor
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(values.numpy().copy()))
     return model
 
 
@@ -77,6 +80,8 @@ def _what_else(path: Path) -> str:
     """Returns what a file that is no ONNX is instead, and what to do."""
     with path.open("rb") as stream:
         head = stream.read(64).lstrip().lower()
+    if b"ortm" in head[:8]:
+        return "it is in ONNX Runtime's own format. Take the .onnx file that it was made from"
     for start, words in _OTHERS.items():
         if head.startswith(start):
             return words

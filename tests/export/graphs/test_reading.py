@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from artifacts import InputError, RunFolder
+from artifacts import InputError, RunFolder, copy_folder, open_model
 from engines import run_graph
 from export import ExportOptions, ExportResult, add_heads, build_missing_heads, export_model, merge_stage
 from export.cli import main
@@ -106,3 +106,41 @@ def test_a_file_in_capitals_is_a_file(graph: Any, tmp_path: Path, monkeypatch: p
     write_convnet(graph, tmp_path / "NET.ONNX")
     assert main(["NET.ONNX", "--segments"]) == 0
     assert (tmp_path / "runs/NET/model/full.onnx").is_file()
+
+
+@pytest.mark.parametrize("limit", [1 << 30, 100])
+@pytest.mark.parametrize("links", ["hub", "folder", "hard"])
+def test_weights_behind_links_are_read(
+    graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: str, limit: int
+) -> None:
+    """As the cache of the Hugging Face hub has them, and copies that are made by links."""
+    for module in (files, probing, reading):
+        monkeypatch.setattr(module, "PROTO_LIMIT", limit)
+    path = write_with_sidecar(graph, tmp_path / "blobs", threshold=0)
+    plain = export(path, tmp_path / "plain" / "net").model
+    linked = tmp_path / "snapshots" / "1"
+    linked.parent.mkdir()
+    if links == "folder":
+        linked.symlink_to(path.parent)
+    else:
+        linked.mkdir()
+        for file in path.parent.iterdir():
+            if links == "hard":
+                (linked / file.name).hardlink_to(file)
+            else:
+                (linked / file.name).symlink_to(Path("..", "..", "blobs", file.name))
+    model = export(linked / path.name, tmp_path / "run" / "net").model
+    assert model.digest == plain.digest
+
+
+def test_a_run_that_was_copied_by_links_is_read(graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (files, probing, reading):
+        monkeypatch.setattr(module, "PROTO_LIMIT", 100)
+    export(write_convnet(graph, tmp_path / "net.onnx"), tmp_path / "run")
+    copy_folder(tmp_path / "run" / "model", tmp_path / "copy" / "model")
+    model = open_model(tmp_path / "copy" / "model", remedy="")
+    assert any(file.suffix == ".data" and file.stat().st_nlink > 1 for file in (tmp_path / "copy").rglob("*"))
+    model = add_heads(model, build_missing_heads(model), inputs={"training": "none"})
+    merge_stage(model, after=None, until="early", path=tmp_path / "stage.onnx")
+    rows = {"image": np.random.default_rng(0).standard_normal((3, 3, 8, 8), dtype=np.float32)}
+    assert "early/answer" in run_graph(tmp_path / "stage.onnx", rows)

@@ -48,6 +48,7 @@ def ended(model: onnx.ModelProto, path: Path, *nodes: onnx.NodeProto, kind: int 
         (b"\n<!DOCTYPE html><html></html>", "a web page"),
         (b"PK\x03\x04....", "a zip archive, or a checkpoint of torch"),
         (b"\x1f\x8b\x08....", "gzip -d"),
+        (b"\x20\x00\x00\x00ORTM....", "ONNX Runtime's own format"),
         (b"neither", "damaged or cut short"),
     ],
 )
@@ -203,3 +204,28 @@ def test_answers_that_are_no_choice_are_brought_into_form_or_explained(
     if task == "none":
         with pytest.raises(UsageError, match="cannot have exits: .*" + words):
             find_task(spec.task, spec.settings)
+
+
+def test_an_output_that_is_named_twice_is_one(graph: Any, tmp_path: Path) -> None:
+    model = convnet(graph, tmp_path)
+    model.graph.output.append(model.graph.output[0])
+    full = export(keep(model, tmp_path / "net.onnx")).model.spec.full
+    assert full.answers == (model.graph.output[0].name,)
+    assert full.confidence is not None
+
+
+def test_a_loss_beside_the_answer_is_refused_with_a_copy_without_it(graph: Any, tmp_path: Path) -> None:
+    model = convnet(graph, tmp_path)
+    answer = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("ReduceMean", [answer], ["loss"], keepdims=0))
+    model.graph.output.append(helper.make_tensor_value_info("loss", TensorProto.FLOAT, []))
+    words = rf"output 'loss' has shape \(\) for 1 rows.*extract_model\(file, copy, \['image'\], \['{answer}'\]\)"
+    with pytest.raises(GraphError, match=words):
+        export(keep(model, tmp_path / "net.onnx"))
+
+
+def test_a_batch_that_is_not_the_leading_axis_is_told(graph: Any, tmp_path: Path) -> None:
+    g = graph(batch=7)
+    g.add("MatMul", g.input("sequence", "batch_size", 4), g.weight(4, 3), output="y")
+    with pytest.raises(UsageError, match="If 'batch_size' is its batch: that must be the leading axis"):
+        load_graph(g.save(tmp_path / "net.onnx", "y"))
