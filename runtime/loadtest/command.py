@@ -177,7 +177,7 @@ def _progress(total: int) -> Callable[[], object]:
 
 
 def _finish(arguments: argparse.Namespace, config: LoadConfig, measured: dict[str, Any]) -> dict[str, Any]:
-    """Returns the result, after it was printed and drawn."""
+    """Returns the result, after it was printed."""
     result = measured | {
         "arrivals": config.arrivals, "seconds": config.seconds, "repeats": config.repeats, "seed": config.seed,
         "environment": environment_fingerprint(),
