@@ -17,8 +17,9 @@ and are brought to the length of the run that they enter with.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 
@@ -96,15 +97,23 @@ class StageArenas:
         self._stages.append(bound)
         self._answers.append((bound.confidence, *(outputs[name] for name in spec.graph.answers)))
 
-    def warm_up(self, largest: int) -> None:
-        """Runs every engine of every stage once, over whatever stands in the buffers, and every copy."""
+    def warm_up(self, largest: int, rest: Callable[[float], None] = lambda _: None) -> None:
+        """Runs every engine of every stage once, over whatever stands in the buffers, and every copy.
+
+        Args:
+            largest: of the batches.
+            rest: called after every run with the seconds that it took; waits, where others shall run meanwhile.
+        """
         for number, stage in enumerate(self._stages):
             seen: set[Execution] = set()
             for count in range(1, largest + 1):
                 for execute in stage.executions(count):
                     if execute not in seen:
                         seen.add(execute)
+                        started = perf_counter()
                         execute()
+                        self._device.synchronize()
+                        rest(perf_counter() - started)
             self.answers(number, [0])
             if number < len(self._onward):
                 self.advance(number, [0], 0)

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import sleep
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +29,8 @@ from runtime.scheduling.decisions import Snapshot
 
 _OPTIONS = HostOptions()
 _WATCH_S = 0.25
+_RESTS = 3  # times as long as a run: a bundle warms up beside another one with a quarter of a processor
+_LONGEST_REST_S = 0.25
 _log = logging.getLogger("pame.runtime")
 
 
@@ -332,13 +335,15 @@ class AsyncRuntime:
             raise UsageError("this host is not open yet; use it inside of 'async with AsyncRuntime.load(bundle) as rt'")
         return self._generation
 
-    async def _make(self, open_parts: Callable[[], BundleParts]) -> Generation:
+    async def _make(
+        self, open_parts: Callable[[], BundleParts], rest: Callable[[float], None] = lambda _: None
+    ) -> Generation:
         loop = asyncio.get_running_loop()
 
         def make() -> Generation:
             parts = open_parts()
             try:
-                return Generation(parts, self._options, loop)
+                return Generation(parts, self._options, loop, rest)
             except BaseException:
                 parts.close()
                 raise
@@ -352,11 +357,16 @@ class AsyncRuntime:
             old = self._current()
             if self._closing or self._draining:
                 raise UsageError("this host drains; it does not take another bundle")
-            new = await self._make(open_parts)
+            new = await self._make(open_parts, self._rest)
             self._generation = new
             self._reloads += 1
             await old.finish(self._options.drain_timeout_s)
             await old.close()
+
+    def _rest(self, took_s: float) -> None:
+        """Leaves the device and the processors to the bundle that serves, between runs of one that warms up."""
+        if not (self._draining or self._closing):
+            sleep(min(_RESTS * took_s, _LONGEST_REST_S))
 
     async def _watch_engines(self) -> None:
         while True:

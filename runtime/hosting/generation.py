@@ -103,8 +103,11 @@ class Generation:
         max_request_rows: the most rows that a request may have.
     """
 
-    def __init__(self, parts: BundleParts, options: HostOptions, loop: asyncio.AbstractEventLoop) -> None:
-        """Checks, allocates and warms up; takes long and belongs into another thread than the loop's.
+    def __init__(
+        self, parts: BundleParts, options: HostOptions, loop: asyncio.AbstractEventLoop,
+        rest: Callable[[float], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        """Checks, allocates and warms up, with rests; takes long and belongs into another thread than the loop's.
 
         Raises:
             SchemaError, EngineError: as ``Runtime``; the parts are not closed then.
@@ -122,7 +125,7 @@ class Generation:
             for length in spec.lengths or (0,)
         ]
         for of_length in arenas:
-            of_length.warm_up(spec.max_batch_size)
+            of_length.warm_up(spec.max_batch_size, rest)
         self.max_request_rows = scheduler.capacity - costs.largest
         self._counts = [StageCounts() for _ in spec.stages]
         self._rule = DriftResponse(spec.plan, ALARM, shadow_fraction=options.shadow_fraction).rule

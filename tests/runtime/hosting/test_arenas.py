@@ -151,3 +151,14 @@ def test_a_fault_of_an_engine_is_passed_on(fake_net: Any, device: Device) -> Non
     arenas = StageArenas(net.spec(), sets, device, capacity=8)
     with pytest.raises(EngineError, match="broken"):
         arenas.execute(0, 1)
+
+
+def test_a_bundle_that_warms_up_rests_after_every_run(fake_net: Any) -> None:
+    net = fake_net(thresholds=(0.5,), masked=False, max_batch_size=4)
+    sets, rests = net.engine_sets(), []
+    arenas = StageArenas(net.spec(), sets, HostDevice(), capacity=8)
+    arenas.warm_up(4, rests.append)
+    runs = [rows for fake in net.fakes for rows in fake.batches]
+    assert sorted(runs) == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len(rests) == len(runs)
+    assert min(rests) >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -14,6 +15,7 @@ import pytest
 from artifacts import CorruptArtifactError, EngineError, PameError
 from runtime.serve.options import ServeOptions
 from runtime.serve.server import ModelServer
+from runtime.serve.transports.http_listener import HttpListener
 from tests.runtime.hosting.host_worlds import Gate
 from tests.runtime.serve.servers import Reply, ask, call_there, fake_options, options_for, serving, wait_for
 
@@ -168,3 +170,37 @@ def test_an_address_that_is_taken(toy_run: Any) -> None:
         taken = {**options_for(toy=toy_run.bundle), "http": server.addresses["http"]}
         with pytest.raises(PameError, match="cannot listen at"), serving(ServeOptions(**taken)):
             pass
+
+
+def test_an_idle_connection_and_one_that_waits_are_refused_in_words_at_the_end(net: Any) -> None:
+    """Requests that cross with the end, on a connection that was kept and on one that nobody has accepted yet."""
+    body = body_of(net, [[0.9, 0]])
+    request = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (INFER.encode(), len(body), body)
+    with serving(fake_options(), nets={"fake": net}) as server:
+        address = server.addresses["http"]
+        place = (address.host, address.port)
+        kept = socket.create_connection(place, timeout=10)
+        kept.sendall(request)
+        assert kept.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        listener = next(found for found in server._listeners if isinstance(found, HttpListener))
+        connected: list[socket.socket] = []
+
+        async def end() -> None:
+            server.service.draining = True
+            await server.service.drain(1.0)
+            connected.append(socket.create_connection(place, timeout=10))  # the loop does not accept it meanwhile
+            await listener._server.shutdown([listener._socket])
+
+        ending = asyncio.run_coroutine_threadsafe(end(), server.loop)  # type: ignore[attr-defined]
+        wait_for(lambda: bool(connected))
+        for connection in (*connected, kept):
+            connection.sendall(request)
+            answer = b""
+            while part := connection.recv(1 << 16):
+                answer += part
+            assert answer.startswith(b"HTTP/1.1 503"), answer
+            assert b"drains" in answer
+            connection.close()
+        ending.result(30)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(place, timeout=10)
