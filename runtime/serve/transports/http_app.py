@@ -93,12 +93,13 @@ def make_app(service: InferenceService) -> ASGIApp:
 
     async def refuse(_request: Request, error: Exception) -> Response:
         known = error if isinstance(error, HTTPException) else HTTPException(INTERNAL.status)
-        return _error(known.detail, known.status_code)
+        return _error(known.detail, known.status_code, known.headers)
 
     async def fail(_request: Request, error: Exception) -> Response:
         return _error(f"internal error: {type(error).__name__}", INTERNAL.status)
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: refuse, Exception: fail})
+    app.router.redirect_slashes = False  # to an address of the client's choice, and its body would be sent twice
     return _infer_first(handlers.infer, app)
 
 
@@ -282,7 +283,7 @@ class _Handlers:
         try:
             async with asyncio.timeout(self._limits.read_timeout_s):
                 body = await _receive_body(request, limit, held)
-            if (encoding := request.headers.get("content-encoding")) is not None:
+            if encoding := ", ".join(request.headers.getlist("content-encoding")):
                 body = decompress(body, encoding, limit)
                 held.change_to(len(body))
             return body
@@ -318,10 +319,10 @@ class _Handlers:
         return Response(content, status_code=status, headers=sent, media_type=kind)
 
 
-def _error(message: str, status: int) -> Response:
+def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"error": message}, status_code=status)
+    return JSONResponse({"error": message}, status_code=status, headers=headers)
 
 
 class _Held:

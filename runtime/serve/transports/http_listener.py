@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ _log = logging.getLogger("pame.serve")
 
 
 def bind(address: Address) -> socket.socket:
-    """Returns a socket that is bound and does not listen yet.
+    """Returns a socket that listens: one that is only bound does not keep others from the same address.
 
     Raises:
         PameError: the address is taken, or not of this machine.
@@ -35,6 +36,7 @@ def bind(address: Address) -> socket.socket:
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(place)
+            bound.listen(_BACKLOG)
         except OSError:
             bound.close()
             raise
@@ -161,6 +163,13 @@ def _limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             self._in_head = True
             super().on_message_complete()
+
+        def send_400_response(self, msg: str) -> None:
+            """Refuses what is no HTTP, with an object as all errors are."""
+            content = json.dumps({"error": msg}).encode()
+            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            self.transport.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+            self.transport.close()
 
         def shutdown(self) -> None:
             """Ends the connection after the request under way, or after one that may be on its way here."""
