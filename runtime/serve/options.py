@@ -47,7 +47,7 @@ class Limits:
         inflight_mb: all bodies that are being received or answered.
         header_kb: the head of an HTTP request.
         connections: of HTTP at the same time, and calls of gRPC.
-        read_timeout_s: for a body to arrive.
+        read_timeout_s: for a head to arrive, and for a body.
         image_mpx: millions of pixels of a picture before it is scaled.
 
     Raises:

@@ -138,16 +138,26 @@ def _limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     class LimitedProtocol(HttpToolsProtocol):
-        """uvicorn's protocol, with limits on the head of a request and on the number of connections."""
+        """uvicorn's protocol, with limits on the head of a request, its time and the number of connections."""
 
         _in_head = True
         _head_bytes = 0
+        _late: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > limits.connections:
                 _log.warning("a connection is refused: there are %d already (--max-connections)", limits.connections)
                 transport.close()
+            self._expect_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            self._expect_head()
+            super().on_message_begin()
 
         def data_received(self, data: bytes) -> None:
             if self._in_head:
@@ -158,16 +168,35 @@ def _limited_protocol(limits: Limits) -> type[HttpToolsProtocol]:
 
         def on_headers_complete(self) -> None:
             self._in_head, self._head_bytes = False, 0
+            self._stop_waiting()
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
             self._in_head = True
             super().on_message_complete()
 
+        def _expect_head(self) -> None:
+            if self._late is None:
+                self._late = self.loop.call_later(limits.read_timeout_s, self._give_up)
+
+        def _stop_waiting(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def _give_up(self) -> None:
+            """Ends a connection whose client has sent nothing, or a part of a head."""
+            if self._head_bytes > 0 and not self.transport.is_closing():
+                self._refuse("408 Request Timeout", f"the head did not arrive within {limits.read_timeout_s:g} s")
+            self.transport.close()
+
         def send_400_response(self, msg: str) -> None:
             """Refuses what is no HTTP, with an object as all errors are."""
-            content = json.dumps({"error": msg}).encode()
-            head = "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            self._refuse("400 Bad Request", msg)
+
+        def _refuse(self, status: str, why: str) -> None:
+            content = json.dumps({"error": why}).encode()
+            head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n"
             self.transport.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
             self.transport.close()
 

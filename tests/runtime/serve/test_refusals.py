@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import socket
 import zlib
 from collections.abc import Iterator
@@ -150,6 +151,16 @@ def test_a_head_has_a_limit(server: ModelServer) -> None:
     endless = b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 100_000
     assert exchange(server, endless).startswith(b"HTTP/1.1 400 ")
     assert ask(server, "GET", "/v2", headers={"X-Fine": "a" * 4000}).status == 200
+
+
+def test_a_head_that_does_not_arrive_is_given_up(server: ModelServer) -> None:
+    """Connections that ask for nothing would take the places of others for ever."""
+    late = exchange(server, b"GET /v2 HTTP/1.1\r\nHos")
+    assert late.startswith(b"HTTP/1.1 408 ")
+    assert b"did not arrive" in late
+    assert exchange(server, b"") == b""
+    done_then_begun = b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\nGET /v2 HT"
+    assert re.findall(rb"HTTP/1.1 (\d+)", exchange(server, done_then_begun))[0] == b"200"
 
 
 def test_a_body_that_does_not_arrive_is_given_up(server: ModelServer) -> None:
