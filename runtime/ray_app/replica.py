@@ -6,7 +6,7 @@ deployment can reach, and descriptors cannot be pickled.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from artifacts import EngineError
@@ -98,6 +98,10 @@ class Replica:
 
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
         return await self._calls.ModelInfer(request, _Context(grpc_context))
+
+    async def ModelStreamInfer(self, request_stream: Any, grpc_context: Any) -> AsyncIterator[Any]:
+        async for reply in self._calls.ModelStreamInfer(request_stream, _Context(grpc_context)):
+            yield reply
 
 
 class _Context:

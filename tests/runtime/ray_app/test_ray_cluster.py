@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import re
 import socket
 import time
@@ -92,6 +93,44 @@ def test_replicas_answer_as_the_runtime_does(served: dict[str, int], toy_run: An
         found = ask(way, served, rows[row : row + 1])
         np.testing.assert_allclose(found.as_numpy(name)[0], expected.outputs[row], rtol=1e-4, atol=1e-5)
         assert found.as_numpy("exit_index")[0] == expected.exit_index[row]
+
+
+def test_a_stream_over_grpc_answers_as_the_server_does(served: dict[str, int], toy_run: Any) -> None:
+    """Answers in turn, one that fails among them, and rows that come as they leave."""
+    rows, replies = toy_run.inputs[:12], queue.Queue()
+    with Runtime.load(toy_run.bundle, threads=1) as runtime:
+        expected = runtime.run(rows)
+    with grpc.InferenceServerClient(f"127.0.0.1:{served['grpc']}") as client:
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        client.start_stream(lambda result, error: replies.put((result, error)), headers=headers)
+        for row in range(4):
+            tensor = grpc.InferInput("image", [1, *rows.shape[1:]], "FP32")
+            tensor.set_data_from_numpy(rows[row : row + 1])
+            client.async_stream_infer("toy" if row != 2 else "nope", [tensor], request_id=str(row))
+        found = [replies.get(timeout=60) for _ in range(4)]
+        whole = grpc.InferInput("image", list(rows.shape), "FP32")
+        whole.set_data_from_numpy(rows)
+        client.async_stream_infer("toy", [whole], request_id="rows", parameters={"stream_rows": True})
+        exits: dict[int, int] = {}
+        while len(exits) < 12:
+            part, error = replies.get(timeout=60)
+            assert error is None
+            exits |= dict(zip(part.as_numpy("rows").tolist(), part.as_numpy("exit_index").tolist(), strict=True))
+        client.stop_stream()
+    (failed,) = [error for _, error in found if error is not None]
+    assert "unknown model" in str(failed)
+    answers = {result.get_response().id: result.as_numpy("exit_index")[0] for result, error in found if error is None}
+    assert answers == {row: expected.exit_index[int(row)] for row in ("0", "1", "3")}
+    assert exits == dict(enumerate(expected.exit_index.tolist()))
+
+
+def test_a_stream_without_the_token_is_refused(served: dict[str, int]) -> None:
+    replies: queue.Queue[Any] = queue.Queue()
+    with grpc.InferenceServerClient(f"127.0.0.1:{served['grpc']}") as client:
+        client.start_stream(lambda result, error: replies.put(error))
+        error = replies.get(timeout=60)
+        client.stop_stream()
+    assert "Bearer TOKEN" in str(error)
 
 
 @pytest.mark.parametrize("way", ["http", "grpc"])
