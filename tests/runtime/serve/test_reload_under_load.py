@@ -27,7 +27,7 @@ def test_a_reload_loses_no_request_and_the_end_breaks_none_off(toy_run: Any, way
 
     reloads, end = asyncio.run(run())
     assert find_faults(reloads, [end]) == []
-    assert (reloads["reloads"], reloads["failed"]) == (1, 0)
+    assert (reloads["reloads"], reloads["failed_within"], reloads["failed_beside"]) == (1, 0, 0)
     assert min(reloads["requests_before"], reloads["requests_within"]) > 0
     assert end["outcomes"]["answered"] > 0
     assert end["outcomes"]["refused" if way == "process" else "nothing listens"] > 0
@@ -39,7 +39,7 @@ def test_what_counts_as_a_fault() -> None:
     assert how_it_ended(UnreachableError("the connection broke", connected=True)) == "fault"
     assert how_it_ended(EngineError("a request failed")) == "fault"
     assert how_it_ended(RefusedError("Stream removed", reason="unavailable")) == "fault"
-    lost = {"outcomes": {"answered": 9, "refused": 1}}
+    lost = {"faults": ["y"], "failed_within": 1, "failed_beside": 0}
     assert find_faults(lost, [{"faults": ["x"], "code": 1}]) == [
-        "in a reload: refused: 1", "at the end: x", "the server ended with code 1",
+        "beside or in a reload: y", "1 requests failed in reloads", "at the end: x", "the server ended with code 1",
     ]  # fmt: skip
