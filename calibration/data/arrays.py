@@ -110,7 +110,10 @@ def load_npz(
     """
     arrays, mapping = map_arrays(source, report=report)
     if "images" not in arrays:
-        raise InputError(f"{source}: expected arrays 'images' and, where known, 'labels', found {sorted(arrays)}")
+        raise InputError(
+            f"{source}: expected arrays 'images' and, where known, 'labels' and 'split', found {sorted(arrays)}. Save "
+            "them under these names: np.savez(file, images=..., labels=..., split=...)"
+        )
     unknown = sorted(set(arrays) - {"images", "labels", "split"})
     if len(arrays["images"]) == 0:
         raise InputError(f"{source}: 'images' holds none; expected uint8 images of shape (N, ...)")
@@ -150,9 +153,10 @@ def arrange_images(source: Path, images: np.ndarray, want: ImageInput) -> np.nda
         turned = images.transpose(0, 2, 3, 1) if last else images.transpose(0, 3, 1, 2)
         images = turned if turned.shape[1:] == expected else images
     if images.dtype != np.uint8 or images.shape[1:] != expected:
+        fix = "" if images.dtype == np.uint8 else ". Save the pixels as they are in files, 0 to 255, as np.uint8"
         raise InputError(
             f"{source}: the network takes uint8 images of shape (N, {', '.join(map(str, expected))}); "
-            f"got {images.dtype} {images.shape}"
+            f"got {images.dtype} {images.shape}{fix}"
         )
     if want.preprocessing.channel_order == "BGR":
         images = images[..., ::-1] if last else images[:, ::-1]
@@ -160,12 +164,18 @@ def arrange_images(source: Path, images: np.ndarray, want: ImageInput) -> np.nda
 
 
 def check_labels(source: Path, labels: np.ndarray, *, count: int) -> np.ndarray:
-    """Returns labels (count,) as int64; what cannot be labels is refused."""
+    """Returns labels (count,) as int64; what cannot be labels is refused. Whole numbers of any type are labels."""
     if labels.shape != (count,):
-        raise InputError(f"{source}: expected labels of shape ({count},) for {count} images, got {labels.shape}")
+        columns = labels.shape[1] if labels.ndim == 2 and len(labels) == count else 0
+        fix = {0: "", 1: ". Save labels[:, 0]"}.get(columns, ". Save one number each, labels.argmax(1) of 0 and 1")
+        raise InputError(f"{source}: expected labels of shape ({count},) for {count} images, got {labels.shape}{fix}")
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.round(labels)).all():
+        labels = labels.astype(np.int64)
     if not np.issubdtype(labels.dtype, np.integer) or (len(labels) and labels.min() < 0):
         least = f", the least of them {labels.min()}" if np.issubdtype(labels.dtype, np.integer) else ""
-        raise InputError(f"{source}: labels must be integers from 0, got {labels.dtype}{least}")
+        words = ". Save their places among the network's classes: np.searchsorted(sorted_classes, labels)"
+        fix = words if labels.dtype.kind in "US" else ""
+        raise InputError(f"{source}: labels must be integers from 0, got {labels.dtype}{least}{fix}")
     return labels.astype(np.int64)
 
 

@@ -151,23 +151,46 @@ class FileImages(StoredImages):
         """Returns the SHA-256 of the files' own digests.
 
         The files are read once per process and the header of each is looked at; what does not end as its format does is
-        decoded. So a file that is no image, or cut off, is refused here, before any work.
+        decoded. So a file that is no image, or cut off, is refused here, before any work; and images that are in two
+        parts are logged.
 
         Raises:
             InputError: a file cannot be read, is no image or not a whole one.
         """
         if not self._read_digests:
             found = hashlib.sha256(f"files ({len(self)},) ".encode())
+            contents = np.zeros(len(self), np.uint64)
             for index in range(len(self)):
                 content = self.files.read(index)
-                found.update(hashlib.sha256(content).digest())
+                digest = hashlib.sha256(content).digest()
+                found.update(digest)
+                contents[index] = int.from_bytes(digest[:8], "little")
                 check_image(content, name=self.files.name(index))
                 if not content.rstrip(b"\0").endswith(_WHOLE_ENDS):
                     self._decode(index, content)
             if self.boxes is not None:
                 found.update(np.ascontiguousarray(self.boxes).tobytes())
+            else:
+                self._log_twins(contents)
             self._read_digests.append(found.hexdigest())
         return self._read_digests[0]
+
+    def _log_twins(self, contents: np.ndarray) -> None:
+        """Logs images of which another part holds the same bytes: what is measured on them says too much good.
+
+        Args:
+            contents: (N,): equal for equal files.
+        """
+        for part, others in (("calibrate", ("train",)), ("test", ("train", "calibrate"))):
+            own, other = self.parts[part], np.concatenate([self.parts[name] for name in others])
+            twins = own[np.isin(contents[own], contents[other])]
+            if len(twins):
+                first = int(other[contents[other] == contents[twins[0]]][0])
+                _log.warning(
+                    "%s: %d of the %d images of the %s part are in the %s part too, byte for byte (%s and %s), so that "
+                    "figures of them are too good; keep one of each", self.name, len(twins), len(own), part,
+                    " or the ".join(others), self.files.name(first), self.files.name(int(twins[0])),
+                )  # fmt: skip
 
     def with_own_normalisation(self) -> FileImages:
         """Returns the images normalised by their own mean and spread, of ``MEASURED_IMAGES`` evenly spaced ones."""

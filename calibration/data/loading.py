@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from artifacts import InputError
+from artifacts import IMAGE_SUFFIXES, InputError
 from calibration.data.arrays import ArrayImages, load_npz
 from calibration.data.files import FileImages, FolderFiles
 from calibration.data.folders import find_images
@@ -27,6 +27,15 @@ from calibration.data.tables import find_tables, load_tables
 
 _log = logging.getLogger("pame.calibration")
 _NO_WISHES = Splitting()
+_FIXES: dict[tuple[str, ...], str] = {
+    (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst"): ". Unpack the archive and name its folder",
+    (".npy",): ". Save the array in an .npz: np.savez(file, images=..., labels=...)",
+    (".txt", ".lst", ".list", ".tsv", ".json", ".jsonl", ".xlsx"): (
+        ". Save the list as a .csv whose first line is path,label"
+    ),
+    tuple(IMAGE_SUFFIXES): ". Name the folder of the image",
+}
+"""Suffixes of files that people name -> what to do."""
 _COLUMNS = {"path": "path", "label": "label", "part": "part", "split": "part"}  # of a .csv -> ours
 
 
@@ -69,10 +78,11 @@ def load_samples(
     elif not source.exists():
         raise InputError(f"--data {source}: there is nothing of that name")
     else:
+        fix = next((words for suffixes, words in _FIXES.items() if source.suffix.lower() in suffixes), "")
         raise InputError(
             f"--data {source}: expected a folder with one sub-folder per class, an .npz file with images and labels, "
             "or a .csv file of paths and labels; for queries without labels a folder of images, or an .npz file with "
-            "images alone"
+            f"images alone{fix}"
         )
     return samples if want.stated else samples.with_own_normalisation()
 
@@ -139,10 +149,14 @@ def _read_rows(source: Path, report: Callable[[str], None]) -> list[_Row]:
         InputError: it is no .csv with a column ``path``, or says two things about a file.
     """
     text = read_text(source)
-    header = text.partition("\n")[0]
+    lines = text.split("\n", 2)
+    for_excel = lines[0].strip().strip('"').lower().startswith("sep=")
+    header = lines[for_excel] if len(lines) > for_excel else ""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
     found: dict[tuple[str, str], _Row] = {}
     try:
+        if for_excel:
+            next(reader)
         names = [_COLUMNS.get(name.strip().lower(), name.strip()) for name in next(reader, [])]
         _check_header(source, names, report)
         for cells in reader:
@@ -169,7 +183,8 @@ def _read_rows(source: Path, report: Callable[[str], None]) -> list[_Row]:
 def _check_header(source: Path, names: list[str], report: Callable[[str], None]) -> None:
     if "path" not in names:
         raise InputError(
-            f"{source}: expected the columns path, label and part (path alone will do), found {names} in the first line"
+            f"{source}: expected the columns path, label and part (path alone will do), found {names} in the first "
+            "line; name the columns there"
         )
     if twice := [name for name, count in Counter(names).items() if count > 1 and name in _COLUMNS.values()]:
         raise InputError(f"{source} has the column {', '.join(twice)} twice (split is a name of part); keep one")

@@ -269,3 +269,35 @@ def test_a_file_that_is_cut_off_is_named_before_any_work(tmp_path: Path, kind: s
     path.write_bytes(b"")
     with pytest.raises(InputError, match=rf"cut\.{suffix} cannot be read as an image"):
         read()
+
+
+def test_an_image_that_is_in_two_parts_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for part, first in (("train", 0), ("val", 2), ("test", 4)):
+        for kind in (0, 100):
+            (tmp_path / part / str(kind)).mkdir(parents=True)
+            for shade in range(first, first + 4):
+                Image.new("L", (5, 6), shade + kind).save(tmp_path / part / str(kind) / f"{shade:03}.png")
+    samples, _ = load(tmp_path)
+    samples.digests()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert "4 of the 8 images of the calibrate part are in the train part too, byte for byte" in said[0]
+    assert str(tmp_path / "train" / "0" / "002.png") in said[0]
+    assert "4 of the 8 images of the test part are in the train or the calibrate part too" in said[1]
+    caplog.clear()
+    write(tmp_path / "other" / "a", 9)
+    load(tmp_path / "other")[0].digests()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.zip", "Unpack the archive"), ("x.tar.gz", "Unpack the archive"), ("x.npy", "np.savez"),
+        ("x.JPG", "Name the folder of the image"), ("train.txt", "whose first line is path,label"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_data_are_refused_with_what_to_do(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=words):
+        load(tmp_path / name)

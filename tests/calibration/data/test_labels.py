@@ -93,6 +93,7 @@ def test_digits_of_any_script_and_superscripts_have_an_order() -> None:
     ("lines", "message"),
     [
         (("path,class", "i/0.png,1"), "there is no column label, and class are unknown"),
+        (("i/0.png,1", "i/1.png,0"), "found .* in the first line; name the columns there"),
         (("path,label,label", "i/0.png,1,0"), "column label twice"),
         (("path,label,part,split", "i/0.png,1,train,test"), "column part twice"),
         (("path,label", "i/0.png,1", "i/1.png,0,2"), "line 3: 3 cells for 2 columns"),
@@ -122,6 +123,15 @@ def test_a_list_as_people_have_it(tmp_path: Path) -> None:
         table(tmp_path / "gap", "path,label", *(f"{path},{name}" for path, name in zip(FOUR, "aabb", strict=True))), 3
     )
     assert "2 classes for a network that tells 3 apart" in said
+
+
+def test_a_list_that_excel_wrote(tmp_path: Path) -> None:
+    lines = ("\ufeffsep=;", "Path;Label", r"i\0.png;1", r"i\1.png;0", r"i\2.png;1", r"i\3.png;0")
+    samples, _ = load(table(tmp_path, *lines))
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [1, 0, 1, 0]
+    with pytest.raises(InputError, match=r"line 7: .*9\.png does not exist"):
+        load(table(tmp_path / "again", *lines, r"i\9.png;0"))
 
 
 def parts(root: Path, *names: str) -> None:

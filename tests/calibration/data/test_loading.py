@@ -128,7 +128,7 @@ def test_npz_with_its_own_parts(tmp_path: Path) -> None:
         ({"images": numbered(4).astype(np.float32), "labels": np.zeros(4, int)}, "takes uint8 images"),
         ({"images": numbered(4, (1, 7, 7)), "labels": np.zeros(4, int)}, r"shape \(N, 1, 6, 5\)"),
         ({"images": numbered(4), "labels": np.zeros(3, int)}, r"\(3,\)"),
-        ({"images": numbered(4), "labels": np.zeros(4)}, "labels must be integers"),
+        ({"images": numbered(4), "labels": np.full(4, 0.5)}, "labels must be integers"),
         ({"images": numbered(4), "labels": np.full(4, -1)}, "labels must be integers from 0"),
     ],
 )

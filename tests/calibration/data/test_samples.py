@@ -259,3 +259,32 @@ def test_drawn_parts_leave_enough_to_calibrate_on(count: int, calibrate: float) 
     assert shares["calibrate"] == pytest.approx(calibrate)
     assert shares["test"] == 0.2
     assert shares["train"] >= 0.4 - 1e-12
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x_train": np.zeros((4, 6, 5), np.uint8), "y_train": np.zeros(4, int)}, "np.savez.file, images=..., labels="),
+        ({"images": np.zeros((4, 6, 5), np.uint8), "labels": np.eye(4)}, r"labels.argmax\(1\)"),
+        ({"images": np.zeros((4, 6, 5), np.uint8), "labels": np.zeros((4, 1), int)}, r"labels\[:, 0\]"),
+        ({"images": np.zeros((4, 6, 5), np.uint8), "labels": np.array(list("abca"))}, "np.searchsorted"),
+        ({"images": np.zeros((4, 6, 5), np.uint8), "labels": np.array([0, 1, np.nan, 1])}, "got float64"),
+        ({"images": np.zeros((4, 6, 5), np.uint8), "labels": np.array([0, 1, 0.5, 1])}, "got float64"),
+        ({"images": np.zeros((4, 6, 5), np.float32), "labels": np.zeros(4, int)}, "0 to 255, as np.uint8"),
+    ],
+)
+def test_npz_as_others_write_it_is_refused_with_the_fix(
+    tmp_path: Path, arrays: dict[str, np.ndarray], words: str
+) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=words):
+        load_samples(tmp_path / "x.npz", image_input((1, 6, 5)))
+
+
+def test_whole_numbers_are_labels_whatever_their_type(tmp_path: Path) -> None:
+    labels = np.array([0, 1, 2, 1], np.float32)
+    np.savez(tmp_path / "x.npz", images=np.zeros((4, 6, 5), np.uint8), labels=labels)
+    found = load_samples(tmp_path / "x.npz", image_input((1, 6, 5)))
+    assert found.labels is not None
+    assert found.labels.dtype == np.int64
+    assert found.labels.tolist() == [0, 1, 2, 1]
