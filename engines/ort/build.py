@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,9 +97,18 @@ def _optimise(onnx: Path, folder: Path, size: int | None, axis: str | None, entr
     try:
         open_session(insert_entries(onnx, entries), options, what=f"optimise {onnx}")
     except EngineError as error:
-        if shutil.disk_usage(folder).free < onnx.stat().st_size + _SPARE_BYTES:  # ONNX Runtime does not name the reason
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        reason = _why_not_written(folder, onnx.stat().st_size + _SPARE_BYTES)
+        if reason:
+            raise OSError(reason, os.strerror(reason), str(folder)) from error
         raise
+
+
+def _why_not_written(folder: Path, size: int) -> int:
+    """Returns the error number of a file of some bytes that cannot be in a folder, which ONNX Runtime does not name."""
+    if shutil.disk_usage(folder).free < size:
+        return errno.ENOSPC
+    allowed, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return errno.EFBIG if 0 <= allowed < size else 0
 
 
 def _check_interface(source: Any, built: Any, onnx: Path) -> None:

@@ -126,8 +126,8 @@ FEW = {
                (TERMINATED, "open runs/dense/.model.new-*/parity.json")),
     "calibration": ((KILLED, "os.mkdir runs/dense/training/.timing.new-*/heads_N"),),
     "planner": ((CUT, "open runs/dense/.plan.new-*/grid.npz"), (KILLED, "os.rename runs/dense/bundle")),
-    "joint": ((FULL, "os.rename runs/family/model"),),
     "bench": ((KILLED, "open .ended.json.new-*"), (CUT, "open .ended.png.new-*")),
+    "recalibrate": ((KILLED, "os.rename runs/dense/recalibration"),),
     "simulate": ((FULL, "open .ended.json.new-*"), (FULL, "open .ended.json.new-try*")),
     "portable": ((FULL, "open .net.onnx.new-*/no rows/net.onnx"),),
 }  # fmt: skip

@@ -39,4 +39,4 @@ def test_faults_leave_the_old_or_the_new_and_the_next_run_goes_on(tmp_path: Path
 def test_faults_at_every_write(tmp_path: Path, command: str) -> None:
     found = sweep(tmp_path, "all", command)
     assert found["wrong"] == []
-    assert found["tried"] >= 14
+    assert found["tried"] >= 11
