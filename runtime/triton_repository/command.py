@@ -5,15 +5,25 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import BUNDLE_JSON, BundleSpec, UsageError, open_artifact, open_scratch, read_json
+from artifacts import (
+    BUNDLE_JSON,
+    Artifact,
+    ArtifactError,
+    BundleSpec,
+    UsageError,
+    open_artifact,
+    open_scratch,
+    read_json,
+)
 from artifacts.console import add_common_arguments, run_command, say
 from runtime.remedy import bundle_remedy
 from runtime.triton_repository.config import write_config
 
+_BUNDLE = "1/bundle"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -55,7 +65,7 @@ def add_model(arguments: argparse.Namespace) -> dict[str, Any]:
     """Writes the model, says how to serve it, and returns the result for ``--json``.
 
     Raises:
-        UsageError: the name or a number cannot be, or there is a model of that name.
+        UsageError: the name or a number cannot be, or there is another model of that name.
         MissingArtifactError, CorruptArtifactError, SchemaError: no sound bundle of a known format there.
     """
     for flag, value in (("--threads", arguments.threads), ("--instances", arguments.instances)):
@@ -70,16 +80,32 @@ def add_model(arguments: argparse.Namespace) -> dict[str, Any]:
             f"the model's name '{name}' is not one for Triton: letters, digits, '.', '_' and '-'; see --name"
         )
     folder = arguments.repository / name
+    texts = {
+        "config.pbtxt": write_config(spec, name=name, threads=arguments.threads, instances=arguments.instances),
+        "1/model.py": write_model(arguments.python_path),
+    }
     if folder.exists():
-        raise UsageError(f"there is a model at {folder} already; remove it, or choose another --name")
-    config = write_config(spec, name=name, threads=arguments.threads, instances=arguments.instances)
-    with open_scratch(folder) as staging:
-        (staging / "config.pbtxt").write_text(config)
-        version = staging / "1"
-        shutil.copytree(bundle, version / "bundle")
-        (version / "model.py").write_text(write_model(arguments.python_path))
-        staging.rename(folder)
-    say(f"wrote {folder}; serve it with: tritonserver --model-repository {arguments.repository}")
+        if not _holds(folder, texts, artifact):
+            raise UsageError(f"there is another model at {folder} already; remove it, or choose another --name")
+        say(f"nothing has changed: the model in {folder} stands")
+    else:
+        with open_scratch(folder) as staging:
+            shutil.copytree(bundle, staging / _BUNDLE)
+            for place, text in texts.items():
+                (staging / place).write_text(text)
+            staging.rename(folder)
+        say(f"wrote {folder}; serve it with: tritonserver --model-repository {arguments.repository}")
     return {
         "model": name, "folder": str(folder), "bundle_digest": artifact.digest, "max_batch_size": spec.max_batch_size,
     }  # fmt: skip
+
+
+def _holds(folder: Path, texts: Mapping[str, str], bundle: Artifact) -> bool:
+    """Is a model of the repository, every byte of it, the one that would be written?"""
+    try:
+        held = open_artifact(folder / _BUNDLE, kind=bundle.manifest.kind, remedy="")
+        return held.digest == bundle.digest and all(
+            (folder / place).read_text() == text for place, text in texts.items()
+        )
+    except (ArtifactError, OSError, UnicodeDecodeError):
+        return False

@@ -126,6 +126,19 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(
     assert sorted(path.name for path in repository.iterdir()) == before
 
 
+def test_the_same_model_again_stands_and_a_damaged_one_is_refused(
+    repository: Path, toy_run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(toy_run.bundle), str(repository), "--threads", "1"]
+    before = (repository / "toy").stat()
+    assert main(words) == 0
+    assert "nothing has changed" in capsys.readouterr().err
+    assert (repository / "toy").stat().st_ino == before.st_ino
+    (repository / "toy" / "1" / "bundle" / BUNDLE_JSON).write_text("{}")
+    assert main(words) == 2
+    assert "another model" in capsys.readouterr().err
+
+
 def test_a_damaged_bundle_is_not_added(toy_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none"), str(tmp_path / "models")]) == 1
     assert "there is no bundle" in capsys.readouterr().err
