@@ -75,16 +75,15 @@ def train_missing(
     processes.call()
     heads, history = train_heads(job, config)
     parameters = {"mode": "frozen", **describe_training(config)}
-    trained = add_heads(
-        model, heads, inputs={**job.inputs, "training": digest_of(parameters)}, preprocessing=_preprocessing(samples),
-        report=options.report,
-    )  # fmt: skip
     notes = {**options.notes(run), **({} if source is None else {TRAINED_ON: source})}
     with new_artifact(
         run.training / "result", kind="training", inputs=job.inputs, parameters=parameters, notes=notes
     ) as staging:
         write_json(staging / "history.json", history)
-    return trained
+    return add_heads(  # last: with heads in it, the record must say what their data was, and how it was split
+        model, heads, inputs={**job.inputs, "training": digest_of(parameters)}, preprocessing=_preprocessing(samples),
+        report=options.report,
+    )  # fmt: skip
 
 
 @work_alone

@@ -125,6 +125,7 @@ FEW = {
     "export": ((FULL, "open runs/dense/.model.new-*/cuts.json"), (CUT, "open runs/dense/.model.new-*/full.onnx"),
                (TERMINATED, "open runs/dense/.model.new-*/parity.json")),
     "calibration": ((KILLED, "os.mkdir runs/dense/training/.timing.new-*/heads_N"),),
+    "unlabelled": ((FULL, "open runs/dense/training/.result.new-*/manifest.json"),),
     "planner": ((CUT, "open runs/dense/.plan.new-*/grid.npz"), (KILLED, "os.rename runs/dense/bundle")),
     "bench": ((KILLED, "open .ended.json.new-*"), (CUT, "open .ended.png.new-*")),
     "recalibrate": ((KILLED, "os.rename runs/dense/recalibration"),),
