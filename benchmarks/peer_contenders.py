@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import EXIT_PLAN_JSON, ExitPlan, GraphSpec, Model, RunFolder, open_model, read_json
+from artifacts import EXIT_PLAN_JSON, ExitPlan, GraphSpec, Model, RunFolder, find_keypoints, open_model, read_json
 from export import merge_stage
 
 BASE = "whole, onnxruntime fp32"
@@ -96,8 +96,8 @@ def list_contenders(
                 )
             )  # fmt: skip
         wanted += _list_torch(model, plan, left_out)
-        found |= {peer.name: replace(peer, run=str(run.root), threads=threads) for peer in reversed(wanted)
-                  if peer.name not in found}  # fmt: skip
+        for contender in wanted:
+            found.setdefault(contender.name, replace(contender, run=str(run.root), threads=threads))
     return list(found.values()), [(name, why) for name, why in left_out.items() if name not in found]
 
 
@@ -259,16 +259,25 @@ def _rebuild(contender: Contender) -> tuple[Any, Model]:
     return rebuild_net(model).eval().requires_grad_(requires_grad=False), model
 
 
+_REDUCED: Mapping[str, Callable[[Any], np.ndarray]] = {
+    "classes": lambda answer: answer.argmax(dim=1).byte().numpy(),
+    "keypoints": lambda answer: find_keypoints(answer.numpy()),
+}
+"""What is made of a torch network's answers where the run's graph makes it too."""
+
+
 def _open_torch(contender: Contender, *, compiled: bool = False) -> Serve:
     import torch
 
     net, model = _rebuild(contender)
     names = [spec.name for spec in model.spec.full.inputs]
+    reduce = _REDUCED.get(str(model.spec.settings.get("answers")), lambda answer: answer.numpy())
     backbone = torch.compile(net.backbone, dynamic=False) if compiled else net.backbone
 
     def run(batch: Batch) -> Sequence[np.ndarray]:
         with torch.inference_mode():
-            return [backbone(*(torch.from_numpy(batch[name]) for name in names)).numpy()]
+            answer = backbone(*(torch.from_numpy(batch[name]) for name in names))
+            return [reduce(answer)]
 
     return answer_whole(run)
 
@@ -315,7 +324,7 @@ def _open_earlyon(contender: Contender, *, by_row: bool = False) -> Serve:
     return serve if by_row else answer_whole(by_batch)
 
 
-def _calibration_rows(run: RunFolder, name: str, count: int = 4096, size: int = 64) -> list[tuple[Any, Any]]:
+def _calibration_rows(run: RunFolder, name: str, count: int = 2048, size: int = 64) -> list[tuple[Any, Any]]:
     """Returns batches of the calibrate part, as torch's loaders give them."""
     import torch
 

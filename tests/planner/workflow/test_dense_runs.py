@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from artifacts import RunFolder, Trace, find_task, open_artifact, open_model
+from benchmarks.peer_contenders import list_contenders, open_contender
+from benchmarks.smaller_network import main as compare_cut_offs
 from calibration import load_run_data
 from calibration.cli import main as calibrate
 from export import recipes_like
@@ -123,6 +125,30 @@ def test_the_bench_names_the_metric_in_the_tasks_words(planned: RunFolder, tmp_p
     assert found["metric_name"] == task.metric_name in ("mIoU", "PCKh@0.5")
     assert 0 <= found["full"]["metric"] <= 1
     assert found["samples"] == len(load_run_data(planned, report=lambda _: None).indices_of("test"))
+
+
+def test_it_is_measured_beside_static_cut_offs_and_peers(planned: RunFolder, tmp_path: Path) -> None:
+    target = tmp_path / "smaller.json"
+    assert compare_cut_offs(["--run", str(planned.root), "--samples", "8", "--rounds", "1", "--json", str(target)]) == 0
+    found = json.loads(target.read_text())
+    cuts = [cut.name for cut in open_model(planned.model, remedy="").spec.candidates]
+    assert set(found["metric"]) == {"full network", "bundle", *cuts}
+    assert set(found["plan_of_equal_metric"]) <= set(cuts)
+    assert all(share > 0 for share in found["plan_of_equal_metric"].values())
+    contenders, left_out = list_contenders([planned], tmp_path, 1)
+    assert any("classes of images" in reason or "not installed" in reason for _, reason in left_out)
+    samples = load_run_data(planned, report=lambda _: None)
+    batch = samples.inputs(samples.indices_of("test")[:5])
+    answers = {
+        contender.name: open_contender(contender)(batch)[0][0]
+        for contender in contenders
+        if contender.kind in ("ort", "torch", "by hand", "bundle")
+    }
+    for name, other in (
+        ("whole, onnxruntime fp32", "whole, torch eager"),
+        ("by hand, fp32 on onnxruntime", "bundle, fp32 on onnxruntime"),
+    ):
+        np.testing.assert_allclose(answers[name].astype(float), answers[other].astype(float), rtol=1e-3, atol=1e-3)
 
 
 def test_the_confidence_that_ranks_best_is_taken(planned: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

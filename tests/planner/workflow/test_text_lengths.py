@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from artifacts import open_model
+from benchmarks.smaller_network import main as compare_cut_offs
 from calibration.cli import main as calibrate
 from export.cli import main as export
 from planner.commands.main import main as plan
@@ -38,4 +39,7 @@ def test_a_bert_of_several_lengths_reaches_a_bundle(tmp_path):
     assert result.exit_index.tolist() == [int(single.exit_index[0]) for single in alone]
     out = tmp_path / "bench.json"
     assert bench(["--run", run, "--samples", "32", "--json", str(out)]) == 0
+    words = ["--run", run, "--samples", "16", "--rounds", "1", "--json", str(tmp_path / "smaller.json")]
+    assert compare_cut_offs(words) == 0
+    assert set(json.loads((tmp_path / "smaller.json").read_text())["metric"]) > {"full network", "bundle"}
     assert {entry["length"] for entry in json.loads(out.read_text())["lengths"]} <= {SHORT, LENGTH}
