@@ -15,6 +15,7 @@ from artifacts import EXIT_PLAN_JSON, ExitPlan, GraphSpec, Model, RunFolder, fin
 from export import merge_stage
 
 BASE = "whole, onnxruntime fp32"
+BACKEND = "onnxruntime"
 COMPILE_BATCHES = 3
 """Batches that torch.compile and the like are warmed up with, of each size and length."""
 
@@ -85,9 +86,8 @@ def list_contenders(
                 wanted.append(Contender(name="whole, openvino int8", kind="openvino", graphs=(coarse,), hint="f32"))
         label = f"{model.spec.precision} on {plan.backend}"
         wanted.append(Contender(name=f"bundle, {label}", kind="bundle"))
-        reason = _why_not_by_hand(plan)
-        if reason:
-            left_out[f"by hand, {label}"] = reason
+        if plan.backend != BACKEND:
+            left_out[f"by hand, {label}"] = f"written for ONNX Runtime; this plan is for {plan.backend}"
         else:
             wanted.append(
                 Contender(
@@ -113,12 +113,6 @@ def _openvino_hints(left_out: dict[str, str]) -> list[tuple[str, str]]:
     return [("fp32", "f32")]
 
 
-def _why_not_by_hand(plan: ExitPlan) -> str:
-    if plan.backend != "onnxruntime":
-        return f"written for ONNX Runtime; this plan is for {plan.backend}"
-    return "the plan has learned confidences" if plan.confidences else ""
-
-
 def _write_stages(model: Model, plan: ExitPlan, folder: Path) -> tuple[Graph, ...]:
     ends = [None, *(exit_.cut for exit_ in plan.exits), None]
     graphs = []
@@ -127,7 +121,8 @@ def _write_stages(model: Model, plan: ExitPlan, folder: Path) -> tuple[Graph, ..
         if after is None and until is None:
             graphs.append(Graph.of(model.spec.full, model.path(model.spec.full)))
         else:
-            graphs.append(Graph.of(merge_stage(model, after=after, until=until, path=path), path))
+            learned = None if until is None else plan.confidences.get(until)
+            graphs.append(Graph.of(merge_stage(model, after=after, until=until, path=path, confidence=learned), path))
     return tuple(graphs)
 
 

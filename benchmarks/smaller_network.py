@@ -141,7 +141,7 @@ def plans_of_equal_metric(run: RunFolder) -> dict[str, float]:
         if tolerance < 1:
             problem = make_problem(trace, costs, replace(config, tolerance=tolerance), grids)
             (result,) = find_search(config.search)(problem)
-            best = bound_no_exits(problem, result).best.priced
+            best = bound_no_exits(problem, result).best
             found[name] = best.times.mean_ms / best.full_ms
     return found
 
