@@ -16,6 +16,7 @@ DENSE_TASKS = ("segmentation", "pose")
 _LOOKED_AT, _SHOWN = 24, 4
 _TINTED = 0.6
 _MOST_EXITS = 3
+_MOST_NAMED = 11  # classes; more do not fit on a line
 _LIMBS = (
     ("ankle", "knee"), ("knee", "hip"), ("hip", "shoulder"), ("shoulder", "elbow"), ("elbow", "wrist"),
 )  # fmt: skip
@@ -34,7 +35,7 @@ class Examples:
         columns: names of the exits, and last of the final head.
         answers: per column (n, ...): classes (n, H, W), or keypoints (n, J, 3).
         leaves: (n,) the column that answers each sample under the plan.
-        joints: names of the joints.
+        names: of the joints, or of the classes; none where they are not known.
     """
 
     task: str
@@ -42,7 +43,7 @@ class Examples:
     columns: tuple[str, ...]
     answers: tuple[np.ndarray, ...]
     leaves: np.ndarray
-    joints: tuple[str, ...]
+    names: tuple[str, ...]
 
 
 def collect_examples(
@@ -82,7 +83,7 @@ def collect_examples(
         columns=(*wanted, FINAL_HEAD_LABEL),
         answers=tuple(_as_shown(model.spec.task, answers[0][shown]) for answers, _ in chosen),
         leaves=leaves[shown],
-        joints=samples.classes if model.spec.task == "pose" else (),
+        names=samples.classes,
     )
 
 
@@ -103,7 +104,8 @@ def draw_answers(examples: Examples) -> Any:
     """Draws one row per sample: the picture, what each exit answers, and what the final head does."""
     count, columns = len(examples.pictures), len(examples.columns) + 1
     height, width = examples.pictures.shape[1:3]
-    figure = new_figure(0.4 + count * 9.0 / columns * height / width)
+    named = examples.names if examples.task == "segmentation" and len(examples.names) <= _MOST_NAMED else ()
+    figure = new_figure(0.4 + 0.25 * bool(named) + count * 9.0 / columns * height / width)
     grid = figure.subplots(count, columns, squeeze=False)
     for row, picture in enumerate(examples.pictures):
         _show(grid[row, 0], picture, "picture" if row == 0 else "", bold=False)
@@ -114,8 +116,19 @@ def draw_answers(examples: Examples) -> Any:
                 _show(axes, _tint(picture, answers[row]), title, bold=examples.leaves[row] == column)
             else:
                 _show(axes, picture, title, bold=examples.leaves[row] == column)
-                _draw_skeleton(axes, answers[row], examples.joints, (height, width))
+                _draw_skeleton(axes, answers[row], examples.names, (height, width))
+    if named:
+        _name_colours(figure, named)
     return figure
+
+
+def _name_colours(figure: Any, names: Sequence[str]) -> None:
+    """Adds a legend of the classes below the pictures."""
+    from matplotlib.patches import Patch
+
+    colours = class_colours(len(names))
+    patches = [Patch(color=colour, label=literal(name)) for colour, name in zip(colours, names, strict=True)]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(names), fontsize=SMALL, frameon=False)
 
 
 def _show(axes: Any, picture: np.ndarray, title: str, *, bold: bool) -> None:
@@ -125,15 +138,20 @@ def _show(axes: Any, picture: np.ndarray, title: str, *, bold: bool) -> None:
 
 
 def _tint(picture: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns a picture under the colours of its classes, by golden steps around the circle of hues."""
-    from matplotlib.colors import hsv_to_rgb
-
-    known = int(classes.max(initial=0)) + 1
-    numbers = np.arange(known)
-    hues = np.stack([numbers * 0.618 % 1, np.full(known, 0.75), 0.95 - 0.35 * (numbers % 2)], axis=1)
-    colours = 255 * hsv_to_rgb(hues)[classes.astype(int)]
+    """Returns a picture under the colours of its classes."""
+    colours = 255 * class_colours(int(classes.max(initial=0)) + 1)[classes.astype(int)]
     mixed: np.ndarray = (1 - _TINTED) * picture + _TINTED * colours
     return mixed.astype(np.uint8)
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Returns the colours of classes, (count, 3) in [0, 1], by golden steps around the circle of hues."""
+    from matplotlib.colors import hsv_to_rgb
+
+    numbers = np.arange(count)
+    hues = np.stack([numbers * 0.618 % 1, np.full(count, 0.75), 0.95 - 0.35 * (numbers % 2)], axis=1)
+    colours: np.ndarray = hsv_to_rgb(hues)
+    return colours
 
 
 def _draw_skeleton(axes: Any, joints: np.ndarray, names: Sequence[str], size: tuple[int, int]) -> None:
