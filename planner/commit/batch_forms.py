@@ -170,25 +170,33 @@ def _settle(
     artifact, forms = built
     batch_ms = {form: float(times[1]) for form, times in measured.items()}
     fastest = min(forms, key=batch_ms.__getitem__)
-    candidate = _in_form(winner, fastest, batch_ms, measured[fastest])
+    candidate = _in_form(winner, fastest, batch_ms, measured)
     stays, stayed = (
         warn_of_staying(each, case.config.tail.stay_allowance, case.reference) for each in (candidate, winner)
     )
+    chosen: BuiltForm | None = forms[fastest]
     if batch_ms[fastest] * (1 + NOISE) > batch_ms[STAGES]:
-        candidate = _in_form(winner, STAGES, batch_ms, measured[STAGES])
+        chosen = None
     elif stays is not None and stayed is None:
         report(f"left out: one graph ({fastest}): a batch of which no row leaves takes more than the allowance")
-        candidate = _in_form(winner, STAGES, batch_ms, measured[STAGES])
-    form = candidate.plan.batch_form
-    chosen = forms.get(form.form) if form is not None else None
+        chosen = None
+    if chosen is None:
+        candidate = _in_form(winner, STAGES, batch_ms, measured)
     return replace(candidate, bundle=_write_bundle(artifact, candidate, chosen, winner.bundle.with_name("in_form")))
 
 
-def _in_form(winner: Contender, form: str, batch_ms: Mapping[str, float], times: np.ndarray) -> Contender:
-    mean, whole, p99, stay = times.tolist()
+def _in_form(
+    winner: Contender, form: str, batch_ms: Mapping[str, float], measured: Mapping[str, np.ndarray]
+) -> Contender:  # fmt: skip
+    """Returns the winner in a form. It was measured beside the other plans in stages, at another moment than the forms:
+    its times there are changed by what a batch takes in the form, of what it takes in stages."""
     plan = replace(winner.plan, batch_form=BatchForm(form=form, batch_ms=batch_ms))
+    if form == STAGES:
+        return replace(winner, plan=plan)
+    pace = winner.measured_batch_ms / batch_ms[STAGES]
+    mean, whole, p99, stay = measured[form].tolist()
     return replace(
-        winner, plan=plan, measured_mean_ms=mean, measured_batch_ms=whole, measured_p99_ms=p99,
+        winner, plan=plan, measured_mean_ms=pace * mean, measured_batch_ms=pace * whole, measured_p99_ms=pace * p99,
         stay_ratio=winner.stay_ratio * stay,
     )  # fmt: skip
 
