@@ -116,7 +116,7 @@ async def search_goodput(
     searches: Sequence[Search], queries: QuerySet, config: LoadConfig, *, bound_s: float,
     done: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
-    """Loads the contenders in turns, until their searches have converged or had all their streams.
+    """Loads the contenders in turns, until their searches have ended or had all their streams.
 
     Args:
         searches: from ``begin_search``; they are moved on.
@@ -139,7 +139,7 @@ async def search_goodput(
         await load_at(search.contender, queries, config, rate=search.rate, bound_s=bound_s, count=_WARM_UP)
     for turn in range(most := config.steps * config.repeats):
         for search in searches if turn % 2 == 0 else reversed(searches):
-            if not search.converged:
+            if not search.ended:
                 await send(search)
     for search in searches:
         while (best := search.best) is not None and len(best.streams) < search.repeats:
@@ -166,7 +166,8 @@ def describe_search(search: Search, queries: QuerySet) -> dict[str, Any]:
     streams = [played for tried in search.tried.values() for played in tried.streams]
     found: dict[str, Any] = {
         "policy": search.contender.policy, "runs": search.contender.runs, "goodput_per_s": goodput,
-        "limit_per_s": None if limit is None else limit.rate, "converged": search.converged,
+        "limit_per_s": None if limit is None else limit.rate,
+        "converged": search.converged, "given_up": search.given_up,
         "steps": [{"rate_per_s": rate, "in_time": share} for rate, share in search.steps],
         "streams": len(streams), "stood_still": sum(played.stood_still for played in streams),
         "slow_runs": sum(played.slow.count for played in streams),

@@ -23,6 +23,7 @@ IN_TIME = 0.99
 _STEP = 1.3  # from one rate to the next, until one passes and a higher one does not
 _CLOSE = 1.05  # from the highest rate that passed to the lowest one that failed
 _TRIES = 2  # after which a rate that has failed is taken as the limit
+_LEAST = 1 / 32  # of the first rate: where not even that passes, the search ends
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +77,8 @@ class Search:
         simulated: the rate that the simulation finds; ``None``: nothing is simulated.
         tried: rate -> its streams.
         steps: rate and share of every rate that was decided, in their order.
-        converged: whether there is nothing left to try.
+        converged: whether it has found the goodput.
+        given_up: whether no rate has passed, down to a small part of the first one.
         request_s: seconds of the event loop for a request, the client's part included, that were simulated with.
     """
 
@@ -87,6 +89,7 @@ class Search:
     tried: dict[float, Tried] = field(default_factory=dict)
     steps: list[tuple[float, float]] = field(default_factory=list)
     converged: bool = False
+    given_up: bool = False
     request_s: float = 0.0
 
     @property
@@ -100,6 +103,11 @@ class Search:
         low = 0.0 if self.best is None else self.best.rate
         failed = (tried for tried in self.tried.values() if tried.passed is False and tried.rate > low)
         return min(failed, key=attrgetter("rate"), default=None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to try."""
+        return self.converged or self.given_up
 
     @property
     def streams(self) -> int:
@@ -135,6 +143,7 @@ class Search:
             self.rate = max(self.tried) * _STEP
         elif best is None:
             self.rate = limit.rate / 2
+            self.given_up = self.rate < _LEAST * next(iter(self.tried))
         elif limit.rate > _CLOSE * best.rate:
             self.rate = math.sqrt(best.rate * limit.rate)
         elif limit.tries < _TRIES:

@@ -36,7 +36,7 @@ def print_result(result: dict[str, Any], *, to_stderr: bool = False) -> None:
         )
         for found in entry["contenders"]:
             if not found["converged"]:
-                say(f"{found['policy']}: {_unsettled(found)}; give it more with --steps")
+                say(f"{found['policy']}: {_unsettled(found)}")
         if slow:
             say(
                 f"the machine stood still in {still} of {streams} streams: {slow} engine runs took more than three "
@@ -51,7 +51,9 @@ def _unsettled(found: dict[str, Any]) -> str:
         known = f"it is {low:.0f}/s at least" if low else "nothing is known"
     else:
         known = f"it lies between {low:.0f} and {high:.0f}/s" if low else f"it lies below {high:.0f}/s"
-    return f"the goodput is not settled after {found['streams']} streams: {known}"
+    if found["given_up"]:
+        return f"no rate keeps the bound: {known}. The bound is too short for this host, or the machine is too busy"
+    return f"the goodput is not settled after {found['streams']} streams: {known}; give it more with --steps"
 
 
 def _show(found: dict[str, Any], name: str, form: str) -> str:

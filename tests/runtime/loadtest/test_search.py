@@ -105,6 +105,16 @@ def test_a_search_that_finds_no_rate_goes_down() -> None:
     assert search.best is None
 
 
+def test_a_search_ends_where_no_rate_passes() -> None:
+    """At ever lower rates a stream would last ever longer."""
+    search = search_from(320.0)
+    while not search.ended:
+        search.record(stream(0.5), BOUND_S)
+    assert (search.given_up, search.converged, search.best) == (True, False, None)
+    assert min(search.tried) == 10.0
+    assert search.streams == 6 * 4
+
+
 def test_a_rate_that_failed_by_bad_luck_is_tried_again_and_passes() -> None:
     search = search_from(50.0)
     send(search, 0.5, 1.0, 0.5, 0.5, 1.0, 0.5)
