@@ -16,7 +16,7 @@ from artifacts.errors import ArtifactError, UsageError
 from artifacts.files.disk_errors import describe_failure
 from artifacts.files.locks import hold_lock
 from artifacts.files.replacing import try_replacing
-from artifacts.store import MANIFEST, read_manifest
+from artifacts.store import MANIFEST, read_manifest, recover_artifact
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -142,7 +142,7 @@ def recorded_command(folder: Path) -> str | None:
 
 
 def find_run(run: Path | None, *, name: str | None = None) -> RunFolder:
-    """Returns the run that a command works on.
+    """Returns the run that a command works on; what a killed process had moved aside in it is back in its place.
 
     Args:
         run: ``--run DIR``; takes precedence over ``name``.
@@ -151,10 +151,20 @@ def find_run(run: Path | None, *, name: str | None = None) -> RunFolder:
     Raises:
         UsageError: no run was named and there is none, or more than one.
     """
+    found = _find_run(run, name)
+    places = (found.model, found.trace, found.itm, found.plan, found.sweep, found.bundle)
+    for folder in (*places, found.training / "result", found.training / "weights"):
+        recover_artifact(folder)
+    return found
+
+
+def _find_run(run: Path | None, name: str | None) -> RunFolder:
     if run is not None:
         return RunFolder(root=run)
     if name is not None:
         return RunFolder(root=RUNS / name)
+    for aside in RUNS.glob("*/.model.old-*"):
+        recover_artifact(aside.with_name("model"))
     found = sorted(path.parent for path in RUNS.glob("*/model") if path.is_dir())
     if len(found) == 1:
         return RunFolder(root=found[0])

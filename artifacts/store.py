@@ -231,7 +231,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _recover(folder: Path) -> None:
+def recover_artifact(folder: Path) -> None:
     """Cleans up beside ``folder`` after a process that was killed in the middle of a write, if nobody writes now."""
     if not _leftovers(folder):
         return
@@ -271,7 +271,7 @@ def open_artifact(folder: Path, *, kind: str, remedy: str) -> Artifact:
         SchemaError: it is of another kind or from a newer PAME.
         CorruptArtifactError: a file is missing, extra, truncated, altered, or lies outside the folder.
     """
-    _recover(folder)
+    recover_artifact(folder)
     if not (folder / MANIFEST).is_file():
         raise MissingArtifactError(f"there is no {kind} at {folder}. Make it with: {remedy}")
     manifest = read_manifest(folder, remedy=remedy)

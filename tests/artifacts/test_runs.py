@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import COMMAND, RunFolder, new_artifact, recorded_command
+from artifacts import COMMAND, RunFolder, find_run, new_artifact, recorded_command
 
 STEPS = ("export", "calibration", "planner", "sweep", "bench", "report")
 
@@ -37,3 +37,17 @@ def test_a_damaged_record_is_not_quoted(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("0.05", "0.50"))
     assert recorded_command(run.plan) is None
     assert run.remedy("planner") == f"python -m planner --run {run.root}"
+
+
+def test_what_a_killed_process_moved_aside_is_back_before_a_command_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(root=Path("runs/mine"))
+    for folder, kind in ((run.model, "model"), (run.trace, "trace"), (run.training / "result", "training")):
+        with new_artifact(folder, kind=kind):
+            pass
+        folder.rename(folder.with_name(f".{folder.name}.old-01234567"))
+    assert find_run(None) == run, "by the model that was moved aside"
+    for folder in (run.model, run.trace, run.training / "result"):
+        assert (folder / "manifest.json").is_file()
