@@ -62,7 +62,7 @@ class Command:
 
 
 _QUICK = "--threads 1 --rounds 3 --contenders 1 --batch-size 4"
-_PLAN = f"--run runs/dense --tolerance 0.9 --certify none {_QUICK}"
+_PLAN = f"--run runs/dense --tolerance 0.9 --certify none --stay-allowance 10 {_QUICK}"
 _ENDED = "--json ended.json"
 COMMANDS: dict[str, Command] = {
     "export": Command(module="export.cli", words="dense.onnx --segments"),
@@ -128,7 +128,6 @@ FEW = {
     "unlabelled": ((FULL, "open runs/dense/training/.result.new-*/manifest.json"),),
     "planner": ((CUT, "open runs/dense/.plan.new-*/grid.npz"), (KILLED, "os.rename runs/dense/bundle")),
     "bench": ((KILLED, "open .ended.json.new-*"), (CUT, "open .ended.png.new-*")),
-    "recalibrate": ((KILLED, "os.rename runs/dense/recalibration"),),
     "simulate": ((FULL, "open .ended.json.new-*"), (FULL, "open .ended.json.new-try*")),
     "portable": ((FULL, "open .net.onnx.new-*/no rows/net.onnx"),),
 }  # fmt: skip
