@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -103,10 +104,14 @@ class HostReaders:
     def __init__(self) -> None:
         self._threads = min(_MOST_READERS, allowed_processors())
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="pame-upload")  # starts them when used
+        self._process = os.getpid()
 
     def map(self, work: Callable[[slice], T], array: np.ndarray) -> Iterator[tuple[slice, T]]:
-        """Yields the rows of each piece with what ``work`` returned for them, in order; one piece of a small array."""
-        if array.nbytes < _LARGE or self._threads == 1:
+        """Yields the rows of each piece with what ``work`` returned for them, in order.
+
+        A small array is one piece, and so is any after ``close`` and in a forked process, which has no such threads.
+        """
+        if array.nbytes < _LARGE or self._threads == 1 or os.getpid() != self._process:
             everything = slice(0, len(array))
             yield everything, work(everything)
             return
@@ -116,4 +121,5 @@ class HostReaders:
 
     def close(self) -> None:
         """Ends the threads."""
+        self._threads = 1
         self._pool.shutdown()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,6 +106,10 @@ def _why_not_written(folder: Path, size: int) -> int:
     """Returns the error number of a file of some bytes that cannot be in a folder, which ONNX Runtime does not name."""
     if shutil.disk_usage(folder).free < size:
         return errno.ENOSPC
+    try:
+        import resource
+    except ImportError:  # Windows, which limits no file's size
+        return 0
     allowed, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return errno.EFBIG if 0 <= allowed < size else 0
 
